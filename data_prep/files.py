@@ -1,0 +1,144 @@
+"""Files that are whole or absent: written aside, fsynced, renamed."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_prep.errors import UserError
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether an error says that the disk, the quota or the allowed file size is used up."""
+    return error.errno in _DISK_FULL
+
+
+def disk_full(path: Path, error: OSError) -> UserError:
+    """The user's error for a disk that ran full while `path` was written."""
+    return UserError(
+        f"could not write {path}: {error.strerror}; free some space or give another output folder, "
+        "then run the same command again: what is finished is kept"
+    )
+
+
+def _aside(path: Path) -> Path:
+    """A fresh name beside `path`, on the same file system so that a rename is atomic."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def fsync_dir(path: Path) -> None:
+    """Makes the names inside a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file aside that becomes `path` at success and vanishes at failure.
+
+    Raises:
+        UserError: where the disk is full.
+    """
+    aside = _aside(path)
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        fsync_dir(path.parent)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(path, error) from error
+        raise
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Writes a whole file, or leaves what was there; text is UTF-8.
+
+    Raises:
+        UserError: where the disk is full.
+    """
+    with atomic_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON, atomically and with a final newline; NaN and infinity are refused."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        UserError: where it does not hold JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} does not hold valid JSON ({error}); delete it and run again") from error
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_dir(final: Path) -> Iterator[Path]:
+    """Gives a fresh folder beside `final` that takes its place at success and vanishes at failure.
+
+    An older `final` is moved aside just before the rename, and deleted after it.
+
+    Raises:
+        UserError: where the disk is full.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(final)
+    aside.mkdir()
+    try:
+        yield aside
+        _fsync_tree(aside)
+        _take_place(aside, final)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(final, error) from error
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            handle = os.open(os.path.join(root, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        fsync_dir(Path(root))
+
+
+def _take_place(aside: Path, final: Path) -> None:
+    old = _aside(final)
+    if final.exists():
+        os.rename(final, old)
+    os.rename(aside, final)
+    fsync_dir(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
