@@ -1,0 +1,1 @@
+"""What happens around processes: command line, stages, Ray, reports."""
