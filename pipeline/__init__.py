@@ -1,0 +1,1 @@
+"""What one training process does: stream, model, loss, step, checkpoint."""
