@@ -1,0 +1,1 @@
+"""The transformer where the methods cut in: attention, blocks, layer schedule, backbones."""

@@ -1,0 +1,138 @@
+"""The one attention function: masks, subsets of heads, packed sequences, shared keys and values, the CLS row.
+
+B batch, N queries, M keys, T and S packed tokens of all instances, D width, H heads, d = D / H.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# A dropped key may score far above the kept ones; its weight only scales a gradient, so it is bounded.
+LARGEST_EXPONENT = 30.0
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys and values, made once and attended to by any number of query rows.
+
+    Attributes:
+        k: (B', M, D) or, packed, (S, D).
+        v: Same shape as `k`.
+        present: (B', M), 1 or True where a key may be attended to; None where all may. A float mask with a
+            gradient is applied as a straight-through weight.
+        rows: (B,) the row of `k` that each query row attends to; None where query row b attends to row b.
+        offsets: B + 1 starts of the instances in a packed `k`; None where it is not packed.
+    """
+
+    k: Tensor
+    v: Tensor
+    present: Tensor | None = None
+    rows: Tensor | None = None
+    offsets: Sequence[int] | None = None
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(..., N, H*d) -> (..., H, N, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(..., H, N, d) -> (..., N, H*d)."""
+    return x.transpose(-3, -2).flatten(-2)
+
+
+def attention(
+    q: Tensor,
+    keys: Keys,
+    heads: int,
+    *,
+    head_mask_BH: Tensor | None = None,
+    offsets: Sequence[int] | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Multi-head softmax attention, scores divided by sqrt(d).
+
+    Args:
+        q: Queries, (B, N, D), or packed (T, D) with `offsets`.
+        keys: What is attended to.
+        heads: Number of heads; each is a consecutive slice of D.
+        head_mask_BH: 1 for heads that work, 0 for trimmed ones, whose context is zero.
+        offsets: B + 1 starts of the instances in a packed `q`.
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        The context in the shape of `q`, before the output projection.
+    """
+    if offsets is not None:
+        return _packed(q, keys, heads, head_mask_BH, offsets)
+    q_BHNd = split_heads(q, heads)
+    k_BHMd, v_BHMd = split_heads(keys.k, heads), split_heads(keys.v, heads)
+    present = keys.present
+    if keys.rows is not None:
+        k_BHMd, v_BHMd = k_BHMd[keys.rows], v_BHMd[keys.rows]
+        present = None if present is None else present[keys.rows]
+    if present is not None and present.requires_grad:
+        context_BHNd = _straight_through(q_BHNd, k_BHMd, v_BHMd, present)
+    else:
+        mask = None if present is None else present.bool()[:, None, None, :]
+        context_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, mask, dropout)
+    if head_mask_BH is not None:
+        context_BHNd = context_BHNd * head_mask_BH.to(context_BHNd.dtype)[:, :, None, None]
+    return merge_heads(context_BHNd)
+
+
+def cls_probabilities(q_BD: Tensor, x_BND: Tensor, key_weight_DD: Tensor, heads: int) -> Tensor:
+    """Softmax attention of one query to the tokens, without making keys.
+
+    The key projection folds into the query: ``q . (W_k x_j) = (W_k^T q) . x_j``. The key's bias adds the
+    same to every score of a row and falls out of the softmax.
+
+    Args:
+        q_BD: Projected query of the CLS token, bias included.
+        x_BND: What the key projection would be given (normalised tokens).
+        key_weight_DD: Weight of the key projection, (out, in).
+        heads: Number of heads.
+
+    Returns:
+        (B, H, N) probabilities over all N tokens.
+    """
+    head_dim = q_BD.shape[-1] // heads
+    q_BHd = q_BD.unflatten(-1, (heads, head_dim))
+    weight_HdD = key_weight_DD.unflatten(0, (heads, head_dim))
+    folded_BHD = torch.einsum("bhd,hde->bhe", q_BHd, weight_HdD)
+    scores_BHN = folded_BHD @ x_BND.transpose(1, 2)
+    return (scores_BHN * head_dim**-0.5).softmax(-1)
+
+
+def _straight_through(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, present_BM: Tensor) -> Tensor:
+    """Softmax over the present keys whose mask carries a gradient, dropped keys' too (DynamicViT, eq. 10)."""
+    scores = q_BHNd @ k_BHMd.transpose(-1, -2) * q_BHNd.shape[-1] ** -0.5
+    keep = present_BM[:, None, None, :]
+    largest = scores.detach().masked_fill(keep.detach() < 0.5, -torch.inf).amax(-1, keepdim=True)
+    weights = (scores - largest).clamp(max=LARGEST_EXPONENT).exp() * keep
+    return (weights / weights.sum(-1, keepdim=True)) @ v_BHMd
+
+
+def _packed(q_TD: Tensor, keys: Keys, heads: int, head_mask_BH: Tensor | None, starts: Sequence[int]) -> Tensor:
+    """Instance by instance, on the tokens and heads that are there: no arithmetic on padding."""
+    key_starts = keys.offsets
+    assert key_starts is not None, "packed queries need packed keys"
+    q_HTd, k_HSd, v_HSd = split_heads(q_TD, heads), split_heads(keys.k, heads), split_heads(keys.v, heads)
+    context_HTd = torch.zeros_like(q_HTd)
+    for row in range(len(starts) - 1):
+        own = slice(starts[row], starts[row + 1])
+        source = row if keys.rows is None else int(keys.rows[row])
+        other = slice(key_starts[source], key_starts[source + 1])
+        if head_mask_BH is None:
+            context_HTd[:, own] = _dense(q_HTd[:, own], k_HSd[:, other], v_HSd[:, other])
+        else:
+            active = head_mask_BH[row].nonzero().flatten()
+            context_HTd[active, own] = _dense(q_HTd[active, own], k_HSd[active, other], v_HSd[active, other])
+    return merge_heads(context_HTd)
+
+
+def _dense(q_HNd: Tensor, k_HMd: Tensor, v_HMd: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q_HNd[None], k_HMd[None], v_HMd[None])[0]

@@ -1,0 +1,129 @@
+"""The layer schedule: which stream advances through which block, what it attends to, where a method may act.
+
+A backbone is a list of `Step`s. `execute` walks them; every method (ELIP, momentum replay, SmartTrim masked or
+packed, analyses) is an `Intervention` that sees the streams before a step. There is no other forward.
+
+B batch, N tokens, T packed tokens of all instances, D width, H heads.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+CLS = -1  # origin of the class token; -2, -3, ... are merged tokens in the order they were made
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """The tokens of one modality on their way through the layers; the first of each instance is its CLS.
+
+    Attributes:
+        x: (B, N, D), or packed (T, D).
+        present: (B, N), 1 or True where a token is there (neither padding nor trimmed); None where all are.
+        origin: (B, N) or (T,) number of the patch or word a token began as, `CLS`, or below for merged ones.
+        offsets: B + 1 starts of the instances in a packed `x`; None where it is not packed.
+        rows: (B',) as something attended to: the row of `x` that belongs to each query row. It lets several
+            texts share one image's keys and values. None where row b belongs to query row b.
+    """
+
+    x: Tensor
+    present: Tensor | None = None
+    origin: Tensor | None = None
+    offsets: tuple[int, ...] | None = None
+    rows: Tensor | None = None
+
+    @property
+    def cls(self) -> Tensor:
+        """(B, D) the class token of each instance."""
+        return self.x[:, 0] if self.offsets is None else self.x[list(self.offsets[:-1])]
+
+    def with_x(self, x: Tensor) -> "TokenStream":
+        """The same tokens with new features."""
+        return replace(self, x=x)
+
+
+@dataclass(frozen=True)
+class HeadMasks:
+    """Which heads work in one block: (B, H) with 1 or 0 each; None where all do."""
+
+    self_BH: Tensor | None = None
+    cross_BH: Tensor | None = None
+
+
+Streams = Mapping[str, TokenStream]
+Block = Callable[[TokenStream, TokenStream | None, HeadMasks], TokenStream]
+
+
+@dataclass(frozen=True, eq=False)
+class Advance:
+    """One stream goes through one block.
+
+    Attributes:
+        stream: Name of the stream that advances.
+        block: A module that maps (stream, source, head masks) to the stream.
+        source: Name of the stream it cross-attends to, or None.
+        guide: Name of the stream whose CLS speaks for the other modality; its own name where there is none.
+    """
+
+    stream: str
+    block: Block
+    source: str | None = None
+    guide: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Streams that advance together, all from the values before the step.
+
+    Attributes:
+        part: Part of the backbone, such as ``vision``, ``text`` or ``fusion``.
+        layer: Number of the layer inside its part, from 0.
+        advances: What happens.
+    """
+
+    part: str
+    layer: int
+    advances: tuple[Advance, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the step, unique in a backbone."""
+        return f"{self.part}.{self.layer}"
+
+
+NO_HEAD_MASKS: Mapping[str, HeadMasks] = {}
+
+
+class Intervention(Protocol):
+    """A method: it may change the streams and switch heads off before a step, or only look."""
+
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
+        """Return the streams that the step shall see, and head masks by stream name."""
+        ...
+
+
+def execute(steps: Sequence[Step], streams: Streams, interventions: Sequence[Intervention] = ()) -> Streams:
+    """Walk the steps.
+
+    Args:
+        steps: Part of a backbone's schedule, in order.
+        streams: The streams by name; those that no step advances stay as they are.
+        interventions: Methods, asked in order before each step.
+
+    Returns:
+        The streams after the last step.
+    """
+    for step in steps:
+        heads = NO_HEAD_MASKS
+        for intervention in interventions:
+            streams, masks = intervention.before(step, streams)
+            heads = {**heads, **masks} if masks else heads
+        streams = {**streams, **{a.stream: _advance(a, streams, heads) for a in step.advances}}
+    return streams
+
+
+def _advance(advance: Advance, streams: Streams, heads: Mapping[str, HeadMasks]) -> TokenStream:
+    source = None if advance.source is None else streams[advance.source]
+    return advance.block(streams[advance.stream], source, heads.get(advance.stream, HeadMasks()))

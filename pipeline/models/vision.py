@@ -1,0 +1,113 @@
+"""The vision tower: a ViT with timm's parameter names, as steps of a layer schedule.
+
+B batch, P patches, N = P + 1 tokens (class token first), D width, R x C grid of patches.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.errors import UserError
+from pipeline.models.blocks import PreNormBlock, init_transformer
+from pipeline.models.schedule import CLS, Advance, Step, TokenStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Size of a ViT.
+
+    Attributes:
+        height: Input height in pixels, a multiple of `patch`.
+        width_px: Input width in pixels, a multiple of `patch`.
+        patch: Side of a patch in pixels.
+        width: D.
+        depth: Number of blocks.
+        heads: Attention heads; divides `width`.
+        mlp_ratio: Hidden width of the MLP over D.
+        eps: Of the layer norms.
+    """
+
+    height: int = 256
+    width_px: int = 256
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name, pixels in (("height", self.height), ("width_px", self.width_px)):
+            if pixels % self.patch:
+                near = max(1, round(pixels / self.patch)) * self.patch
+                raise UserError(
+                    f"vision.{name}={pixels} must be a multiple of vision.patch={self.patch}; try {near}"
+                )
+        if self.width % self.heads:
+            raise UserError(f"vision.width={self.width} must be a multiple of vision.heads={self.heads}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.height // self.patch, self.width_px // self.patch
+
+    @property
+    def patches(self) -> int:
+        """P."""
+        return self.grid[0] * self.grid[1]
+
+
+class PatchEmbed(nn.Module):
+    """Convolution whose stride is its kernel; timm's name ``proj``."""
+
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, height, width) -> (B, P, D), row by row."""
+        return self.proj(pixels).flatten(2).transpose(1, 2)
+
+
+class VisionTower(nn.Module):
+    """ViT up to its final norm over all tokens.
+
+    Args:
+        config: Sizes.
+        guide: Name of the stream whose CLS guides trimming here.
+    """
+
+    def __init__(self, config: VisionConfig, guide: str = "text") -> None:
+        super().__init__()
+        self.config = config
+        self.guide = guide
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.patches, config.width))
+        self.patch_embed = PatchEmbed(config.patch, config.width)
+        self.blocks = nn.ModuleList(
+            PreNormBlock(config.width, config.heads, config.mlp_ratio, config.eps) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        init_transformer(self)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def embed(self, pixels: Tensor) -> TokenStream:
+        """(B, 3, height, width) normalised pixels -> a stream of 1 + P tokens."""
+        patches_BPD = self.patch_embed(pixels)
+        x_BND = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches_BPD], 1) + self.pos_embed
+        origin_N = torch.arange(CLS, self.config.patches, device=pixels.device)
+        return TokenStream(x_BND, origin=origin_N.expand(len(pixels), -1))
+
+    @property
+    def steps(self) -> list[Step]:
+        """One step a block; the stream is called ``image``."""
+        return [
+            Step("vision", layer, (Advance("image", block, None, self.guide),))
+            for layer, block in enumerate(self.blocks)
+        ]
+
+    def finish(self, stream: TokenStream) -> TokenStream:
+        """The final norm."""
+        return stream.with_x(self.norm(stream.x))

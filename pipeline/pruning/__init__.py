@@ -1,0 +1,1 @@
+"""Fewer vision tokens while pre-training: ELIP's text-guided selection and merging."""

@@ -1,0 +1,151 @@
+"""ELIP (arXiv 2309.16738): before a stage of the vision tower the sentence decides which tokens stay.
+
+B batch, N tokens with CLS, n = N - 1, P patches of the input, D width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+from pipeline.models.blocks import PreNormBlock
+from pipeline.models.schedule import CLS, HeadMasks, Step, Streams, TokenStream, execute
+from pipeline.pruning.selection import Selection, apply_selection, select, select_origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElipConfig:
+    """Where tokens go and how the text guides it.
+
+    Attributes:
+        guidance: ``stage`` runs a copy with the blended CLS through the coming stage (the paper's arithmetic);
+            ``query`` lets the blended CLS ask with the stage's first layer only; ``none`` prunes nothing.
+        depths: Layers of each stage; they add up to the tower's depth. The first stage sees all tokens.
+        ratios: Kept share of the original patches, for each stage but the first; falling.
+        vision_weight: λ, the share of the vision CLS in the blend with the sentence vector.
+        merge: Whether tokens that go are merged into one.
+        count_base: Whether ratios count ``patches`` (P) or ``tokens`` (P + 1, CLIP's variant).
+        prune_momentum: Whether the momentum tower prunes with the online tower's selection.
+    """
+
+    guidance: Literal["stage", "query", "none"] = "query"
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    ratios: tuple[float, ...] = (0.90, 0.65, 0.40)
+    vision_weight: float = 0.8
+    merge: bool = True
+    count_base: Literal["patches", "tokens"] = "patches"
+    prune_momentum: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.ratios) != len(self.depths) - 1:
+            raise UserError(
+                f"elip.ratios={list(self.ratios)} must hold one ratio for each of elip.depths={list(self.depths)} "
+                f"but the first: {len(self.depths) - 1}"
+            )
+        if any(b >= a for a, b in zip((1.0, *self.ratios), self.ratios, strict=False)) or min(self.ratios) <= 0:
+            raise UserError(f"elip.ratios={list(self.ratios)} must lie in (0, 1) and fall from stage to stage")
+        if not 0 <= self.vision_weight <= 1:
+            raise UserError(f"elip.vision_weight={self.vision_weight} must lie in [0, 1]")
+
+    @property
+    def begins(self) -> list[int]:
+        """First layer of each stage but the first, from 0."""
+        return [sum(self.depths[: s + 1]) for s in range(len(self.depths) - 1)]
+
+    def keeps(self, patches: int) -> list[int]:
+        """Tokens kept by each stage but the first; the product is truncated, as in the reference."""
+        base = patches + (self.count_base == "tokens")
+        return [int(base * ratio) for ratio in self.ratios]
+
+    def check(self, depth: int, patches: int) -> None:
+        """Compare with a tower.
+
+        Raises:
+            UserError: The stages do not add up to the depth, or a stage would keep nothing or everything.
+        """
+        if self.guidance == "none":
+            return
+        if sum(self.depths) != depth:
+            raise UserError(
+                f"elip.depths={list(self.depths)} add up to {sum(self.depths)}, the vision tower has {depth} layers; "
+                "make them equal"
+            )
+        present = patches
+        for ratio, keep in zip(self.ratios, self.keeps(patches), strict=True):
+            if not 0 < keep < present:
+                raise UserError(
+                    f"elip ratio {ratio} keeps {keep} of {present} tokens ({patches} patches): each stage must "
+                    "keep at least one and drop at least one; change elip.ratios or the image size"
+                )
+            present = keep + 1
+
+
+class TextGuidedPruning:
+    """ELIP's intervention for one batch.
+
+    Args:
+        config: Guidance other than ``none``.
+        steps: All steps of the vision tower.
+        patches: P of this input.
+        sentence_BD: Sentence vectors; no gradient flows to them.
+    """
+
+    def __init__(self, config: ElipConfig, steps: Sequence[Step], patches: int, sentence_BD: Tensor) -> None:
+        self.config = config
+        self.sentence_BD = sentence_BD.detach()
+        ends = [*config.begins[1:], len(steps)]
+        self.stages = {
+            begin: (keep, steps[begin:end])
+            for begin, end, keep in zip(config.begins, ends, config.keeps(patches), strict=True)
+        }
+        self.selections: dict[int, Selection] = {}
+        self.scores: dict[int, Tensor] = {}
+
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
+        """Select and merge where a stage begins."""
+        if step.part != "vision" or step.layer not in self.stages:
+            return streams, {}
+        keep, coming = self.stages[step.layer]
+        score_Bn = self._score(streams["image"], coming)
+        selection = select(score_Bn, keep, self.config.merge)
+        self.scores[step.layer] = score_Bn
+        self.selections[step.layer] = selection
+        merged_as = CLS - len(self.selections)
+        return {**streams, "image": prune(streams["image"], selection, merged_as)}, {}
+
+    @torch.no_grad()
+    def _score(self, image: TokenStream, coming: Sequence[Step]) -> Tensor:
+        """(B, n) attention of the blended CLS in the last (``stage``) or first (``query``) coming layer."""
+        share = self.config.vision_weight
+        blend_BD = (1 - share) * self.sentence_BD.to(image.x.dtype) + share * image.cls
+        asked = image.with_x(torch.cat([blend_BD[:, None], image.x[:, 1:]], 1))
+        judge = coming[0]
+        if self.config.guidance == "stage":
+            asked = execute(coming[:-1], {"image": asked})["image"]
+            judge = coming[-1]
+        block = judge.advances[0].block
+        assert isinstance(block, PreNormBlock)
+        return block.cls_attention(asked.x)
+
+
+class ReplayedPruning:
+    """Prunes a second tower with the selections that a first one made, layer by layer."""
+
+    def __init__(self, selections: Mapping[int, Selection]) -> None:
+        self.selections = selections
+
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
+        """Apply the recorded selection where there is one."""
+        if step.part != "vision" or step.layer not in self.selections:
+            return streams, {}
+        merged_as = CLS - 1 - sorted(self.selections).index(step.layer)
+        return {**streams, "image": prune(streams["image"], self.selections[step.layer], merged_as)}, {}
+
+
+def prune(image: TokenStream, selection: Selection, merged_as: int) -> TokenStream:
+    """The stream with only the selected tokens and the merged one, origins followed."""
+    origin = None if image.origin is None else select_origin(image.origin, selection, merged_as)
+    return replace(image, x=apply_selection(image.x, selection), origin=origin)

@@ -1,0 +1,75 @@
+"""Selecting and merging tokens, as functions of tensors with no model in them.
+
+B batch, n tokens beside the class token, N = n + 1, K kept tokens, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MERGE_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens a stage keeps and how it merges the others.
+
+    Attributes:
+        kept_BK: Positions among the n tokens beside CLS, rising.
+        weight_Bn: Weight of each token in the merged one, 0 for kept tokens; None where nothing is merged.
+    """
+
+    kept_BK: Tensor
+    weight_Bn: Tensor | None
+
+
+def select(score_Bn: Tensor, keep: int, merge: bool = True) -> Selection:
+    """Keep the tokens of largest score (ELIP, arXiv 2309.16738, section 3).
+
+    Ties go to the lower position. No gradient flows through a selection.
+
+    Args:
+        score_Bn: Attention of CLS to each token.
+        keep: K, less than n.
+        merge: Whether the others will be merged into one token.
+
+    Returns:
+        The selection.
+
+    Raises:
+        ValueError: `keep` is not below the number of tokens.
+    """
+    if not 0 < keep < score_Bn.shape[1]:
+        raise ValueError(f"keep={keep} of {score_Bn.shape[1]} tokens: at least one must stay and one go")
+    score_Bn = score_Bn.detach()
+    kept_BK = score_Bn.sort(dim=1, descending=True, stable=True).indices[:, :keep].sort(dim=1).values
+    if not merge:
+        return Selection(kept_BK, None)
+    left_Bn = score_Bn.scatter(1, kept_BK, 0.0)
+    return Selection(kept_BK, left_Bn / (left_Bn.sum(1, keepdim=True) + MERGE_EPS))
+
+
+def apply_selection(x_BND: Tensor, selection: Selection) -> Tensor:
+    """Gather the kept tokens behind CLS and append the merged one.
+
+    Args:
+        x_BND: CLS, then n tokens.
+        selection: Made by `select` from scores of these n tokens.
+
+    Returns:
+        (B, 1 + K, D), or (B, 2 + K, D) with the merged token last.
+    """
+    index = (selection.kept_BK + 1)[..., None].expand(-1, -1, x_BND.shape[-1])
+    parts = [x_BND[:, :1], x_BND.gather(1, index)]
+    if selection.weight_Bn is not None:
+        parts.append((selection.weight_Bn[:, None] @ x_BND[:, 1:]).to(x_BND.dtype))
+    return torch.cat(parts, 1)
+
+
+def select_origin(origin_BN: Tensor, selection: Selection, merged_as: int) -> Tensor:
+    """Follow where tokens came from: as `apply_selection`, with code `merged_as` for the merged token."""
+    parts = [origin_BN[:, :1], origin_BN.gather(1, selection.kept_BK + 1)]
+    if selection.weight_Bn is not None:
+        parts.append(torch.full_like(origin_BN[:, :1], merged_as))
+    return torch.cat(parts, 1)
