@@ -1,4 +1,4 @@
-"""The index of a shard folder: `index.json` (a wids index with checksums) and `samples.npy` (byte offsets)."""
+"""The index of a shard folder: `index.json` (a wids index and checksums), `samples.npy` (byte offsets)."""
 
 import json
 import os
@@ -82,17 +82,17 @@ def load_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.int64]]:
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} has no {Path(str(error.filename)).name}: it is incomplete or not a shard folder; "
-            f"finish writing it, or make an index with `trimline index {folder}`"
+            "run the command that writes it again, which goes on where it stopped"
         ) from error
     except (ValueError, EOFError) as error:
         raise UserError(
-            f"{folder} has a broken index ({error}); make it again: `trimline index {folder}`"
+            f"{folder} has a broken index ({error}); delete the folder and write it again"
         ) from error
     total = sum(shard["nsamples"] for shard in index["shardlist"])
     if rows.dtype != np.int64 or rows.shape != (total, len(COLUMNS)):
         raise UserError(
-            f"{folder / SAMPLES} holds {rows.dtype} {rows.shape}, but {INDEX} wants int64 {(total, len(COLUMNS))}; "
-            f"make both again: `trimline index {folder}`"
+            f"{folder / SAMPLES} holds {rows.dtype} {rows.shape}, but {INDEX} wants int64 "
+            f"{(total, len(COLUMNS))}; delete the folder and write it again"
         )
     return index, rows
 

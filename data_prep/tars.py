@@ -18,7 +18,7 @@ class BadTar(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """Where one file lies inside a tar: header at `begin`, bytes at `data` to `data + size`, next at `end`."""
+    """Where one file lies in a tar: header at `begin`, bytes at `data` to `data + size`, next at `end`."""
 
     name: str
     begin: int
