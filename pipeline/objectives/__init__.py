@@ -1,0 +1,1 @@
+"""Losses of tensors: contrastive, matching, masked words; and the momentum tower that soft labels come from."""

@@ -1,0 +1,41 @@
+"""What several processes must exchange so that a loss is that of the whole batch."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Processes in the default group; 1 where there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number in the default group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather_constant(x_BE: Tensor) -> Tensor:
+    """(W*B, E) the rows of all processes in rank order, without gradient."""
+    if world_size() == 1:
+        return x_BE.detach()
+    parts = [torch.empty_like(x_BE) for _ in range(world_size())]
+    dist.all_gather(parts, x_BE.detach().contiguous())
+    return torch.cat(parts)
+
+
+def mean_over_global_count(total: Tensor, count: Tensor) -> Tensor:
+    """A local loss whose mean over processes is (sum of `total`) / (sum of `count`) of all processes.
+
+    Args:
+        total: Sum of this process's token losses.
+        count: How many tokens it has, any integer or float scalar.
+
+    Returns:
+        Scalar with the gradient of `total`; 0 where no process has a token.
+    """
+    count = count.to(total.dtype)
+    if world_size() > 1:
+        count = count.clone()
+        dist.all_reduce(count)
+    return total * world_size() / count.clamp(min=1)

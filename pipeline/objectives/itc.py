@@ -1,0 +1,119 @@
+"""Image-text contrast with momentum distillation and queues (ALBEF, arXiv 2107.07651, eq. 1 and 6).
+
+B rows of this process, G = W * B rows of all processes, Q queue length, E embedding width, K = G + Q keys.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.objectives.gather import gather_constant, rank
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
+
+
+class FeatureQueue:
+    """The newest momentum features of both modalities, the same on every process.
+
+    Args:
+        embed: E.
+        length: Q; 0 for no queue.
+        generator: Draws the unit vectors it begins with.
+        device: Where it lives.
+    """
+
+    def __init__(self, embed: int, length: int, generator: torch.Generator, device: torch.device) -> None:
+        self.image_EQ = F.normalize(torch.randn(embed, length, generator=generator), dim=0).to(device)
+        self.text_EQ = F.normalize(torch.randn(embed, length, generator=generator), dim=0).to(device)
+        self.next = 0
+
+    def push(self, image_GE: Tensor, text_GE: Tensor) -> None:
+        """Overwrite the oldest columns, going round at the end (ELIP's queue, which wraps)."""
+        length = self.image_EQ.shape[1]
+        if length == 0:
+            return
+        columns = (self.next + torch.arange(len(image_GE), device=self.image_EQ.device)) % length
+        newest = slice(max(0, len(image_GE) - length), None)
+        self.image_EQ[:, columns[newest]] = image_GE[newest].T.to(self.image_EQ.dtype)
+        self.text_EQ[:, columns[newest]] = text_GE[newest].T.to(self.text_EQ.dtype)
+        self.next = (self.next + len(image_GE)) % length
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state, for a checkpoint."""
+        return {"image": self.image_EQ, "text": self.text_EQ, "next": torch.tensor(self.next)}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take the state of `tensors`."""
+        self.image_EQ.copy_(tensors["image"])
+        self.text_EQ.copy_(tensors["text"])
+        self.next = int(tensors["next"])
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Result of the contrastive loss.
+
+    Attributes:
+        loss: Mean of both directions over this process's rows.
+        image_to_text_BK: Logits of each image against all texts, batch first, then the queue.
+        text_to_image_BK: Likewise for each text.
+    """
+
+    loss: Tensor
+    image_to_text_BK: Tensor
+    text_to_image_BK: Tensor
+
+
+def clamp_temperature(temperature: nn.Parameter) -> None:
+    """In place and without gradient, before anything of the step is computed."""
+    with torch.no_grad():
+        temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
+
+
+def contrast(
+    image_BE: Tensor,
+    text_BE: Tensor,
+    image_m_BE: Tensor,
+    text_m_BE: Tensor,
+    queue: FeatureQueue,
+    temperature: Tensor,
+    alpha: float,
+) -> Contrast:
+    """Cross entropy against ``alpha * softmax(momentum scores) + (1 - alpha) * one-hot``; then the queue is written.
+
+    The keys are the momentum features of all processes in rank order, then the queue, so that several processes
+    compute the loss and gradient of the same batch on one.
+
+    Args:
+        image_BE: Unit features of the online tower, with gradient.
+        text_BE: Likewise.
+        image_m_BE: Unit momentum features, constant.
+        text_m_BE: Likewise.
+        queue: Keys of earlier steps; takes this step's.
+        temperature: Scalar, with gradient through the online logits only.
+        alpha: Weight of the momentum model's targets.
+
+    Returns:
+        Loss and logits.
+    """
+    image_GE, text_GE = gather_constant(image_m_BE), gather_constant(text_m_BE)
+    image_KE = torch.cat([image_GE, queue.image_EQ.T.to(image_GE.dtype)])
+    text_KE = torch.cat([text_GE, queue.text_EQ.T.to(text_GE.dtype)])
+    image_to_text = image_BE @ text_KE.T / temperature
+    text_to_image = text_BE @ image_KE.T / temperature
+    with torch.no_grad():
+        target_i2t = _targets(image_m_BE @ text_KE.T / temperature, alpha)
+        target_t2i = _targets(text_m_BE @ image_KE.T / temperature, alpha)
+    loss = (F.cross_entropy(image_to_text, target_i2t) + F.cross_entropy(text_to_image, target_t2i)) / 2
+    queue.push(image_GE, text_GE)
+    return Contrast(loss, image_to_text, text_to_image)
+
+
+def _targets(momentum_logits_BK: Tensor, alpha: float) -> Tensor:
+    """(B, K) soft targets; row b of this process has its match at column rank * B + b."""
+    targets = alpha * momentum_logits_BK.softmax(1)
+    rows = torch.arange(len(targets), device=targets.device)
+    targets[rows, rank() * len(targets) + rows] += 1 - alpha
+    return targets

@@ -1,0 +1,77 @@
+"""Masked words with momentum soft labels (ALBEF, arXiv 2107.07651, eq. 3 and 7).
+
+B batch, L tokens, V vocabulary, M masked positions of this process.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.objectives.gather import mean_over_global_count
+
+
+@dataclass(frozen=True)
+class MaskedWords:
+    """Ids with drawn positions changed, and which positions those are.
+
+    Attributes:
+        ids_BL: Input of the word task.
+        drawn_BL: True at positions whose original word is to be told.
+        target_M: The original words, in row order.
+    """
+
+    ids_BL: Tensor
+    drawn_BL: Tensor
+    target_M: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Ids that masking must know."""
+
+    mask: int
+    size: int
+
+
+def mask_words(ids_BL: Tensor, mask_BL: Tensor, share: float, words: Vocabulary) -> MaskedWords:
+    """Draw positions with probability `share`: 80% become the mask token, 10% a random word, 10% stay.
+
+    Neither padding nor the class token is drawn; the end token may be, as in the reference.
+
+    Args:
+        ids_BL: Token ids, class token first.
+        mask_BL: True at real tokens.
+        share: Probability of each position.
+        words: Mask id and vocabulary size.
+
+    Returns:
+        The masked text; draws come from torch's random state.
+    """
+    chance_BL = torch.rand(ids_BL.shape, device=ids_BL.device)
+    drawn_BL = (chance_BL < share) & mask_BL.bool()
+    drawn_BL[:, 0] = False
+    kind_BL = torch.rand(ids_BL.shape, device=ids_BL.device)
+    random_BL = torch.randint_like(ids_BL, words.size)
+    changed_BL = torch.where(kind_BL < 0.8, torch.full_like(ids_BL, words.mask), random_BL)
+    ids = torch.where(drawn_BL & (kind_BL < 0.9), changed_BL, ids_BL)
+    return MaskedWords(ids, drawn_BL, ids_BL[drawn_BL])
+
+
+def word_loss(scores_MV: Tensor, target_M: Tensor, momentum_scores_MV: Tensor, alpha: float) -> Tensor:
+    """``(1 - alpha) * cross entropy + alpha * cross entropy against the momentum model``, by global count.
+
+    Args:
+        scores_MV: Scores at the drawn positions.
+        target_M: Original words.
+        momentum_scores_MV: The momentum model's scores there, constant.
+        alpha: Weight of the soft labels.
+
+    Returns:
+        Scalar; its mean over processes is the mean over all their drawn positions.
+    """
+    hard = F.cross_entropy(scores_MV, target_M, reduction="sum")
+    soft = F.cross_entropy(scores_MV, momentum_scores_MV.detach().softmax(-1), reduction="sum")
+    count = torch.tensor(len(target_M), device=scores_MV.device)
+    return mean_over_global_count((1 - alpha) * hard + alpha * soft, count)

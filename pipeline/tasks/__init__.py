@@ -1,0 +1,1 @@
+"""What is trained and evaluated: pre-training, statements, retrieval."""

@@ -1,0 +1,60 @@
+"""What the one training loop asks of a task; the loop knows no objective."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from pipeline.data.batch import ImageTextBatch
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one step computed.
+
+    Attributes:
+        total: Scalar with gradient; its mean over processes is the loss of the global batch.
+        named: Its parts, for the log.
+        scalars: Other numbers worth a curve (temperature, kept share, ...).
+    """
+
+    total: Tensor
+    named: Mapping[str, Tensor]
+    scalars: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A thing to train."""
+
+    module: nn.Module
+    """All that the optimizer owns."""
+
+    def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
+        """Losses of a batch on the device.
+
+        Args:
+            forward: `module` as the engine wraps it.
+            batch: This process's part of the global batch.
+            progress: Share of training that is done, 0 to 1; all schedules are functions of it.
+        """
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State that the optimizer does not own, whole and the same on every process."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the state of `tensors`."""
+        ...
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``{name: t}`` -> ``{prefix.name: t}``."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `with_prefix`, leaving out names of other prefixes."""
+    start = f"{prefix}."
+    return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
