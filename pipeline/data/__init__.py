@@ -1,0 +1,1 @@
+"""From shards on disk to batches on this rank: order, reading, decoding, augmenting, tokenising."""

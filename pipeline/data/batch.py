@@ -1,0 +1,60 @@
+"""What a training process gets of a step: pictures, texts and who they are."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextBatch:
+    """A batch of B images with one text each. L is the fixed text length, so that shapes never change.
+
+    Attributes:
+        pixels: (B, 3, H, W) uint8, RGB; see `transforms.normalise`.
+        token_ids: (B, L) int64, padded at the end.
+        token_mask: (B, L) bool, True for tokens that are not padding.
+        labels: (B,) int64, 1 where the text is true of the image, 0 where it is not, -1 where nobody says.
+        sample_ids: (B,) int64, the identity of the image: its row in samples.npy, counted on over the sources
+            of a mix.
+        texts: the B texts as written in the data.
+        captions: all captions of each image.
+        keys: name of each sample.
+        groups: what each sample is counted with (a presentation of NLVR); its key where it stands alone.
+        skipped: (key, reason) of the samples that could not be used on the way to this batch.
+    """
+
+    pixels: Tensor
+    token_ids: Tensor
+    token_mask: Tensor
+    labels: Tensor
+    sample_ids: Tensor
+    texts: list[str]
+    captions: list[list[str]]
+    keys: list[str]
+    groups: list[str]
+    skipped: list[tuple[str, str]]
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> "ImageTextBatch":
+        """The same batch with its tensors on a device; asynchronous where they are pinned."""
+        return self._each_tensor(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "ImageTextBatch":
+        """The same batch in page-locked memory; called by torch's DataLoader."""
+        return self._each_tensor(lambda tensor: tensor.pin_memory())
+
+    def _each_tensor(self, change: Callable[[Tensor], Tensor]) -> "ImageTextBatch":
+        return dataclasses.replace(
+            self,
+            pixels=change(self.pixels),
+            token_ids=change(self.token_ids),
+            token_mask=change(self.token_mask),
+            labels=change(self.labels),
+            sample_ids=change(self.sample_ids),
+        )

@@ -1,0 +1,255 @@
+"""Loaders of training and evaluation: DataLoaders over global steps, resumable by the first step."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data_prep.errors import UserError
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.decode import Pixels
+from pipeline.data.order import EvalOrder, OrderConfig, Pick, TrainOrder, Unit
+from pipeline.data.seeds import generator
+from pipeline.data.shards import ShardFolder, TextKind
+from pipeline.data.stream import StepDataset
+from pipeline.data.text import Tokenizer
+from pipeline.data.transforms import TransformConfig, eval_image, train_image
+from pipeline.process import Process
+
+logger = logging.getLogger(__name__)
+
+Sources = Sequence[tuple[str | Path, float]]
+_GRACE = 1000  # samples over which the share of bad ones is taken at least
+_WARN_EVERY = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig(TransformConfig):
+    """How shards become batches: size and augmentation as in TransformConfig, and these.
+
+    Attributes:
+        streams: places of an epoch that are read side by side; must divide the global batch.
+        window: samples of a stream that are shuffled together.
+        workers: loader processes of each training process; 0 loads in the training process itself.
+        max_tokens: length of all texts in tokens, with begin and end; longer ones are cut, shorter ones
+            padded.
+        max_bad_share: share of bad samples (of those asked for, at least 1000) above which the run stops.
+    """
+
+    streams: int = 16
+    window: int = 2048
+    workers: int = 1
+    max_tokens: int = 32
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.order("pair")
+        if self.workers < 0:
+            raise UserError(f"workers={self.workers} must be 0 or more")
+        if self.max_tokens < 3:
+            raise UserError(f"max_tokens={self.max_tokens} must be at least 3: begin, one word, end")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"max_bad_share={self.max_bad_share} must be a share between 0 and 1")
+
+    def order(self, unit: Unit) -> OrderConfig:
+        """The part that the order is made of."""
+        return OrderConfig(streams=self.streams, window=self.window, unit=unit)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A user's mistake found in a worker; an exception would reach the trainer as the text of a traceback."""
+
+    message: str
+
+
+class _Carrier(Dataset[ImageTextBatch | _Failure]):
+    def __init__(self, inner: StepDataset) -> None:
+        self.inner = inner
+
+    def __getitem__(self, step: int) -> ImageTextBatch | _Failure:
+        try:
+            return self.inner[step]
+        except UserError as error:
+            return _Failure(str(error))
+
+
+class StepLoader(DataLoader[Any]):
+    """Gives the batches of the global steps start to stop - 1, in order.
+
+    Attributes:
+        seen: samples given so far.
+        bad: samples skipped so far, of this rank.
+    """
+
+    def __init__(self, dataset: StepDataset, steps: range, config: LoaderConfig, process: Process) -> None:
+        """Starts nothing yet; workers begin with the first batch.
+
+        Args:
+            dataset: of this rank.
+            steps: the global steps to give.
+            config: number of workers, and the share of bad samples that stops the run.
+            process: of which rank.
+        """
+        super().__init__(
+            _Carrier(dataset),
+            batch_size=None,
+            sampler=steps,
+            num_workers=config.workers,
+            pin_memory=process.device.startswith("cuda"),
+            # Else every iterator would draw from the global generator, which the trainer restores.
+            generator=torch.Generator(),
+        )
+        self.seen = 0
+        self.bad = 0
+        self._max_bad_share = config.max_bad_share
+
+    def __iter__(self) -> Iterator[ImageTextBatch]:  # type: ignore[override]
+        """Batches in the order of the steps.
+
+        Raises:
+            UserError: a shard cannot be read, or too many samples are bad.
+        """
+        for value in super().__iter__():
+            if isinstance(value, _Failure):
+                raise UserError(value.message)
+            self._count(value)
+            yield value
+
+    def _count(self, batch: ImageTextBatch) -> None:
+        self.seen += len(batch)
+        for key, reason in batch.skipped:
+            if self.bad % _WARN_EVERY == 0:
+                logger.warning("skipped sample %s: %s (%d so far)", key, reason, self.bad + 1)
+            self.bad += 1
+        if self.bad > self._max_bad_share * max(self.seen + self.bad, _GRACE):
+            key, reason = batch.skipped[-1] if batch.skipped else ("", "")
+            raise UserError(
+                f"{self.bad} of {self.seen + self.bad} samples could not be used, the last one {key}: "
+                f"{reason}; more than max_bad_share={self._max_bad_share}: check the shards with `trimline verify`, or allow more"
+            )
+
+
+def train_loader(
+    sources: Sources,
+    *,
+    text: TextKind,
+    unit: Unit,
+    config: LoaderConfig,
+    tokenizer: Tokenizer,
+    seed: int,
+    global_batch: int,
+    process: Process,
+    steps: int,
+    start_step: int = 0,
+) -> StepLoader:
+    """The training samples of this rank, augmented, from global step `start_step` to `steps` - 1.
+
+    Args:
+        sources: split folders and the weight of each in the mix.
+        text: what goes with an image; with "statements" the label says whether it is true.
+        unit: "image" visits each image once an epoch, with one of its texts drawn by seed; "pair" each text.
+        config: size, augmentation, order, workers.
+        tokenizer: of the texts.
+        seed: of the run; order, texts and augmentation follow from it.
+        global_batch: samples of a step over all ranks.
+        process: which part is this rank's.
+        steps: number of steps of the whole run, not of the rest.
+        start_step: the first step to give; a resumed run's is the number of steps it has done.
+
+    Raises:
+        UserError: folders cannot be read, sizes do not divide, or there is too little data.
+    """
+    folders = [ShardFolder(path) for path, _ in sources]
+    weighted = [
+        (folder.units(text, unit), weight) for folder, (_, weight) in zip(folders, sources, strict=True)
+    ]
+    for folder, (units, _) in zip(folders, weighted, strict=True):
+        _check_not_empty(folder, units.total, text)
+    order = TrainOrder(weighted, config.order(unit), seed, global_batch)
+    order.slots(0, process.rank, process.world_size)  # the batch must divide: say so before any worker starts
+    transform = partial(_augment, config, seed, [folder.digest for folder in folders])
+    dataset = _dataset(folders, order, transform, tokenizer, text, config, process)
+    return StepLoader(dataset, range(start_step, max(steps, start_step)), config, process)
+
+
+def eval_loader(
+    source: str | Path,
+    *,
+    text: TextKind,
+    unit: Unit,
+    config: LoaderConfig,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    process: Process,
+    limit: int | None = None,
+) -> StepLoader:
+    """Every sample of a split exactly once over all ranks, in order, without augmentation.
+
+    All ranks have the same number of batches; the last may be shorter on some ranks, or empty. A bad sample
+    is left out and named in `skipped`.
+
+    Args:
+        source: the split folder.
+        text: what goes with an image.
+        unit: "pair" gives every text; "image" every image once, with its first text (`captions` holds all of
+            them).
+        config: size, workers; augmentation is not used.
+        tokenizer: of the texts.
+        batch_size: samples a batch of one rank.
+        process: which part is this rank's.
+        limit: only the first so many samples.
+
+    Raises:
+        UserError: the folder cannot be read or has no such texts.
+    """
+    folder = ShardFolder(source)
+    units = folder.units(text, unit)
+    _check_not_empty(folder, units.total, text)
+    order = EvalOrder(units, batch_size, process.world_size, limit)
+    dataset = _dataset([folder], order, partial(_plain, config), tokenizer, text, config, process)
+    return StepLoader(dataset, range(order.steps), config, process)
+
+
+def _check_not_empty(folder: ShardFolder, total: int, text: TextKind) -> None:
+    if not total:
+        raise UserError(f"{folder.path} has {len(folder)} samples but no {text}; choose data that has them")
+
+
+def _augment(
+    config: TransformConfig, seed: int, digests: list[str], data: bytes, text: str, pick: Pick
+) -> Pixels:
+    rng = generator(seed, digests[pick.source], pick.epoch, pick.row, pick.text, "augment")
+    return train_image(data, text, config, rng)
+
+
+def _plain(config: TransformConfig, data: bytes, text: str, pick: Pick) -> Pixels:
+    return eval_image(data, config)
+
+
+def _dataset(
+    folders: Sequence[ShardFolder],
+    order: TrainOrder | EvalOrder,
+    transform: partial[Pixels],
+    tokenizer: Tokenizer,
+    text: TextKind,
+    config: LoaderConfig,
+    process: Process,
+) -> StepDataset:
+    return StepDataset(
+        folders,
+        order,
+        transform,
+        tokenizer,
+        text=text,
+        size=(config.height, config.width),
+        max_tokens=config.max_tokens,
+        rank=process.rank,
+        world_size=process.world_size,
+    )

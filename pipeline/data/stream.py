@@ -1,0 +1,145 @@
+"""Global step -> this rank's batch: reads, decodes, augments and tokenises what the order names."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data_prep.errors import UserError
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.decode import BadSample, Pixels
+from pipeline.data.order import Order, Pick, Slot
+from pipeline.data.shards import Sample, ShardFolder, TextKind
+from pipeline.data.text import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+Transform = Callable[[bytes, str, Pick], Pixels]
+Skipped = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One usable sample on its way into a batch."""
+
+    pixels: Pixels
+    text: str
+    label: int
+    sample_id: int
+    sample: Sample
+
+
+class StepDataset(Dataset[ImageTextBatch]):
+    """`dataset[step]` is this rank's part of the batch of global step `step`, whoever asks and whenever.
+
+    Give it to a DataLoader with `batch_size=None` and `sampler=range(start, stop)`: batches come in order for
+    any number of workers, and a run resumes by its start.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[ShardFolder],
+        order: Order,
+        transform: Transform,
+        tokenizer: Tokenizer,
+        *,
+        text: TextKind,
+        size: tuple[int, int],
+        max_tokens: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        """Puts the parts together; nothing is read yet.
+
+        Args:
+            folders: the sources that the order numbers.
+            order: which samples a step has.
+            transform: encoded image, its text and its place in the order -> pixels.
+            tokenizer: of the texts.
+            text: which of a sample's texts go with it.
+            size: (height, width) that the transform gives.
+            max_tokens: L.
+            rank: of this process.
+            world_size: number of processes.
+        """
+        self._folders = list(folders)
+        self._order = order
+        self._transform = transform
+        self._tokenizer = tokenizer
+        self._text: TextKind = text
+        self._size = size
+        self._max_tokens = max_tokens
+        self._rank = rank
+        self._world_size = world_size
+        self._first_ids = np.cumsum([0, *(len(folder) for folder in folders)]).tolist()
+
+    def __getitem__(self, step: int) -> ImageTextBatch:
+        """Makes the batch of a step.
+
+        Raises:
+            UserError: no sample of a slot's range can be read, or a shard cannot be opened.
+        """
+        if cv2.getNumThreads() != 1:
+            cv2.setNumThreads(
+                0
+            )  # its threads would fight with the trainer's for the cores, and die in a fork
+        skipped: Skipped = []
+        slots = self._order.slots(step, self._rank, self._world_size)
+        items = [self._item(slot, skipped) for slot in slots]
+        return self._collate([item for item in items if item is not None], skipped)
+
+    def _item(self, slot: Slot, skipped: Skipped) -> Item | None:
+        """The sample of a slot or, where it is bad, its first good stand-in; None where there may be none."""
+        attempt = 0
+        while (pick := self._order.pick(slot, attempt)) is not None:
+            folder = self._folders[pick.source]
+            name = folder.place(pick.row)
+            try:
+                sample = folder.read(pick.row)
+                name = f"{name} {sample.key}"
+                return self._use(sample, pick)
+            except BadSample as error:
+                skipped.append((name, str(error)))
+            attempt += 1
+        if attempt > 1:
+            raise UserError(
+                f"none of {attempt} samples around {skipped[-1][0]} of {folder.path} can be used "
+                f"({skipped[-1][1]}); check the shards with `trimline verify`"
+            )
+        return None
+
+    def _use(self, sample: Sample, pick: Pick) -> Item:
+        try:
+            text, label = sample.text(self._text, pick.text)
+        except (KeyError, IndexError, TypeError) as error:
+            raise BadSample(f"has no {self._text}[{pick.text}], which the index promises") from error
+        return Item(
+            pixels=self._transform(sample.image, text, pick),
+            text=text,
+            label=label,
+            sample_id=self._first_ids[pick.source] + pick.row,
+            sample=sample,
+        )
+
+    def _collate(self, items: list[Item], skipped: Skipped) -> ImageTextBatch:
+        texts = [item.text for item in items]
+        pixels = np.empty((len(items), 3, *self._size), dtype=np.uint8)
+        for slot, item in enumerate(items):
+            pixels[slot] = item.pixels.transpose(2, 0, 1)
+        ids, mask = self._tokenizer.encode(texts, self._max_tokens)
+        return ImageTextBatch(
+            pixels=torch.from_numpy(pixels),
+            token_ids=ids,
+            token_mask=mask,
+            labels=torch.tensor([item.label for item in items], dtype=torch.int64),
+            sample_ids=torch.tensor([item.sample_id for item in items], dtype=torch.int64),
+            texts=texts,
+            captions=[item.sample.captions for item in items],
+            keys=[item.sample.key for item in items],
+            groups=[item.sample.group for item in items],
+            skipped=skipped,
+        )

@@ -1,0 +1,181 @@
+"""Texts -> tokens: ALBEF's cleaning, and a WordPiece tokenizer that is trained here or loaded by path."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+from data_prep.errors import UserError
+from data_prep.files import read_json, write_atomic, write_json
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+_PUNCTUATION = re.compile(r"""[,.'!?"()*#:;~]""")
+_FILE = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """How texts become tokens.
+
+    Attributes:
+        vocab_size: most entries that a tokenizer trained on the data may have.
+        max_words: a text is cut after so many words.
+    """
+
+    vocab_size: int = 4096
+    max_words: int = 30
+
+    def __post_init__(self) -> None:
+        if self.vocab_size <= len(_SPECIAL) or self.max_words < 1:
+            raise UserError(
+                f"vocab_size={self.vocab_size} must be above {len(_SPECIAL)}, and "
+                f"max_words={self.max_words} at least 1"
+            )
+
+
+def clean_text(text: str, max_words: int) -> str:
+    """ALBEF's cleaning: lower case, no punctuation, dashes and slashes as spaces, cut to `max_words`."""
+    text = (
+        _PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
+    )
+    return " ".join(text.split()[:max_words])
+
+
+class Tokenizer:
+    """Tokens of cleaned texts: [CLS] words [SEP] [PAD]..., of a fixed length."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, specials: Sequence[str], max_words: int) -> None:
+        """Wraps a tokenizer.
+
+        Args:
+            inner: of the tokenizers library.
+            specials: what stands for padding, unknown, begin, end and masked, in this order.
+            max_words: a text is cut after so many words.
+
+        Raises:
+            UserError: the vocabulary lacks one of them.
+        """
+        known = {token: inner.token_to_id(token) for token in specials}
+        ids = [number for number in known.values() if number is not None]
+        if len(ids) < len(_SPECIAL):
+            missing = [token for token, number in known.items() if number is None]
+            raise UserError(f"the tokenizer has no {', '.join(missing)}; choose one with tokens like BERT's")
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
+        self.max_words = max_words
+        self.vocab_size: int = inner.get_vocab_size()
+        self._inner = inner
+        self._specials = tuple(specials)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], config: TokenizerConfig) -> "Tokenizer":
+        """Learns a lower-case WordPiece vocabulary as BERT's, with [PAD]=0 [UNK]=1 [CLS]=2 [SEP]=3 [MASK]=4.
+
+        The same texts, in any order, give the same vocabulary.
+
+        Raises:
+            UserError: there is no text.
+        """
+        cleaned = sorted(clean_text(text, config.max_words) for text in texts)
+        letters = sorted(set("".join(cleaned)) - {" "})
+        if not letters:
+            raise UserError("no text to train a tokenizer on; the data needs captions or statements")
+        # The trainer numbers letters inside words ("##a") as it meets them in a hash table, differently in
+        # each process, and breaks ties by number. Naming them up front as special tokens fixes all numbers.
+        inside = [f"##{letter}" for letter in letters]
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=config.vocab_size, special_tokens=[*_SPECIAL, *inside], show_progress=False
+        )
+        learner = _bert_like({token: number for number, token in enumerate(_SPECIAL)})
+        learner.train_from_iterator(cleaned, trainer)
+        # Built anew from the vocabulary, because a special token would be found in any text that spells it.
+        return cls(_bert_like(learner.get_vocab()), _SPECIAL, config.max_words)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Tokenizer":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: the folder holds no tokenizer.
+        """
+        return cls.from_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, max_words: int | None = None) -> "Tokenizer":
+        """Reads a local folder as transformers keeps it: tokenizer.json, or BERT's vocab.txt.
+
+        Args:
+            folder: where the files are; nothing is downloaded.
+            max_words: a text is cut after so many words; by default as saved, or 30.
+
+        Raises:
+            UserError: the folder holds no tokenizer, or one without the tokens that are needed.
+        """
+        folder = Path(folder)
+        config: dict[str, Any] = read_json(folder / _CONFIG) if (folder / _CONFIG).exists() else {}
+        if (folder / _FILE).exists():
+            inner = tokenizers.Tokenizer.from_file(str(folder / _FILE))
+        elif (folder / "vocab.txt").exists():
+            lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+            inner = _bert_like({token: number for number, token in enumerate(lines)})
+        else:
+            raise UserError(f"{folder} holds neither {_FILE} nor vocab.txt; give the folder of a tokenizer")
+        specials = [_token(config.get(role, usual)) for role, usual in zip(_ROLES, _SPECIAL, strict=True)]
+        return cls(inner, specials, max_words or config.get("max_words", TokenizerConfig.max_words))
+
+    def save(self, folder: Path | str) -> None:
+        """Writes tokenizer.json and tokenizer_config.json; transformers' PreTrainedTokenizerFast loads them too."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        roles = dict(zip(_ROLES, self._specials, strict=True))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "max_words": self.max_words, **roles}
+        write_json(folder / _CONFIG, config)
+        write_atomic(folder / _FILE, self._inner.to_str(pretty=True))
+
+    def encode(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+        """Cleans and tokenizes texts.
+
+        Args:
+            texts: B of them.
+            max_tokens: L, with the tokens of begin and end; longer texts are cut before the end token.
+
+        Returns:
+            ids (B, L) int64 and mask (B, L) bool, True for all but padding.
+        """
+        ids = torch.full((len(texts), max_tokens), self.pad_id, dtype=torch.int64)
+        mask = torch.zeros((len(texts), max_tokens), dtype=torch.bool)
+        for row, text in enumerate(texts):
+            # One by one: the library's batch call starts threads, which a forked worker must not and a core
+            # cannot use.
+            words = self._inner.encode(clean_text(text, self.max_words), add_special_tokens=False).ids
+            tokens = [self.cls_id, *words[: max_tokens - 2], self.sep_id]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = True
+        return ids, mask
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """What tokens look like, for reports."""
+        return [self._inner.id_to_token(int(number)) or "" for number in ids]
+
+
+def _token(value: Any) -> str:
+    """A special token as transformers' configs state it: plain, or an object."""
+    return str(value["content"] if isinstance(value, dict) else value)
+
+
+def _bert_like(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = tokenizers.decoders.WordPiece()
+    if {"[CLS]", "[SEP]"} <= vocabulary.keys():
+        ends = [(token, vocabulary[token]) for token in ("[SEP]", "[CLS]")]
+        inner.post_processor = processors.BertProcessing(*ends)
+    return inner

@@ -1,0 +1,171 @@
+"""Encoded image -> pixels of the size that the model sees, in training augmented by seed."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+from pipeline.data.decode import BadSample, Pixels, decode_image, jpeg_size
+
+_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
+_ASPECT = (3 / 4, 4 / 3)
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """Size and augmentation of images.
+
+    Attributes:
+        height: pixels of the model's input.
+        width: pixels of the model's input.
+        crop_scale: range of the share of the area that a random crop keeps in training, such as (0.5, 1);
+            None for none.
+        flip: mirror every second image in training, except where its text says left or right.
+        permute_boxes: in training, deal the three boxes of an NLVR picture anew; its statements are true of
+            any order.
+        mean: of each channel, subtracted after scaling to 0..1.
+        std: of each channel, divided by.
+    """
+
+    height: int = 64
+    width: int = 64
+    crop_scale: tuple[float, float] | None = None
+    flip: bool = False
+    permute_boxes: bool = False
+    mean: tuple[float, float, float] = _CLIP_MEAN
+    std: tuple[float, float, float] = _CLIP_STD
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise UserError(f"height={self.height} and width={self.width} must be at least 1")
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise UserError(
+                f"crop_scale={self.crop_scale} must be two shares in order, such as (0.5, 1.0), or absent"
+            )
+        if min(self.std) <= 0:
+            raise UserError(f"std={self.std} must be above 0 in each channel")
+
+
+def eval_image(data: bytes, config: TransformConfig) -> Pixels:
+    """The whole image at the model's size, (height, width, 3) uint8.
+
+    Raises:
+        BadSample: the image cannot be decoded.
+    """
+    return _resize(decode_image(data, (config.height, config.width)), config)
+
+
+def train_image(data: bytes, text: str, config: TransformConfig, rng: np.random.Generator) -> Pixels:
+    """The image cropped, mirrored and its boxes dealt as `rng` decides, (height, width, 3) uint8.
+
+    Args:
+        data: the image file.
+        text: what is said of the image; it decides whether mirroring is allowed.
+        config: what to do.
+        rng: a generator that belongs to this visit of the sample.
+
+    Raises:
+        BadSample: the image cannot be decoded.
+    """
+    # Every number is drawn whatever the settings, so that switching one augmentation does not change the
+    # others.
+    area, aspect, top, left, mirror = rng.random(5)
+    image = None if config.permute_boxes else _decode_crop(data, (area, aspect, top, left), config)
+    if image is None:
+        image = permute_boxes(decode_image(data), rng.permutation(3).tolist())
+        image = _cut(image, _crop(image.shape[:2], (area, aspect, top, left), config))
+    image = _resize(image, config)
+    if config.flip and mirror < 0.5 and not _SIDES.search(text):
+        image = np.ascontiguousarray(image[:, ::-1])
+    return image
+
+
+def _decode_crop(data: bytes, draws: tuple[float, float, float, float], config: TransformConfig) -> Pixels:
+    """The crop of an image, of a JPEG decoded at no larger scale than the crop needs."""
+    full = jpeg_size(data)
+    if full is None:
+        image = decode_image(data)
+        return _cut(image, _crop(image.shape[:2], draws, config))
+    box = _crop(full, draws, config)
+    least = math.ceil(config.height * full[0] / box[2]), math.ceil(config.width * full[1] / box[3])
+    image = decode_image(data, least)
+    down, across = image.shape[0] / full[0], image.shape[1] / full[1]
+    return _cut(
+        image, (round(box[0] * down), round(box[1] * across), round(box[2] * down), round(box[3] * across))
+    )
+
+
+def _crop(
+    full: tuple[int, ...], draws: tuple[float, float, float, float], config: TransformConfig
+) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a random crop; for a square target as torchvision's RandomResizedCrop.
+
+    The share of the area is uniform and the aspect log-uniform within 3/4 to 4/3 of the target's own. A crop
+    that sticks out is cut to the image instead of drawn again, so that the number of draws is fixed.
+    """
+    height, width = full[0], full[1]
+    if config.crop_scale is None:
+        return 0, 0, height, width
+    low, high = config.crop_scale
+    area = (low + (high - low) * draws[0]) * height * width
+    aspect = (
+        math.exp(math.log(_ASPECT[0]) + math.log(_ASPECT[1] / _ASPECT[0]) * draws[1])
+        * config.width
+        / config.height
+    )
+    crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
+    crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
+    top = int(draws[2] * (height - crop_height + 1))
+    left = int(draws[3] * (width - crop_width + 1))
+    return top, left, crop_height, crop_width
+
+
+def _cut(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
+    top, left, height, width = box
+    return image[top : top + max(height, 1), left : left + max(width, 1)]
+
+
+def _resize(image: Pixels, config: TransformConfig) -> Pixels:
+    height, width = image.shape[:2]
+    if (height, width) == (config.height, config.width):
+        return image
+    shrinks = height >= config.height and width >= config.width
+    way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (config.width, config.height), interpolation=way), dtype=np.uint8)
+
+
+def permute_boxes(image: Pixels, order: list[int]) -> Pixels:
+    """An NLVR picture with its boxes in another order: box i of the result is box order[i] of the image.
+
+    The pictures are 400 x 100: three boxes of 100 pixels, grey bars of 50 between them, which stay where they
+    are.
+
+    Raises:
+        BadSample: the picture is not of this shape.
+    """
+    height, width = image.shape[:2]
+    if width != 4 * height or height % 2:
+        raise BadSample(
+            f"{width}x{height} is no picture of three boxes, which permute_boxes wants: 4:1, such as 400x100"
+        )
+    starts = [0, height * 3 // 2, height * 3]
+    result = image.copy()
+    for to, source in enumerate(order):
+        result[:, starts[to] : starts[to] + height] = image[:, starts[source] : starts[source] + height]
+    return result
+
+
+def normalise(pixels_B3HW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 pixels -> float32 with mean and deviation taken out, (B, 3, H, W), on the pixels' device."""
+    shape = (1, -1, 1, 1)
+    device = pixels_B3HW.device
+    centre = torch.tensor(mean, device=device).view(shape) * 255
+    spread = torch.tensor(std, device=device).view(shape) * 255
+    return (pixels_B3HW.float() - centre) / spread
