@@ -116,11 +116,13 @@ def _pattern(texture: str, size: int, dice: Dice) -> Grey:
     along: Grey = x * np.float32(math.cos(angle)) + y * np.float32(math.sin(angle))
     if texture == "gradient":
         return along
-    waves = np.float32(dice.number(6, 26))
+    frequency = np.float32(dice.number(6, 26))
+    waves: Grey = np.sin(along * frequency + np.float32(phase))
     if texture == "stripes":
-        return np.sin(along * waves + np.float32(phase), dtype=np.float32)
-    across = y * np.float32(math.cos(angle)) - x * np.float32(math.sin(angle))
-    return np.sign(np.sin(along * waves + np.float32(phase)) * np.sin(across * waves)).astype(np.float32)
+        return waves
+    across: Grey = y * np.float32(math.cos(angle)) - x * np.float32(math.sin(angle))
+    squares: Grey = np.sign(waves * np.sin(across * frequency))
+    return squares
 
 
 @functools.cache

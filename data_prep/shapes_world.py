@@ -37,13 +37,15 @@ SEEN: tuple[Look, ...] = tuple(look for look in LOOKS if look not in HELD_OUT)
 # How far a shape of radius 1 reaches at most, and how far its centre is covered in every direction.
 REACH = 1.25
 _CORE = {"circle": 1.0, "square": 0.85, "triangle": 0.6, "star": 0.52, "cross": 0.51, "heart": 0.6}
+# Centres nearer than this share of the radii would leave too little of the lower shape to see.
+_BARE = 0.5
 _NUMBERS = ((2, 0.3), (3, 0.35), (4, 0.2), (5, 0.15))
 _OVERLAP_SHARE = 0.3
 _TRIES = 40
 
 
 class Dice:
-    """Choices that follow from a seed alone, on every Python: only `random()` itself is promised not to change."""
+    """Choices that follow from a seed alone, on every Python: only `random()` is promised not to change."""
 
     def __init__(self, seed: str) -> None:
         self._random = random.Random(seed).random
@@ -123,7 +125,7 @@ def _may_stand(one: Shape, other: Shape) -> bool:
         return True
     # Of two small ones the lower could not be made out; of two of one colour neither could.
     big_enough = "large" in (one.size, other.size) and one.colour != other.colour
-    return big_enough and 0.42 * radii <= distance <= _overlap_limit(one, other)
+    return big_enough and _BARE * radii <= distance <= _overlap_limit(one, other)
 
 
 def valid(scene: Scene) -> bool:
@@ -151,7 +153,7 @@ def ownership(scene: Scene) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Realm:
-    """Which scenes a split may have: the looks in them, the looks of which there must be one, their ownership."""
+    """Which scenes a split may have: their looks, the looks of which there must be one, their ownership."""
 
     looks: tuple[Look, ...]
     needed: tuple[Look, ...] = ()
@@ -175,12 +177,11 @@ def draw_scene(realm: Realm, dice: Dice) -> Scene:
 def _try_scene(realm: Realm, dice: Dice) -> Scene | None:
     count = dice.weighted(_NUMBERS)
     overlapping = dice.chance(_OVERLAP_SHARE)
-    sizes = sorted((dice.pick(("small", "large")) for _ in range(count)), reverse=False)  # large ones first
+    sizes = sorted((dice.pick(("large", "small")) for _ in range(count))  # large ones first: they need the room
+    novel = dice.below(count) if realm.needed else None
     scene: Scene = ()
     for index, size in enumerate(sizes):
-        colour, kind = (
-            dice.pick(realm.needed) if realm.needed and not index else _next_look(realm, scene, dice)
-        )
+        colour, kind = dice.pick(realm.needed) if index == novel else _next_look(realm, scene, dice)
         shape = Shape(colour=colour, kind=kind, size=size, x=0, y=0)
         placed = place(shape, scene, dice, near=scene[0] if overlapping and index == 1 else None)
         if placed is None:
@@ -190,7 +191,7 @@ def _try_scene(realm: Realm, dice: Dice) -> Scene | None:
 
 
 def _next_look(realm: Realm, scene: Scene, dice: Dice) -> Look:
-    """Any look, or one that shares its colour or its kind with a shape that is there, so that there is more to count."""
+    """Any look, or one that shares its colour or kind with a shape there, so that there is more to count."""
     if scene and dice.chance(0.4):
         model = dice.pick(scene)
         part = dice.below(2)
@@ -206,7 +207,7 @@ def place(shape: Shape, others: Scene, dice: Dice, near: Shape | None = None) ->
             x, y = dice.number(low, high), dice.number(low, high)
         else:
             angle, radii = dice.number(0, 2 * math.pi), shape.radius + near.radius
-            distance = dice.number(0.42 * radii, max(0.42 * radii, _overlap_limit(shape, near)))
+            distance = dice.number(_BARE * radii, max(_BARE * radii, _overlap_limit(shape, near)))
             x, y = near.x + distance * math.cos(angle), near.y + distance * math.sin(angle)
         moved = replace(shape, x=round(x), y=round(y))
         if low <= moved.x <= high and low <= moved.y <= high and all(_may_stand(moved, o) for o in others):
@@ -216,7 +217,7 @@ def place(shape: Shape, others: Scene, dice: Dice, near: Shape | None = None) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """A scene's changed copy, and which shape was changed: `old` of the scene became `new` of the copy, if any."""
+    """A scene's changed copy, and what was changed: the shape `old` became the shape `new`."""
 
     scene: Scene
     old: Shape | None
