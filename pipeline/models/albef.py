@@ -3,8 +3,9 @@
 B batch, L text tokens, N vision tokens, D width, E width of the shared embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,12 @@ class AlbefConfig:
                 f"model.text.width={self.text.width} must equal model.vision.width={self.vision.width}: the text's "
                 "CLS guides the vision tower and there is no projection between them; set both to one value"
             )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "AlbefConfig":
+        """The inverse of `dataclasses.asdict`, for a config.json."""
+        parts = {"vision": VisionConfig(**values["vision"]), "text": TextConfig(**values["text"])}
+        return cls(**{**values, **parts})
 
 
 class Albef(nn.Module):

@@ -93,6 +93,11 @@ class Step:
         return f"{self.part}.{self.layer}"
 
 
+def site(step: Step, advance: Advance) -> str:
+    """Where a method acts: one stream at one step; without dots, so that it can name a module."""
+    return f"{step.part}_{step.layer}_{advance.stream}"
+
+
 NO_HEAD_MASKS: Mapping[str, HeadMasks] = {}
 
 

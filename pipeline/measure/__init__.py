@@ -1,0 +1,1 @@
+"""Numbers about models: multiply-accumulates, intervals, survivors."""

@@ -1,0 +1,201 @@
+"""Statements: is a sentence true of a picture? A two-class head on the fused CLS, with or without trimmers.
+
+B batch, L text tokens, D width.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data_prep.errors import UserError
+from pipeline.data.batch import ImageTextBatch
+from pipeline.models.albef import Albef, AlbefConfig
+from pipeline.models.blocks import init_transformer
+from pipeline.models.schedule import Intervention
+from pipeline.tasks.task import Losses
+from pipeline.trimming.cost import CostModel, Units, cost_loss, kept_shares, solve_share, units_of
+from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
+from pipeline.trimming.distillation import class_divergence
+from pipeline.trimming.smarttrim import Decision, Gate, GumbelGate, MaskedTrimming
+from pipeline.trimming.trimmers import TrimmerConfig, Trimmers
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmartTrimConfig:
+    """SmartTrim's constants.
+
+    Attributes:
+        trimmers: Size and start of the trimmers.
+        curriculum: Fall of the kept shares.
+        distill_weight: λ_SD, of the full model's loss and the divergence from it.
+        cost_weight: λ_cost.
+    """
+
+    trimmers: TrimmerConfig = field(default_factory=TrimmerConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    distill_weight: float = 1.0
+    cost_weight: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.distill_weight < 0 or self.cost_weight < 0:
+            raise UserError(
+                f"smarttrim.distill_weight={self.distill_weight} and cost_weight={self.cost_weight} must be >= 0"
+            )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Scores of the two classes.
+
+    Attributes:
+        full_B2: Of the untrimmed model; None where it was not asked.
+        trimmed_B2: Of the trimmed model; None where there are no trimmers.
+        decisions: What was trimmed.
+    """
+
+    full_B2: Tensor | None
+    trimmed_B2: Tensor | None = None
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+
+
+class StatementModel(nn.Module):
+    """A pre-trained backbone with a classifier, and trimmers if it is to be trimmed.
+
+    Args:
+        backbone: Shared, not copied.
+        trimmers: Sizes, or None for the full model.
+    """
+
+    def __init__(self, backbone: Albef, trimmers: TrimmerConfig | None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        width = backbone.config.text.width
+        self.cls_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+        init_transformer(self.cls_head)
+        widths = {"image": backbone.config.vision.width, "text": width}
+        self.trimmers = None if trimmers is None else Trimmers(backbone.schedule, widths, trimmers)
+
+    def classify(
+        self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: list[Intervention]
+    ) -> Tensor:
+        """(B, 2) scores of false and true.
+
+        Args:
+            pixels: (B, 3, height, width), normalised.
+            ids_BL: Token ids.
+            mask_BL: True at real tokens.
+            interventions: Trimming, masked or packed, or none.
+        """
+        text = self.backbone.encode_text(ids_BL, mask_BL, interventions)
+        image = self.backbone.encode_image(pixels, interventions, text)
+        scores: Tensor = self.cls_head(self.backbone.fuse(text, image, interventions).cls)
+        return scores
+
+    def forward(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, gate: Gate | None, full: bool) -> Answers:
+        """Answers of the trimmed model under `gate`, and of the full one if `full` or there are no trimmers."""
+        full_B2 = self.classify(pixels, ids_BL, mask_BL, []) if full or self.trimmers is None else None
+        if self.trimmers is None or gate is None:
+            return Answers(full_B2)
+        trimming = MaskedTrimming(self.trimmers, gate)
+        return Answers(full_B2, self.classify(pixels, ids_BL, mask_BL, [trimming]), trimming.decisions)
+
+    def cost_model(self) -> CostModel:
+        """Cost of a statement's way through the model."""
+        return CostModel(self.backbone, self.cls_head, self.trimmers)
+
+
+class StatementTask:
+    """Fine-tuning on statements; with a target above 1, SmartTrim.
+
+    Args:
+        model: Backbone, head and trimmers.
+        normalise: Maps uint8 pixels to the model's input.
+        target: Wanted ratio of MACs; 1 trains the full model.
+        smarttrim: Constants.
+        typical: Units of typical instances, from which the kept share is solved.
+    """
+
+    def __init__(
+        self,
+        model: StatementModel,
+        normalise: Callable[[Tensor], Tensor],
+        target: float,
+        smarttrim: SmartTrimConfig,
+        typical: Units,
+    ) -> None:
+        self.module: nn.Module = model
+        self.model = model
+        self.normalise = normalise
+        self.target = target
+        self.config = smarttrim
+        self.cost = model.cost_model()
+        share = 1.0 if model.trimmers is None else solve_share(self.cost, typical, target)
+        self.curriculum = Curriculum(smarttrim.curriculum, share)
+
+    def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
+        """Cross entropy; with trimmers also the full model's, the divergence from it, and the cost."""
+        gate = self._gate(progress)
+        pixels = self.normalise(batch.pixels)
+        full = self.config.distill_weight > 0
+        answers: Answers = forward(pixels, batch.token_ids, batch.token_mask, gate, full)
+        if answers.trimmed_B2 is None:
+            assert answers.full_B2 is not None
+            loss = F.cross_entropy(answers.full_B2, batch.labels)
+            return Losses(loss, {"task": loss}, {"accuracy": accuracy(answers.full_B2, batch.labels)})
+        return self._trimmed(answers, batch, progress)
+
+    def _gate(self, progress: float) -> Gate:
+        trimmers = self.config.trimmers
+        noise = min(1.0, progress / trimmers.noise_ramp) if trimmers.noise_ramp else 1.0
+        return GumbelGate(noise, trimmers.temperature)
+
+    def _trimmed(self, answers: Answers, batch: ImageTextBatch, progress: float) -> Losses:
+        assert answers.trimmed_B2 is not None
+        units = units_of(self.model.backbone, batch.token_mask)
+        shares = kept_shares(answers.decisions, units)
+        wanted = self.curriculum.wanted(progress)
+        named = {
+            "task": F.cross_entropy(answers.trimmed_B2, batch.labels),
+            "cost": cost_loss(shares, dict.fromkeys(shares, wanted)),
+        }
+        total = named["task"] + self.config.cost_weight * named["cost"]
+        if answers.full_B2 is not None:
+            named["full"] = F.cross_entropy(answers.full_B2, batch.labels)
+            named["divergence"] = class_divergence(answers.trimmed_B2, answers.full_B2)
+            total = total + self.config.distill_weight * (named["full"] + named["divergence"])
+        measured = float((self.cost.of(answers.decisions) / self.cost.full(units)).mean())
+        self.curriculum.observe(progress, measured, 1 / self.target)
+        scalars: dict[str, Tensor | float] = {f"kept/{group}": share.detach() for group, share in shares.items()}
+        scalars |= {"wanted": wanted, "cost_share": measured, "accuracy": accuracy(answers.trimmed_B2, batch.labels)}
+        return Losses(total, named, scalars)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The curriculum's correction."""
+        return {"curriculum.correction": torch.tensor(self.curriculum.correction, dtype=torch.float64)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the curriculum's correction."""
+        self.curriculum.correction = float(tensors["curriculum.correction"])
+
+
+def accuracy(scores_B2: Tensor, labels_B: Tensor) -> Tensor:
+    """Share of right answers."""
+    return (scores_B2.detach().argmax(1) == labels_B).float().mean()
+
+
+def statement_config(model: StatementModel, target: float) -> dict[str, Any]:
+    """What `statement_model` needs to make the model again; stands in an export's config.json."""
+    trimmers = None if model.trimmers is None else asdict(model.trimmers.config)
+    return {"kind": "statement", "target": target, "model": asdict(model.backbone.config), "trimmers": trimmers}
+
+
+def statement_model(config: Mapping[str, Any], tensors: dict[str, Tensor]) -> StatementModel:
+    """The model of an export."""
+    trimmers = None if config["trimmers"] is None else TrimmerConfig(**config["trimmers"])
+    model = StatementModel(Albef(AlbefConfig.from_dict(config["model"])), trimmers)
+    model.load_state_dict(tensors)
+    return model.eval()

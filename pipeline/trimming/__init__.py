@@ -1,0 +1,1 @@
+"""SmartTrim: fewer tokens and heads per instance while fine-tuning and at inference."""

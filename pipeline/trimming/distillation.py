@@ -1,0 +1,10 @@
+"""Self-distillation: the trimmed forward follows the full one (SmartTrim, eq. 9)."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def class_divergence(trimmed_BK: Tensor, full_BK: Tensor) -> Tensor:
+    """KL( softmax(trimmed) ‖ softmax(full) ), mean over the batch; no gradient flows to the full model's side."""
+    trimmed, full = trimmed_BK.log_softmax(-1), full_BK.detach().log_softmax(-1)
+    return F.kl_div(full, trimmed, reduction="batchmean", log_target=True)

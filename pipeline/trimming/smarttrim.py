@@ -1,0 +1,182 @@
+"""SmartTrim as interventions: masked (training) and packed (inference) execution of the same decisions.
+
+B batch, N tokens, T packed tokens, D width, H heads.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.models.schedule import Advance, HeadMasks, Step, Streams, TokenStream, site
+from pipeline.trimming.trimmers import StepTrimmers, Trimmers
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided for one stream at one step.
+
+    Attributes:
+        group: ``vision`` or ``text``: which kept share its tokens count for.
+        tokens_B: Kept tokens of each instance beside CLS; differentiable where masks are.
+        self_BH: Kept self-attention heads, 1 or 0; None where heads are not trimmed.
+        cross_BH: Likewise of the cross-attention; None where there is none.
+        origin: Where the kept tokens came from, (B, N) with `present_BN` or packed.
+        present_BN: Which tokens are there, padded execution only.
+        offsets: Starts of the instances, packed execution only.
+    """
+
+    group: str
+    tokens_B: Tensor
+    self_BH: Tensor | None
+    cross_BH: Tensor | None
+    origin: Tensor | None = None
+    present_BN: Tensor | None = None
+    offsets: tuple[int, ...] | None = None
+
+
+class Gate(Protocol):
+    """Turns scores into 0/1 masks."""
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Same shape, 1 where a unit stays."""
+        ...
+
+
+def threshold(scores: Tensor) -> Tensor:
+    """1 where sigmoid(score) >= 0.5."""
+    return (scores >= 0).to(scores.dtype)
+
+
+@dataclass(frozen=True)
+class GumbelGate:
+    """Straight-through sample: hard 0/1 forward, soft gradient (binary Gumbel, the paper's eq. 6).
+
+    Attributes:
+        noise: s; 1 is the paper's, 0 is the threshold with a gradient.
+        temperature: τ.
+    """
+
+    noise: float
+    temperature: float
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Sample from torch's random state."""
+        if self.noise:
+            uniform = torch.rand_like(scores).clamp(1e-6, 1 - 1e-6)
+            # The difference of two Gumbel variables is logistic.
+            scores = scores + self.noise * (uniform.log() - (1 - uniform).log())
+        soft = torch.sigmoid(scores / self.temperature)
+        return threshold(scores) + soft - soft.detach()
+
+
+class MaskedTrimming:
+    """Trimmed tokens stay in place but are attended to by nobody; trimmed heads give zero.
+
+    Args:
+        trimmers: All trimmers of the backbone.
+        gate: `threshold`, or a `GumbelGate` in training.
+    """
+
+    def __init__(self, trimmers: Trimmers, gate: Gate = threshold) -> None:
+        self.trimmers = trimmers
+        self.gate = gate
+        self.decisions: dict[str, Decision] = {}
+
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
+        """Decide for every stream that advances, all from the values before the step."""
+        changed, masks = {}, {}
+        for advance in step.advances:
+            trimmers = self.trimmers[site(step, advance)]
+            assert isinstance(trimmers, StepTrimmers)
+            stream, cls_BD = streams[advance.stream], streams[advance.stream].cls
+            guide_BD = streams[advance.guide].cls
+            heads = score_heads(trimmers, self.gate, cls_BD, guide_BD)
+            present_BN = self._keep(stream, self.gate(trimmers.tokens(stream, cls_BD, guide_BD)))
+            masks[advance.stream] = heads
+            changed[advance.stream] = replace(stream, present=present_BN)
+            self.decisions[site(step, advance)] = Decision(
+                group_of(advance),
+                present_BN[:, 1:].sum(1),
+                heads.self_BH,
+                heads.cross_BH,
+                stream.origin,
+                present_BN.detach(),
+            )
+        return {**streams, **changed}, masks
+
+    @staticmethod
+    def _keep(stream: TokenStream, kept_BN: Tensor) -> Tensor:
+        """Once trimmed stays trimmed; CLS never is; padding was never there."""
+        kept_BN = torch.cat([torch.ones_like(kept_BN[:, :1]), kept_BN[:, 1:]], 1)
+        return kept_BN if stream.present is None else stream.present.to(kept_BN.dtype) * kept_BN
+
+
+class PackedTrimming:
+    """Trimmed tokens are taken out; trimmed heads are not computed. For inference, on packed streams.
+
+    Args:
+        trimmers: All trimmers of the backbone.
+    """
+
+    def __init__(self, trimmers: Trimmers) -> None:
+        self.trimmers = trimmers
+        self.decisions: dict[str, Decision] = {}
+
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
+        """Decide for every stream that advances and gather what stays."""
+        changed, masks = {}, {}
+        for advance in step.advances:
+            trimmers = self.trimmers[site(step, advance)]
+            assert isinstance(trimmers, StepTrimmers)
+            stream = pack(streams[advance.stream])
+            cls_BD, guide_BD = stream.cls, streams[advance.guide].cls
+            heads = score_heads(trimmers, threshold, cls_BD, guide_BD)
+            kept = keep_packed(stream, trimmers.tokens(stream, cls_BD, guide_BD) >= 0)
+            masks[advance.stream], changed[advance.stream] = heads, kept
+            assert kept.offsets is not None
+            lengths_B = torch.tensor(kept.offsets, device=kept.x.device).diff()
+            self.decisions[site(step, advance)] = Decision(
+                group_of(advance), lengths_B - 1, heads.self_BH, heads.cross_BH, kept.origin, None, kept.offsets
+            )
+        return {**streams, **changed}, masks
+
+
+def score_heads(trimmers: StepTrimmers, gate: Gate, cls_BD: Tensor, guide_BD: Tensor) -> HeadMasks:
+    """MSA heads from the stream's CLS; MCA heads from both CLS."""
+    self_BH = gate(trimmers.self_heads(cls_BD))
+    if trimmers.cross_heads is None:
+        return HeadMasks(self_BH)
+    return HeadMasks(self_BH, gate(trimmers.cross_heads(torch.cat([cls_BD, guide_BD], -1))))
+
+
+def pack(stream: TokenStream) -> TokenStream:
+    """Padded -> packed: only tokens that are there, instance after instance. A packed stream stays as it is."""
+    if stream.offsets is not None:
+        return stream
+    size, length = stream.x.shape[:2]
+    if stream.present is None:
+        offsets = tuple(range(0, size * length + 1, length))
+        origin = None if stream.origin is None else stream.origin.flatten()
+        return TokenStream(stream.x.flatten(0, 1), None, origin, offsets)
+    there_BN = stream.present.bool()
+    offsets = (0, *there_BN.sum(1).cumsum(0).tolist())
+    origin = None if stream.origin is None else stream.origin[there_BN]
+    return TokenStream(stream.x[there_BN], None, origin, offsets)
+
+
+def keep_packed(stream: TokenStream, kept_T: Tensor) -> TokenStream:
+    """A packed stream without the tokens that go; CLS stays."""
+    assert stream.offsets is not None, "packed trimming needs packed streams"
+    kept_T = kept_T.clone()
+    kept_T[list(stream.offsets[:-1])] = True
+    ends = kept_T.cumsum(0)[[end - 1 for end in stream.offsets[1:]]]
+    origin = None if stream.origin is None else stream.origin[kept_T]
+    return replace(stream, x=stream.x[kept_T], origin=origin, offsets=(0, *ends.tolist()))
+
+
+def group_of(advance: Advance) -> str:
+    """Which kept share a stream's tokens count for: vision or text."""
+    return "vision" if advance.stream == "image" else "text"
