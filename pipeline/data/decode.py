@@ -88,16 +88,15 @@ def _by_opencv(data: bytes) -> Pixels:
         image = ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     if image.ndim == 2:
         return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), dtype=np.uint8)
-    if image.shape[2] == 4:
+    if image.shape[2] == 4 and image[..., 3].min() < 255:
         return _over_white(np.asarray(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA), dtype=np.uint8))
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    way = cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    return np.asarray(cv2.cvtColor(image, way), dtype=np.uint8)
 
 
 def _over_white(image: Pixels) -> Pixels:
     """(H, W, 4) RGBA on a white ground, (H, W, 3)."""
     alpha = image[..., 3:].astype(np.uint32)
-    if alpha.min() == 255:
-        return np.ascontiguousarray(image[..., :3])
     mixed = image[..., :3] * alpha + 255 * (255 - alpha)
     return ((mixed + 127) // 255).astype(np.uint8)
 

@@ -132,7 +132,8 @@ class StepLoader(DataLoader[Any]):
             key, reason = batch.skipped[-1] if batch.skipped else ("", "")
             raise UserError(
                 f"{self.bad} of {self.seen + self.bad} samples could not be used, the last one {key}: "
-                f"{reason}; more than max_bad_share={self._max_bad_share}: check the shards with `trimline verify`, or allow more"
+                f"{reason}; more than max_bad_share={self._max_bad_share}: check the shards "
+                "with `trimline verify`, or allow more"
             )
 
 
@@ -174,7 +175,8 @@ def train_loader(
         _check_not_empty(folder, units.total, text)
     order = TrainOrder(weighted, config.order(unit), seed, global_batch)
     order.slots(0, process.rank, process.world_size)  # the batch must divide: say so before any worker starts
-    transform = partial(_augment, config, seed, [folder.digest for folder in folders])
+    digests = [folder.digest for folder in folders]
+    transform = partial(_augment, config, seed, digests) if config.augments else partial(_plain, config)
     dataset = _dataset(folders, order, transform, tokenizer, text, config, process)
     return StepLoader(dataset, range(start_step, max(steps, start_step)), config, process)
 

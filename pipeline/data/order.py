@@ -48,7 +48,7 @@ class OrderConfig:
 
 
 class Pick(NamedTuple):
-    """One sample of a batch: its row in the source's samples.npy, the source's epoch, and which of its texts."""
+    """One sample of a batch: its row in the source's samples.npy, the source's epoch, which of its texts."""
 
     source: int
     row: int
@@ -199,7 +199,8 @@ class TrainOrder:
                 need = global_batch if len(sources) == 1 else config.streams
                 raise UserError(
                     f"a source has {epochs.units.total} {config.unit}s to train on, but "
-                    f"global_batch={global_batch} with streams={config.streams} needs at least {need}; use a smaller batch or more data"
+                    f"global_batch={global_batch} with streams={config.streams} needs at "
+                    f"least {need}; use a smaller batch or more data"
                 )
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 import torch
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
@@ -131,7 +132,7 @@ class Tokenizer:
         return cls(inner, specials, max_words or config.get("max_words", TokenizerConfig.max_words))
 
     def save(self, folder: Path | str) -> None:
-        """Writes tokenizer.json and tokenizer_config.json; transformers' PreTrainedTokenizerFast loads them too."""
+        """Writes tokenizer.json and tokenizer_config.json, which PreTrainedTokenizerFast loads too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         roles = dict(zip(_ROLES, self._specials, strict=True))
@@ -149,16 +150,16 @@ class Tokenizer:
         Returns:
             ids (B, L) int64 and mask (B, L) bool, True for all but padding.
         """
-        ids = torch.full((len(texts), max_tokens), self.pad_id, dtype=torch.int64)
-        mask = torch.zeros((len(texts), max_tokens), dtype=torch.bool)
+        ids = np.full((len(texts), max_tokens), self.pad_id, dtype=np.int64)
+        mask = np.zeros((len(texts), max_tokens), dtype=np.bool_)
         for row, text in enumerate(texts):
             # One by one: the library's batch call starts threads, which a forked worker must not and a core
             # cannot use.
             words = self._inner.encode(clean_text(text, self.max_words), add_special_tokens=False).ids
             tokens = [self.cls_id, *words[: max_tokens - 2], self.sep_id]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
+            ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = True
-        return ids, mask
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """What tokens look like, for reports."""

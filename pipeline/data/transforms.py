@@ -52,6 +52,11 @@ class TransformConfig:
         if min(self.std) <= 0:
             raise UserError(f"std={self.std} must be above 0 in each channel")
 
+    @property
+    def augments(self) -> bool:
+        """Whether anything is left to chance in training."""
+        return self.crop_scale is not None or self.flip or self.permute_boxes
+
 
 def eval_image(data: bytes, config: TransformConfig) -> Pixels:
     """The whole image at the model's size, (height, width, 3) uint8.
@@ -74,16 +79,17 @@ def train_image(data: bytes, text: str, config: TransformConfig, rng: np.random.
     Raises:
         BadSample: the image cannot be decoded.
     """
-    # Every number is drawn whatever the settings, so that switching one augmentation does not change the
-    # others.
+    # All are drawn whatever the settings, so that switching one augmentation does not change the others.
     area, aspect, top, left, mirror = rng.random(5)
-    image = None if config.permute_boxes else _decode_crop(data, (area, aspect, top, left), config)
-    if image is None:
+    draws = area, aspect, top, left
+    if config.permute_boxes:
         image = permute_boxes(decode_image(data), rng.permutation(3).tolist())
-        image = _cut(image, _crop(image.shape[:2], (area, aspect, top, left), config))
+        image = _cut(image, _crop(image.shape[:2], draws, config))
+    else:
+        image = _decode_crop(data, draws, config)
     image = _resize(image, config)
     if config.flip and mirror < 0.5 and not _SIDES.search(text):
-        image = np.ascontiguousarray(image[:, ::-1])
+        image = np.asarray(cv2.flip(image, 1), dtype=np.uint8)
     return image
 
 
