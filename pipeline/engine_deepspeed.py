@@ -1,0 +1,198 @@
+"""The engine on DeepSpeed: one process per worker, ZeRO 0-3, gloo between CPUs and nccl between GPUs.
+
+Facts this file rests on, found in DeepSpeed 0.19.8:
+- On the CPU it compiles one C++ op at the first start (15-40 s, wants a compiler and ninja): an all-reduce in shared
+  memory, which only inference with tensor parallelism calls, never training. It asks a table,
+  `deepspeed.ops.__compatible_ops__`, whether it may: with an empty one there is no compilation, no race between two
+  workers to compile, and no compiler needed.
+- ZeRO 1-3 skip a step whose gradient norm is not finite and say so by `was_step_applied()`; stage 0 does not.
+- The optimizer's state is split in the order of the parameter groups: a checkpoint loads only into the same ones.
+"""
+
+import importlib
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+
+from data_prep.errors import UserError
+from pipeline.engine import Engine, EngineConfig, OptimizerConfig, ParamGroup, make_adamw, set_lr
+from pipeline.engine_torch import clip
+from pipeline.process import Process
+
+_TAG = "deepspeed"
+"""DeepSpeed writes its files into a folder of this name; the universal converter expects one such level."""
+
+
+class DeepSpeedEngine(Engine):
+    """A module driven by `deepspeed.initialize`."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        module: nn.Module,
+        groups: list[ParamGroup],
+        process: Process,
+    ) -> None:
+        super().__init__(config, optimizer, module, process)
+        ensure_process_group(process)
+        deepspeed = _import_deepspeed(process)
+        self._groups = groups
+        self._params = [param for group in groups for param in group.params]
+        self._optimizer = make_adamw(optimizer, groups, process.torch_device)
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=self._optimizer, config=deepspeed_config(config, process)
+        )
+        self._files = _checkpoint_files()
+        self._engine.checkpoint_engine = self._files
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Engine.__call__`."""
+        return self._engine(*args, **kwargs)
+
+    def _backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+
+    def _accumulated(self) -> None:
+        self._engine.step()
+
+    def _update(self, lr: float) -> float:
+        set_lr(self._optimizer, self._groups, lr)
+        if self.config.zero_stage == 0:
+            return self._update_whole()
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            return float("nan")
+        return float(self._engine.get_global_grad_norm())
+
+    def _update_whole(self) -> float:
+        # Without ZeRO the averaged gradient lies whole in the parameters, and DeepSpeed would step with any.
+        norm = clip(self._params, self.config.grad_clip).item()
+        if math.isfinite(norm):
+            self._engine.step()
+        return norm
+
+    def _save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        self._files.raise_failure()
+
+    def _load(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        if path is None:
+            raise UserError(
+                f"{folder} holds no checkpoint of DeepSpeed; delete its parent folder to use an older one"
+            )
+
+    def weights(self) -> dict[str, Tensor]:
+        """See `Engine.weights`."""
+        if self.config.zero_stage < 3:
+            return {name: t.detach().to("cpu", copy=True) for name, t in self.module.state_dict().items()}
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
+            return {name: t.detach().to("cpu", copy=True) for name, t in self.module.state_dict().items()}
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._engine.destroy()
+
+
+def deepspeed_config(config: EngineConfig, process: Process) -> dict[str, Any]:
+    """DeepSpeed's own configuration, made in the worker because it depends on the number of workers."""
+    return {
+        # DeepSpeed sees losses, not batches: only the number of accumulated backward passes means anything.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": config.accumulation,
+        "gradient_clipping": config.grad_clip if config.zero_stage else 0.0,
+        "zero_optimization": _zero_config(config, process),
+        "torch_autocast": {
+            "enabled": config.precision == "bf16",
+            "dtype": "bfloat16",
+            # None: gradients are averaged in float32, as they are kept.
+            "lower_precision_safe_modules": [],
+        },
+        "checkpoint": {"tag_validation": "Ignore"},
+        "steps_per_print": sys.maxsize,
+    }
+
+
+def _zero_config(config: EngineConfig, process: Process) -> dict[str, Any]:
+    return {
+        "stage": config.zero_stage,
+        # On a CPU there is no second stream to overlap with.
+        "overlap_comm": process.torch_device.type != "cpu",
+    }
+
+
+def ensure_process_group(process: Process) -> None:
+    """Uses the process group that the launcher made (Ray does), or makes one where that needs no guess.
+
+    A single process gets a store in memory: no port is opened.
+
+    Raises:
+        RuntimeError: There are several processes, and nothing says how they find each other.
+    """
+    if dist.is_initialized():
+        if dist.get_world_size() != process.world_size:
+            raise RuntimeError(
+                f"the process group has {dist.get_world_size()} ranks, the job {process.world_size}"
+            )
+        return
+    backend = "nccl" if process.torch_device.type == "cuda" else "gloo"
+    if process.world_size == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    elif "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
+    else:
+        raise RuntimeError(
+            "start several processes with Ray or torchrun: MASTER_ADDR and MASTER_PORT are not set"
+        )
+
+
+def _import_deepspeed(process: Process) -> Any:
+    # DeepSpeed reads both variables: the first when it is imported, the second when it initialises.
+    if process.torch_device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["LOCAL_RANK"] = str(process.local_rank)
+    deepspeed = importlib.import_module("deepspeed")
+    ops = importlib.import_module("deepspeed.ops")
+    vars(ops)["__compatible_ops__"] = {}
+    # It logs to stdout by a handler of its own, which would break `--json`.
+    logger = logging.getLogger("DeepSpeed")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.ERROR)
+    return deepspeed
+
+
+def _checkpoint_files() -> Any:
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+    class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]
+        """Writes DeepSpeed's files, and keeps a failure until all ranks are past DeepSpeed's barriers.
+
+        DeepSpeed saves between two barriers: an exception of one rank there leaves the others waiting for it.
+        """
+
+        failure: Exception | None = None
+
+        def save(self, state_dict: Any, path: str) -> None:
+            try:
+                torch.save(state_dict, path)
+            except (OSError, RuntimeError) as error:
+                self.failure = error
+
+        def raise_failure(self) -> None:
+            failure, self.failure = self.failure, None
+            if failure is not None:
+                raise failure
+
+    return CheckpointFiles()
