@@ -1,0 +1,178 @@
+"""Training curves: metrics.jsonl, thinned to what a figure can show."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from launch.report.figures import INK, OKABE_ITO, Drawing, draw
+
+# More points than this cannot be told apart in a panel; each then stands for the mean of several steps.
+MAX_POINTS = 150
+_POSITIONS = ("step", "samples", "seconds")
+_COLUMNS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The numbers of a stage's training by step; NaN where a step did not report one."""
+
+    columns: Mapping[str, NDArray[np.float64]]
+    """By name, each of one length: "step", "samples", "seconds", "lr", "loss", further ones."""
+    resumed_at: tuple[int, ...]
+    """Steps from which training went on after a restart."""
+    broken_lines: int
+    """Lines that hold no JSON object: at most the last one, where a process was killed while writing it."""
+
+    @property
+    def scalars(self) -> list[str]:
+        """What is drawn: the loss, its parts, the learning rate, then the others."""
+        names = [name for name in self.columns if name not in _POSITIONS]
+        return sorted(names, key=_rank)
+
+    def last(self, name: str) -> float | None:
+        """The last value that was reported of a column."""
+        values = self.columns.get(name, np.empty(0))
+        known = values[np.isfinite(values)]
+        return float(known[-1]) if known.size else None
+
+
+def _rank(name: str) -> tuple[int, str]:
+    if name == "loss":
+        return 0, name
+    if name.startswith("loss/"):
+        return 1, name
+    return (2, name) if name == "lr" else (3, name)
+
+
+def read_curve(path: Path) -> Curve | None:
+    """Reads metrics.jsonl; a step that was run again after a restart counts once, with its later numbers.
+
+    Returns:
+        The curve, or None where there is no step.
+    """
+    if not path.exists():
+        return None
+    steps: dict[int, Mapping[str, Any]] = {}
+    resumed, broken, latest = [], 0, -1
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        entry = _entry(line)
+        if entry is None:
+            broken += 1
+            continue
+        step = int(entry["step"])
+        if step <= latest:
+            resumed.append(step)
+            # What the killed process did after its last checkpoint is done again, maybe with other log steps.
+            steps = {old: kept for old, kept in steps.items() if old < step}
+        latest = step
+        steps[step] = entry
+    if not steps:
+        return None
+    return Curve(columns=_columns(list(steps.values())), resumed_at=tuple(resumed), broken_lines=broken)
+
+
+def _entry(line: str) -> Mapping[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and "step" in value else None
+
+
+def _columns(entries: list[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    return {
+        name: np.array([_float(entry.get(name)) for entry in entries])
+        for name in names
+        if any(_is_number(entry.get(name)) for entry in entries)
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _float(value: Any) -> float:
+    return float(value) if _is_number(value) else float("nan")
+
+
+def thin(curve: Curve, points: int = MAX_POINTS) -> tuple[dict[str, NDArray[np.float64]], int]:
+    """Means over equal runs of log lines, so that at most `points` are left.
+
+    Returns:
+        The columns, and how many log lines one point stands for. Positions (step, samples, seconds) are those
+        of the last line of a run, so that the curve ends where training did.
+    """
+    length = len(curve.columns["step"])
+    per_point = -(-length // points)
+    starts = np.arange(0, length, per_point)
+    ends = np.append(starts[1:], length)
+    return {
+        name: values[ends - 1] if name in _POSITIONS else _means(values, starts)
+        for name, values in curve.columns.items()
+    }, per_point
+
+
+def _means(values: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The mean of each run of values, without those that were not reported."""
+    known = np.isfinite(values)
+    sums = np.add.reduceat(np.where(known, values, 0.0), starts)
+    counts = np.add.reduceat(known.astype(np.float64), starts)
+    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(len(starts), np.nan), where=counts > 0)
+    return means
+
+
+def draw_curve(stage: str, curve: Curve) -> Drawing:
+    """A panel for the loss, each part of it, the learning rate and each further scalar of a stage."""
+    columns, per_point = thin(curve)
+    names = curve.scalars
+    rows = -(-len(names) // _COLUMNS)
+    size = (2.65 * _COLUMNS, 1.9 * rows)
+
+    def paint(figure: Figure) -> None:
+        for at, name in enumerate(names):
+            axes = figure.add_subplot(rows, _COLUMNS, at + 1)
+            axes.set_title(_panel_title(name), loc="left")
+            colour, dashes = _look(name)
+            known = np.isfinite(columns[name])
+            x, y = columns["step"][known], columns[name][known]
+            axes.plot(x, y, color=colour, linestyle=dashes, marker="o" if len(x) == 1 else "")
+            for step in curve.resumed_at:
+                axes.axvline(step, color=INK, linewidth=0.7, linestyle=(0, (1, 2)))
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=False)
+            if name == "lr":
+                axes.set_ylim(bottom=0.0)
+            if at + _COLUMNS >= len(names):
+                axes.set_xlabel("step")
+
+    order = [name for name in _POSITIONS if name in columns] + names
+    table = [[float(columns[name][at]) for name in order] for at in range(len(columns["step"]))]
+    note = (
+        f"Each point is the mean of {per_point} logged steps."
+        if per_point > 1
+        else "Every logged step is drawn."
+    )
+    if curve.resumed_at:
+        note += " Dotted lines: training went on from a checkpoint."
+    return draw(f"curves-{stage}", f"Training curves of {stage}", note, size, paint, order, table)
+
+
+def _panel_title(name: str) -> str:
+    return {"loss": "loss, all parts", "lr": "learning rate"}.get(name, name)
+
+
+def _look(name: str) -> tuple[str, Any]:
+    """Kinds of panels differ by line style as well as by colour."""
+    if name == "loss":
+        return OKABE_ITO["blue"], "-"
+    if name.startswith("loss/"):
+        return OKABE_ITO["vermillion"], "-"
+    if name == "lr":
+        return OKABE_ITO["green"], (0, (5, 1))
+    return INK, "-"

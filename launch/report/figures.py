@@ -1,0 +1,138 @@
+"""How every figure looks, and how it becomes SVG for the page and files with its numbers."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from data_prep.files import write_atomic
+
+# Okabe and Ito's colours, without black and yellow: each can be told from the others by colour-blind readers
+# and from both a white and a dark page.
+OKABE_ITO = {
+    "blue": "#0072b2",
+    "vermillion": "#d55e00",
+    "green": "#009e73",
+    "purple": "#cc79a7",
+    "orange": "#e69f00",
+    "sky": "#56b4e9",
+}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Text and axes: drawn in a colour that occurs nowhere else, which becomes the page's own ink.
+INK = "#1a2b3c"
+_INK_IN_FILES = "#222222"
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": False,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure with its numbers."""
+
+    name: str
+    """File name without ending, also its place in the page."""
+    title: str
+    note: str
+    svg: str
+    """For the page: without a prologue, in the page's own ink."""
+    csv: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+    def save(self, folder: Path) -> None:
+        """Writes NAME.svg and NAME.csv."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / f"{self.name}.svg", self.svg.replace("currentColor", _INK_IN_FILES))
+        write_atomic(folder / f"{self.name}.csv", self.csv)
+
+
+def draw(
+    name: str,
+    title: str,
+    note: str,
+    size: tuple[float, float],
+    paint: Callable[[Figure], None],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+) -> Drawing:
+    """Paints a figure and puts its numbers beside it.
+
+    Args:
+        name: file name without ending; the ids inside the SVG derive from it, so it must be unique in a page.
+        title: what the figure shows, also read to those who cannot see it.
+        note: a sentence below it.
+        size: width and height in inches.
+        paint: adds the axes to the figure.
+        columns: names of the columns of the numbers.
+        rows: the numbers that are drawn; None and NaN become empty cells.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's own matplotlibrc has no place in the report
+        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
+        figure = Figure(figsize=size)
+        FigureCanvasSVG(figure)
+        paint(figure)
+        svg = _svg(figure, title)
+    cells = tuple(tuple(_cell(value) for value in row) for row in rows)
+    return Drawing(
+        name=name,
+        title=title,
+        note=note,
+        svg=svg,
+        csv=_csv(columns, cells),
+        columns=tuple(columns),
+        rows=cells,
+    )
+
+
+def _svg(figure: Figure, title: str) -> str:
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same in every figure, and nothing refers to them
+    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if value is None or value != value:
+        return ""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value

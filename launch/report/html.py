@@ -1,0 +1,247 @@
+"""Assembles report.html: one self-contained file, opened without a server."""
+
+import base64
+import logging
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from data_prep.files import write_atomic
+from launch.report import words
+from launch.report.curves import draw_curve
+from launch.report.figures import Drawing
+from launch.report.pareto import draw_pareto
+from launch.report.results import TaskTable, group_results
+from launch.report.run_folder import RunFolder, Split, Stage, read_run
+from launch.report.survivors import Frame, Panel, Picture, read_pictures
+from launch.report.words import as_moment
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What the template shows, besides the run folder itself."""
+
+    run: RunFolder
+    tables: list[TaskTable]
+    curves: list[Drawing]
+    fronts: list[Drawing]
+    pictures: list[Picture]
+    missing: list[str]
+    """Sentences on what a reader would expect and does not find, each with its reason."""
+
+
+def write_report(run: Path) -> Path:
+    """Writes report.html into a run folder, and its figures with their numbers into figures/.
+
+    An unfinished run gets a report of what there is, which says what is missing.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        UserError: where `run` is not a run folder, or the disk is full.
+    """
+    page = _page(read_run(run))
+    for drawing in (*page.curves, *page.fronts):
+        drawing.save(run / "figures")
+    target = run / "report.html"
+    write_atomic(target, _render(page))
+    _log.info("wrote %s", target)
+    return target
+
+
+def _page(run: RunFolder) -> Page:
+    tables = group_results(run.results)
+    fronts = [drawing for table in tables if (drawing := draw_pareto(table)) is not None]
+    pictures, problems = read_pictures(run.survivors, run.survivors_folder)
+    return Page(
+        run=run,
+        tables=tables,
+        curves=[draw_curve(stage.name, stage.curve) for stage in run.stages if stage.curve is not None],
+        fronts=fronts,
+        pictures=pictures,
+        missing=[*_missing(run, fronts, pictures), *problems, *run.unreadable],
+    )
+
+
+def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture]) -> list[str]:
+    found = [_unfinished(stage) for stage in run.stages if stage.state != "done"]
+    if not run.stages:
+        found.append("No stage has begun.")
+    if not run.results:
+        found.append("No results: no evaluation has finished.")
+    trims = any(stage.name.startswith("trim") for stage in run.stages)
+    if run.targets == []:
+        found.append("No trimmed models: this recipe asks for none (trim.targets is empty).")
+    elif not trims and run.stages:
+        found.append("No trimmed models: no trim stage has begun.")
+    elif run.results and not fronts:
+        found.append(
+            "No accuracy against computation: fewer than two models with different costs were measured."
+        )
+    if not pictures:
+        found.append("No surviving patches: the stage that records them has not finished.")
+    if not run.splits:
+        found.append("No data account: no split has been written.")
+    if not run.facts:
+        found.append("No hardware, versions and command: run.json is not there.")
+    if not run.config_text:
+        found.append("No configuration: config.yaml is not there.")
+    return found
+
+
+def _unfinished(stage: Stage) -> str:
+    share = "" if stage.done_share is None else f" after {100 * stage.done_share:.0f}% of its work"
+    reason = f": {stage.error}" if stage.error else ""
+    if stage.state == "failed":
+        return (
+            f"Stage {stage.name} failed{share}{reason}; the same command again continues from its checkpoint."
+        )
+    state = "still running, or was cut off," if stage.state == "running" else stage.state
+    return f"Stage {stage.name} is {state}{share}{reason}."
+
+
+def _render(page: Page) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("launch.report", "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "duration": words.duration,
+        "moment": words.moment,
+        "number": words.number,
+        "metric_name": words.metric_name,
+        "download": _download,
+        "frames_data": _frames_data,
+    }
+    environment.globals |= {"words": words, "absent": words.ABSENT, "frame_words": _frame_words}
+    run = page.run
+    return environment.get_template("report.html.j2").render(
+        page=page,
+        run=run,
+        state=_state(run),
+        command=_command(run.facts),
+        facts=_facts(run),
+        versions=_pairs(run.facts.get("versions")),
+        skipped=_training_skips(run.stages),
+        reasons=_reasons(run.splits),
+        timeline=_timeline(run.stages),
+        safe=Markup,
+    )
+
+
+def _download(drawing: Drawing) -> str:
+    """The numbers of a figure as a data: address, so that they travel with the page."""
+    return "data:text/csv;base64," + base64.b64encode(drawing.csv.encode()).decode()
+
+
+def _frame_words(panel: Panel, frame: Frame) -> str:
+    """How much a frame keeps."""
+    total = frame.rows * frame.columns
+    merged = ", the others merged into one" if frame.merged and frame.kept < total else ""
+    text = f"{frame.kept} of {total} patches{merged}"
+    if not panel.tokens:
+        return text
+    return f"{text} · {len(panel.tokens) - len(frame.dropped_tokens)} of {len(panel.tokens)} tokens"
+
+
+def _frames_data(panel: Panel) -> list[dict[str, Any]]:
+    """What the page's script needs to draw each frame of a panel."""
+    return [
+        {
+            "name": frame.name,
+            "gone": frame.gone,
+            "fresh": frame.fresh,
+            "dropped": frame.dropped_tokens,
+            "freshTokens": frame.fresh_tokens,
+            "words": _frame_words(panel, frame),
+        }
+        for frame in panel.frames
+    ]
+
+
+def _timeline(stages: tuple[Stage, ...]) -> dict[str, tuple[float, float]]:
+    """Where each stage lies in the run: (start, length) in percent of its whole time."""
+    spans = {
+        stage.name: (when.timestamp(), stage.seconds)
+        for stage in stages
+        if stage.seconds is not None and (when := as_moment(stage.started)) is not None
+    }
+    if not spans:
+        return {}
+    first = min(start for start, _ in spans.values())
+    whole = max(start + length for start, length in spans.values()) - first or 1.0
+    return {
+        name: (round(100 * (start - first) / whole, 2), round(100 * length / whole, 2))
+        for name, (start, length) in spans.items()
+    }
+
+
+def _state(run: RunFolder) -> str:
+    """`finished`, `failed` or `unfinished`."""
+    states = {stage.state for stage in run.stages}
+    if "failed" in states:
+        return "failed"
+    # The stage that writes this very report cannot be done yet.
+    open_stages = [stage for stage in run.stages if stage.state != "done" and stage.name != "report"]
+    return "unfinished" if open_stages or not run.stages else "finished"
+
+
+def _command(facts: Mapping[str, Any]) -> str:
+    command = facts.get("command") or ""
+    return command if isinstance(command, str) else shlex.join(map(str, command))
+
+
+def _facts(run: RunFolder) -> list[tuple[str, str]]:
+    """What is told first: what it ran on, when and how long."""
+    facts = run.facts
+    seconds = facts.get("seconds")
+    if seconds is None:
+        seconds = sum(stage.seconds or 0.0 for stage in run.stages) or None
+    hardware = facts.get("hardware")
+    told = [
+        ("Ran on", ", ".join(f"{name} {value}" for name, value in _pairs(hardware)) or str(hardware or "")),
+        ("Took", words.duration(seconds)),
+        ("Started", words.moment(facts.get("started"))),
+        ("Finished", words.moment(facts.get("finished"))),
+        ("Stages", ", ".join(stage.name for stage in run.stages)),
+        ("Restarts", str(sum(stage.restarts for stage in run.stages))),
+        ("Seed", str(facts.get("seed", ""))),
+        ("Commit", str(facts.get("commit") or "")),
+    ]
+    return [(name, text) for name, text in told if text and text != words.ABSENT]
+
+
+def _pairs(value: Any) -> list[tuple[str, str]]:
+    return [(str(name), str(entry)) for name, entry in value.items()] if isinstance(value, Mapping) else []
+
+
+def _training_skips(stages: tuple[Stage, ...]) -> list[tuple[str, str, int]]:
+    """(stage, reason, samples) that training left out because they could not be read."""
+    found = []
+    for stage in stages:
+        skipped = stage.outputs.get("skipped")
+        if skipped is None and stage.curve is not None:
+            skipped = stage.curve.last("skipped")
+        if isinstance(skipped, Mapping):
+            found += [(stage.name, str(reason), int(count)) for reason, count in skipped.items()]
+        elif isinstance(skipped, int | float):
+            found.append((stage.name, "all reasons", int(skipped)))
+    return found
+
+
+def _reasons(splits: tuple[Split, ...]) -> list[str]:
+    return list(dict.fromkeys(reason for split in splits for reason in split.skipped))

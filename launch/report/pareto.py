@@ -1,0 +1,117 @@
+"""Accuracy against computation: which method gives most for its multiply-accumulates."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
+from launch.report.results import Line, TaskTable, is_share
+from launch.report.words import metric_name, metric_number
+
+_CSV = ("task", "split", "method", "target", "seed", "metric", "gmacs", "value", "low", "high", "on_front")
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The points that no other one beats: none is as cheap and better, or cheaper and as good.
+
+    Args:
+        points: (cost, value), value higher is better.
+
+    Returns:
+        Their places in `points`, by rising cost.
+    """
+    best, kept = float("-inf"), []
+    for at in sorted(range(len(points)), key=lambda at: (points[at][0], -points[at][1])):
+        if points[at][1] > best:
+            best = points[at][1]
+            kept.append(at)
+    return kept
+
+
+def draw_pareto(table: TaskTable) -> Drawing | None:
+    """A panel per split, a marker per method; None where fewer than two costs were measured."""
+    metric = table.main_metric
+    lines = [line for line in table.lines if line.gmacs is not None and metric in line.cells]
+    if len({line.gmacs for line in lines}) < 2:
+        return None
+    splits = list(dict.fromkeys(line.split for line in lines))
+    looks = _looks(lines)
+    rows: list[list[Any]] = []
+    for split in splits:
+        rows += _rows(table.task, metric, [line for line in lines if line.split == split])
+
+    def paint(figure: Figure) -> None:
+        for at, split in enumerate(splits):
+            axes = figure.add_subplot(1, len(splits), at + 1)
+            _panel(axes, metric, [line for line in lines if line.split == split], looks)
+            axes.set_title(split, loc="left")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+
+    note = (
+        "Solid line: the front, what no other one beats. Dotted: the untrimmed cost divided by each target."
+    )
+    title = f"{table.task}: {metric_name(metric)} against computation"
+    size = (max(5.0, min(10.6, 4.4 * len(splits))), 3.6)
+    return draw(f"pareto-{table.task}", title, note, size, paint, _CSV, rows)
+
+
+def _looks(lines: Sequence[Line]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each method and target."""
+    colours = list(OKABE_ITO.values())
+    labels = dict.fromkeys(line.label for line in lines)
+    return {
+        label: (colours[at % len(colours)], MARKERS[at % len(MARKERS)]) for at, label in enumerate(labels)
+    }
+
+
+def _points(lines: Sequence[Line], metric: str) -> list[tuple[float, float]]:
+    return [(line.gmacs or 0.0, line.cells[metric].value) for line in lines]
+
+
+def _rows(task: str, metric: str, lines: Sequence[Line]) -> list[list[Any]]:
+    kept = set(front(_points(lines, metric)))
+    rows = []
+    for at, line in enumerate(lines):
+        cell = line.cells[metric]
+        which = (task, line.split, line.method, line.target, line.seed, metric)
+        rows.append([*which, line.gmacs, cell.value, cell.low, cell.high, int(at in kept)])
+    return rows
+
+
+def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tuple[str, str]]) -> None:
+    scale = 100.0 if is_share(metric) else 1.0
+    points = _points(lines, metric)
+    best = [points[at] for at in front(points)]
+    axes.plot([x for x, _ in best], [scale * y for _, y in best], color=INK, linewidth=0.9, zorder=1)
+    seen: set[str] = set()
+    for line, (x, y) in zip(lines, points, strict=True):
+        cell = line.cells[metric]
+        low, high = (cell.low, cell.high) if cell.low is not None and cell.high is not None else (y, y)
+        # An interval may miss its own value (bootstrap of a rare event); a bar has no negative length.
+        error = [[scale * max(0.0, y - low)], [scale * max(0.0, high - y)]]
+        colour, marker = looks[line.label]
+        label = line.label if line.label not in seen else None
+        seen.add(line.label)
+        axes.errorbar([x], [scale * y], yerr=error, color=colour, marker=marker, markersize=7, capsize=3,
+                      linestyle="none", label=label, zorder=3)  # fmt: skip
+        axes.annotate(metric_number(metric, y), (x, scale * y), xytext=(7, 4), textcoords="offset points")
+    _targets(axes, lines)
+    axes.margins(x=0.15, y=0.2)
+    axes.set_xlim(left=0.0)
+    axes.locator_params(axis="x", nbins=6)
+    axes.set_xlabel("multiply-accumulates per instance, G")
+    axes.set_ylabel(metric_name(metric))
+
+
+def _targets(axes: Axes, lines: Sequence[Line]) -> None:
+    """The cost that each target asks for."""
+    untrimmed = next((line.gmacs for line in lines if line.target == 1.0), None)
+    if untrimmed is None:
+        return
+    for target in sorted({line.target for line in lines if line.target}):
+        axes.axvline(untrimmed / target, color=INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+        axes.annotate(f"{target:.1f}x", (untrimmed / target, 1.0), xycoords=("data", "axes fraction"),
+                      xytext=(3, -2), textcoords="offset points", va="top", fontsize=7.5)  # fmt: skip

@@ -1,0 +1,139 @@
+"""Groups the rows of results.json into tables: one per task, one line per method, target and split."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# Shares of 1 that are shown as percentages; any other metric is shown as it is.
+_SHARE = re.compile(r"(^|[_/ ])(accuracy|consistency|recall|chance|majority|[a-z]*r@\d+)($|[_/ ])", re.I)
+# Where a task has several metrics, the first of these is the one drawn against the cost.
+_MAIN_METRICS = ("accuracy", "mean_recall", "r@10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One measured value with its interval; `low` and `high` are None where no interval was computed."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether both ends of the interval are known."""
+        return self.low is not None and self.high is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What one method reached at one target on one split: a line of the table."""
+
+    stage: str
+    method: str
+    target: float | None
+    split: str
+    seed: int | None
+    gmacs: float | None
+    """Mean multiply-accumulates per instance, in units of 10^9."""
+    ratio: float | None = None
+    """`gmacs` divided by those of the untrimmed model (target 1.0) on the same task and split."""
+    cells: Mapping[str, Cell] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The method with its target, as `smarttrim 2.0x`."""
+        return self.method if self.target is None else f"{self.method} {self.target:.1f}x"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTable:
+    """All lines of one task; `metrics` in the order in which they were first reported."""
+
+    task: str
+    metrics: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+    @property
+    def main_metric(self) -> str:
+        """The metric that is drawn against the cost."""
+        for wanted in _MAIN_METRICS:
+            for metric in self.metrics:
+                if metric.lower().endswith(wanted):
+                    return metric
+        return self.metrics[0]
+
+    @property
+    def several_seeds(self) -> bool:
+        """Whether the lines differ in their seed, so that it must be shown."""
+        return len({line.seed for line in self.lines}) > 1
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric's values are shares of 1, shown as percentages."""
+    return _SHARE.search(metric) is not None
+
+
+def group_results(rows: Iterable[Mapping[str, Any]]) -> list[TaskTable]:
+    """Turns rows of results.json into tables.
+
+    Args:
+        rows: objects with "stage", "method", "target", "task", "split", "metric", "value", "low", "high",
+            "gmacs" and "seed"; a row measured again replaces the earlier one.
+    """
+    tasks: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        tasks.setdefault(str(row["task"]), []).append(row)
+    return [_task_table(task, found) for task, found in tasks.items()]
+
+
+def _task_table(task: str, rows: Sequence[Mapping[str, Any]]) -> TaskTable:
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        key = tuple(row.get(name) for name in ("stage", "method", "target", "split", "seed"))
+        groups.setdefault(key, []).append(row)
+    metrics = tuple(dict.fromkeys(str(row["metric"]) for row in rows))
+    lines = [_line(found) for found in groups.values()]
+    return TaskTable(task=task, metrics=metrics, lines=tuple(_with_ratio(line, lines) for line in lines))
+
+
+def _line(rows: Sequence[Mapping[str, Any]], ratio: float | None = None) -> Line:
+    first = rows[0]
+    costs = (_number(row.get("gmacs")) for row in rows)
+    seed = first.get("seed")
+    return Line(
+        stage=str(first.get("stage", "")),
+        method=str(first.get("method", "")),
+        target=_number(first.get("target")),
+        split=str(first.get("split", "")),
+        seed=int(seed) if seed is not None else None,
+        gmacs=next((cost for cost in costs if cost is not None), None),
+        ratio=ratio,
+        cells={str(row["metric"]): cell for row in rows if (cell := _cell(row)) is not None},
+    )
+
+
+def _with_ratio(line: Line, lines: Sequence[Line]) -> Line:
+    """The line with its cost relative to the untrimmed model's, of the same split and, if it can be, seed."""
+    untrimmed = [other for other in lines if other.target == 1.0 and other.split == line.split]
+    same_seed = [other for other in untrimmed if other.seed == line.seed]
+    reference = next(iter(same_seed or untrimmed), None)
+    if reference is None or not reference.gmacs or line.gmacs is None:
+        return line
+    return Line(**{**vars(line), "ratio": line.gmacs / reference.gmacs})
+
+
+def _cell(row: Mapping[str, Any]) -> Cell | None:
+    value = _number(row.get("value"))
+    if value is None:
+        return None
+    return Cell(value=value, low=_number(row.get("low")), high=_number(row.get("high")))
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None for what is absent: results.json may hold null where nothing was measured."""
+    if value is None or isinstance(value, str | bool):
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,204 @@
+"""Reads a run folder for the report; what is absent or unreadable is noted, never invented."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_prep.errors import UserError
+from launch.report.curves import Curve, read_curve
+from launch.report.words import as_moment
+
+_LOG_LINES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of the run, from its status.json, progress.json and metrics.jsonl."""
+
+    name: str
+    folder: Path
+    state: str
+    started: Any
+    seconds: float | None
+    restarts: int
+    outputs: Mapping[str, Any]
+    error: str
+    """The message of a failed stage, empty elsewhere."""
+    done_share: float | None
+    """How far an unfinished stage came, 0 to 1."""
+    curve: Curve | None
+    log_tail: str
+    """The last lines of the log of a stage that is not done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What was asked of a data set's split, and what became of it."""
+
+    name: str
+    asked: int | None
+    written: int | None
+    skipped: Mapping[str, int]
+    shards: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Everything that a report shows of a run."""
+
+    path: Path
+    facts: Mapping[str, Any]
+    """run.json: name, command, started, finished, seconds, versions, commit, hardware, seed."""
+    config_text: str
+    config: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    splits: tuple[Split, ...]
+    results: tuple[Mapping[str, Any], ...]
+    survivors: tuple[Mapping[str, Any], ...]
+    survivors_folder: Path
+    unreadable: tuple[str, ...]
+    """Files that are there but could not be read, with the reason."""
+
+    @property
+    def name(self) -> str:
+        """The run's own name, or its folder's."""
+        return str(self.facts.get("name") or self.path.name)
+
+    @property
+    def targets(self) -> list[float] | None:
+        """The speed-ups that the configuration asks the trim stages for; None where it does not say."""
+        trim = self.config.get("trim")
+        targets = trim.get("targets") if isinstance(trim, Mapping) else None
+        return None if targets is None else [float(target) for target in targets]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads files that may be absent (gives the default) or broken (notes it, gives the default)."""
+
+    root: Path
+    unreadable: list[str] = field(default_factory=list)
+
+    def json(self, path: Path, default: Any) -> Any:
+        text = self.text(path)
+        if not text:
+            return default
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            return self._note(path, error, default)
+        if not isinstance(value, type(default)):
+            return self._note(path, f"holds no JSON {type(default).__name__}", default)
+        return value
+
+    def yaml(self, path: Path) -> Mapping[str, Any]:
+        try:
+            value = yaml.safe_load(self.text(path))
+        except yaml.YAMLError as error:
+            return self._note(path, error, {})  # type: ignore[no-any-return]
+        return value if isinstance(value, Mapping) else {}
+
+    def text(self, path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def _note(self, path: Path, reason: object, default: Any) -> Any:
+        where = path.relative_to(self.root)
+        self.unreadable.append(f"{where} cannot be read: {' '.join(str(reason).split())}")
+        return default
+
+
+def read_run(path: Path) -> RunFolder:
+    """Reads a run folder, finished or not.
+
+    Raises:
+        UserError: where the folder holds none of the files of a run.
+    """
+    if not any((path / name).exists() for name in ("run.json", "config.yaml", "stages", "results.json")):
+        raise UserError(
+            f"{path} is no run folder: it holds no run.json, config.yaml, stages/ or results.json; "
+            "give the folder that `trimline run` wrote (its `out`)"
+        )
+    reader = _Reader(path)
+    stages = _stages(reader)
+    survivors_folder = path / "stages" / "survivors"
+    config = path / "config.yaml"
+    return RunFolder(
+        path=path,
+        facts=reader.json(path / "run.json", {}),
+        config_text=reader.text(config),
+        config=reader.yaml(config),
+        stages=stages,
+        splits=_splits(reader),
+        results=_results(reader, stages),
+        survivors=tuple(reader.json(survivors_folder / "survivors.json", [])),
+        survivors_folder=survivors_folder,
+        unreadable=tuple(reader.unreadable),
+    )
+
+
+def _stages(reader: _Reader) -> tuple[Stage, ...]:
+    folder = reader.root / "stages"
+    names = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    # In the order in which they began; one that never began comes last.
+    return tuple(sorted((_stage(reader, path) for path in names), key=_began))
+
+
+def _began(stage: Stage) -> tuple[bool, float]:
+    when = as_moment(stage.started)
+    return (when is None, 0.0 if when is None else when.timestamp())
+
+
+def _stage(reader: _Reader, folder: Path) -> Stage:
+    status = reader.json(folder / "status.json", {})
+    state = str(status.get("state", "not finished"))
+    log = "" if state == "done" else reader.text(folder / "log.txt")
+    return Stage(
+        name=folder.name,
+        folder=folder,
+        state=state,
+        started=status.get("started"),
+        seconds=status.get("seconds"),
+        restarts=int(status.get("restarts") or 0),
+        outputs=status.get("outputs") or {},
+        error=str(status.get("error") or ""),
+        done_share=_done_share(reader.json(folder / "progress.json", {})) if state != "done" else None,
+        curve=read_curve(folder / "metrics.jsonl"),
+        log_tail="\n".join(log.splitlines()[-_LOG_LINES:]),
+    )
+
+
+def _done_share(progress: Mapping[str, Any]) -> float | None:
+    done, total = progress.get("done"), progress.get("total")
+    return min(1.0, float(done) / float(total)) if done is not None and total else None
+
+
+def _splits(reader: _Reader) -> tuple[Split, ...]:
+    return tuple(_split(reader, path) for path in sorted((reader.root / "data").glob("*/index.json")))
+
+
+def _split(reader: _Reader, path: Path) -> Split:
+    index = reader.json(path, {})
+    account = index.get("account") or {}
+    skipped = account.get("skipped") or {}
+    return Split(
+        name=path.parent.name,
+        asked=account.get("asked"),
+        written=account.get("written"),
+        skipped=skipped if isinstance(skipped, Mapping) else {"all reasons": int(skipped)},
+        shards=len(index.get("shardlist") or ()),
+    )
+
+
+def _results(reader: _Reader, stages: tuple[Stage, ...]) -> tuple[Mapping[str, Any], ...]:
+    """The run's results.json; of an unfinished run, what its stages have written so far."""
+    whole = reader.json(reader.root / "results.json", [])
+    if whole:
+        return tuple(whole)
+    return tuple(row for stage in stages for row in reader.json(stage.folder / "results.json", []))

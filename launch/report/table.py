@@ -1,0 +1,55 @@
+"""The results as a plain text table, for the terminal at the end of a run."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from launch.report.results import Line, TaskTable, group_results
+from launch.report.words import cell_text, cost, metric_name, ratio
+
+
+def results_table(rows: Iterable[Mapping[str, Any]], width: int = 120) -> str:
+    """A table per task, one line per method, target and split, with the metrics side by side.
+
+    Args:
+        rows: the rows of results.json.
+        width: columns of the terminal; where the intervals do not fit in, the values stand alone.
+
+    Returns:
+        Lines of text without a final newline.
+    """
+    tables = group_results(rows)
+    if not tables:
+        return "no results"
+    return "\n\n".join(_task_text(table, width) for table in tables)
+
+
+def _task_text(table: TaskTable, width: int) -> str:
+    text = _columns(table, interval=True)
+    has_intervals = any(cell.has_interval for line in table.lines for cell in line.cells.values())
+    title = f"{table.task} (intervals in brackets)" if has_intervals else table.task
+    if has_intervals and max(map(len, text)) > width:
+        text = _columns(table, interval=False)
+        title = f"{table.task} (intervals: see report.html)"
+    return "\n".join([title, *text])
+
+
+def _columns(table: TaskTable, interval: bool) -> list[str]:
+    head = ["method", "split", *(["seed"] if table.several_seeds else []), *map(metric_name, table.metrics)]
+    cells = [[*head, "GMACs", "of untrimmed"]]
+    cells += [_cells(line, table, interval) for line in table.lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [_joined(row, widths) for row in cells]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _cells(line: Line, table: TaskTable, interval: bool) -> list[str]:
+    seed = [str(line.seed)] if table.several_seeds else []
+    values = [cell_text(metric, line.cells.get(metric), interval) for metric in table.metrics]
+    return [line.label, line.split, *seed, *values, cost(line), ratio(line)]
+
+
+def _joined(row: list[str], widths: list[int]) -> str:
+    """Names to the left, numbers to the right."""
+    pairs = enumerate(zip(row, widths, strict=True))
+    padded = [text.ljust(width) if at < 2 else text.rjust(width) for at, (text, width) in pairs]
+    return "  ".join(padded).rstrip()

@@ -1,0 +1,197 @@
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+COMMAND = "trimline run configs/runs/demo.yaml --seed 7"
+STEPS = 300
+
+
+def save(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+
+
+def row(
+    stage: str,
+    method: str,
+    target: float | None,
+    task: str,
+    split: str,
+    metric: str,
+    value: float,
+    gmacs: float | None,
+    seed: int = 7,
+) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "method": method,
+        "target": target,
+        "task": task,
+        "split": split,
+        "metric": metric,
+        "value": value,
+        "low": round(value - 0.021, 4),
+        "high": round(value + 0.019, 4),
+        "gmacs": gmacs,
+        "seed": seed,
+    }
+
+
+def metric_lines(parts: list[str], steps: int = STEPS) -> str:
+    dice = random.Random(1)
+    lines = []
+    for step in range(1, steps + 1):
+        losses = {
+            f"loss/{part}": (2 + at) * 0.99**step + 0.2 * dice.random() for at, part in enumerate(parts)
+        }
+        lines.append(
+            {
+                "step": step,
+                "samples": 64 * step,
+                "seconds": 0.5 * step,
+                "lr": 1e-3 * (1 - step / steps),
+                "loss": sum(losses.values()),
+                **losses,
+                "grad_norm": 1 + dice.random(),
+            }
+        )
+    return "\n".join(map(json.dumps, lines)) + "\n"
+
+
+def stage(run: Path, name: str, at: int, seconds: float | None, **status: Any) -> None:
+    state = {
+        "state": "done",
+        "fingerprint": "0f" * 32,
+        "started": f"2026-01-05T10:{at:02d}:00+00:00",
+        "seconds": seconds,
+        "restarts": 0,
+        "outputs": {},
+        **status,
+    }
+    save(run / "stages" / name / "status.json", state)
+
+
+def results() -> list[dict[str, Any]]:
+    rows = [
+        row("evaluate", "pretrain", None, "retrieval", "test", f"{way}_r@{k}", base + 0.012 * k, 0.0123)
+        for way, base in (("text", 0.41), ("image", 0.38))
+        for k in (1, 5, 10)
+    ]
+    points = {1.0: (0.8125, 0.0124), 1.5: (0.8203, 0.0085), 2.0: (0.8010, 0.0061), 3.0: (0.7412, 0.0066)}
+    for split, change in (("test", 0.0), ("unseen", -0.06)):
+        for target, (value, gmacs) in points.items():
+            name = f"trim-statement-{target:.1f}x"
+            rows.append(row(name, "smarttrim", target, "statement", split, "accuracy", value + change, gmacs))
+            rows.append(row(name, "smarttrim", target, "statement", split, "consistency", value / 2, gmacs))
+    return rows
+
+
+def draw_picture(path: Path, size: tuple[int, int] = (96, 96)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("RGB", size, (214, 208, 196))
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse((8, 12, 36, 40), fill=(200, 60, 40))
+    pen.rectangle((56, 50, 84, 78), fill=(40, 90, 180))
+    pen.polygon([(60, 34), (72, 10), (84, 34)], fill=(60, 140, 70))
+    picture.save(path)
+
+
+def sentence(text: str, label: bool, model: str, kept_last: set[int], layers: int = 6) -> dict[str, Any]:
+    """A sentence whose patches go one by one, from the far end, until `kept_last` are left."""
+    going = [patch for patch in range(63, -1, -1) if patch not in kept_last]
+    tokens = ["[CLS]", *text.split(), "[SEP]"]
+    steps, text_steps = [], []
+    for layer in range(1, layers + 1):
+        gone = set(going[: len(going) * layer // layers])
+        steps.append(
+            {
+                "name": f"vision {layer}",
+                "grid": [8, 8],
+                "kept": [p for p in range(64) if p not in gone],
+                "merged": model == "pretrain",
+            }
+        )
+    for layer in range(1, 4):
+        text_steps.append({"name": f"text {layer}", "kept": list(range(max(2, len(tokens) - layer)))})
+    return {
+        "text": text,
+        "label": label,
+        "model": model,
+        "steps": steps,
+        "tokens": tokens,
+        "text_steps": text_steps if model != "pretrain" else [],
+        "gmacs": 0.0061,
+    }
+
+
+def survivors(run: Path) -> list[dict[str, Any]]:
+    red, blue = {9, 10, 11, 17, 18, 19, 25, 26, 27}, {36, 37, 38, 44, 45, 46, 52, 53, 54}
+    pictures = []
+    for name in ("00012.png", "00031.png"):
+        draw_picture(run / "stages" / "survivors" / name)
+        sentences = [
+            sentence(text, label, model, kept)
+            for model in ("pretrain", "2.0x")
+            for text, label, kept in (
+                ("there is a red circle at the top", True, red),
+                ("the square is yellow", False, blue),
+            )
+        ]
+        pictures.append({"image": name, "width": 96, "height": 96, "sentences": sentences})
+    return pictures
+
+
+CONFIG = "name: demo\nseed: 7\ntrim:\n  task: statement\n  targets: [1.0, 1.5, 2.0, 3.0]\n"
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path) -> Path:
+    """A finished run folder in the format that the stages write."""
+    run = tmp_path / "demo"
+    save(
+        run / "run.json",
+        {
+            "name": "demo",
+            "command": COMMAND,
+            "started": "2026-01-05T10:00:00+00:00",
+            "finished": "2026-01-05T10:08:12+00:00",
+            "seconds": 492.0,
+            "seed": 7,
+            "commit": "2f1c0de",
+            "versions": {"python": "3.11.2", "torch": "2.15.0"},
+            "hardware": {"cpu": "Example CPU @ 2.5 GHz", "cores": 2, "memory_gib": 8, "gpus": 0},
+        },
+    )
+    save(run / "config.yaml", CONFIG)
+    for split, asked in (("train", 12000), ("val", 512), ("test", 512), ("unseen", 256)):
+        bad = {"image cannot be decoded": 3, "caption is empty": 1} if split == "train" else {}
+        account = {"asked": asked, "written": asked - sum(bad.values()), "skipped": bad}
+        save(run / "data" / split / "index.json", {"shardlist": [{"url": "00000.tar"}], "account": account})
+    stage(run, "pretrain", 1, 200.0, restarts=1, outputs={"skipped": {"image is truncated": 2}})
+    save(run / "stages" / "pretrain" / "metrics.jsonl", metric_lines(["itc", "itm", "mlm"]))
+    for target in ("1.0x", "2.0x"):
+        stage(run, f"trim-statement-{target}", 5, 120.0)
+        save(
+            run / "stages" / f"trim-statement-{target}" / "metrics.jsonl", metric_lines(["task", "cost"], 80)
+        )
+    stage(run, "evaluate", 7, 31.0)
+    stage(run, "survivors", 8, 4.2)
+    save(run / "stages" / "survivors" / "survivors.json", survivors(run))
+    save(run / "results.json", results())
+    return run
+
+
+@pytest.fixture
+def unfinished_run(tmp_path: Path) -> Path:
+    """A run that was killed while it pre-trained."""
+    run = tmp_path / "cut-off"
+    save(run / "config.yaml", CONFIG)
+    stage(run, "pretrain", 1, None, state="running")
+    save(run / "stages" / "pretrain" / "progress.json", {"done": 640, "total": 6400, "unit": "samples"})
+    save(run / "stages" / "pretrain" / "log.txt", "step 9\nstep 10\n")
+    save(run / "stages" / "pretrain" / "metrics.jsonl", metric_lines(["itc"], 10) + '{"step": 11, "lo')
+    return run

@@ -1,0 +1,127 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch.report import results_table
+from launch.report.pareto import draw_pareto, front
+from launch.report.results import group_results, is_share
+
+
+def row(**given: Any) -> dict[str, Any]:
+    plain = {
+        "stage": "evaluate",
+        "method": "smarttrim",
+        "target": 2.0,
+        "task": "statement",
+        "split": "test",
+        "metric": "accuracy",
+        "value": 0.753,
+        "low": 0.721,
+        "high": 0.782,
+        "gmacs": 0.5,
+        "seed": 0,
+    }
+    return {**plain, **given}
+
+
+ROWS = [
+    row(target=1.0, value=0.8, gmacs=1.0),
+    row(),
+    row(metric="consistency", value=0.5, low=None, high=None),
+    row(task="retrieval", method="pretrain", target=None, metric="image_r@10", value=0.612),
+]
+
+
+def test_one_line_per_method_target_and_split_with_its_metrics_side_by_side() -> None:
+    assert results_table(ROWS).splitlines() == [
+        "statement (intervals in brackets)",
+        "method          split           accuracy %  consistency %  GMACs  of untrimmed",
+        "-" * 78,
+        "smarttrim 1.0x  test   80.0 (72.1 to 78.2)              –      1          1.00",  # noqa: RUF001
+        "smarttrim 2.0x  test   75.3 (72.1 to 78.2)           50.0    0.5          0.50",
+        "",
+        "retrieval (intervals in brackets)",
+        "method    split         image r@10 %  GMACs  of untrimmed",
+        "-" * 57,
+        "pretrain  test   61.2 (72.1 to 78.2)    0.5             –",  # noqa: RUF001
+    ]
+
+
+def test_a_narrow_terminal_gets_the_values_without_intervals() -> None:
+    text = results_table(ROWS, width=60)
+    assert "75.3" in text and "(72.1 to 78.2)" not in text.split("\n\n")[0]
+    assert "see report.html" in text
+
+
+def test_seeds_are_told_apart_only_where_they_differ() -> None:
+    assert "seed" not in results_table(ROWS)
+    text = results_table([*ROWS, row(seed=1, value=0.9)])
+    assert "seed" in text and "90.0" in text and "75.3" in text
+
+
+def test_no_rows_say_so() -> None:
+    assert results_table([]) == "no results"
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "consistency", "r@1", "text_r@10", "mean_recall", "ir@5"])
+def test_shares_are_percentages(metric: str) -> None:
+    assert is_share(metric)
+
+
+@pytest.mark.parametrize("metric", ["loss", "seconds", "bleu", "mean_rank", "inaccuracy_sum"])
+def test_other_metrics_stay_as_they_are(metric: str) -> None:
+    assert not is_share(metric)
+    assert "0.5" in results_table([row(metric=metric, value=0.5)])
+
+
+def test_the_ratio_is_to_the_untrimmed_model_of_the_same_split_and_seed() -> None:
+    rows = [
+        row(target=1.0, gmacs=1.0),
+        row(target=1.0, gmacs=2.0, split="unseen"),
+        row(target=1.0, gmacs=4.0, seed=1),
+        row(target=2.0, gmacs=1.0, split="unseen"),
+        row(target=2.0, gmacs=1.0, seed=1),
+        row(target=3.0, gmacs=0.5, seed=9),
+    ]
+    lines = group_results(rows)[0].lines
+    assert [line.ratio for line in lines] == [1.0, 1.0, 1.0, 0.5, 0.25, 0.5]
+
+
+def test_without_an_untrimmed_model_there_is_no_ratio() -> None:
+    assert group_results([row()])[0].lines[0].ratio is None
+
+
+def test_a_value_that_was_not_measured_leaves_its_cell_empty() -> None:
+    line = group_results([row(value=None), row(metric="consistency", value=float("nan"))])[0].lines[0]
+    assert not line.cells
+
+
+costs = st.floats(0.01, 100)
+points = st.lists(st.tuples(costs, st.floats(0, 1)), min_size=1, max_size=12)
+
+
+@given(points)
+def test_the_front_holds_exactly_what_no_other_point_beats(found: list[tuple[float, float]]) -> None:
+    kept = front(found)
+    for at, (cost, value) in enumerate(found):
+        beaten = any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in found)
+        assert (found[at] in [found[other] for other in kept]) == (not beaten)
+    assert [found[at][0] for at in kept] == sorted(found[at][0] for at in kept)
+
+
+def test_the_pareto_figure_has_its_numbers_beside_it() -> None:
+    drawing = draw_pareto(group_results(ROWS)[0])
+    assert drawing is not None
+    lines = drawing.csv.splitlines()
+    assert lines[0] == "task,split,method,target,seed,metric,gmacs,value,low,high,on_front"
+    assert lines[1:] == [
+        "statement,test,smarttrim,1,0,accuracy,1,0.8,0.721,0.782,1",
+        "statement,test,smarttrim,2,0,accuracy,0.5,0.753,0.721,0.782,1",
+    ]
+    assert "smarttrim 2.0x" in drawing.svg
+
+
+def test_a_single_cost_makes_no_front() -> None:
+    assert draw_pareto(group_results(ROWS)[1]) is None
