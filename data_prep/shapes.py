@@ -1,9 +1,9 @@
 """The embedded data set: pictures of coloured shapes drawn from a seed, and what is true and false of them.
 
-Pictures come in twos, A and B. A statement that is true of A and false of B is told of both, and so is one that is
-true of B and false of A. So every text is true exactly as often as it is false, and every picture has as many
-true statements as false ones: neither the text nor the picture alone tells anything. Half of the time B is A with one
-thing changed. No two splits share a scene, whatever their seeds (`shapes_world.ownership`).
+Pictures come in twos, A and B. A statement that is true of A and false of B is told of both, and so is one
+that is true of B and false of A. So every text is true exactly as often as it is false, and every picture has
+as many true statements as false ones: neither the text nor the picture alone tells anything. Half of the time
+B is A with one thing changed. No two splits share a scene, whatever their seeds (`shapes_world.ownership`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +31,15 @@ KIND_WEIGHTS = (
     ("overlap", 0.05),
     ("place", 0.15),
     ("count", 0.10),
+)
+# A changed place or size admits no statement of existence in the second slot: it makes up for that elsewhere.
+_SECOND_WEIGHTS = (
+    ("exists", 0.62),
+    ("size", 0.12),
+    ("relation", 0.10),
+    ("overlap", 0.06),
+    ("place", 0.05),
+    ("count", 0.05),
 )
 # Which changes make a statement of each kind false.
 _CHANGES = {
@@ -89,14 +98,12 @@ class ShapesSplit:
     def records(self, start: int, stop: int) -> Iterator[Record]:
         """Draws the pictures of the positions start to stop - 1."""
         for number in range(start // 2, (stop + 1) // 2):
-            for half, record in enumerate(self._twin_records(number)):
+            name = f"shapes/{self.seed}/{self.name}/{number}"
+            twins = draw_twins(REALMS[self.name], Dice(name))
+            for half in (0, 1):
                 if start <= 2 * number + half < stop:
-                    yield record
-
-    def _twin_records(self, number: int) -> tuple[Record, Record]:
-        dice = Dice(f"shapes/{self.seed}/{self.name}/{number}")
-        twins = draw_twins(REALMS[self.name], dice)
-        return self._record(twins, 2 * number, dice), self._record(twins, 2 * number + 1, dice)
+                    # Dice of its own: the bytes must not depend on where a shard begins.
+                    yield self._record(twins, 2 * number + half, Dice(f"{name}/{half}"))
 
     def _record(self, twins: Twins, number: int, dice: Dice) -> Record:
         first = number % 2 == 0
@@ -143,11 +150,11 @@ def _existence_questions(twins: Twins, first: bool) -> list[dict[str, str]]:
 
 def draw_twins(realm: Realm, dice: Dice) -> Twins:
     """Draws two scenes of a realm and finds the claims that tell them apart."""
+    # Decided before trying: what is hard to find would be rarer otherwise.
+    kind, edited = dice.weighted(KIND_WEIGHTS), dice.chance(_EDITED_SHARE)
     while True:
-        kind = dice.weighted(KIND_WEIGHTS)
-        scene = draw_scene(realm, dice)
-        edit, change = None, ""
-        if dice.chance(_EDITED_SHARE):
+        scene, edit, change = draw_scene(realm, dice), None, ""
+        if edited:
             change = dice.pick(_CHANGES[kind])
             edit = next(edits(scene, change, realm, dice), None)
             if edit is None:
@@ -156,7 +163,7 @@ def draw_twins(realm: Realm, dice: Dice) -> Twins:
         finder = _Finder(scene, other, edit, realm, dice, sized=change == "size")
         slots = finder.slots(kind)
         if slots is not None:
-            return Twins(a=scene, b=other, slots=slots, edited=edit is not None)
+            return Twins(a=scene, b=other, slots=slots, edited=edited)
 
 
 class _Finder:
@@ -178,8 +185,8 @@ class _Finder:
             if slot is None or any({slot.of_a, slot.of_b} & {one.of_a, one.of_b} for one in found):
                 return None
             found.append(slot)
-            first = self._dice.weighted(KIND_WEIGHTS)
-            kinds = [first, *(other for other, _ in KIND_WEIGHTS if other != first)]
+            kinds = self._dice.order([other for other, _ in KIND_WEIGHTS])
+            kinds.insert(0, self._dice.weighted(_SECOND_WEIGHTS))
         return found
 
     def _slot(self, kind: str) -> _Slot | None:

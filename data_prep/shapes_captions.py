@@ -56,7 +56,7 @@ def _joined(parts: Sequence[str]) -> str:
 def _listing(chosen: list[Shape], scene: Scene, dice: Dice) -> str:
     rest = [shape for shape in scene if shape not in chosen]
     mentioned = dice.order([*chosen, *rest[:1]])
-    start = dice.pick(("", "", "a picture of ", "there are " if len(mentioned) > 1 else ""))
+    start = dice.pick(("", "", "a picture of ", "there is "))
     return start + _joined([_named(shape, dice) for shape in mentioned])
 
 

@@ -22,6 +22,7 @@ _HALVES: dict[str, Callable[[Shape], int]] = {
     "top": lambda shape: BOARD // 2 - shape.y,
     "bottom": lambda shape: shape.y - BOARD // 2,
 }
+_EXISTS = ("there is {}", "the picture shows {}", "one of the shapes is {}", "{} is in the picture")
 PLACES = ("left", "right", "top", "bottom", "top left", "top right", "bottom left", "bottom right")
 
 
@@ -136,13 +137,7 @@ class Claim:
         if self.form == "place":
             return dice.pick((f"there is {what}", what + " is")) + f" {place_words(self.detail, dice)}"
         if self.form == "exists":
-            patterns = (
-                "there is {}",
-                "the picture shows {}",
-                "one of the shapes is {}",
-                "{} is in the picture",
-            )
-            return dice.pick(patterns).format(what)
+            return dice.pick(_EXISTS).format(what)
         assert self.other is not None
         other = self.other.with_article()
         if self.form == "overlap":
@@ -151,22 +146,22 @@ class Claim:
 
     def _count_text(self, dice: Dice) -> str:
         number, noun = NUMBER_WORDS[self.number], self.what.words(self.number)
-        if self.number == 1:
-            return dice.pick((f"there is exactly one {noun}", f"the picture has exactly one {noun}"))
-        return dice.pick((f"there are {number} {noun}", f"the picture has {number} {noun}"))
+        verb = "is" if self.number == 1 else "are"
+        return dice.pick(
+            (f"there {verb} exactly {number} {noun}", f"the picture has exactly {number} {noun}")
+        )
 
 
 def place_words(where: str, dice: Dice) -> str:
-    """`in the left half`, or `in the top left corner region` said shortly."""
+    """`in the left half`, `on the left`, `at the top`, `in the top left`."""
     if " " in where:
         return f"in the {where}"
-    return dice.pick(
-        (f"in the {where} half", f"on the {where}" if where in ("left", "right") else f"at the {where}")
-    )
+    edge = "on" if where in ("left", "right") else "at"
+    return dice.pick((f"in the {where} half", f"{edge} the {where}"))
 
 
 def propose(
-    kind: str, scene: Scene, focus: Shape | None, dice: Dice, *, held_out: bool, sized: bool
+    kind: str, scene: Scene, focus: Shape | None, dice: Dice, *, held_out: bool = False, sized: bool = False
 ) -> Claim | None:
     """Says something of this kind that is true of a scene, or None where nothing came to mind.
 

@@ -4,6 +4,7 @@ A scene lives on a board of 64 x 64 units, whatever the pictures' size. Every re
 either clearly true or clearly false of two shapes, or not talked about (see `LEEWAY`).
 """
 
+import itertools
 import math
 import random
 import zlib
@@ -170,14 +171,29 @@ def draw_scene(realm: Realm, dice: Dice) -> Scene:
     """Draws scenes until one belongs to the realm."""
     while True:
         scene = _try_scene(realm, dice)
-        if scene is not None and realm.has(scene):
-            return scene
+        if scene is None or not valid(scene):
+            continue
+        # Its mirror images are as good, and looking whether one belongs here is cheaper than a new scene.
+        for mirrored in _reflections(scene):
+            if realm.has(mirrored):
+                return mirrored
+
+
+def _reflections(scene: Scene) -> Iterator[Scene]:
+    for columns, rows, diagonal in itertools.product((False, True), repeat=3):
+        mirrored = []
+        for shape in scene:
+            x = BOARD - shape.x if columns else shape.x
+            y = BOARD - shape.y if rows else shape.y
+            x, y = (y, x) if diagonal else (x, y)
+            mirrored.append(replace(shape, x=x, y=y))
+        yield tuple(mirrored)
 
 
 def _try_scene(realm: Realm, dice: Dice) -> Scene | None:
     count = dice.weighted(_NUMBERS)
     overlapping = dice.chance(_OVERLAP_SHARE)
-    sizes = sorted((dice.pick(("large", "small")) for _ in range(count))  # large ones first: they need the room
+    sizes = sorted(dice.pick(("large", "small")) for _ in range(count))  # large ones first: they need room
     novel = dice.below(count) if realm.needed else None
     scene: Scene = ()
     for index, size in enumerate(sizes):
