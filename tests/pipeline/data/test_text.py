@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.errors import UserError
+from pipeline.data.text import Tokenizer, TokenizerConfig, clean_text
+
+TEXTS = ["A small red circle.", "Two blue squares; one is large!", "no circle touches the box's edge"] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('He said: "Stop!" (twice)...', "he said stop twice"),
+        ("black-white   dog/cat", "black white dog cat"),
+        ("<person> runs\n", "person runs"),
+        ("one two three four five six", "one two three four"),
+    ],
+)
+def test_texts_are_cleaned_as_albef_does(text: str, expected: str) -> None:
+    assert clean_text(text, 4) == expected
+
+
+@given(st.text(max_size=60))
+def test_cleaning_twice_is_cleaning_once(text: str) -> None:
+    once = clean_text(text, 9)
+    assert clean_text(once, 9) == once
+
+
+def test_a_trained_tokenizer_frames_cuts_and_pads() -> None:
+    tokenizer = Tokenizer.train(TEXTS, TokenizerConfig(vocab_size=300))
+    ids, mask = tokenizer.encode(["A RED circle", "", "one two blue squares is large edge"], 6)
+    assert tokenizer.tokens(ids[0]) == ["[CLS]", "a", "red", "circle", "[SEP]", "[PAD]"]
+    assert tokenizer.tokens(ids[1])[:3] == ["[CLS]", "[SEP]", "[PAD]"]
+    assert tokenizer.tokens(ids[2]) == ["[CLS]", "one", "two", "blue", "squares", "[SEP]"]
+    assert ids.dtype == torch.int64 and mask.dtype == torch.bool
+    assert mask.sum(1).tolist() == [5, 2, 6]
+    special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    assert special == (0, 1, 2, 3, 4)
+    assert tokenizer.vocab_size > int(ids.max())
+
+
+def test_a_text_that_spells_a_special_token_does_not_become_one() -> None:
+    tokenizer = Tokenizer.train(["##a [MASK] mask a", "cls"], TokenizerConfig(vocab_size=100))
+    ids, _ = tokenizer.encode(["[MASK] ##a [SEP]"], 12)
+    assert tokenizer.mask_id not in ids
+    assert (ids == tokenizer.sep_id).sum() == 1
+
+
+def test_words_are_found_by_their_pieces() -> None:
+    tokenizer = Tokenizer.train(TEXTS, TokenizerConfig(vocab_size=40))
+    ids, _ = tokenizer.encode(["circle"], 12)
+    pieces = [t for t in tokenizer.tokens(ids[0]) if t not in ("[CLS]", "[SEP]", "[PAD]")]
+    assert len(pieces) > 1
+    assert "".join(piece.removeprefix("##") for piece in pieces) == "circle"
+
+
+def test_training_gives_the_same_for_any_order_of_texts_and_each_time(tmp_path: Path) -> None:
+    # The library's own trainer numbers pieces differently each time, even in one process.
+    files = []
+    for number, texts in enumerate([TEXTS, TEXTS[::-1]] * 4):
+        Tokenizer.train(texts, TokenizerConfig(vocab_size=120)).save(tmp_path / str(number))
+        files.append((tmp_path / str(number) / "tokenizer.json").read_bytes())
+    assert len(set(files)) == 1
+
+
+def test_a_saved_tokenizer_loads_the_same(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(TEXTS, TokenizerConfig(vocab_size=120, max_words=4))
+    tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.max_words == 4
+    for one, two in zip(tokenizer.encode(TEXTS, 20), again.encode(TEXTS, 20), strict=True):
+        assert (one == two).all()
+
+
+def test_transformers_loads_a_saved_tokenizer(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.train(TEXTS, TokenizerConfig(vocab_size=120))
+    tokenizer.save(tmp_path)
+    theirs = PreTrainedTokenizerFast.from_pretrained(str(tmp_path))
+    text = "two blue squares"
+    ids, mask = tokenizer.encode([text], 20)
+    assert theirs(text).input_ids == ids[0][mask[0]].tolist()
+    assert theirs.mask_token_id == tokenizer.mask_id and theirs.pad_token_id == tokenizer.pad_id
+
+
+def test_a_vocabulary_of_bert_loads(tmp_path: Path) -> None:
+    words = ["[PAD]", "a", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog", "##s"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode(["a dogs cat"], 6)[0].tolist() == [[3, 1, 6, 7, 2, 4]]
+
+
+def test_missing_tokenizers_tokens_and_texts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"neither tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ndog")
+    with pytest.raises(UserError, match=r"has no \[MASK\]"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(UserError, match="no text"):
+        Tokenizer.train(["", " ."], TokenizerConfig())
+
+
+@pytest.mark.parametrize("bad", [{"vocab_size": 5}, {"max_words": 0}])
+def test_senseless_settings_are_refused(bad) -> None:
+    with pytest.raises(UserError):
+        TokenizerConfig(**bad)

@@ -1,0 +1,141 @@
+from itertools import permutations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.errors import UserError
+from pipeline.data.decode import BadSample
+from pipeline.data.seeds import generator
+from pipeline.data.transforms import TransformConfig, eval_image, normalise, permute_boxes, train_image
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def slope(height: int, width: int) -> np.ndarray:
+    """Red rises to the right, green downwards: what is cut out can be read off."""
+    across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return np.dstack([across, down, np.zeros_like(down)]).astype(np.uint8)
+
+
+def boxes() -> np.ndarray:
+    picture = np.full((100, 400, 3), 128, dtype=np.uint8)
+    for number, start in enumerate((0, 150, 300)):
+        picture[:, start : start + 100] = np.random.default_rng(number).integers(0, 256, (100, 100, 3))
+    return picture
+
+
+def test_evaluation_sees_the_whole_image_at_the_given_height_and_width() -> None:
+    pixels = eval_image(png(slope(50, 200)), TransformConfig(height=32, width=128))
+    assert pixels.shape == (32, 128, 3)
+    assert pixels[:, 0, 0].max() < 5 and pixels[:, -1, 0].min() > 250
+
+
+def test_an_image_of_the_right_size_is_untouched() -> None:
+    image = slope(64, 64)
+    assert (eval_image(png(image), TransformConfig(height=64, width=64)) == image).all()
+
+
+def test_augmentation_follows_from_its_generator_alone() -> None:
+    config = TransformConfig(height=24, width=24, crop_scale=(0.3, 1.0), flip=True)
+    data = png(slope(60, 80))
+    one, same, other = (train_image(data, "a dog", config, generator(k)) for k in (1, 1, 2))
+    assert (one == same).all()
+    assert (one != other).any()
+
+
+def test_mirroring_spares_texts_that_say_left_or_right() -> None:
+    config = TransformConfig(height=8, width=8, flip=True)
+    image = slope(8, 8)
+
+    def mirrored(text: str) -> int:
+        return sum((train_image(png(image), text, config, generator(k)) != image).any() for k in range(60))
+
+    assert 15 < mirrored("a bright uprighted dog") < 45
+    for text in ("the LEFT dog", "in the right-hand box", "leftmost", "stands to the right."):
+        assert mirrored(text) == 0
+
+
+def test_switching_one_augmentation_does_not_change_another() -> None:
+    image = png(slope(60, 80))
+    both = TransformConfig(height=24, width=24, crop_scale=(0.3, 0.5), flip=True)
+    crop = TransformConfig(height=24, width=24, crop_scale=(0.3, 0.5))
+    for k in range(20):
+        plain = train_image(image, "x", crop, generator(k))
+        also = train_image(image, "x", both, generator(k))
+        assert (also == plain).all() or (also == plain[:, ::-1]).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.integers(5, 90), st.integers(5, 90))
+def test_a_crop_lies_inside_and_keeps_the_stated_share(seed: int, height: int, width: int) -> None:
+    config = TransformConfig(height=16, width=16, crop_scale=(0.25, 0.5))
+    pixels = train_image(png(slope(height, width)), "x", config, generator(seed))
+    assert pixels.shape == (16, 16, 3)
+    across = (int(pixels[..., 0].max()) - int(pixels[..., 0].min())) / 255
+    down = (int(pixels[..., 1].max()) - int(pixels[..., 1].min())) / 255
+    assert across * down <= 0.5 + 2 / min(height, width)
+
+
+def test_a_scaled_jpeg_gives_the_crop_of_the_full_one() -> None:
+    config = TransformConfig(height=32, width=32, crop_scale=(0.3, 1.0))
+    image = slope(400, 600)
+    for k in range(10):
+        fast = train_image(jpeg(image), "x", config, generator(k)).astype(int)
+        full = train_image(png(image), "x", config, generator(k)).astype(int)
+        assert np.abs(fast - full).mean() < 3
+
+
+def test_boxes_change_places_and_the_bars_stay() -> None:
+    picture = boxes()
+    seen = set()
+    for order in permutations(range(3)):
+        result = permute_boxes(picture, list(order))
+        seen.add(result.tobytes())
+        assert (result[:, 100:150] == 128).all() and (result[:, 250:300] == 128).all()
+        for to, source in enumerate(order):
+            assert (
+                result[:, to * 150 : to * 150 + 100] == picture[:, source * 150 : source * 150 + 100]
+            ).all()
+    assert len(seen) == 6
+    assert (permute_boxes(picture, [0, 1, 2]) == picture).all()
+
+
+def test_training_deals_the_boxes_in_all_orders_and_evaluation_in_none() -> None:
+    config = TransformConfig(height=100, width=400, permute_boxes=True)
+    data = png(boxes())
+    assert len({train_image(data, "x", config, generator(k)).tobytes() for k in range(60)}) == 6
+    assert (eval_image(data, config) == boxes()).all()
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (25, 100), (100, 401)])
+def test_a_picture_without_three_boxes_is_a_bad_sample(shape: tuple[int, int]) -> None:
+    with pytest.raises(BadSample, match="three boxes"):
+        permute_boxes(np.zeros((*shape, 3), np.uint8), [0, 1, 2])
+
+
+def test_normalise_takes_mean_and_deviation_out_of_each_channel() -> None:
+    pixels = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    got = normalise(pixels, mean, std)
+    for channel in range(3):
+        expected = (pixels[:, channel].double() / 255 - mean[channel]) / std[channel]
+        torch.testing.assert_close(got[:, channel].double(), expected, atol=1e-6, rtol=1e-5)
+    assert got.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "bad", [{"height": 0}, {"crop_scale": (0.0, 1.0)}, {"crop_scale": (0.9, 0.5)}, {"std": (0.0, 1.0, 1.0)}]
+)
+def test_senseless_settings_are_refused(bad) -> None:
+    with pytest.raises(UserError, match=next(iter(bad))):
+        TransformConfig(**bad)
