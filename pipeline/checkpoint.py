@@ -8,8 +8,8 @@
         manifest.json       what it fits, and every file's size and SHA-256
         COMPLETE            SHA-256 of the manifest; written last
 
-All ranks write into a hidden folder aside; it is fsynced and renamed, then marked. A folder without a valid mark is
-ignored, and removed by the next save. Nothing is unpickled that the manifest does not name with its hash.
+All ranks write into a hidden folder aside; it is fsynced and renamed, then marked. A folder without a valid
+mark is ignored, and removed by the next save. Nothing is unpickled that the manifest does not name with its hash.
 """
 
 import logging
@@ -80,7 +80,7 @@ class Checkpoint:
             The tensors (on the CPU) and values that were given to `CheckpointStore.save`.
 
         Raises:
-            UserError: It was saved under another layout (workers, engine, ZeRO stage), or a file of it is damaged.
+            UserError: It was saved under another layout (workers, engine, ZeRO stage), or a file is damaged.
         """
         manifest = read_json(self.folder / _MANIFEST)
         self._check_layout(manifest, engine)
@@ -176,7 +176,7 @@ class CheckpointStore:
         return final
 
     def latest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, or None. Reads only; call it on every rank before the first save."""
+        """The newest complete checkpoint, or None; reads only. Every rank asks before the first save."""
         for checkpoint in self._newest_first():
             if _is_whole(checkpoint.folder):
                 return checkpoint
@@ -314,11 +314,14 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _rng_state(process: Process) -> dict[str, Tensor]:
     """The states of torch's, numpy's and Python's generators."""
     version, words, gauss = random.getstate()
-    numpy_state = np.random.get_state(legacy=True)
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
     state = {
         "torch": torch.get_rng_state(),
-        "numpy_words": torch.from_numpy(numpy_state[1].astype(np.int64)),
-        "numpy_rest": torch.tensor(numpy_state[2:], dtype=torch.float64),
+        "numpy_words": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+        "numpy_rest": torch.tensor(
+            [numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]], dtype=torch.float64
+        ),
         "python_words": torch.tensor([version, *words]),
         "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
     }

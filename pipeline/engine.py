@@ -1,7 +1,7 @@
 """The engine turns a loss into an update: backward, average over ranks, clip, optimizer step.
 
 Two parts do it behind one interface: DeepSpeed (any number of processes, ZeRO 0-3) and plain PyTorch (one
-process: a laptop, a debugger). The loop gives each rank's own loss; what is minimised is their average over ranks.
+process: a laptop, a debugger). The loop gives each rank's own loss; their average over ranks is minimised.
 
     engine = build_engine(EngineConfig(), OptimizerConfig(), module, split_decay(module), process)
     report = engine.step(engine(batch), lr_scale=0.5)
@@ -37,10 +37,10 @@ class EngineConfig:
 
     Attributes:
         name: `deepspeed`, or `torch` for one plain process.
-        zero_stage: What DeepSpeed splits over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also
-            weights.
-        precision: `bf16` runs the forward pass under autocast; weights, gradients and optimizer state stay float32,
-            so that a slowly moving momentum copy of the weights does not lose its small updates.
+        zero_stage: What DeepSpeed splits over the ranks: 0 nothing, 1 optimizer state, 2 also gradients,
+            3 also weights.
+        precision: `bf16` runs the forward pass under autocast; weights, gradients and optimizer state stay
+            float32, so that a slowly moving momentum copy of the weights does not lose its small updates.
         grad_clip: Largest norm of the whole gradient; 0 leaves it unclipped.
         accumulation: Calls of `Engine.step` that make one update.
     """
@@ -90,7 +90,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup:
-    """Parameters that are updated alike: decayed or not, at `lr_scale` times the optimizer's learning rate."""
+    """Parameters that are updated alike: decayed or not, at `lr_scale` times the optimizer's rate."""
 
     params: tuple[nn.Parameter, ...]
     decay: bool
@@ -194,8 +194,8 @@ class Engine(ABC):
             lr_scale: Share of the peak learning rate that holds now.
 
         Raises:
-            NonFiniteError: On every rank, where the loss of any of them or the gradient is NaN or infinite. No
-                weight has changed; the gradient is lost, so load a checkpoint before going on.
+            NonFiniteError: On every rank, where the loss of any of them or the gradient is NaN or infinite.
+                No weight has changed; the gradient is lost, so load a checkpoint before going on.
         """
         mean = self._start_mean(loss)
         self._backward(loss)
@@ -221,7 +221,7 @@ class Engine(ABC):
         self._save(folder)
 
     def load(self, folder: Path) -> None:
-        """Reads what `save` wrote under the same `layout`; only trusted files, as DeepSpeed unpickles its own."""
+        """Reads what `save` wrote under the same `layout`; trusted files only: DeepSpeed unpickles."""
         self._load(folder)
         self._pending = 0
 

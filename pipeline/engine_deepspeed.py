@@ -1,12 +1,13 @@
 """The engine on DeepSpeed: one process per worker, ZeRO 0-3, gloo between CPUs and nccl between GPUs.
 
 Facts this file rests on, found in DeepSpeed 0.19.8:
-- On the CPU it compiles one C++ op at the first start (15-40 s, wants a compiler and ninja): an all-reduce in shared
-  memory, which only inference with tensor parallelism calls, never training. It asks a table,
-  `deepspeed.ops.__compatible_ops__`, whether it may: with an empty one there is no compilation, no race between two
-  workers to compile, and no compiler needed.
+- On the CPU it compiles one C++ op at the first start (15-40 s, wants a compiler and ninja): an all-reduce in
+  shared memory, which only inference with tensor parallelism calls, never training. It asks a table,
+  `deepspeed.ops.__compatible_ops__`, whether it may: with an empty one nothing is compiled, two workers do not
+  race to do so, and no compiler is needed.
 - ZeRO 1-3 skip a step whose gradient norm is not finite and say so by `was_step_applied()`; stage 0 does not.
-- The optimizer's state is split in the order of the parameter groups: a checkpoint loads only into the same ones.
+- ZeRO 3 keeps the gradients of the step before where a parameter gets none in this one; the others use zero.
+- The optimizer's state is split in the order of the parameter groups: a checkpoint fits only the same ones.
 """
 
 import importlib
@@ -69,6 +70,9 @@ class DeepSpeedEngine(Engine):
         if self.config.zero_stage == 0:
             return self._update_whole()
         self._engine.step()
+        if self.config.zero_stage == 3:
+            # A parameter that the next loss does not reach would otherwise get this step's gradient again.
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
         if not self._engine.was_step_applied():
             return float("nan")
         return float(self._engine.get_global_grad_norm())

@@ -2,8 +2,8 @@
 
     losses = run_ranks(train, 2, ExampleConfig())     # train(process, ExampleConfig()) on ranks 0 and 1
 
-The processes start once (importing torch takes seconds) and serve all later calls with the same number of ranks. They
-meet in a file, not at a port. After a failure or at the time limit they are killed, and new ones start when needed.
+The processes start once (importing torch takes seconds) and serve all later calls with as many ranks. They meet in
+a file, not at a port. After a failure or at the time limit they are killed, and others start later.
 """
 
 import atexit
@@ -23,7 +23,7 @@ _START_SECONDS = 90.0
 
 
 class RankError(AssertionError):
-    """A rank failed: `causes` has each failing rank's exception type by name, the message their tracebacks."""
+    """Ranks failed: `causes` names each one's exception type, the message has their tracebacks."""
 
     def __init__(self, causes: dict[int, tuple[str, str]]) -> None:
         super().__init__("\n".join(f"rank {rank}: {text}" for rank, (_, text) in sorted(causes.items())))
@@ -108,7 +108,7 @@ def run_ranks(function: Callable[..., T], world_size: int, *args: object, timeou
     """Calls `function(process, *args)` on every rank and returns the results in the order of ranks.
 
     Args:
-        function: Defined at the top of a module, as it is sent by name. Its first argument is the rank's `Process`.
+        function: Defined at the top of a module, as it is sent by name. It gets the rank's `Process` first.
         world_size: How many processes.
         args: Further arguments; they and the results must be picklable.
         timeout: Seconds for the call, without starting the processes.
