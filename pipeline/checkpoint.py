@@ -126,9 +126,7 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, keep_last: int = 2) -> None:
         if keep_last < 1:
-            raise UserError(
-                f"keep_last={keep_last} must be at least 1: a run continues from its last checkpoint"
-            )
+            raise UserError(f"keep_last={keep_last} must be at least 1: a run continues from its last checkpoint")
         self.folder = folder
         self.keep_last = keep_last
 
@@ -242,15 +240,11 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     for name in (_WEIGHTS, _CONFIG):
         if not (folder / name).is_file():
-            raise UserError(
-                f"{folder} has no {name}; give a folder that `trimline` exported, such as .../export"
-            )
+            raise UserError(f"{folder} has no {name}; give a folder that `trimline` exported, such as .../export")
     try:
         tensors = safetensors.torch.load_file(folder / _WEIGHTS)
     except safetensors.SafetensorError as error:
-        raise UserError(
-            f"{folder / _WEIGHTS} is not a readable safetensors file ({error}); export it again"
-        ) from error
+        raise UserError(f"{folder / _WEIGHTS} is not a readable safetensors file ({error}); export it again") from error
     return tensors, read_json(folder / _CONFIG)
 
 
@@ -281,10 +275,7 @@ def _seal(partial: Path, process: Process) -> dict[str, dict[str, Any]]:
     share = _list_files(partial)[process.rank :: process.world_size]
     for name in share:
         _fsync(partial / name)
-    return {
-        name: {"bytes": (partial / name).stat().st_size, "sha256": sha256_file(partial / name)}
-        for name in share
-    }
+    return {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256_file(partial / name)} for name in share}
 
 
 def _fsync(path: Path) -> None:
@@ -362,11 +353,7 @@ def _together(process: Process, work: Callable[[], _T], folder: Path) -> list[_T
         raise failure
     for rank, (_, text, is_user_error) in enumerate(gathered):
         if text is not None:
-            raise (
-                UserError(text.partition(": ")[2])
-                if is_user_error
-                else RankFailedError(f"rank {rank}: {text}")
-            )
+            raise (UserError(text.partition(": ")[2]) if is_user_error else RankFailedError(f"rank {rank}: {text}"))
     return [entry[0] for entry in gathered]
 
 

@@ -62,9 +62,7 @@ class EngineConfig:
         if not 0 <= self.grad_clip < math.inf:
             raise UserError(f"engine.grad_clip={self.grad_clip} must be a norm >= 0; 0 turns clipping off")
         if self.accumulation < 1:
-            raise UserError(
-                f"engine.accumulation={self.accumulation} must be at least 1 (1 = no accumulation)"
-            )
+            raise UserError(f"engine.accumulation={self.accumulation} must be at least 1 (1 = no accumulation)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +136,7 @@ class Engine(ABC):
         process: Which rank this is.
     """
 
-    def __init__(
-        self, config: EngineConfig, optimizer: OptimizerConfig, module: nn.Module, process: Process
-    ) -> None:
+    def __init__(self, config: EngineConfig, optimizer: OptimizerConfig, module: nn.Module, process: Process) -> None:
         self.module = module
         self.config = config
         self.process = process

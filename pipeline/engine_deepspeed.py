@@ -91,9 +91,7 @@ class DeepSpeedEngine(Engine):
     def _load(self, folder: Path) -> None:
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
         if path is None:
-            raise UserError(
-                f"{folder} holds no checkpoint of DeepSpeed; delete its parent folder to use an older one"
-            )
+            raise UserError(f"{folder} holds no checkpoint of DeepSpeed; delete its parent folder to use an older one")
 
     def weights(self) -> dict[str, Tensor]:
         """See `Engine.weights`."""
@@ -146,9 +144,7 @@ def ensure_process_group(process: Process) -> None:
     """
     if dist.is_initialized():
         if dist.get_world_size() != process.world_size:
-            raise RuntimeError(
-                f"the process group has {dist.get_world_size()} ranks, the job {process.world_size}"
-            )
+            raise RuntimeError(f"the process group has {dist.get_world_size()} ranks, the job {process.world_size}")
         return
     backend = "nccl" if process.torch_device.type == "cuda" else "gloo"
     if process.world_size == 1:
@@ -156,9 +152,7 @@ def ensure_process_group(process: Process) -> None:
     elif "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
     else:
-        raise RuntimeError(
-            "start several processes with Ray or torchrun: MASTER_ADDR and MASTER_PORT are not set"
-        )
+        raise RuntimeError("start several processes with Ray or torchrun: MASTER_ADDR and MASTER_PORT are not set")
 
 
 def _import_deepspeed(process: Process) -> Any:

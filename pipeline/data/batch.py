@@ -22,7 +22,8 @@ class ImageTextBatch:
         texts: the B texts as written in the data.
         captions: all captions of each image.
         keys: name of each sample.
-        groups: what each sample is counted with (a presentation of NLVR); its key where it stands alone.
+        groups: what each sample is counted with (its permutations in NLVR); its key where it stands alone.
+        clusters: what depends on each other (a presentation of NLVR) and is resampled together for intervals.
         skipped: (key, reason) of the samples that could not be used on the way to this batch.
     """
 
@@ -35,6 +36,7 @@ class ImageTextBatch:
     captions: list[list[str]]
     keys: list[str]
     groups: list[str]
+    clusters: list[str]
     skipped: list[tuple[str, str]]
 
     def __len__(self) -> int:
@@ -48,6 +50,11 @@ class ImageTextBatch:
     def pin_memory(self) -> "ImageTextBatch":
         """The same batch in page-locked memory; called by torch's DataLoader."""
         return self._each_tensor(lambda tensor: tensor.pin_memory())
+
+    def part(self, rows: slice) -> "ImageTextBatch":
+        """The batch of some of its rows; what was skipped stays with the first."""
+        values = {field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)}
+        return ImageTextBatch(**{**values, "skipped": [] if rows.start else self.skipped})
 
     def _each_tensor(self, change: Callable[[Tensor], Tensor]) -> "ImageTextBatch":
         return dataclasses.replace(

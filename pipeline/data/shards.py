@@ -59,6 +59,11 @@ class Sample:
         """What the sample is counted with; its key where it stands alone."""
         return str(self.fields.get("group", self.key))
 
+    @property
+    def cluster(self) -> str:
+        """Name of what depends on each other: the presentation of an NLVR example, else the group."""
+        return str(self.fields.get("presentation", self.group))
+
     def text(self, kind: TextKind, number: int) -> tuple[str, int]:
         """One text and its label: 1 true (captions are), 0 false."""
         if kind == "captions":

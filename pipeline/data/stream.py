@@ -141,5 +141,6 @@ class StepDataset(Dataset[ImageTextBatch]):
             captions=[item.sample.captions for item in items],
             keys=[item.sample.key for item in items],
             groups=[item.sample.group for item in items],
+            clusters=[item.sample.cluster for item in items],
             skipped=skipped,
         )

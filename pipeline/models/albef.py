@@ -72,9 +72,7 @@ class Albef(nn.Module):
         """Text first (its CLS guides vision), then vision, then fusion: the one way of every forward."""
         return [*self.text_encoder.text_steps, *self.visual_encoder.steps, *self.text_encoder.fusion_steps]
 
-    def encode_text(
-        self, ids_BL: Tensor, mask_BL: Tensor, interventions: Sequence[Intervention] = ()
-    ) -> TokenStream:
+    def encode_text(self, ids_BL: Tensor, mask_BL: Tensor, interventions: Sequence[Intervention] = ()) -> TokenStream:
         """Text-only layers.
 
         Args:
@@ -107,9 +105,7 @@ class Albef(nn.Module):
         streams = execute(self.visual_encoder.steps, streams, interventions)
         return self.visual_encoder.finish(streams["image"])
 
-    def fuse(
-        self, text: TokenStream, image: TokenStream, interventions: Sequence[Intervention] = ()
-    ) -> TokenStream:
+    def fuse(self, text: TokenStream, image: TokenStream, interventions: Sequence[Intervention] = ()) -> TokenStream:
         """Fusion layers: the text attends to the image; `image.rows` lets several texts share an image."""
         streams = {"text": text, "image": image}
         return execute(self.text_encoder.fusion_steps, streams, interventions)["text"]

@@ -41,9 +41,7 @@ class VisionConfig:
         for name, pixels in (("height", self.height), ("width_px", self.width_px)):
             if pixels % self.patch:
                 near = max(1, round(pixels / self.patch)) * self.patch
-                raise UserError(
-                    f"vision.{name}={pixels} must be a multiple of vision.patch={self.patch}; try {near}"
-                )
+                raise UserError(f"vision.{name}={pixels} must be a multiple of vision.patch={self.patch}; try {near}")
         if self.width % self.heads:
             raise UserError(f"vision.width={self.width} must be a multiple of vision.heads={self.heads}")
 

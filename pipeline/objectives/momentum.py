@@ -27,7 +27,7 @@ class MomentumTower:
     @torch.no_grad()
     def update(self, online: Albef) -> None:
         """Follow the online model by one step."""
-        mine = [p for _, p in averaged_parameters(self.model)]
+        mine: list[Tensor] = [p for _, p in averaged_parameters(self.model)]
         theirs = [p.to(m.dtype) for (_, p), m in zip(averaged_parameters(online), mine, strict=True)]
         torch._foreach_lerp_(mine, theirs, 1 - self.momentum)
 

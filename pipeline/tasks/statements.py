@@ -4,7 +4,7 @@ B batch, L text tokens, D width.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
-from pipeline.models.albef import Albef, AlbefConfig
+from pipeline.models.albef import Albef
 from pipeline.models.blocks import init_transformer
 from pipeline.models.schedule import Intervention
 from pipeline.tasks.task import Losses
@@ -79,9 +79,7 @@ class StatementModel(nn.Module):
         widths = {"image": backbone.config.vision.width, "text": width}
         self.trimmers = None if trimmers is None else Trimmers(backbone.schedule, widths, trimmers)
 
-    def classify(
-        self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: list[Intervention]
-    ) -> Tensor:
+    def classify(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: list[Intervention]) -> Tensor:
         """(B, 2) scores of false and true.
 
         Args:
@@ -185,17 +183,3 @@ class StatementTask:
 def accuracy(scores_B2: Tensor, labels_B: Tensor) -> Tensor:
     """Share of right answers."""
     return (scores_B2.detach().argmax(1) == labels_B).float().mean()
-
-
-def statement_config(model: StatementModel, target: float) -> dict[str, Any]:
-    """What `statement_model` needs to make the model again; stands in an export's config.json."""
-    trimmers = None if model.trimmers is None else asdict(model.trimmers.config)
-    return {"kind": "statement", "target": target, "model": asdict(model.backbone.config), "trimmers": trimmers}
-
-
-def statement_model(config: Mapping[str, Any], tensors: dict[str, Tensor]) -> StatementModel:
-    """The model of an export."""
-    trimmers = None if config["trimmers"] is None else TrimmerConfig(**config["trimmers"])
-    model = StatementModel(Albef(AlbefConfig.from_dict(config["model"])), trimmers)
-    model.load_state_dict(tensors)
-    return model.eval()

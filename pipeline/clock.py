@@ -1,0 +1,87 @@
+"""How far training is: by steps, or by time where a budget ends it earlier."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from data_prep.errors import UserError
+from pipeline.objectives.gather import world_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over training: linear warm-up, then a cosine.
+
+    Attributes:
+        warmup_share: Share of training that warms up.
+        final_scale: Learning rate at the end over its peak.
+    """
+
+    warmup_share: float = 0.05
+    final_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_share < 1 or not 0 <= self.final_scale <= 1:
+            raise UserError(
+                f"schedule.warmup_share={self.warmup_share} must lie in [0, 1) and "
+                f"schedule.final_scale={self.final_scale} in [0, 1]"
+            )
+
+    def lr_scale(self, progress: float) -> float:
+        """Share of the peak learning rate at a share of training."""
+        if progress < self.warmup_share:
+            return progress / self.warmup_share
+        done = (progress - self.warmup_share) / (1 - self.warmup_share)
+        cosine = 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
+        return self.final_scale + (1 - self.final_scale) * cosine
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What all processes agree on before a step.
+
+    Attributes:
+        progress: Share of training done, 0 to 1. Schedules follow it, so they are complete at the end.
+        save: Whether to write a checkpoint first.
+    """
+
+    progress: float
+    save: bool
+
+
+class Clock:
+    """Progress by steps or by a budget of seconds, whichever is further; the main process decides for all.
+
+    Args:
+        steps: Steps of a whole training without a budget.
+        budget_seconds: Seconds of training after which it ends; None for no bound.
+        save_seconds: Seconds between checkpoints.
+        spent: Seconds of training that the checkpoint had spent.
+    """
+
+    def __init__(self, steps: int, budget_seconds: float | None, save_seconds: float, spent: float = 0.0) -> None:
+        self.steps = steps
+        self.budget_seconds = budget_seconds
+        self.save_seconds = save_seconds
+        self.started = time.monotonic() - spent
+        self.saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all restarts."""
+        return time.monotonic() - self.started
+
+    def tick(self, step: int) -> Tick:
+        """Agree on progress before step number `step`."""
+        progress = step / self.steps
+        if self.budget_seconds is not None:
+            progress = max(progress, self.seconds / self.budget_seconds)
+        save = step > 0 and time.monotonic() - self.saved >= self.save_seconds
+        agreed = torch.tensor([min(1.0, progress), float(save)], dtype=torch.float64)
+        if world_size() > 1:
+            dist.broadcast(agreed, 0)
+        if agreed[1]:
+            self.saved = time.monotonic()
+        return Tick(float(agreed[0]), bool(agreed[1]))

@@ -1,0 +1,235 @@
+"""The evaluation stage: scores of exported models, with intervals and costs, as rows of results.json."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+from pipeline.checkpoint import load_weights
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.loader import StepLoader, eval_loader
+from pipeline.data.text import Tokenizer
+from pipeline.measure.bootstrap import group_interval
+from pipeline.models.albef import Albef, AlbefConfig
+from pipeline.models.schedule import Intervention
+from pipeline.process import Process
+from pipeline.progress import ProgressFile
+from pipeline.setup import Inputs
+from pipeline.tasks.retrieval import Encoded, encode_pairs, join, recalls, rerank
+from pipeline.tasks.statements import StatementModel
+from pipeline.train import Stage
+from pipeline.trim import load_statement_model
+from pipeline.trimming.cost import CostModel, units_of
+from pipeline.trimming.smarttrim import PackedTrimming
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is evaluated.
+
+    Attributes:
+        retrieval_splits: Splits on which the pre-trained model ranks images and captions.
+        retrieval_pairs: Pairs taken from each.
+        rerank: Candidates that matching re-ranks.
+        statement_splits: Splits on which trimmed models judge statements, every one of them.
+        batch_size: Instances at once; scores do not depend on it.
+        pictures: Pictures on which surviving patches are drawn.
+        picture_split: Where they are taken from; None for the first statement or retrieval split.
+    """
+
+    retrieval_splits: tuple[str, ...] = ("test",)
+    retrieval_pairs: int = 512
+    rerank: int = 16
+    statement_splits: tuple[str, ...] = ("test",)
+    batch_size: int = 64
+    pictures: int = 6
+    picture_split: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("retrieval_pairs", "rerank", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"evaluate.{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Exports to evaluate: of pre-training (None where it is not asked), and of each trimming stage by name."""
+
+    pretrained: Path | None
+    trimmed: dict[str, Path]
+
+
+def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: Stage) -> list[Row]:
+    """All rows, in the order retrieval, statements.
+
+    Args:
+        config: What is evaluated.
+        trained: Exports.
+        inputs: Data, tokenizer, loader, seed.
+        stage: Folder and process.
+
+    Returns:
+        Rows {"stage", "method", "target", "task", "split", "metric", "value", "low", "high", "gmacs", "seed"}.
+    """
+    tokenizer = inputs.load_tokenizer()
+    jobs: list[Callable[[], list[Row]]] = []
+    if trained.pretrained is not None:
+        for split in config.retrieval_splits:
+            jobs.append(_bind(_retrieval, config, trained.pretrained, split, inputs, tokenizer, stage))
+    for name, folder in trained.trimmed.items():
+        for split in config.statement_splits:
+            jobs.append(_bind(_statements, config, name, folder, split, inputs, tokenizer, stage))
+    progress = ProgressFile(stage.folder / "progress.json", len(jobs), "evaluations")
+    rows: list[Row] = []
+    for number, job in enumerate(jobs):
+        progress.show(number, now=True)
+        rows += job()
+    progress.show(len(jobs), now=True)
+    return [{**row, "seed": inputs.seed} for row in rows]
+
+
+def _bind(job: Callable[..., list[Row]], *args: Any) -> Callable[[], list[Row]]:
+    return lambda: job(*args)
+
+
+def load_backbone(folder: Path) -> Albef:
+    """The model of a pre-training stage's export, in evaluation mode.
+
+    Raises:
+        UserError: The folder holds something else.
+    """
+    tensors, described = load_weights(folder)
+    if described.get("kind") != "albef":
+        raise UserError(f"{folder} holds a {described.get('kind')!r} model; a pre-trained albef is wanted")
+    model = Albef(AlbefConfig.from_dict(described["model"]))
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def loader_of(
+    inputs: Inputs,
+    split: str,
+    text: Literal["captions", "statements"],
+    batch_size: int,
+    tokenizer: Tokenizer,
+    limit: int | None = None,
+) -> StepLoader:
+    """Every statement of a split once, or one caption of each picture."""
+    return eval_loader(
+        inputs.data / split,
+        text=text,
+        unit="image" if text == "captions" else "pair",
+        config=inputs.loader,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        process=Process(),
+        limit=limit,
+    )
+
+
+def _retrieval(
+    config: EvaluateConfig, folder: Path, split: str, inputs: Inputs, tokenizer: Tokenizer, stage: Stage
+) -> list[Row]:
+    device = stage.process.torch_device
+    model = load_backbone(folder).to(device)
+    parts: list[Encoded] = []
+    keys: list[str] = []
+    gmacs: list[float] = []
+    cost = CostModel(model, model.itm_head, None)
+    for batch in loader_of(inputs, split, "captions", config.batch_size, tokenizer, config.retrieval_pairs):
+        batch = batch.to(device)
+        parts.append(encode_pairs(model, inputs.normalise(batch.pixels), batch.token_ids, batch.token_mask))
+        keys += batch.keys
+        gmacs += (cost.full(units_of(model, batch.token_mask)) / 1e9).tolist()
+    image_ranks, text_ranks = rerank(model, join(parts), config.rerank)
+    row = {
+        "stage": "pretrain",
+        "method": "albef",
+        "target": None,
+        "task": "retrieval",
+        "split": split,
+        "gmacs": sum(gmacs) / len(gmacs),
+    }
+    rows = []
+    for direction, ranks in (("TR", image_ranks), ("IR", text_ranks)):
+        for metric, hits in recalls(ranks).items():
+            rows.append({**row, "metric": f"{direction} {metric}", **_interval(hits, keys)})
+    both = [(a + b) / 2 for a, b in zip(*(recalls(r)["R@10"] for r in (image_ranks, text_ranks)), strict=True)]
+    return [*rows, {**row, "metric": "R@10", **_interval(both, keys)}]
+
+
+def _statements(
+    config: EvaluateConfig, name: str, folder: Path, split: str, inputs: Inputs, tokenizer: Tokenizer, stage: Stage
+) -> list[Row]:
+    model, described = load_statement_model(folder)
+    model = model.to(stage.process.torch_device)
+    right: list[float] = []
+    gmacs: list[float] = []
+    groups: list[str] = []
+    clusters: list[str] = []
+    for batch, scores_B2, macs_B in judged(model, config, split, inputs, tokenizer, stage.process.torch_device):
+        right += (scores_B2.argmax(1) == batch.labels).float().tolist()
+        gmacs += (macs_B / 1e9).tolist()
+        groups += batch.groups
+        clusters += batch.clusters
+    row = {
+        "stage": name,
+        "method": "full" if model.trimmers is None else "smarttrim",
+        "target": described["target"],
+        "task": "statement",
+        "split": split,
+        "gmacs": sum(gmacs) / len(gmacs),
+    }
+    rows = [{**row, "metric": "accuracy", **_interval(right, clusters)}]
+    if len(set(groups)) < len(groups) and len(set(clusters)) < len(set(groups)):
+        rows.append({**row, "metric": "consistency", **_consistency(right, groups, clusters)})
+    return rows
+
+
+@torch.no_grad()
+def judged(
+    model: StatementModel,
+    config: EvaluateConfig,
+    split: str,
+    inputs: Inputs,
+    tokenizer: Tokenizer,
+    device: torch.device,
+) -> Iterator[tuple[ImageTextBatch, Tensor, Tensor]]:
+    """Batches of statements with their (B, 2) scores and (B,) multiply-accumulates; trimmed models run packed."""
+    cost = model.cost_model()
+    for batch in loader_of(inputs, split, "statements", config.batch_size, tokenizer):
+        if not len(batch):
+            continue
+        batch = batch.to(device)
+        pixels = inputs.normalise(batch.pixels)
+        if model.trimmers is None:
+            scores_B2 = model.classify(pixels, batch.token_ids, batch.token_mask, [])
+            yield batch, scores_B2, cost.full(units_of(model.backbone, batch.token_mask))
+        else:
+            trimming = PackedTrimming(model.trimmers)
+            methods: list[Intervention] = [trimming]
+            scores_B2 = model.classify(pixels, batch.token_ids, batch.token_mask, methods)
+            yield batch, scores_B2, cost.of(trimming.decisions)
+
+
+def _interval(values: list[float], groups: list[str]) -> dict[str, float]:
+    """Percentages."""
+    interval = group_interval(values, groups)
+    return {"value": 100 * interval.value, "low": 100 * interval.low, "high": 100 * interval.high}
+
+
+def _consistency(right: list[float], groups: list[str], clusters: list[str]) -> dict[str, float]:
+    """Share of examples of which every picture is judged rightly."""
+    all_right: dict[str, float] = defaultdict(lambda: 1.0)
+    cluster_of: dict[str, str] = {}
+    for hit, group, cluster in zip(right, groups, clusters, strict=True):
+        all_right[group] = min(all_right[group], hit)
+        cluster_of[group] = cluster
+    return _interval(list(all_right.values()), [cluster_of[group] for group in all_right])

@@ -1,0 +1,134 @@
+"""Which patches and words survive: pictures and numbers for the report's overlays."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.files import write_atomic, write_json
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.text import Tokenizer
+from pipeline.models.albef import Albef
+from pipeline.models.schedule import HeadMasks, Step, Streams
+from pipeline.pruning.elip import ElipConfig, TextGuidedPruning
+from pipeline.tasks.statements import StatementModel
+from pipeline.trimming.smarttrim import Decision, MaskedTrimming
+
+Picture = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What was left of a stream at a step: origins (B, N) and which of them are there."""
+
+    part: str
+    layer: int
+    origin_BN: Tensor
+    present_BN: Tensor | None
+
+
+class Watch:
+    """An intervention that only looks: the image stream where its number of tokens changed."""
+
+    def __init__(self) -> None:
+        self.sights: list[Sight] = []
+
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, dict[str, HeadMasks]]:
+        """Note the origins."""
+        stream = streams[step.advances[0].stream]
+        if step.part == "vision" and stream.origin is not None:
+            known = self.sights[-1].origin_BN.shape[1] if self.sights else -1
+            if stream.origin.shape[1] != known:
+                self.sights.append(Sight(step.part, step.layer, stream.origin, stream.present))
+        return streams, {}
+
+
+@torch.no_grad()
+def pruned_sights(model: Albef, elip: ElipConfig, pixels: Tensor, batch: ImageTextBatch) -> list[Sight]:
+    """What ELIP keeps of each picture for its sentence, stage by stage."""
+    text = model.encode_text(batch.token_ids, batch.token_mask)
+    tower, watch = model.visual_encoder, Watch()
+    pruning = TextGuidedPruning(elip, tower.steps, tower.config.patches, text.cls)
+    model.encode_image(pixels, [pruning, watch])
+    return watch.sights
+
+
+@torch.no_grad()
+def trimmed_sights(
+    model: StatementModel, pixels: Tensor, batch: ImageTextBatch
+) -> tuple[list[Sight], list[Sight], Tensor]:
+    """What SmartTrim keeps of each picture and sentence, layer by layer, and the MACs of each instance."""
+    assert model.trimmers is not None
+    trimming = MaskedTrimming(model.trimmers)
+    model.classify(pixels, batch.token_ids, batch.token_mask, [trimming])
+    image: list[Sight] = []
+    text: list[Sight] = []
+    for name, decision in trimming.decisions.items():
+        part, layer, _ = name.split("_")
+        (image if decision.group == "vision" else text).append(_sight(part, int(layer), decision))
+    return image, text, model.cost_model().of(trimming.decisions)
+
+
+def _sight(part: str, layer: int, decision: Decision) -> Sight:
+    assert decision.origin is not None
+    return Sight(part, layer, decision.origin, decision.present_BN)
+
+
+def overlay(
+    batch: ImageTextBatch,
+    row: int,
+    grid: tuple[int, int],
+    sights: list[Sight],
+    **more: Any,
+) -> dict[str, Any]:
+    """One sentence of a picture, in the form that the report reads."""
+    steps = [
+        {
+            "name": f"{sight.part} layer {sight.layer + 1}",
+            "grid": list(grid),
+            "kept": _kept(sight, row),
+            "merged": bool((sight.origin_BN[row] < -1).any()),
+        }
+        for sight in sights
+    ]
+    label = int(batch.labels[row])
+    return {"text": batch.texts[row], "label": None if label < 0 else bool(label), "steps": steps, **more}
+
+
+def text_overlay(batch: ImageTextBatch, row: int, tokenizer: Tokenizer, sights: list[Sight]) -> dict[str, Any]:
+    """The words of a sentence and which of them survive."""
+    length = int(batch.token_mask[row].sum())
+    steps = [{"name": f"{sight.part} layer {sight.layer + 1}", "kept": [0, *_kept(sight, row)]} for sight in sights]
+    return {"tokens": tokenizer.tokens(batch.token_ids[row, :length].tolist()), "text_steps": steps}
+
+
+def _kept(sight: Sight, row: int) -> list[int]:
+    """Patch or word numbers that are there; CLS (first) and merged tokens are left out."""
+    origin = sight.origin_BN[row, 1:]
+    there = torch.ones_like(origin, dtype=torch.bool)
+    if sight.present_BN is not None:
+        there = sight.present_BN[row, 1:].bool()
+    return sorted(int(number) for number in origin[there & (origin >= 0)])
+
+
+def save_pictures(folder: Path, pixels_B3HW: Tensor, numbers: list[int], least_side: int = 256) -> list[Picture]:
+    """Write pictures as PNG, small ones enlarged by whole factors; returns name and size of each."""
+    pictures = []
+    for number in numbers:
+        image = np.ascontiguousarray(pixels_B3HW[number].permute(1, 2, 0).numpy()[..., ::-1])
+        factor = max(1, math.ceil(least_side / min(image.shape[:2])))
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+        name = f"picture_{number}.png"
+        write_atomic(folder / name, cv2.imencode(".png", image)[1].tobytes())
+        pictures.append({"image": name, "width": image.shape[1], "height": image.shape[0], "sentences": []})
+    return pictures
+
+
+def save_survivors(folder: Path, pictures: list[Picture]) -> None:
+    """Write survivors.json."""
+    write_json(folder / "survivors.json", pictures)

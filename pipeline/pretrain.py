@@ -1,0 +1,95 @@
+"""The pre-training stage: shards -> ALBEF with ELIP -> checkpoint -> export."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from data_prep.errors import UserError
+from pipeline.checkpoint import export_weights
+from pipeline.data.loader import train_loader
+from pipeline.engine import OptimizerConfig, build_engine, split_decay
+from pipeline.models.albef import Albef, AlbefConfig
+from pipeline.objectives.mlm import Vocabulary
+from pipeline.pruning.elip import ElipConfig
+from pipeline.setup import Inputs, export_config, seed_everything, sized_model
+from pipeline.tasks.pretraining import AlbefPretraining, ObjectiveConfig
+from pipeline.train import LoopConfig, Stage, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """What pre-training does with the model and the data.
+
+    Attributes:
+        split: Split folder to stream.
+        unit: ``image`` visits each image once an epoch with a caption drawn by seed, ``pair`` each pair.
+        loop: Durations and learning-rate schedule.
+        optimizer: AdamW.
+        objectives: Constants of the losses.
+        elip: Pruning of the vision tower.
+    """
+
+    split: str = "train"
+    unit: Literal["image", "pair"] = "image"
+    loop: LoopConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    elip: ElipConfig = field(default_factory=ElipConfig)
+
+
+def pretrain(config: PretrainConfig, model_config: AlbefConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:
+    """Train and export; returns the counts of `train`.
+
+    Raises:
+        UserError: Sizes that do not fit together, before training starts.
+    """
+    _check(config, inputs, stage)
+    device = stage.process.torch_device
+    seed_everything(inputs.seed, stage.process.rank)
+    tokenizer = inputs.load_tokenizer()
+    model = Albef(sized_model(model_config, tokenizer, inputs.loader)).to(device)
+    task = AlbefPretraining(
+        model,
+        config.objectives,
+        config.elip,
+        Vocabulary(mask=tokenizer.mask_id, size=tokenizer.vocab_size),
+        inputs.normalise,
+        torch.Generator().manual_seed(inputs.seed),
+    )
+    engine = build_engine(inputs.engine, config.optimizer, task.module, split_decay(task.module), stage.process)
+    seed_everything(inputs.seed, 1 + stage.process.rank)
+
+    def batches(start: int, end: int) -> Any:
+        return train_loader(
+            [(inputs.data / config.split, 1.0)],
+            text="captions",
+            unit=config.unit,
+            config=inputs.loader,
+            tokenizer=tokenizer,
+            seed=inputs.seed,
+            global_batch=config.loop.global_batch,
+            process=stage.process,
+            steps=end,
+            start_step=start,
+        )
+
+    counts = train(task, engine, batches, config.loop, stage)
+    weights = engine.weights()
+    if stage.process.is_main:
+        plain = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+        export_weights(stage.folder / "export", plain, export_config("albef", model.config, inputs.loader))
+    engine.close()
+    return counts
+
+
+def _check(config: PretrainConfig, inputs: Inputs, stage: Stage) -> None:
+    parts = stage.process.world_size * inputs.engine.accumulation
+    if config.loop.global_batch < 2 * parts or config.loop.global_batch % parts:
+        fix = max(2 * parts, round(config.loop.global_batch / parts) * parts)
+        raise UserError(
+            f"pretrain.loop.global_batch={config.loop.global_batch} must be a multiple of workers * accumulation = "
+            f"{parts} and leave at least 2 pairs for each (a negative is needed); try {fix}"
+        )
+    if inputs.engine.zero_stage == 3:
+        raise UserError("engine.zero_stage=3 splits the weights that the momentum tower must follow; use 0, 1 or 2")

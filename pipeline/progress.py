@@ -1,0 +1,61 @@
+"""What a training process tells the outside: progress.json (replaced) and metrics.jsonl (appended)."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import write_atomic
+
+SECONDS_BETWEEN_WRITES = 0.5
+
+
+class ProgressFile:
+    """A small file that the launcher reads for its progress bar.
+
+    Args:
+        path: Where it is replaced, atomically.
+        total: Units until the end.
+        unit: What is counted.
+    """
+
+    def __init__(self, path: Path, total: float, unit: str) -> None:
+        self.path = path
+        self.total = total
+        self.unit = unit
+        self.written = 0.0
+
+    def show(self, done: float, text: str = "", *, now: bool = False) -> None:
+        """Write at most twice a second, or at once if `now`."""
+        if not now and time.monotonic() - self.written < SECONDS_BETWEEN_WRITES:
+            return
+        state = {"done": done, "total": self.total, "unit": self.unit, "text": text}
+        write_atomic(self.path, json.dumps(state))
+        self.written = time.monotonic()
+
+
+class MetricsLog:
+    """One JSON object a line; after a restart, lines beyond the checkpoint are dropped before new ones come.
+
+    Args:
+        path: The metrics.jsonl of a stage.
+        step: Steps that the checkpoint has done; lines of later steps are dropped.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append a line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1] if line]

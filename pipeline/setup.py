@@ -1,0 +1,84 @@
+"""Small things that stages share before training starts."""
+
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+from pipeline.data.loader import LoaderConfig
+from pipeline.data.text import Tokenizer
+from pipeline.data.transforms import normalise
+from pipeline.engine import EngineConfig
+from pipeline.models.albef import AlbefConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What every training stage is given besides its own config.
+
+    Attributes:
+        data: Folder of the splits.
+        tokenizer: Folder of the tokenizer.
+        loader: Image size, augmentation, order, workers.
+        engine: How updates are computed.
+        seed: Of the run.
+    """
+
+    data: Path
+    tokenizer: Path
+    loader: LoaderConfig
+    engine: EngineConfig
+    seed: int
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        return Tokenizer.load(self.tokenizer)
+
+    @property
+    def normalise(self) -> Callable[[Tensor], Tensor]:
+        """uint8 pixels -> the model's input."""
+        return partial(normalise, mean=self.loader.mean, std=self.loader.std)
+
+
+def seed_everything(seed: int, part: int) -> None:
+    """Seed torch, numpy and Python for one of several parts of a run, independently of each other."""
+    mixed = int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
+    torch.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)
+
+
+def sized_model(config: AlbefConfig, tokenizer: Tokenizer, loader: LoaderConfig) -> AlbefConfig:
+    """The model's sizes with the tokenizer's vocabulary put in, checked against the data's sizes.
+
+    Raises:
+        UserError: Image size, text length or vocabulary do not fit.
+    """
+    vision, text = config.vision, config.text
+    if (vision.height, vision.width_px) != (loader.height, loader.width):
+        raise UserError(
+            f"model.vision is made for {vision.height} x {vision.width_px} pixels, the loader gives "
+            f"{loader.height} x {loader.width}; set model.vision.height and width_px to the loader's"
+        )
+    if loader.max_tokens > text.max_positions:
+        raise UserError(
+            f"loader.max_tokens={loader.max_tokens} is more than model.text.max_positions={text.max_positions}"
+        )
+    if text.vocab_size and text.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"model.text.vocab_size={text.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}; "
+            "set it to 0 to take the tokenizer's"
+        )
+    return replace(config, text=replace(text, vocab_size=text.vocab_size or tokenizer.vocab_size))
+
+
+def export_config(kind: str, model: AlbefConfig, loader: LoaderConfig, **more: Any) -> dict[str, Any]:
+    """What stands in an export's config.json: enough to build the model and to prepare its input."""
+    return {"kind": kind, "model": asdict(model), "loader": asdict(loader), **more}

@@ -1,0 +1,108 @@
+"""The survivors stage: draws which patches and words are left, for several sentences on the same picture."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.shards import TextKind
+from pipeline.evaluate import EvaluateConfig, Trained, load_backbone, loader_of
+from pipeline.measure.survivors import (
+    Picture,
+    overlay,
+    pruned_sights,
+    save_pictures,
+    save_survivors,
+    text_overlay,
+    trimmed_sights,
+)
+from pipeline.pruning.elip import ElipConfig
+from pipeline.setup import Inputs
+from pipeline.train import Stage
+from pipeline.trim import load_statement_model
+
+SENTENCES = 3
+
+
+def draw_survivors(config: EvaluateConfig, elip: ElipConfig, trained: Trained, inputs: Inputs, stage: Stage) -> int:
+    """Write pictures and survivors.json into the stage's folder.
+
+    Args:
+        config: How many pictures, from which split.
+        elip: Pruning of pre-training, drawn where its guidance is not ``none``.
+        trained: Exports to look at.
+        inputs: Data, tokenizer, loader.
+        stage: Where to write.
+
+    Returns:
+        How many pictures were drawn.
+    """
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    batch, rows = _chosen(config, bool(trained.trimmed), inputs)
+    firsts = [numbers[0] for numbers in rows]
+    pictures = save_pictures(stage.folder, batch.pixels, firsts)
+    pixels = inputs.normalise(batch.pixels)
+    if trained.pretrained is not None and elip.guidance != "none":
+        _draw_pruned(trained, elip, batch, pixels, rows, pictures)
+    for folder in trained.trimmed.values():
+        _draw_trimmed(folder, inputs, batch, pixels, rows, pictures)
+    save_survivors(stage.folder, pictures)
+    return len(pictures)
+
+
+def _chosen(config: EvaluateConfig, statements: bool, inputs: Inputs) -> tuple[ImageTextBatch, list[list[int]]]:
+    """A batch that holds the pictures, and the rows of each picture in it."""
+    splits = config.statement_splits if statements else config.retrieval_splits
+    split = config.picture_split or splits[0]
+    limit = config.pictures * 8
+    text: TextKind = "statements" if statements else "captions"
+    batch = next(iter(loader_of(inputs, split, text, limit, inputs.load_tokenizer(), limit)))
+    rows: dict[int, list[int]] = {}
+    for row, sample in enumerate(batch.sample_ids.tolist()):
+        rows.setdefault(sample, []).append(row)
+    return batch, [numbers[:SENTENCES] for numbers in list(rows.values())[: config.pictures]]
+
+
+def _each(rows: list[list[int]], pictures: list[Picture]) -> Iterator[tuple[Picture, int]]:
+    for picture, numbers in zip(pictures, rows, strict=True):
+        for number in numbers:
+            yield picture, number
+
+
+def _draw_pruned(
+    trained: Trained,
+    elip: ElipConfig,
+    batch: ImageTextBatch,
+    pixels: Tensor,
+    rows: list[list[int]],
+    pictures: list[Picture],
+) -> None:
+    assert trained.pretrained is not None
+    model = load_backbone(trained.pretrained)
+    sights = pruned_sights(model, elip, pixels, batch)
+    for picture, row in _each(rows, pictures):
+        picture["sentences"].append(
+            overlay(batch, row, model.config.vision.grid, sights, model="pretrain", tokens=[], text_steps=[])
+        )
+
+
+@torch.no_grad()
+def _draw_trimmed(
+    folder: Path,
+    inputs: Inputs,
+    batch: ImageTextBatch,
+    pixels: Tensor,
+    rows: list[list[int]],
+    pictures: list[Picture],
+) -> None:
+    model, described = load_statement_model(folder)
+    if model.trimmers is None:
+        return
+    image, text, macs_B = trimmed_sights(model, pixels, batch)
+    tokenizer = inputs.load_tokenizer()
+    for picture, row in _each(rows, pictures):
+        words = text_overlay(batch, row, tokenizer, text)
+        more = {"model": f"{described['target']:g}x", "gmacs": float(macs_B[row]) / 1e9, **words}
+        picture["sentences"].append(overlay(batch, row, model.backbone.config.vision.grid, image, **more))

@@ -1,0 +1,195 @@
+"""The one training loop: batch, losses, step, log, checkpoint. It knows no objective and no launcher."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+from pipeline.checkpoint import CheckpointStore
+from pipeline.clock import Clock, ScheduleConfig
+from pipeline.data.batch import ImageTextBatch
+from pipeline.engine import Engine, StepReport
+from pipeline.process import Process
+from pipeline.progress import MetricsLog, ProgressFile
+from pipeline.tasks.task import Losses, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how often.
+
+    Attributes:
+        samples: Samples to train on, counting repeats; rounded up to whole steps.
+        global_batch: Samples of a step over all processes.
+        schedule: Learning rate over training.
+        checkpoint_seconds: Time between checkpoints.
+        log_every: Steps between lines of metrics.jsonl.
+    """
+
+    samples: int
+    global_batch: int
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint_seconds: float = 60.0
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "global_batch", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+
+    @property
+    def steps(self) -> int:
+        """Steps of a whole training."""
+        return -(-self.samples // self.global_batch)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a training lives and what bounds it.
+
+    Attributes:
+        folder: Of the stage in the run folder.
+        process: This process.
+        budget_seconds: Time after which it ends; None for no bound.
+    """
+
+    folder: Path
+    process: Process
+    budget_seconds: float | None = None
+
+
+Batches = Callable[[int, int], Iterable[ImageTextBatch]]
+"""(first step, end) -> the batches of these steps."""
+
+
+def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stage: Stage) -> dict[str, Any]:
+    """Train from the last checkpoint, or from the start, to the end.
+
+    Args:
+        task: Gives the losses.
+        engine: Owns weights and optimizer.
+        batches: The stream, from any step on.
+        config: Durations.
+        stage: Folder, process and budget.
+
+    Returns:
+        Steps, samples and seconds of the whole training, and samples that could not be used.
+    """
+    store = CheckpointStore(stage.folder / "checkpoints")
+    step, spent, skipped = _restore(store, task, engine, stage.process)
+    clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent)
+    log = StepLog(stage, config, step)
+
+    def save(at: int) -> None:
+        store.save(at, engine, task.tensors(), {"seconds": clock.seconds, "skipped": skipped}, stage.process)
+
+    engine.module.train()
+    stream = iter(batches(step, config.steps))
+    while True:
+        tick = clock.tick(step)
+        if tick.save:
+            save(step)
+        if tick.progress >= 1:
+            break
+        batch = next(stream)
+        skipped += len(batch.skipped)
+        losses, report = _step(task, engine, batch.to(stage.process.device), tick.progress, config.schedule)
+        step += 1
+        log.add(step, clock.seconds, tick.progress, losses, report)
+    save(step)
+    log.finish(step, clock.seconds)
+    return {
+        "steps": step,
+        "samples": step * config.global_batch,
+        "seconds": round(clock.seconds, 1),
+        "skipped": skipped,
+    }
+
+
+def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Process) -> tuple[int, float, int]:
+    """Steps done, seconds spent and samples skipped; zeros at a fresh start."""
+    checkpoint = store.latest()
+    if checkpoint is None:
+        return 0, 0.0, 0
+    tensors, values = checkpoint.restore(engine, process)
+    task.load(tensors)
+    return checkpoint.step, float(values["seconds"]), int(values["skipped"])
+
+
+def _step(
+    task: Task, engine: Engine, batch: ImageTextBatch, progress: float, schedule: ScheduleConfig
+) -> tuple[Losses, StepReport]:
+    """One update; the batch is cut where gradients are accumulated."""
+    for part in _parts(batch, engine.config.accumulation):
+        losses = task.losses(engine, part, progress)
+        report = engine.step(losses.total, schedule.lr_scale(progress))
+    return losses, report
+
+
+def _parts(batch: ImageTextBatch, count: int) -> Iterator[ImageTextBatch]:
+    if count == 1:
+        yield batch
+        return
+    size = len(batch) // count
+    for start in range(0, size * count, size):
+        yield batch.part(slice(start, start + size))
+
+
+class StepLog:
+    """Means over `log_every` steps, to metrics.jsonl and the progress file; the main process's only.
+
+    Args:
+        stage: Folder and process.
+        config: Durations.
+        step: Steps done before.
+    """
+
+    def __init__(self, stage: Stage, config: LoopConfig, step: int) -> None:
+        self.main = stage.process.is_main
+        self.config = config
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.last: tuple[int, float] | None = None
+        if self.main:
+            stage.folder.mkdir(parents=True, exist_ok=True)
+            self.metrics = MetricsLog(stage.folder / "metrics.jsonl", step)
+            self.progress = ProgressFile(stage.folder / "progress.json", 1.0, "share")
+
+    def add(self, step: int, seconds: float, progress: float, losses: Losses, report: StepReport) -> None:
+        """Take in one step."""
+        if not self.main:
+            return
+        values = {"loss": report.loss, "grad_norm": report.grad_norm, "lr": report.lr}
+        named = {f"loss/{name}": value for name, value in losses.named.items()}
+        for name, value in {**values, **named, **losses.scalars}.items():
+            # Stays on the device until a line is due: one transfer then, none in between.
+            self.sums[name] = self.sums.get(name, torch.zeros(())) + torch.as_tensor(value).detach().float()
+        self.count += 1
+        if self.count == self.config.log_every:
+            self._write(step, seconds)
+        self.progress.show(progress, self._text(report))
+
+    def finish(self, step: int, seconds: float) -> None:
+        """Write what is left."""
+        if self.main and self.count:
+            self._write(step, seconds)
+        if self.main:
+            self.progress.show(1.0, f"{step:,} steps", now=True)
+
+    def _text(self, report: StepReport) -> str:
+        return f"loss {report.loss:.3f}"
+
+    def _write(self, step: int, seconds: float) -> None:
+        names = list(self.sums)
+        means = (torch.stack([self.sums[name].cpu() for name in names]) / self.count).tolist()
+        line = {"step": step, "samples": step * self.config.global_batch, "seconds": round(seconds, 2)}
+        if self.last is not None:
+            rate = (step - self.last[0]) * self.config.global_batch / max(1e-9, seconds - self.last[1])
+            line["samples_per_second"] = round(rate, 2)
+        self.metrics.write({**line, **dict(zip(names, means, strict=True))})
+        self.last = (step, seconds)
+        self.sums, self.count = {}, 0

@@ -1,0 +1,165 @@
+"""The trimming stage: a pre-trained backbone -> task head and trimmers, fine-tuned together -> export."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from data_prep.errors import UserError
+from pipeline.checkpoint import export_weights, load_weights
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.loader import eval_loader, train_loader
+from pipeline.data.text import Tokenizer
+from pipeline.engine import OptimizerConfig, build_engine, split_decay
+from pipeline.models.albef import Albef, AlbefConfig
+from pipeline.process import Process
+from pipeline.setup import Inputs, export_config, seed_everything
+from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
+from pipeline.train import LoopConfig, Stage, train
+from pipeline.trimming.cost import Units, units_of
+from pipeline.trimming.trimmers import TrimmerConfig
+
+TYPICAL_TEXTS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrimConfig:
+    """Fine-tuning on a task for one or several speed-ups.
+
+    Attributes:
+        task: ``statement``: is a sentence true of a picture?
+        split: Split folder to train on.
+        targets: Wanted ratios of multiply-accumulates; 1.0 is the full model.
+        loop: Durations and learning-rate schedule.
+        optimizer: AdamW; the rate of the backbone.
+        head_scale: Learning rate of head and trimmers over the backbone's.
+        smarttrim: Constants.
+    """
+
+    task: Literal["statement"] = "statement"
+    split: str = "train"
+    targets: tuple[float, ...] = (1.0, 2.0)
+    loop: LoopConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    head_scale: float = 1.0
+    smarttrim: SmartTrimConfig = field(default_factory=SmartTrimConfig)
+
+    def __post_init__(self) -> None:
+        if any(target < 1 for target in self.targets) or len(set(self.targets)) != len(self.targets):
+            raise UserError(
+                f"trim.targets={list(self.targets)} must be different speed-ups of at least 1.0, such as [1.0, 2.0]"
+            )
+
+
+def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stage: Stage) -> dict[str, Any]:
+    """Fine-tune and export; returns the counts of `train`.
+
+    Args:
+        config: Of all targets.
+        target: The one to train here.
+        backbone: Export folder of a pre-training stage.
+        inputs: Data, tokenizer, loader, engine, seed.
+        stage: Folder, process, budget.
+
+    Raises:
+        UserError: The target cannot be reached, or the checkpoint does not fit the run.
+    """
+    process = stage.process
+    _check_batch(config.loop.global_batch, inputs, stage)
+    seed_everything(inputs.seed, 1000)
+    tokenizer = inputs.load_tokenizer()
+    model = _model(config, target, backbone, inputs, tokenizer).to(process.torch_device)
+    typical = _typical(model.backbone, config, inputs, tokenizer)
+    task = StatementTask(model, inputs.normalise, target, config.smarttrim, typical)
+    groups = [*split_decay(model.backbone), *split_decay(model.cls_head, config.head_scale)]
+    if model.trimmers is not None:
+        groups += split_decay(model.trimmers, config.head_scale)
+    engine = build_engine(inputs.engine, config.optimizer, model, groups, process)
+    seed_everything(inputs.seed, 1001 + process.rank)
+
+    def batches(start: int, end: int) -> Iterable[ImageTextBatch]:
+        return train_loader(
+            [(inputs.data / config.split, 1.0)],
+            text="statements",
+            unit="pair",
+            config=inputs.loader,
+            tokenizer=tokenizer,
+            seed=inputs.seed,
+            global_batch=config.loop.global_batch,
+            process=process,
+            steps=end,
+            start_step=start,
+        )
+
+    counts = train(task, engine, batches, config.loop, stage)
+    weights = engine.weights()
+    if process.is_main:
+        _export(stage.folder / "export", model, weights, target, inputs)
+    engine.close()
+    return counts
+
+
+def _model(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, tokenizer: Tokenizer) -> StatementModel:
+    tensors, described = load_weights(backbone)
+    if described.get("kind") != "albef":
+        raise UserError(f"{backbone} holds a {described.get('kind')!r} model; a pre-trained albef is wanted")
+    sizes = AlbefConfig.from_dict(described["model"])
+    if sizes.text.vocab_size < tokenizer.vocab_size or (sizes.vision.height, sizes.vision.width_px) != (
+        inputs.loader.height,
+        inputs.loader.width,
+    ):
+        raise UserError(
+            f"{backbone} was trained for {sizes.vision.height} x {sizes.vision.width_px} pixels and "
+            f"{sizes.text.vocab_size} words, this run gives {inputs.loader.height} x {inputs.loader.width} and "
+            f"{tokenizer.vocab_size}; pre-train again, or set loader and tokenizer to the checkpoint's"
+        )
+    model = Albef(sizes)
+    model.load_state_dict(tensors)
+    return StatementModel(model, config.smarttrim.trimmers if target > 1 else None)
+
+
+def _typical(model: Albef, config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer) -> Units:
+    """Text lengths of some training statements, for the cost model."""
+    batches = eval_loader(
+        inputs.data / config.split,
+        text="statements",
+        unit="pair",
+        config=inputs.loader,
+        tokenizer=tokenizer,
+        batch_size=TYPICAL_TEXTS,
+        process=Process(),
+        limit=TYPICAL_TEXTS,
+    )
+    return units_of(model, next(iter(batches)).token_mask)
+
+
+def _export(folder: Path, model: StatementModel, weights: dict[str, Tensor], target: float, inputs: Inputs) -> None:
+    trimmers = None if model.trimmers is None else asdict(model.trimmers.config)
+    described = export_config("statement", model.backbone.config, inputs.loader, target=target, trimmers=trimmers)
+    export_weights(folder, weights, described)
+
+
+def _check_batch(global_batch: int, inputs: Inputs, stage: Stage) -> None:
+    parts = stage.process.world_size * inputs.engine.accumulation
+    if global_batch % parts:
+        raise UserError(
+            f"trim.loop.global_batch={global_batch} must be a multiple of workers * accumulation = {parts}; "
+            f"try {max(1, round(global_batch / parts)) * parts}"
+        )
+
+
+def load_statement_model(folder: Path) -> tuple[StatementModel, dict[str, Any]]:
+    """The model of a trimming stage's export, ready to predict, and its config.json.
+
+    Raises:
+        UserError: The folder holds something else.
+    """
+    tensors, described = load_weights(folder)
+    if described.get("kind") != "statement":
+        raise UserError(f"{folder} holds a {described.get('kind')!r} model; a statement model is wanted")
+    trimmers = None if described["trimmers"] is None else TrimmerConfig(**described["trimmers"])
+    model = StatementModel(Albef(AlbefConfig.from_dict(described["model"])), trimmers)
+    model.load_state_dict(tensors)
+    return model.eval(), described

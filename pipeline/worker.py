@@ -1,0 +1,100 @@
+"""The one entry of a worker process: a job as JSON in, its results as JSON out. Every launcher calls it alike."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jsonargparse import ArgumentParser
+
+from pipeline.data.loader import LoaderConfig
+from pipeline.engine import EngineConfig
+from pipeline.evaluate import EvaluateConfig, Trained, evaluate
+from pipeline.models.albef import AlbefConfig
+from pipeline.pretrain import PretrainConfig, pretrain
+from pipeline.process import Process
+from pipeline.setup import Inputs
+from pipeline.survivors import draw_survivors
+from pipeline.train import Stage
+from pipeline.trim import TrimConfig, trim
+
+Job = Mapping[str, Any]
+Config = TypeVar("Config")
+
+
+def run_job(job: Job, process: Process) -> dict[str, Any]:
+    """Do one stage's work in this process; all processes of the stage call it together.
+
+    Args:
+        job: JSON-able: ``kind`` (``pretrain``, ``trim``, ``evaluate`` or ``survivors``), ``stage`` (its name),
+            ``folder`` (of the stage), ``data`` and ``tokenizer`` (folders), ``run`` (the resolved config),
+            ``budget_seconds`` (or None); ``target`` and ``backbone`` (export folder) for trim; ``pretrained``
+            (export folder or None) and ``trimmed`` ({stage name: export folder}) for evaluate and survivors.
+        process: This process among those of the stage.
+
+    Returns:
+        What the stage achieved: counts, or ``{"rows": [...]}`` of an evaluation. The same on every process.
+
+    Raises:
+        UserError: Something is wrong with the configuration or the data.
+    """
+    torch.set_num_threads(max(1, int(job.get("threads", torch.get_num_threads()))))
+    return _KINDS[job["kind"]](job, process)
+
+
+def parse(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """A typed config from the plain values of a resolved one, with all its checks."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=config)
+    parsed: Config = parser.instantiate_classes(parser.parse_object({"value": dict(values)})).value
+    return parsed
+
+
+def _inputs(job: Job) -> Inputs:
+    run = job["run"]
+    return Inputs(
+        data=Path(job["data"]),
+        tokenizer=Path(job["tokenizer"]),
+        loader=parse(LoaderConfig, run["loader"]),
+        engine=parse(EngineConfig, run["engine"]),
+        seed=run["seed"],
+    )
+
+
+def _stage(job: Job, process: Process) -> Stage:
+    return Stage(Path(job["folder"]), process, job.get("budget_seconds"))
+
+
+def _trained(job: Job) -> Trained:
+    pretrained = job.get("pretrained")
+    trimmed = {name: Path(folder) for name, folder in job.get("trimmed", {}).items()}
+    return Trained(None if pretrained is None else Path(pretrained), trimmed)
+
+
+def _pretrain(job: Job, process: Process) -> dict[str, Any]:
+    config, model = parse(PretrainConfig, job["run"]["pretrain"]), parse(AlbefConfig, job["run"]["model"])
+    return pretrain(config, model, _inputs(job), _stage(job, process))
+
+
+def _trim(job: Job, process: Process) -> dict[str, Any]:
+    config = parse(TrimConfig, job["run"]["trim"])
+    return trim(config, job["target"], Path(job["backbone"]), _inputs(job), _stage(job, process))
+
+
+def _evaluate(job: Job, process: Process) -> dict[str, Any]:
+    config = parse(EvaluateConfig, job["run"]["evaluate"])
+    return {"rows": evaluate(config, _trained(job), _inputs(job), _stage(job, process))}
+
+
+def _survivors(job: Job, process: Process) -> dict[str, Any]:
+    config = parse(EvaluateConfig, job["run"]["evaluate"])
+    elip = parse(PretrainConfig, job["run"]["pretrain"]).elip
+    return {"pictures": draw_survivors(config, elip, _trained(job), _inputs(job), _stage(job, process))}
+
+
+_KINDS: dict[str, Callable[[Job, Process], dict[str, Any]]] = {
+    "pretrain": _pretrain,
+    "trim": _trim,
+    "evaluate": _evaluate,
+    "survivors": _survivors,
+}
