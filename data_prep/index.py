@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,9 +85,7 @@ def load_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.int64]]:
             "run the command that writes it again, which goes on where it stopped"
         ) from error
     except (ValueError, EOFError) as error:
-        raise UserError(
-            f"{folder} has a broken index ({error}); delete the folder and write it again"
-        ) from error
+        raise UserError(f"{folder} has a broken index ({error}); delete the folder and write it again") from error
     total = sum(shard["nsamples"] for shard in index["shardlist"])
     if rows.dtype != np.int64 or rows.shape != (total, len(COLUMNS)):
         raise UserError(
@@ -148,7 +146,7 @@ def is_image(member: Member) -> bool:
     return member.extension.rpartition(".")[2] in {"jpg", "jpeg", "png", "webp"}
 
 
-def _texts(members: list[Member], file: Any) -> tuple[int, int]:
+def _texts(members: list[Member], file: BinaryIO) -> tuple[int, int]:
     """How many captions and statements a sample has, where other tools' fields count too."""
     by_extension = {member.extension: member for member in members}
     captions, statements = int("txt" in by_extension), 0

@@ -169,9 +169,7 @@ def draw_twins(realm: Realm, dice: Dice) -> Twins:
 class _Finder:
     """Finds claims that are true of one scene and false of another."""
 
-    def __init__(
-        self, a: Scene, b: Scene, edit: Edit | None, realm: Realm, dice: Dice, *, sized: bool
-    ) -> None:
+    def __init__(self, a: Scene, b: Scene, edit: Edit | None, realm: Realm, dice: Dice, *, sized: bool) -> None:
         self._a, self._b, self._dice = a, b, dice
         self._old, self._new = (edit.old, edit.new) if edit else (None, None)
         self._held_out, self._sized = bool(realm.needed), sized

@@ -37,9 +37,7 @@ class Thing:
     def fits(self, shape: Shape) -> bool:
         """Whether a shape is one of these."""
         return (
-            self.colour in (None, shape.colour)
-            and self.kind in (None, shape.kind)
-            and self.size in (None, shape.size)
+            self.colour in (None, shape.colour) and self.kind in (None, shape.kind) and self.size in (None, shape.size)
         )
 
     @property
@@ -147,9 +145,7 @@ class Claim:
     def _count_text(self, dice: Dice) -> str:
         number, noun = NUMBER_WORDS[self.number], self.what.words(self.number)
         verb = "is" if self.number == 1 else "are"
-        return dice.pick(
-            (f"there {verb} exactly {number} {noun}", f"the picture has exactly {number} {noun}")
-        )
+        return dice.pick((f"there {verb} exactly {number} {noun}", f"the picture has exactly {number} {noun}"))
 
 
 def place_words(where: str, dice: Dice) -> str:

@@ -21,6 +21,7 @@ _NUMBERS = (*NUMBER_WORDS, "six", "seven", "eight", "nine", "ten")
 _SIDES = ("left", "right")
 _SLOTS = 2
 _TRIES = 24
+_OTHERS = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,14 +117,24 @@ def draw_quartet(dice: Dice) -> tuple[Two, Two, list[tuple[PairClaim, str]]]:
     """Draws two pairs and statements that are true of one of them and false of the other, evenly."""
     forms = [dice.weighted(_FORMS) for _ in range(_SLOTS)]
     while True:
-        one = _draw_two(dice)
-        other = _changed(one, dice) if dice.chance(0.5) else _draw_two(dice)
-        claims = []
-        for form in forms:
-            claims += [_claim(form, one, other, dice), _claim(form, other, one, dice)]
-        found = [claim for claim in claims if claim is not None]
-        if len(set(found)) == 2 * _SLOTS:
-            return one, other, [(claim, claim.text(dice)) for claim in found]
+        one, changed = _draw_two(dice), dice.chance(0.5)
+        for _ in range(_OTHERS):
+            other = _changed(one, dice) if changed else _draw_two(dice)
+            claims = _claims(forms, one, other, dice)
+            if len(set(claims)) == 2 * _SLOTS:
+                return one, other, [(claim, claim.text(dice)) for claim in claims]
+
+
+def _claims(forms: list[str], one: Two, other: Two, dice: Dice) -> list[PairClaim]:
+    """Two claims of each form, as far as they can be found."""
+    claims: list[PairClaim] = []
+    for form in forms:
+        for two, against in ((one, other), (other, one)):
+            claim = _claim(form, two, against, dice)
+            if claim is None:
+                return claims
+            claims.append(claim)
+    return claims
 
 
 def _draw_two(dice: Dice) -> Two:

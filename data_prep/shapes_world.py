@@ -105,6 +105,10 @@ class Shape:
         """Its radius in units of the board."""
         return RADII[self.size]
 
+    def at(self, x: int, y: int) -> "Shape":
+        """The shape at another place."""
+        return Shape(colour=self.colour, kind=self.kind, size=self.size, x=x, y=y)
+
 
 Scene = tuple[Shape, ...]
 
@@ -186,7 +190,7 @@ def _reflections(scene: Scene) -> Iterator[Scene]:
             x = BOARD - shape.x if columns else shape.x
             y = BOARD - shape.y if rows else shape.y
             x, y = (y, x) if diagonal else (x, y)
-            mirrored.append(replace(shape, x=x, y=y))
+            mirrored.append(shape.at(x, y))
         yield tuple(mirrored)
 
 
@@ -225,7 +229,7 @@ def place(shape: Shape, others: Scene, dice: Dice, near: Shape | None = None) ->
             angle, radii = dice.number(0, 2 * math.pi), shape.radius + near.radius
             distance = dice.number(_BARE * radii, max(_BARE * radii, _overlap_limit(shape, near)))
             x, y = near.x + distance * math.cos(angle), near.y + distance * math.sin(angle)
-        moved = replace(shape, x=round(x), y=round(y))
+        moved = shape.at(round(x), round(y))
         if low <= moved.x <= high and low <= moved.y <= high and all(_may_stand(moved, o) for o in others):
             return moved
     return None
@@ -279,8 +283,8 @@ def _edit_swap(scene: Scene, index: int, realm: Realm, dice: Dice) -> Edit | Non
     other = (index + 1 + dice.below(len(scene) - 1)) % len(scene)
     one, two = scene[index], scene[other]
     changed = list(scene)
-    changed[index] = replace(one, x=two.x, y=two.y)
-    changed[other] = replace(two, x=one.x, y=one.y)
+    changed[index] = one.at(two.x, two.y)
+    changed[other] = two.at(one.x, one.y)
     return Edit(scene=tuple(changed), old=one, new=changed[index])
 
 

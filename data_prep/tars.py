@@ -1,11 +1,11 @@
 """Reads the layout of tar files: which member lies where, and which members make a sample."""
 
-import io
 import itertools
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 BLOCK = 512
 # Readers of WebDataset shards unpickle these by default; nobody should have to trust a shard that far.
@@ -60,7 +60,7 @@ def list_members(path: Path) -> list[Member]:
         return list(_members(file, path.stat().st_size))
 
 
-def _members(file: io.BufferedReader, total: int) -> Iterator[Member]:
+def _members(file: BinaryIO, total: int) -> Iterator[Member]:
     end = 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -71,9 +71,7 @@ def _members(file: io.BufferedReader, total: int) -> Iterator[Member]:
                 reason = why_unsafe(info.name) if info.isreg() else "it is a link or a device"
                 if reason:
                     raise BadTar(f"member {info.name!r} is refused: {reason}")
-                yield Member(
-                    name=info.name, begin=info.offset, data=info.offset_data, size=info.size, end=end
-                )
+                yield Member(name=info.name, begin=info.offset, data=info.offset_data, size=info.size, end=end)
     except tarfile.TarError as error:
         raise BadTar(f"truncated or not a tar ({error})") from error
     # tarfile takes a tar that was cut between two members for a whole one: look for the end mark.
@@ -82,7 +80,7 @@ def _members(file: io.BufferedReader, total: int) -> Iterator[Member]:
         raise BadTar("truncated (no end mark)")
 
 
-def read_member(file: io.BufferedReader, member: Member) -> bytes:
+def read_member(file: BinaryIO, member: Member) -> bytes:
     """Reads one member's bytes from its opened tar."""
     file.seek(member.data)
     return file.read(member.size)

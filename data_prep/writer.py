@@ -199,9 +199,7 @@ def _write_all(job: ShardJob, missing: list[int], workers: int) -> Iterator[int]
         return
     # spawn: a forked child of a process that runs threads (torch, Ray, a progress bar) may hang.
     context = multiprocessing.get_context("spawn")
-    pool = futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(job,)
-    )
+    pool = futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
     try:
         for future in futures.as_completed([pool.submit(_work, number) for number in missing]):
             yield future.result()
@@ -244,9 +242,7 @@ def _finish(job: ShardJob, count: int, name: str) -> dict[str, Any]:
             (job.folder / shard_name(number)).unlink()
     account = _account(len(job.split), skipped)
     if not account["written"]:
-        raise UserError(
-            f"no sample of {name} could be written to {job.folder}; skipped: {account['skipped']}"
-        )
+        raise UserError(f"no sample of {name} could be written to {job.folder}; skipped: {account['skipped']}")
     write_index(job.folder, entries, name=name, account=account, fingerprint=job.fingerprint)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(job.folder / _PARTS)
@@ -254,9 +250,7 @@ def _finish(job: ShardJob, count: int, name: str) -> dict[str, Any]:
 
 
 def _entry(number: int, part: Mapping[str, Any]) -> ShardEntry:
-    return ShardEntry(
-        url=shard_name(number), filesize=part["filesize"], sha256=part["sha256"], rows=part["rows"]
-    )
+    return ShardEntry(url=shard_name(number), filesize=part["filesize"], sha256=part["sha256"], rows=part["rows"])
 
 
 def _account(asked: int, skipped: list[tuple[str, str]]) -> dict[str, Any]:

@@ -125,9 +125,7 @@ def prepare(
     source: Source = importlib.import_module(_MODULES[config.name])
     unknown = sorted(set(config.sizes) - set(source.SPLITS))
     if unknown:
-        raise UserError(
-            f"data.sizes.{unknown[0]} names no split of {config.name}; it has {', '.join(source.SPLITS)}"
-        )
+        raise UserError(f"data.sizes.{unknown[0]} names no split of {config.name}; it has {', '.join(source.SPLITS)}")
     plans = source.plan(config)
     accounts: dict[str, Any] = {}
     todo: dict[str, tuple[Split, str]] = {}

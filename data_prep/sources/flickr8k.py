@@ -69,8 +69,8 @@ def _load(root: Path, name: str, sizes: dict[str, int], limit: int | None) -> Sp
     photographs = read_captions(root / "captions.txt")
     if sum(sizes.values()) >= len(photographs):
         raise UserError(
-            f"data.sizes holds out {sum(sizes.values())} of {len(photographs)} photographs, which leaves none "
-            "to train on; lower data.sizes.val or data.sizes.test"
+            f"data.sizes holds out {sum(sizes.values())} of {len(photographs)} photographs and leaves "
+            "none to train on; lower data.sizes.val or data.sizes.test"
         )
     order = shuffled(sorted(photographs), _SPLIT_SEED)
     test, rest = order[: sizes["test"]], order[sizes["test"] :]

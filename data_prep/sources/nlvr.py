@@ -1,8 +1,8 @@
 """NLVR (version 1): human statements about pictures of three boxes with coloured shapes, true or false.
 
-Files: `train.json`, `dev.json` (JSON lines), `images-train.tar`, `images-dev.tar`, as in the corpus. Train has
-the first of the six orders of the boxes, dev all six: six samples of one group, over which consistency is
-measured. `val` is whole `directory` folders of train, as the corpus's README recommends, so that it shares no
+Files: `train.json`, `dev.json` (JSON lines), `images-train.tar`, `images-dev.tar`, as in the corpus. Train
+has the first of the six orders of the boxes, dev all six: six samples of one group, over which consistency
+is measured. `val` is whole `directory` folders of train, as the corpus's README recommends, so that it shares no
 presentation with what is trained on; train is the rest.
 """
 
@@ -136,9 +136,7 @@ def read_examples(path: Path) -> list[Example]:
                 "JSON object a line with sentence, label, identifier and directory"
             ) from error
         if example.identifier in seen:
-            raise UserError(
-                f"{path}, line {number}: identifier {example.identifier} occurs twice; remove one line"
-            )
+            raise UserError(f"{path}, line {number}: identifier {example.identifier} occurs twice; remove one line")
         seen.add(example.identifier)
         examples.append(example)
     if not examples:

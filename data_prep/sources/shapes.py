@@ -23,9 +23,7 @@ def plan(config: SourceConfig) -> dict[str, PlannedSplit]:
     plans = {}
     for name, size in (SIZES | config.sizes).items():
         if size % 2:
-            raise UserError(
-                f"data.sizes.{name}={size} must be even, for drawn pictures come in twos; try {size + 1}"
-            )
+            raise UserError(f"data.sizes.{name}={size} must be even, for drawn pictures come in twos; try {size + 1}")
         if size:
             identity = {
                 "drawing": DRAWING,
