@@ -128,7 +128,8 @@ def _check_json(data: dict[str, bytes], pictures: list[bytes]) -> Iterator[str]:
     # Other tools' shards may have neither checksum nor captions: only what is said is checked.
     if "sha256" in value and value["sha256"] != hashlib.sha256(b"".join(pictures)).hexdigest():
         yield "its picture has another checksum than its JSON says"
-    if "captions" in value and "txt" in data:
-        first = value["captions"][0] if value["captions"] else ""
+    captions = value.get("captions")
+    if isinstance(captions, list) and "txt" in data:
+        first = str(captions[0]) if captions else ""
         if data["txt"] != first.encode():
             yield "its .txt is not its first caption"
