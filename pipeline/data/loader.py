@@ -168,9 +168,7 @@ def train_loader(
         UserError: folders cannot be read, sizes do not divide, or there is too little data.
     """
     folders = [ShardFolder(path) for path, _ in sources]
-    weighted = [
-        (folder.units(text, unit), weight) for folder, (_, weight) in zip(folders, sources, strict=True)
-    ]
+    weighted = [(folder.units(text, unit), weight) for folder, (_, weight) in zip(folders, sources, strict=True)]
     for folder, (units, _) in zip(folders, weighted, strict=True):
         _check_not_empty(folder, units.total, text)
     order = TrainOrder(weighted, config.order(unit), seed, global_batch)
@@ -224,9 +222,7 @@ def _check_not_empty(folder: ShardFolder, total: int, text: TextKind) -> None:
         raise UserError(f"{folder.path} has {len(folder)} samples but no {text}; choose data that has them")
 
 
-def _augment(
-    config: TransformConfig, seed: int, digests: list[str], data: bytes, text: str, pick: Pick
-) -> Pixels:
+def _augment(config: TransformConfig, seed: int, digests: list[str], data: bytes, text: str, pick: Pick) -> Pixels:
     rng = generator(seed, digests[pick.source], pick.epoch, pick.row, pick.text, "augment")
     return train_image(data, text, config, rng)
 

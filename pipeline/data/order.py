@@ -148,9 +148,7 @@ class _SourceEpochs:
                 self._layouts.clear()
             key = (self._seed, self.units.digest, epoch)
             shards = permutation(len(self.units.shard_sizes), *key, "shards")
-            self._layouts[epoch] = _Layout(
-                shards, self.units.shard_sizes, draw(self.units.total, *key, "start")
-            )
+            self._layouts[epoch] = _Layout(shards, self.units.shard_sizes, draw(self.units.total, *key, "start"))
         return self._layouts[epoch]
 
     def _shuffled(self, epoch: int, stream: int, place: int) -> int:
@@ -216,9 +214,7 @@ class TrainOrder:
     def slots(self, step: int, rank: int = 0, world_size: int = 1) -> list[Slot]:
         """This rank's part of the batch of a step; the parts of all ranks in turn are the batch."""
         if self.global_batch % world_size:
-            raise UserError(
-                f"global_batch={self.global_batch} must be a multiple of the {world_size} workers"
-            )
+            raise UserError(f"global_batch={self.global_batch} must be a multiple of the {world_size} workers")
         part = self.global_batch // world_size
         return [self._slot(step, number) for number in range(rank * part, (rank + 1) * part)]
 

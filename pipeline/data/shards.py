@@ -23,6 +23,7 @@ from pipeline.data.order import Unit, Units
 
 TextKind = Literal["captions", "statements"]
 _IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
+_IMAGE_SETS = ({""}, {"left", "right"})
 _ORDINARY = re.compile(r"[A-Za-z0-9_-]+(\.left|\.right)?\.(png|jpg|jpeg|webp|txt|json)")  # safe at a glance
 _OPEN_SHARDS = 128  # file handles a folder may hold in each process
 
@@ -85,16 +86,14 @@ class ShardFolder:
         Raises:
             UserError: there is no usable index, or a shard it names is not a file of this folder.
         """
+        self._handles: dict[int, int] = {}
         self.path = Path(path)
         if not self.path.is_dir():
-            raise UserError(
-                f"{self.path} is not a folder; give the folder of a split, with shards and {INDEX}"
-            )
+            raise UserError(f"{self.path} is not a folder; give the folder of a split, with shards and {INDEX}")
         index, self._rows = load_index(self.path)
         self._shards: list[str] = [self._checked(shard["url"]) for shard in index["shardlist"]]
         self.shard_rows: list[int] = [int(shard["nsamples"]) for shard in index["shardlist"]]
         self._ends = list(accumulate(self.shard_rows))
-        self._handles: dict[int, int] = {}
 
     def _checked(self, url: str) -> str:
         if url != Path(url).name or url.startswith("pipe:") or ":" in url:
@@ -153,9 +152,7 @@ class ShardFolder:
             try:
                 handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                raise UserError(
-                    f"cannot read shard {path} ({error.strerror}); fetch or write it again"
-                ) from error
+                raise UserError(f"cannot read shard {path} ({error.strerror}); fetch or write it again") from error
             self._handles[shard] = handle
         return handle
 
@@ -163,6 +160,9 @@ class ShardFolder:
         """Closes the files of this process; they are opened again when they are needed."""
         while self._handles:
             os.close(self._handles.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def parse_sample(data: bytes) -> Sample:
@@ -172,7 +172,9 @@ def parse_sample(data: bytes) -> Sample:
         BadSample: the members are broken, of several samples, or lack a picture or the JSON.
         UserError: a member is pickled, or its name leads out of the folder.
     """
-    members = _plain_members(data) or _any_members(data)
+    members = _plain_members(data)
+    if members is None:
+        members = _any_members(data)
     for name, _ in members:
         reason = None if _ORDINARY.fullmatch(name) else why_unsafe(name)
         if reason:
@@ -186,8 +188,8 @@ def parse_sample(data: bytes) -> Sample:
     parts: dict[str, Any] = grouped[0]
     key = parts.pop("__key__")
     images = {name.rpartition(".")[0]: parts[name] for name in parts if _is_image(name)}
-    if set(images) not in ({""}, {"left", "right"}):
-        raise BadSample(f"has the pictures {sorted(images)} where one is wanted, or left and right")
+    if set(images) not in _IMAGE_SETS or len(images) < sum(map(_is_image, parts)):
+        raise BadSample("has not one picture, or a left and a right one")
     return Sample(key=key, images=images, fields=_fields(parts))
 
 
@@ -204,7 +206,10 @@ def _fields(parts: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise BadSample("JSON member is not an object")
     # Shards of img2dataset have one caption, in KEY.txt and under "caption".
-    fields.setdefault("captions", [caption or fields["caption"]] if caption or fields.get("caption") else [])
+    caption = caption or fields.get("caption")
+    captions = fields.setdefault("captions", [caption] if caption else [])
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise BadSample("captions are not a list of texts")
     return fields
 
 

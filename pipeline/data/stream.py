@@ -84,9 +84,7 @@ class StepDataset(Dataset[ImageTextBatch]):
             UserError: no sample of a slot's range can be read, or a shard cannot be opened.
         """
         if cv2.getNumThreads() != 1:
-            cv2.setNumThreads(
-                0
-            )  # its threads would fight with the trainer's for the cores, and die in a fork
+            cv2.setNumThreads(0)  # its threads would fight with the trainer's for the cores, and die in a fork
         skipped: Skipped = []
         slots = self._order.slots(step, self._rank, self._world_size)
         items = [self._item(slot, skipped) for slot in slots]

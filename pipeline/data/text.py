@@ -37,16 +37,13 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         if self.vocab_size <= len(_SPECIAL) or self.max_words < 1:
             raise UserError(
-                f"vocab_size={self.vocab_size} must be above {len(_SPECIAL)}, and "
-                f"max_words={self.max_words} at least 1"
+                f"vocab_size={self.vocab_size} must be above {len(_SPECIAL)}, and max_words={self.max_words} at least 1"
             )
 
 
 def clean_text(text: str, max_words: int) -> str:
     """ALBEF's cleaning: lower case, no punctuation, dashes and slashes as spaces, cut to `max_words`."""
-    text = (
-        _PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
-    )
+    text = _PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
     return " ".join(text.split()[:max_words])
 
 

@@ -46,9 +46,7 @@ class TransformConfig:
         if self.height < 1 or self.width < 1:
             raise UserError(f"height={self.height} and width={self.width} must be at least 1")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise UserError(
-                f"crop_scale={self.crop_scale} must be two shares in order, such as (0.5, 1.0), or absent"
-            )
+            raise UserError(f"crop_scale={self.crop_scale} must be two shares in order, such as (0.5, 1.0), or absent")
         if min(self.std) <= 0:
             raise UserError(f"std={self.std} must be above 0 in each channel")
 
@@ -103,9 +101,7 @@ def _decode_crop(data: bytes, draws: tuple[float, float, float, float], config: 
     least = math.ceil(config.height * full[0] / box[2]), math.ceil(config.width * full[1] / box[3])
     image = decode_image(data, least)
     down, across = image.shape[0] / full[0], image.shape[1] / full[1]
-    return _cut(
-        image, (round(box[0] * down), round(box[1] * across), round(box[2] * down), round(box[3] * across))
-    )
+    return _cut(image, (round(box[0] * down), round(box[1] * across), round(box[2] * down), round(box[3] * across)))
 
 
 def _crop(
@@ -122,9 +118,7 @@ def _crop(
     low, high = config.crop_scale
     area = (low + (high - low) * draws[0]) * height * width
     aspect = (
-        math.exp(math.log(_ASPECT[0]) + math.log(_ASPECT[1] / _ASPECT[0]) * draws[1])
-        * config.width
-        / config.height
+        math.exp(math.log(_ASPECT[0]) + math.log(_ASPECT[1] / _ASPECT[0]) * draws[1]) * config.width / config.height
     )
     crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
     crop_height = min(height, max(1, round(math.sqrt(area / aspect))))

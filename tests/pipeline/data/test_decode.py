@@ -80,9 +80,7 @@ def test_transparency_lies_on_white(kind: str) -> None:
 
 
 def test_a_transparent_colour_or_palette_entry_lies_on_white() -> None:
-    rgb = encoded(
-        Image.fromarray(np.array([[[9, 9, 9], [1, 2, 3]]], np.uint8)), "PNG", transparency=(9, 9, 9)
-    )
+    rgb = encoded(Image.fromarray(np.array([[[9, 9, 9], [1, 2, 3]]], np.uint8)), "PNG", transparency=(9, 9, 9))
     assert decode_image(rgb).tolist() == [[[255, 255, 255], [1, 2, 3]]]
     palette = Image.fromarray(np.array([[[9, 9, 9], [1, 2, 3]]], np.uint8)).quantize(2)
     hidden = int(np.asarray(palette)[0, 0])
@@ -120,9 +118,7 @@ def test_truncated_files_are_bad_samples(kind: str, share: float) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"II*\0"])
-)
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"II*\0"]))
 def test_noise_is_a_bad_sample_and_nothing_else(noise: bytes, magic: bytes) -> None:
     with pytest.raises(BadSample):
         decode_image(magic + noise)

@@ -69,9 +69,7 @@ def test_counts_before_a_round_are_those_of_counting(weights: list[int], streams
     st.sampled_from([1, 2, 3, 4]),
     st.sampled_from([1, 2, 5]),
 )
-def test_every_batch_keeps_the_ratio_and_every_stream_the_pace(
-    weights: list[int], streams: int, rounds: int
-) -> None:
+def test_every_batch_keeps_the_ratio_and_every_stream_the_pace(weights: list[int], streams: int, rounds: int) -> None:
     mix, total = Mix(weights, streams, 1), sum(weights)
     per_stream: Counter[tuple[int, int]] = Counter()
     seen: Counter[int] = Counter()

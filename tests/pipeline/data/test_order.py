@@ -35,9 +35,7 @@ def picks(order: TrainOrder | EvalOrder, step: int, rank: int = 0, world_size: i
 
 @st.composite
 def training(draw: st.DrawFn) -> tuple[list[list[int]], OrderConfig, int, int]:
-    config = OrderConfig(
-        streams=draw(st.integers(1, 5)), window=draw(st.integers(1, 12)), unit=draw(units_of_a_row)
-    )
+    config = OrderConfig(streams=draw(st.integers(1, 5)), window=draw(st.integers(1, 12)), unit=draw(units_of_a_row))
     batch = config.streams * draw(st.integers(1, 3))
     shards = draw(shard_lists.filter(lambda s: len(all_units(s, config.unit)) >= batch))
     return shards, config, batch, draw(st.integers(0, 5))

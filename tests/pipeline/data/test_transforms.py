@@ -103,9 +103,7 @@ def test_boxes_change_places_and_the_bars_stay() -> None:
         seen.add(result.tobytes())
         assert (result[:, 100:150] == 128).all() and (result[:, 250:300] == 128).all()
         for to, source in enumerate(order):
-            assert (
-                result[:, to * 150 : to * 150 + 100] == picture[:, source * 150 : source * 150 + 100]
-            ).all()
+            assert (result[:, to * 150 : to * 150 + 100] == picture[:, source * 150 : source * 150 + 100]).all()
     assert len(seen) == 6
     assert (permute_boxes(picture, [0, 1, 2]) == picture).all()
 

@@ -1,0 +1,272 @@
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.errors import UserError
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.loader import LoaderConfig, StepLoader, eval_loader, train_loader
+from pipeline.data.shards import ShardFolder
+from pipeline.data.text import Tokenizer
+from pipeline.process import Process
+from tests.pipeline.data.samples import MakeSplit
+
+CONFIG = LoaderConfig(
+    height=12, width=16, crop_scale=(0.5, 1.0), flip=True, streams=2, window=4, workers=0, max_tokens=8
+)
+
+DAMAGE = "image cannot be decoded: UnidentifiedImageError"
+
+
+@pytest.fixture
+def training(tokenizer: Tokenizer):
+    def make(*paths: Path, rank: int = 0, world_size: int = 1, config=CONFIG, **options) -> StepLoader:
+        chosen = {"text": "captions", "unit": "pair", "global_batch": 4, "steps": 6, "seed": 0} | options
+        process = Process(rank=rank, world_size=world_size)
+        weights = [3.0, 1.0][: len(paths)]
+        sources = list(zip(paths, weights, strict=True))
+        return train_loader(sources, config=config, tokenizer=tokenizer, process=process, **chosen)
+
+    return make
+
+
+def content(batch: ImageTextBatch) -> list[tuple]:
+    return [
+        (key, text, label, pixels.tobytes(), tuple(ids))
+        for key, text, label, pixels, ids in zip(
+            batch.keys, batch.texts, batch.labels.tolist(), batch.pixels.numpy(), batch.token_ids.tolist(), strict=True
+        )
+    ]
+
+
+def sequence(loader: StepLoader) -> list[tuple]:
+    return [sample for batch in loader for sample in content(batch)]
+
+
+def spoil(folder: Path, row: int) -> None:
+    """Overwrites the first bytes of a picture inside its shard."""
+    shards = ShardFolder(folder)
+    shard = shards.place(row).partition("#")[0]
+    begin = int(shards._rows[row, 0])
+    with open(folder / shard, "r+b") as file:
+        file.seek(begin + 512)
+        file.write(b"no picture")
+
+
+def test_a_batch_says_everything_of_its_samples(make_split: MakeSplit, training) -> None:
+    path = make_split(12)
+    batch = next(iter(training(path)))
+    assert len(batch) == 4
+    assert batch.pixels.shape == (4, 3, 12, 16) and batch.pixels.dtype == torch.uint8
+    assert batch.token_ids.shape == batch.token_mask.shape == (4, 8)
+    assert batch.labels.tolist() == [1] * 4
+    assert batch.skipped == []
+    for key, text, row, captions, group in zip(
+        batch.keys, batch.texts, batch.sample_ids.tolist(), batch.captions, batch.groups, strict=True
+    ):
+        assert key == f"s{row}" and group == f"g{row // 2}"
+        assert text in captions == [f"caption {k} of {row}" for k in range(2)]
+
+
+def test_pictures_without_a_caption_do_not_occur_but_their_statements_do(make_split: MakeSplit, training) -> None:
+    path = make_split(12)
+    assert all(int(key[1:]) % 4 != 3 for key, *_ in sequence(training(path, steps=12)))
+    found = sequence(training(path, text="statements", unit="image", steps=80))
+    assert {key for key, *_ in found} == {f"s{k}" for k in range(12)}
+    assert len({text for _, text, *_ in found}) == 36
+    for key, text, label, *_ in found:
+        assert label == int(text.split()[1] == str(int(key[1:]) % 3))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_sequence_is_the_same_for_all_numbers_of_ranks_and_workers(
+    make_split: MakeSplit, training, workers: int, world_size: int
+) -> None:
+    path = make_split(12)
+    expected = sequence(training(path))
+    if world_size == 4 and workers == 2:
+        return  # eight processes say nothing that two times two do not
+    config = replace(CONFIG, workers=workers)
+    ranks = [training(path, rank=rank, world_size=world_size, config=config) for rank in range(world_size)]
+    steps = zip(*(list(rank) for rank in ranks), strict=True)
+    assert [sample for parts in steps for part in parts for sample in content(part)] == expected
+
+
+@pytest.mark.parametrize("start", [1, 4, 6])
+def test_a_resumed_run_goes_on_as_if_never_stopped(make_split: MakeSplit, training, start: int) -> None:
+    path = make_split(12)
+    assert sequence(training(path, start_step=start)) == sequence(training(path))[4 * start :]
+
+
+def test_a_run_that_is_over_gives_nothing(make_split: MakeSplit, training) -> None:
+    assert sequence(training(make_split(12), start_step=9)) == []
+
+
+def test_augmentation_differs_between_epochs(make_split: MakeSplit, training) -> None:
+    seen: dict[tuple[str, str], set[bytes]] = {}
+    for key, text, _, pixels, _ in sequence(training(make_split(12), steps=12)):
+        seen.setdefault((key, text), set()).add(pixels)
+    assert max(len(pixels) for pixels in seen.values()) > 1
+
+
+def test_a_mix_keeps_its_ratio_in_every_batch_and_its_images_apart(make_split: MakeSplit, training) -> None:
+    first, second = make_split(12), make_split(9, name="more")
+    for batch in training(first, second, unit="image", steps=20):
+        ids = batch.sample_ids
+        assert ((ids < 12).sum(), (ids >= 12).sum()) == (3, 1)
+        assert [f"s{i if i < 12 else i - 12}" for i in ids.tolist()] == batch.keys
+
+
+def test_a_bad_sample_keeps_its_slot_and_nothing_else_moves(make_split: MakeSplit, training) -> None:
+    path = make_split(12)
+    before = sequence(training(path, unit="image", steps=9))
+    spoil(path, 5)
+    loader = training(path, unit="image", steps=9)
+    after, skipped = [], Counter[tuple[str, str]]()
+    for batch in loader:
+        after += content(batch)
+        skipped.update(batch.skipped)
+    spoiled = [place for place, sample in enumerate(before) if sample[0] == "s5"]
+    assert spoiled
+    for place, (one, two) in enumerate(zip(before, after, strict=True)):
+        assert (one != two) if place in spoiled else (one == two)
+    assert skipped[("00001.tar#0 s5", DAMAGE)] >= len(spoiled)
+    assert (loader.seen, loader.bad) == (36, skipped.total())
+
+
+def test_samples_of_a_truncated_shard_are_counted_and_named(make_split: MakeSplit, training) -> None:
+    path = make_split(20)
+    os.truncate(path / "00003.tar", 1)
+    config = replace(CONFIG, max_bad_share=1.0)
+    names = Counter(key for batch in training(path, steps=8, config=config) for key, _ in batch.skipped)
+    assert names and set(names) <= {f"00003.tar#{k}" for k in range(5)}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_samples_stop_the_run_in_one_line(make_split: MakeSplit, training, workers: int) -> None:
+    path = make_split(12)
+    spoil(path, 5)
+    config = replace(CONFIG, max_bad_share=0.001, workers=workers)
+    with pytest.raises(
+        UserError, match=r"^2 of \d+ samples could not be used, the last one 00001\.tar#0 s5: "
+    ) as error:
+        sequence(training(path, config=config, unit="image", steps=40))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_range_without_any_good_sample_stops_the_run(make_split: MakeSplit, training, workers: int) -> None:
+    path = make_split(12)
+    for row in range(12):
+        spoil(path, row)
+    with pytest.raises(UserError, match=r"none of \d+ samples around .* can be used \(image cannot"):
+        sequence(training(path, config=replace(CONFIG, workers=workers)))
+
+
+def test_errors_of_the_program_are_raised(make_split: MakeSplit, training) -> None:
+    loader = training(make_split(12), config=replace(CONFIG, workers=1))
+    loader.dataset.inner._tokenizer = None
+    try:
+        next(iter(loader))
+    except AttributeError as error:
+        error.__traceback__ = None  # holds the iterator in a cycle, and collecting it there takes 5 s
+    else:
+        pytest.fail("the error of the worker was lost")
+
+
+def test_loading_draws_nothing_from_the_global_generator(make_split: MakeSplit, training) -> None:
+    loader = training(make_split(12), config=replace(CONFIG, workers=1))
+    state = torch.get_rng_state()
+    sequence(loader)
+    assert (torch.get_rng_state() == state).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"global_batch": 5}, "multiple of streams=2; try streams=1"),
+        ({"global_batch": 64}, "needs at least 64"),
+        ({"world_size": 3}, "multiple of the 3 workers"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_starts(make_split, training, options, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        training(make_split(12), **options)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("limit", [None, 7])
+def test_evaluation_gives_every_statement_once(make_split, tokenizer, world_size: int, limit) -> None:
+    path = make_split(7, shard_samples=3)
+    ranks = [
+        eval_loader(
+            path,
+            text="statements",
+            unit="pair",
+            config=CONFIG,
+            tokenizer=tokenizer,
+            batch_size=4,
+            process=Process(rank=rank, world_size=world_size),
+            limit=limit,
+        )
+        for rank in range(world_size)
+    ]
+    assert len({len(rank) for rank in ranks}) == 1
+    steps = zip(*(list(rank) for rank in ranks), strict=True)
+    found = [(s[0], s[1]) for parts in steps for part in parts for s in content(part)]
+    assert found == [(f"s{i}", f"statement {k} of {i}") for i in range(7) for k in range(3)][:limit]
+
+
+def test_evaluation_of_images_gives_each_once_with_its_first_text(make_split, tokenizer) -> None:
+    options = {"text": "captions", "unit": "image", "config": CONFIG, "tokenizer": tokenizer, "batch_size": 4}
+    batches = list(eval_loader(make_split(10), **options, process=Process()))
+    assert [text for batch in batches for text in batch.texts] == [f"caption 0 of {i}" for i in range(10) if i % 4 != 3]
+    assert all(len(captions) == 2 for batch in batches for captions in batch.captions)
+
+
+def test_an_empty_part_of_the_last_evaluation_batch_has_its_shapes(make_split, tokenizer) -> None:
+    options = {"text": "captions", "unit": "image", "config": CONFIG, "tokenizer": tokenizer, "batch_size": 4}
+    parts = [list(eval_loader(make_split(2), **options, process=Process(rank=rank, world_size=3))) for rank in range(3)]
+    sizes = [len(batch) for part in parts for batch in part]
+    assert sorted(sizes) == [0, 1, 1]
+    empty = parts[sizes.index(0)][0]
+    assert empty.pixels.shape == (0, 3, 12, 16) and empty.token_ids.shape == (0, 8)
+
+
+def test_a_bad_sample_of_evaluation_is_left_out_and_named(make_split, tokenizer) -> None:
+    path = make_split(6)
+    spoil(path, 1)
+    options = {"text": "statements", "unit": "image", "config": CONFIG, "tokenizer": tokenizer, "batch_size": 4}
+    batches = list(eval_loader(path, **options, process=Process()))
+    assert [key for batch in batches for key in batch.keys] == ["s0", "s2", "s3", "s4", "s5"]
+    assert batches[0].skipped == [("00000.tar#1 s1", DAMAGE)]
+
+
+def test_data_without_the_wanted_texts_is_refused(make_split, tokenizer, training) -> None:
+    path = make_split(4)
+    import numpy as np
+
+    rows = np.load(path / "samples.npy")
+    rows[:, 2] = 0
+    np.save(path / "samples.npy", rows)
+    with pytest.raises(UserError, match="4 samples but no captions"):
+        training(path)
+
+
+def test_a_batch_moves_whole(make_split: MakeSplit, training) -> None:
+    batch = next(iter(training(make_split(12))))
+    moved = batch.to("meta")
+    assert {t.device.type for t in (moved.pixels, moved.token_ids, moved.token_mask, moved.labels)} == {"meta"}
+    assert moved.sample_ids.device.type == "meta" and moved.keys == batch.keys
+
+
+@pytest.mark.parametrize(
+    "bad", [{"workers": -1}, {"max_tokens": 2}, {"max_bad_share": 2.0}, {"streams": 0}, {"height": 0}]
+)
+def test_senseless_settings_are_refused(bad) -> None:
+    with pytest.raises(UserError, match=next(iter(bad))):
+        LoaderConfig(**bad)
