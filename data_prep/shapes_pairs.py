@@ -115,11 +115,12 @@ class ShapesPairsSplit:
 
 def draw_quartet(dice: Dice) -> tuple[Two, Two, list[tuple[PairClaim, str]]]:
     """Draws two pairs and statements that are true of one of them and false of the other, evenly."""
-    forms = [dice.weighted(_FORMS) for _ in range(_SLOTS)]
+    first = dice.weighted(_FORMS)
+    forms = [first, dice.weighted([form for form in _FORMS if form[0] != first])]
     while True:
         one, changed = _draw_two(dice), dice.chance(0.5)
         for _ in range(_OTHERS):
-            other = _changed(one, dice) if changed else _draw_two(dice)
+            other = _changed(one, forms, dice) if changed else _draw_two(dice)
             claims = _claims(forms, one, other, dice)
             if len(set(claims)) == 2 * _SLOTS:
                 return one, other, [(claim, claim.text(dice)) for claim in claims]
@@ -148,10 +149,10 @@ def _draw_two(dice: Dice) -> Two:
     return (left, right)
 
 
-def _changed(two: Two, dice: Dice) -> Two:
-    """The pair with its sides exchanged, or with one shape of one side changed."""
+def _changed(two: Two, forms: list[str], dice: Dice) -> Two:
+    """The pair with its sides exchanged where that makes a difference, or with one shape of one side changed."""
     left, right = two
-    if dice.chance(0.4):
+    if set(forms) <= {"only", "more"} and dice.chance(0.6):
         return (right, left)
     change = dice.pick(("look", "look", "number"))
     if dice.chance(0.5):

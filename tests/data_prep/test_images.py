@@ -19,7 +19,7 @@ def test_the_extension_follows_from_the_bytes(suffix, extension):
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_truncated_pictures_are_bad(suffix, share):
     data = picture(1, 64, suffix)
-    with pytest.raises(BadImage, match="broken picture|not a JPEG"):
+    with pytest.raises(BadImage, match=r"broken picture|not a JPEG"):
         inspect_image(data[: int(len(data) * share)])
 
 
