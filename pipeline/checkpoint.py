@@ -9,7 +9,7 @@
         COMPLETE            SHA-256 of the manifest; written last
 
 All ranks write into a hidden folder aside; it is fsynced and renamed, then marked. A folder without a valid
-mark is ignored, and removed by the next save. Nothing is unpickled that the manifest does not name with its hash.
+mark is ignored, and removed by the next save. Nothing is unpickled that the manifest does not name by its hash.
 """
 
 import logging
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -41,6 +40,7 @@ from data_prep.files import (
 )
 from pipeline.engine import Engine
 from pipeline.process import Process
+from pipeline.tensor_files import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -86,10 +86,10 @@ class Checkpoint:
         self._check_layout(manifest, engine)
         _together(process, lambda: self._check_files(manifest["files"], process), self.folder)
         engine.load(self.folder / _ENGINE)
-        tensors = safetensors.torch.load_file(self.folder / _STATE)
+        tensors = read_tensors(self.folder / _STATE)
         values: dict[str, Any] = read_json(self.folder / _VALUES)
         # Last: whatever loading drew must not count.
-        _set_rng_state(safetensors.torch.load_file(self.folder / _rank_file(process.rank)))
+        _set_rng_state(read_tensors(self.folder / _rank_file(process.rank)))
         return tensors, values
 
     def _check_layout(self, manifest: dict[str, Any], engine: Engine) -> None:
@@ -155,9 +155,9 @@ class CheckpointStore:
 
         def write() -> None:
             engine.save(partial / _ENGINE)
-            safetensors.torch.save_file(_rng_state(process), partial / _rank_file(process.rank))
+            write_tensors(partial / _rank_file(process.rank), _rng_state(process))
             if process.is_main:
-                safetensors.torch.save_file(_plain(tensors), partial / _STATE)
+                write_tensors(partial / _STATE, tensors)
                 write_json(partial / _VALUES, dict(values))
 
         try:
@@ -228,7 +228,7 @@ class CheckpointStore:
 def export_weights(folder: Path, state_dict: Mapping[str, Tensor], config: dict[str, Any]) -> None:
     """Writes weights that others can read: `model.safetensors` and `config.json`, whole or not at all."""
     with atomic_dir(folder) as aside:
-        safetensors.torch.save_file(_plain(state_dict), aside / _WEIGHTS, metadata={"format": "pt"})
+        write_tensors(aside / _WEIGHTS, state_dict, metadata={"format": "pt"})
         write_json(aside / _CONFIG, config)
 
 
@@ -241,11 +241,7 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name in (_WEIGHTS, _CONFIG):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; give a folder that `trimline` exported, such as .../export")
-    try:
-        tensors = safetensors.torch.load_file(folder / _WEIGHTS)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{folder / _WEIGHTS} is not a readable safetensors file ({error}); export it again") from error
-    return tensors, read_json(folder / _CONFIG)
+    return read_tensors(folder / _WEIGHTS), read_json(folder / _CONFIG)
 
 
 def _remove(folder: Path) -> None:
@@ -289,17 +285,6 @@ def _rank_file(rank: int) -> str:
 
 def _describe(layout: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in sorted(layout.items()))
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors that share no memory, as safetensors wants them."""
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().to("cpu").contiguous()
-        plain[name] = value.clone() if value.untyped_storage().data_ptr() in seen else value
-        seen.add(plain[name].untyped_storage().data_ptr())
-    return plain
 
 
 def _rng_state(process: Process) -> dict[str, Tensor]:

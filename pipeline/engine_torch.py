@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from pipeline.engine import Engine, EngineConfig, OptimizerConfig, ParamGroup, make_adamw, set_lr
 from pipeline.process import Process
+from pipeline.tensor_files import read_tensors, write_tensors
 
 _MODULE = "module.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
@@ -37,7 +37,7 @@ class TorchEngine(Engine):
             return self.module(*args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:
-        (loss / self.config.accumulation).backward()  # type: ignore[no-untyped-call]
+        (loss / self.config.accumulation).backward()
 
     def _accumulated(self) -> None:
         """Nothing to do: the gradients stay in the parameters."""
@@ -55,12 +55,12 @@ class TorchEngine(Engine):
         return norm.item()
 
     def _save(self, folder: Path) -> None:
-        safetensors.torch.save_model(self.module, str(folder / _MODULE))
-        safetensors.torch.save_file(self._moments(), folder / _OPTIMIZER)
+        write_tensors(folder / _MODULE, self.module.state_dict())
+        write_tensors(folder / _OPTIMIZER, self._moments())
 
     def _load(self, folder: Path) -> None:
-        safetensors.torch.load_model(self.module, str(folder / _MODULE), device=self.process.device)
-        moments = safetensors.torch.load_file(folder / _OPTIMIZER, device=self.process.device)
+        self.module.load_state_dict(read_tensors(folder / _MODULE))
+        moments = read_tensors(folder / _OPTIMIZER, device=self.process.device)
         names = dict(self.module.named_parameters())
         self._optimizer.state.clear()
         for entry, tensor in moments.items():

@@ -64,9 +64,7 @@ class RankPool:
         failures: dict[int, tuple[str, str]] = {}
         deadline = time.monotonic() + timeout
         while len(results) + len(failures) < len(self.pipes):
-            left = {
-                p: rank for rank, p in enumerate(self.pipes) if rank not in results and rank not in failures
-            }
+            left = {p: rank for rank, p in enumerate(self.pipes) if rank not in results and rank not in failures}
             ready = wait(list(left), max(0.0, deadline - time.monotonic()))
             if not ready:
                 break

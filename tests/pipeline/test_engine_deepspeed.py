@@ -55,9 +55,7 @@ def batch(number: int) -> tuple[Tensor, Tensor]:
     return torch.randn(BATCH, 6, generator=generator) * 3, torch.randn(BATCH, 3, generator=generator)
 
 
-def train(
-    process: Process, config: EngineConfig, steps: int = STEPS
-) -> tuple[list[float], dict[str, Tensor]]:
+def train(process: Process, config: EngineConfig, steps: int = STEPS) -> tuple[list[float], dict[str, Tensor]]:
     """Per update: the loss averaged over ranks and micro-batches, then the gradient's norm; and the weights."""
     module = Tiny()
     engine = build_engine(config, OPTIMIZER, module, tiny_groups(module), process)
@@ -83,9 +81,7 @@ def reference() -> tuple[list[float], dict[str, Tensor]]:
     return train(Process(), EngineConfig(name="torch"))
 
 
-@pytest.mark.parametrize(
-    ("stage", "accumulation"), [(0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 2), (2, 2), (3, 2)]
-)
+@pytest.mark.parametrize(("stage", "accumulation"), [(0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
 def test_two_ranks_equal_one_process(
     stage: int, accumulation: int, reference: tuple[list[float], dict[str, Tensor]]
 ) -> None:

@@ -1,0 +1,165 @@
+"""Checkpoints that two DeepSpeed ranks write together."""
+
+import os
+import resource
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.checkpoint import CheckpointStore
+from pipeline.engine import Engine, EngineConfig, OptimizerConfig, build_engine, split_decay
+from pipeline.process import Process
+from tests.pipeline.distributed import RankPool, run_ranks
+
+SAVED_AT = 3
+STEPS = 6
+
+
+class Run:
+    """A training run with what pre-training has: dropout, a momentum tower, a queue, state outside the engine."""
+
+    def __init__(self, process: Process) -> None:
+        torch.manual_seed(0)
+        self.process = process
+        self.module = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.GELU(), nn.Linear(16, 4))
+        groups = split_decay(self.module)
+        self.engine: Engine = build_engine(EngineConfig(), OptimizerConfig(lr=1e-2), self.module, groups, process)
+        torch.manual_seed(1 + process.rank)
+        self.tower = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+        self.queue = torch.zeros(6, 4)
+        self.done = 0
+
+    def step(self) -> float:
+        x = torch.randn(8, 4)
+        target = torch.tanh(nn.functional.linear(x, self.tower["0.weight"][:4]))
+        loss = (self.engine(x) - target - self.queue.mean(0)).square().mean()
+        report = self.engine.step(loss, 1.0)
+        for name, tensor in self.module.state_dict().items():
+            self.tower[name].lerp_(tensor, 0.1)
+        self.queue[self.done % 6] = self.tower["3.bias"]
+        self.done += 1
+        return report.loss
+
+    def save(self, store: CheckpointStore) -> None:
+        tensors: dict[str, Tensor] = {**self.tower, "queue": self.queue}
+        store.save(self.done, self.engine, tensors, {"done": self.done}, self.process)
+
+    def resume(self, store: CheckpointStore) -> None:
+        checkpoint = store.latest()
+        assert checkpoint is not None
+        tensors, values = checkpoint.restore(self.engine, self.process)
+        self.queue = tensors.pop("queue")
+        self.tower = tensors
+        self.done = values["done"]
+
+
+def undisturbed(process: Process, folder: Path) -> list[float]:
+    """All steps, with a checkpoint on the way."""
+    run = Run(process)
+    losses = [run.step() for _ in range(SAVED_AT)]
+    run.save(CheckpointStore(folder))
+    losses += [run.step() for _ in range(SAVED_AT, STEPS)]
+    run.engine.close()
+    return losses
+
+
+def resumed(process: Process, folder: Path) -> list[float]:
+    """The steps after the checkpoint."""
+    run = Run(process)
+    run.resume(CheckpointStore(folder))
+    losses = [run.step() for _ in range(run.done, STEPS)]
+    run.engine.close()
+    return losses
+
+
+def test_a_resumed_run_equals_an_undisturbed_one_loss_by_loss(tmp_path: Path) -> None:
+    expected = run_ranks(undisturbed, 2, tmp_path)
+    assert expected[0] == expected[1], "the reported loss is the average over ranks"
+    found = run_ranks(resumed, 2, tmp_path)
+    assert found == [losses[SAVED_AT:] for losses in expected]
+
+
+def test_each_file_is_named_by_the_manifest(tmp_path: Path) -> None:
+    run_ranks(undisturbed, 2, tmp_path)
+    names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert names == [
+        f"step_00000003/{name}"
+        for name in (
+            "COMPLETE",
+            "engine/deepspeed/mp_rank_00_model_states.pt",
+            "engine/deepspeed/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+            "engine/deepspeed/zero_pp_rank_1_mp_rank_00_optim_states.pt",
+            "manifest.json",
+            "rank_0.safetensors",
+            "rank_1.safetensors",
+            "state.safetensors",
+            "values.json",
+        )
+    ]
+
+
+def disk_full_on(process: Process, folder: Path, rank: int) -> tuple[str, float]:
+    """What saving says where one rank cannot write, and how long it takes; then training goes on."""
+    run = Run(process)
+    store = CheckpointStore(folder)
+    run.save(store)
+    run.step()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if process.rank == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    began, said = time.monotonic(), "nothing"
+    try:
+        run.save(store)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    seconds = time.monotonic() - began
+    run.step()
+    run.save(store)
+    run.engine.close()
+    return said, seconds
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_on_one_rank_is_said_by_all_at_once(tmp_path: Path, rank: int) -> None:
+    for said, seconds in run_ranks(disk_full_on, 2, tmp_path, rank):
+        assert said.startswith("UserError") and "free some space" in said
+        assert seconds < 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000000", "step_00000002"]
+
+
+def save_again_and_again(process: Process, folder: Path) -> None:
+    run = Run(process)
+    while True:
+        run.step()
+        run.save(CheckpointStore(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_killed_while_two_ranks_save(tmp_path: Path) -> None:
+    for kill in range(3):
+        pool = RankPool(2)
+        pool.send(save_again_and_again, (tmp_path,))
+        while not list(tmp_path.glob("step_*/COMPLETE")):
+            time.sleep(0.01)
+        time.sleep(0.2 + 0.037 * kill)
+        pool.kill()
+        checkpoint = CheckpointStore(tmp_path).latest()
+        assert checkpoint is not None
+        losses = run_ranks(resume_and_step, 2, tmp_path, timeout=90)
+        assert losses[0] == losses[1]
+        for path in tmp_path.glob("step_*/COMPLETE"):
+            os.remove(path)
+
+
+def resume_and_step(process: Process, folder: Path) -> float:
+    run = Run(process)
+    run.resume(CheckpointStore(folder))
+    loss = run.step()
+    run.engine.close()
+    return loss
