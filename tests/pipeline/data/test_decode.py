@@ -117,6 +117,7 @@ def test_truncated_files_are_bad_samples(kind: str, share: float) -> None:
         decode_image(data[: int(len(data) * share)])
 
 
+@pytest.mark.filterwarnings("ignore:.*EXIF data")
 @settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"II*\0"]))
 def test_noise_is_a_bad_sample_and_nothing_else(noise: bytes, magic: bytes) -> None:
