@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from launch.report.figures import INK, OKABE_ITO, Drawing, draw
@@ -145,7 +146,8 @@ def draw_curve(stage: str, curve: Curve) -> Drawing:
             axes.plot(x, y, color=colour, linestyle=dashes, marker="o" if len(x) == 1 else "")
             for step in curve.resumed_at:
                 axes.axvline(step, color=INK, linewidth=0.7, linestyle=(0, (1, 2)))
-            axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=False)
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
             if name == "lr":
                 axes.set_ylim(bottom=0.0)
             if at + _COLUMNS >= len(names):
@@ -154,9 +156,9 @@ def draw_curve(stage: str, curve: Curve) -> Drawing:
     order = [name for name in _POSITIONS if name in columns] + names
     table = [[float(columns[name][at]) for name in order] for at in range(len(columns["step"]))]
     note = (
-        f"Each point is the mean of {per_point} logged steps."
+        f"Each point is the mean of {per_point} lines of the log."
         if per_point > 1
-        else "Every logged step is drawn."
+        else "Every line of the log is drawn."
     )
     if curve.resumed_at:
         note += " Dotted lines: training went on from a checkpoint."

@@ -17,7 +17,7 @@ from launch.report.curves import draw_curve
 from launch.report.figures import Drawing
 from launch.report.pareto import draw_pareto
 from launch.report.results import TaskTable, group_results
-from launch.report.run_folder import RunFolder, Split, Stage, read_run
+from launch.report.run_folder import RunFolder, Stage, read_run
 from launch.report.survivors import Frame, Panel, Picture, read_pictures
 from launch.report.words import as_moment
 
@@ -86,11 +86,9 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture]) -> 
     elif not trims and run.stages:
         found.append("No trimmed models: no trim stage has begun.")
     elif run.results and not fronts:
-        found.append(
-            "No accuracy against computation: fewer than two models with different costs were measured."
-        )
+        found.append("No accuracy against computation: fewer than two models with different costs were measured.")
     if not pictures:
-        found.append("No surviving patches: the stage that records them has not finished.")
+        found.append(f"No surviving patches: {_why_no_pictures(run)}.")
     if not run.splits:
         found.append("No data account: no split has been written.")
     if not run.facts:
@@ -100,13 +98,17 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture]) -> 
     return found
 
 
+def _why_no_pictures(run: RunFolder) -> str:
+    if run.survivors:
+        return "no model of this recipe removes any"
+    return "the stage that records them has not finished"
+
+
 def _unfinished(stage: Stage) -> str:
     share = "" if stage.done_share is None else f" after {100 * stage.done_share:.0f}% of its work"
     reason = f": {stage.error}" if stage.error else ""
     if stage.state == "failed":
-        return (
-            f"Stage {stage.name} failed{share}{reason}; the same command again continues from its checkpoint."
-        )
+        return f"Stage {stage.name} failed{share}{reason}; the same command again continues from its checkpoint."
     state = "still running, or was cut off," if stage.state == "running" else stage.state
     return f"Stage {stage.name} is {state}{share}{reason}."
 
@@ -137,7 +139,6 @@ def _render(page: Page) -> str:
         facts=_facts(run),
         versions=_pairs(run.facts.get("versions")),
         skipped=_training_skips(run.stages),
-        reasons=_reasons(run.splits),
         timeline=_timeline(run.stages),
         safe=Markup,
     )
@@ -195,9 +196,7 @@ def _state(run: RunFolder) -> str:
     states = {stage.state for stage in run.stages}
     if "failed" in states:
         return "failed"
-    # The stage that writes this very report cannot be done yet.
-    open_stages = [stage for stage in run.stages if stage.state != "done" and stage.name != "report"]
-    return "unfinished" if open_stages or not run.stages else "finished"
+    return "finished" if states == {"done"} else "unfinished"
 
 
 def _command(facts: Mapping[str, Any]) -> str:
@@ -207,22 +206,46 @@ def _command(facts: Mapping[str, Any]) -> str:
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
     """What is told first: what it ran on, when and how long."""
-    facts = run.facts
+    facts, took = run.facts, "Took"
     seconds = facts.get("seconds")
     if seconds is None:
-        seconds = sum(stage.seconds or 0.0 for stage in run.stages) or None
-    hardware = facts.get("hardware")
+        took, seconds = "Took so far, all stages", sum(stage.seconds or 0.0 for stage in run.stages) or None
     told = [
-        ("Ran on", ", ".join(f"{name} {value}" for name, value in _pairs(hardware)) or str(hardware or "")),
-        ("Took", words.duration(seconds)),
+        ("Ran on", _hardware(facts.get("hardware"))),
+        (took, words.duration(seconds)),
+        ("Data", _data(run)),
+        ("Seed", str(facts.get("seed", ""))),
+        ("Stages", ", ".join(stage.name for stage in run.stages)),
+        ("Commit", _short_commit(str(facts.get("commit") or ""))),
         ("Started", words.moment(facts.get("started"))),
         ("Finished", words.moment(facts.get("finished"))),
-        ("Stages", ", ".join(stage.name for stage in run.stages)),
         ("Restarts", str(sum(stage.restarts for stage in run.stages))),
-        ("Seed", str(facts.get("seed", ""))),
-        ("Commit", str(facts.get("commit") or "")),
     ]
     return [(name, text) for name, text in told if text and text != words.ABSENT]
+
+
+def _hardware(value: Any) -> str:
+    """A machine in a line: `Example CPU, 2 CPUs, 8 GiB memory, 0 GPUs, Linux x86_64`."""
+    if not isinstance(value, Mapping):
+        return str(value or "")
+    units = {"cpus": "{} CPUs", "memory_gib": "{} GiB memory", "gpus": "{} GPUs", "processor": "{}", "system": "{}"}
+    order = ("processor", "cpus", "memory_gib", "gpus", "system")
+    names = [*(name for name in order if name in value), *(name for name in value if name not in order)]
+    return ", ".join(units.get(name, name + " {}").format(value[name]) for name in names if value[name] != "")
+
+
+def _short_commit(commit: str) -> str:
+    """The first ten digits, with the mark of a changed checkout."""
+    digits, plus, changes = commit.partition("+")
+    return digits[:10] + plus + changes
+
+
+def _data(run: RunFolder) -> str:
+    """The data set with the samples of its splits."""
+    settings = run.config.get("data")
+    name = str(settings.get("name", "")) if isinstance(settings, Mapping) else ""
+    sizes = ", ".join(f"{split.name} {split.written:,}" for split in run.splits if split.written is not None)
+    return f"{name}: {sizes}" if name and sizes else name or sizes
 
 
 def _pairs(value: Any) -> list[tuple[str, str]]:
@@ -241,7 +264,3 @@ def _training_skips(stages: tuple[Stage, ...]) -> list[tuple[str, str, int]]:
         elif isinstance(skipped, int | float):
             found.append((stage.name, "all reasons", int(skipped)))
     return found
-
-
-def _reasons(splits: tuple[Split, ...]) -> list[str]:
-    return list(dict.fromkeys(reason for split in splits for reason in split.skipped))

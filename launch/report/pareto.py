@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
-from launch.report.results import Line, TaskTable, is_share
+from launch.report.results import Line, TaskTable
 from launch.report.words import metric_name, metric_number
 
 _CSV = ("task", "split", "method", "target", "seed", "metric", "gmacs", "value", "low", "high", "on_front")
@@ -50,9 +50,7 @@ def draw_pareto(table: TaskTable) -> Drawing | None:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
 
-    note = (
-        "Solid line: the front, what no other one beats. Dotted: the untrimmed cost divided by each target."
-    )
+    note = "Solid line: the front, what no other one beats. Dotted: the untrimmed cost divided by each target."
     title = f"{table.task}: {metric_name(metric)} against computation"
     size = (max(5.0, min(10.6, 4.4 * len(splits))), 3.6)
     return draw(f"pareto-{table.task}", title, note, size, paint, _CSV, rows)
@@ -62,9 +60,7 @@ def _looks(lines: Sequence[Line]) -> dict[str, tuple[str, str]]:
     """A colour and a marker for each method and target."""
     colours = list(OKABE_ITO.values())
     labels = dict.fromkeys(line.label for line in lines)
-    return {
-        label: (colours[at % len(colours)], MARKERS[at % len(MARKERS)]) for at, label in enumerate(labels)
-    }
+    return {label: (colours[at % len(colours)], MARKERS[at % len(MARKERS)]) for at, label in enumerate(labels)}
 
 
 def _points(lines: Sequence[Line], metric: str) -> list[tuple[float, float]]:
@@ -82,22 +78,21 @@ def _rows(task: str, metric: str, lines: Sequence[Line]) -> list[list[Any]]:
 
 
 def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tuple[str, str]]) -> None:
-    scale = 100.0 if is_share(metric) else 1.0
     points = _points(lines, metric)
     best = [points[at] for at in front(points)]
-    axes.plot([x for x, _ in best], [scale * y for _, y in best], color=INK, linewidth=0.9, zorder=1)
+    axes.plot([x for x, _ in best], [y for _, y in best], color=INK, linewidth=0.9, zorder=1)
     seen: set[str] = set()
     for line, (x, y) in zip(lines, points, strict=True):
         cell = line.cells[metric]
         low, high = (cell.low, cell.high) if cell.low is not None and cell.high is not None else (y, y)
         # An interval may miss its own value (bootstrap of a rare event); a bar has no negative length.
-        error = [[scale * max(0.0, y - low)], [scale * max(0.0, high - y)]]
+        error = [[max(0.0, y - low)], [max(0.0, high - y)]]
         colour, marker = looks[line.label]
         label = line.label if line.label not in seen else None
         seen.add(line.label)
-        axes.errorbar([x], [scale * y], yerr=error, color=colour, marker=marker, markersize=7, capsize=3,
+        axes.errorbar([x], [y], yerr=error, color=colour, marker=marker, markersize=7, capsize=3,
                       linestyle="none", label=label, zorder=3)  # fmt: skip
-        axes.annotate(metric_number(metric, y), (x, scale * y), xytext=(7, 4), textcoords="offset points")
+        axes.annotate(metric_number(metric, y), (x, y), xytext=(7, -10), textcoords="offset points")
     _targets(axes, lines)
     axes.margins(x=0.15, y=0.2)
     axes.set_xlim(left=0.0)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Shares of 1 that are shown as percentages; any other metric is shown as it is.
-_SHARE = re.compile(r"(^|[_/ ])(accuracy|consistency|recall|chance|majority|[a-z]*r@\d+)($|[_/ ])", re.I)
+# Metrics in percent, shown with one decimal; any other is shown with four digits.
+_PERCENT = re.compile(r"(^|[_/ ])(accuracy|consistency|recall|chance|majority|[a-z]*r@\d+)($|[_/ ])", re.I)
 # Where a task has several metrics, the first of these is the one drawn against the cost.
 _MAIN_METRICS = ("accuracy", "mean_recall", "r@10")
 
@@ -58,11 +58,8 @@ class TaskTable:
     @property
     def main_metric(self) -> str:
         """The metric that is drawn against the cost."""
-        for wanted in _MAIN_METRICS:
-            for metric in self.metrics:
-                if metric.lower().endswith(wanted):
-                    return metric
-        return self.metrics[0]
+        known = {metric.lower(): metric for metric in reversed(self.metrics)}
+        return next((known[name] for name in _MAIN_METRICS if name in known), self.metrics[0])
 
     @property
     def several_seeds(self) -> bool:
@@ -70,9 +67,9 @@ class TaskTable:
         return len({line.seed for line in self.lines}) > 1
 
 
-def is_share(metric: str) -> bool:
-    """Whether a metric's values are shares of 1, shown as percentages."""
-    return _SHARE.search(metric) is not None
+def in_percent(metric: str) -> bool:
+    """Whether a metric's values are percentages."""
+    return _PERCENT.search(metric) is not None
 
 
 def group_results(rows: Iterable[Mapping[str, Any]]) -> list[TaskTable]:
@@ -80,7 +77,7 @@ def group_results(rows: Iterable[Mapping[str, Any]]) -> list[TaskTable]:
 
     Args:
         rows: objects with "stage", "method", "target", "task", "split", "metric", "value", "low", "high",
-            "gmacs" and "seed"; a row measured again replaces the earlier one.
+            "gmacs" and "seed"; a row measured again replaces the earlier one. Shares are in percent.
     """
     tasks: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:

@@ -145,7 +145,8 @@ def read_run(path: Path) -> RunFolder:
 
 def _stages(reader: _Reader) -> tuple[Stage, ...]:
     folder = reader.root / "stages"
-    names = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    # The stage that writes this very report has nothing to say about itself yet.
+    names = sorted(path for path in folder.glob("*/") if path.name != "report")
     # In the order in which they began; one that never began comes last.
     return tuple(sorted((_stage(reader, path) for path in names), key=_began))
 
@@ -180,7 +181,9 @@ def _done_share(progress: Mapping[str, Any]) -> float | None:
 
 
 def _splits(reader: _Reader) -> tuple[Split, ...]:
-    return tuple(_split(reader, path) for path in sorted((reader.root / "data").glob("*/index.json")))
+    paths = (reader.root / "data").glob("*/index.json")
+    training_first = sorted(paths, key=lambda path: (path.parent.name != "train", path.parent.name))
+    return tuple(_split(reader, path) for path in training_first)
 
 
 def _split(reader: _Reader, path: Path) -> Split:

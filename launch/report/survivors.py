@@ -74,6 +74,8 @@ def read_pictures(entries: Iterable[Mapping[str, Any]], folder: Path) -> tuple[l
     """
     pictures, problems = [], []
     for entry in entries:
+        if not entry["sentences"]:
+            continue  # no model of this recipe removes patches
         name = str(entry["image"])
         try:
             source, (width, height) = _embed(folder, name)

@@ -26,7 +26,7 @@ def results_table(rows: Iterable[Mapping[str, Any]], width: int = 120) -> str:
 def _task_text(table: TaskTable, width: int) -> str:
     text = _columns(table, interval=True)
     has_intervals = any(cell.has_interval for line in table.lines for cell in line.cells.values())
-    title = f"{table.task} (intervals in brackets)" if has_intervals else table.task
+    title = f"{table.task} (95% intervals in brackets)" if has_intervals else table.task
     if has_intervals and max(map(len, text)) > width:
         text = _columns(table, interval=False)
         title = f"{table.task} (intervals: see report.html)"

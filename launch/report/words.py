@@ -4,19 +4,19 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
-from launch.report.results import Cell, Line, is_share
+from launch.report.results import Cell, Line, in_percent
 
 ABSENT = "–"  # noqa: RUF001 - an en dash is how a table says that nothing was measured
 
 
 def metric_name(metric: str) -> str:
     """A metric's name with its unit, as `accuracy %`."""
-    return f"{metric.replace('_', ' ')} %" if is_share(metric) else metric.replace("_", " ")
+    return f"{metric.replace('_', ' ')} %" if in_percent(metric) else metric.replace("_", " ")
 
 
 def metric_number(metric: str, value: float) -> str:
-    """A metric's value: a share as percent with one decimal, others with four digits."""
-    return f"{100 * value:.1f}" if is_share(metric) else number(value)
+    """A metric's value: percentages with one decimal, others with four digits."""
+    return f"{value:.1f}" if in_percent(metric) else number(value)
 
 
 def cell_text(metric: str, cell: Cell | None, interval: bool = True) -> str:

@@ -75,26 +75,23 @@ function drawFrame(panel, frame) {
   panel.querySelector("path.gone").setAttribute("d", frame.gone);
   panel.querySelector("path.fresh").setAttribute("d", frame.fresh);
   panel.querySelector(".count").textContent = frame.words;
+  panel.querySelector(".which span").textContent = frame.name;
   panel.querySelectorAll(".tokens span").forEach((token, at) => {
     token.classList.toggle("dropped", frame.dropped.includes(at));
     token.classList.toggle("fresh", frame.freshTokens.includes(at));
   });
 }
 
+// Paper cannot be unfolded.
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("details").forEach((details) => { details.open = true; });
+});
+
+// The clipboard's own interface asks for a permission that a page opened from a file may lack; a copied selection does not.
 for (const button of document.querySelectorAll("button[data-copy]")) {
-  button.addEventListener("click", async () => {
-    await copyText(document.getElementById(button.dataset.copy));
-    button.textContent = "Copied";
+  button.addEventListener("click", () => {
+    getSelection().selectAllChildren(document.getElementById(button.dataset.copy));
+    button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
-}
-
-async function copyText(element) {
-  // Browsers grant the clipboard only to secure pages, which a file may not be; there the text is selected instead.
-  if (navigator.clipboard && window.isSecureContext) {
-    await navigator.clipboard.writeText(element.textContent);
-  } else {
-    getSelection().selectAllChildren(element);
-    document.execCommand("copy");
-  }
 }

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from launch.report import write_report
+
 COMMAND = "trimline run configs/runs/demo.yaml --seed 7"
 STEPS = 300
 
@@ -34,8 +36,8 @@ def row(
         "split": split,
         "metric": metric,
         "value": value,
-        "low": round(value - 0.021, 4),
-        "high": round(value + 0.019, 4),
+        "low": round(value - 2.1, 4),
+        "high": round(value + 1.9, 4),
         "gmacs": gmacs,
         "seed": seed,
     }
@@ -45,9 +47,7 @@ def metric_lines(parts: list[str], steps: int = STEPS) -> str:
     dice = random.Random(1)
     lines = []
     for step in range(1, steps + 1):
-        losses = {
-            f"loss/{part}": (2 + at) * 0.99**step + 0.2 * dice.random() for at, part in enumerate(parts)
-        }
+        losses = {f"loss/{part}": (2 + at) * 0.99**step + 0.2 * dice.random() for at, part in enumerate(parts)}
         lines.append(
             {
                 "step": step,
@@ -77,12 +77,12 @@ def stage(run: Path, name: str, at: int, seconds: float | None, **status: Any) -
 
 def results() -> list[dict[str, Any]]:
     rows = [
-        row("evaluate", "pretrain", None, "retrieval", "test", f"{way}_r@{k}", base + 0.012 * k, 0.0123)
-        for way, base in (("text", 0.41), ("image", 0.38))
+        row("evaluate", "pretrain", None, "retrieval", "test", f"{way} R@{k}", base + 1.2 * k, 0.0123)
+        for way, base in (("TR", 41.0), ("IR", 38.0))
         for k in (1, 5, 10)
     ]
-    points = {1.0: (0.8125, 0.0124), 1.5: (0.8203, 0.0085), 2.0: (0.8010, 0.0061), 3.0: (0.7412, 0.0066)}
-    for split, change in (("test", 0.0), ("unseen", -0.06)):
+    points = {1.0: (81.25, 0.0124), 1.5: (82.03, 0.0085), 2.0: (80.10, 0.0061), 3.0: (74.12, 0.0066)}
+    for split, change in (("test", 0.0), ("unseen", -6.0)):
         for target, (value, gmacs) in points.items():
             name = f"trim-statement-{target:.1f}x"
             rows.append(row(name, "smarttrim", target, "statement", split, "accuracy", value + change, gmacs))
@@ -109,14 +109,14 @@ def sentence(text: str, label: bool, model: str, kept_last: set[int], layers: in
         gone = set(going[: len(going) * layer // layers])
         steps.append(
             {
-                "name": f"vision {layer}",
+                "name": f"vision layer {layer}",
                 "grid": [8, 8],
                 "kept": [p for p in range(64) if p not in gone],
                 "merged": model == "pretrain",
             }
         )
     for layer in range(1, 4):
-        text_steps.append({"name": f"text {layer}", "kept": list(range(max(2, len(tokens) - layer)))})
+        text_steps.append({"name": f"fusion layer {layer}", "kept": list(range(max(2, len(tokens) - layer)))})
     return {
         "text": text,
         "label": label,
@@ -148,10 +148,7 @@ def survivors(run: Path) -> list[dict[str, Any]]:
 CONFIG = "name: demo\nseed: 7\ntrim:\n  task: statement\n  targets: [1.0, 1.5, 2.0, 3.0]\n"
 
 
-@pytest.fixture
-def finished_run(tmp_path: Path) -> Path:
-    """A finished run folder in the format that the stages write."""
-    run = tmp_path / "demo"
+def build_finished_run(run: Path) -> Path:
     save(
         run / "run.json",
         {
@@ -161,9 +158,15 @@ def finished_run(tmp_path: Path) -> Path:
             "finished": "2026-01-05T10:08:12+00:00",
             "seconds": 492.0,
             "seed": 7,
-            "commit": "2f1c0de",
+            "commit": "2f1c0de" + 33 * "0" + "+changes",
             "versions": {"python": "3.11.2", "torch": "2.15.0"},
-            "hardware": {"cpu": "Example CPU @ 2.5 GHz", "cores": 2, "memory_gib": 8, "gpus": 0},
+            "hardware": {
+                "system": "Linux x86_64",
+                "processor": "Example CPU @ 2.5 GHz",
+                "cpus": 2,
+                "memory_gib": 7.8,
+                "gpus": 0,
+            },
         },
     )
     save(run / "config.yaml", CONFIG)
@@ -175,13 +178,25 @@ def finished_run(tmp_path: Path) -> Path:
     save(run / "stages" / "pretrain" / "metrics.jsonl", metric_lines(["itc", "itm", "mlm"]))
     for target in ("1.0x", "2.0x"):
         stage(run, f"trim-statement-{target}", 5, 120.0)
-        save(
-            run / "stages" / f"trim-statement-{target}" / "metrics.jsonl", metric_lines(["task", "cost"], 80)
-        )
+        save(run / "stages" / f"trim-statement-{target}" / "metrics.jsonl", metric_lines(["task", "cost"], 80))
     stage(run, "evaluate", 7, 31.0)
     stage(run, "survivors", 8, 4.2)
     save(run / "stages" / "survivors" / "survivors.json", survivors(run))
     save(run / "results.json", results())
+    return run
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path) -> Path:
+    """A finished run folder in the format that the stages write."""
+    return build_finished_run(tmp_path / "demo")
+
+
+@pytest.fixture(scope="session")
+def reported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its report, for tests that change nothing in it."""
+    run = build_finished_run(tmp_path_factory.mktemp("reported") / "demo")
+    write_report(run)
     return run
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from launch.report import results_table
 from launch.report.pareto import draw_pareto, front
-from launch.report.results import group_results, is_share
+from launch.report.results import group_results, in_percent
 
 
 def row(**given: Any) -> dict[str, Any]:
@@ -17,9 +17,9 @@ def row(**given: Any) -> dict[str, Any]:
         "task": "statement",
         "split": "test",
         "metric": "accuracy",
-        "value": 0.753,
-        "low": 0.721,
-        "high": 0.782,
+        "value": 75.3,
+        "low": 72.1,
+        "high": 78.2,
         "gmacs": 0.5,
         "seed": 0,
     }
@@ -27,23 +27,23 @@ def row(**given: Any) -> dict[str, Any]:
 
 
 ROWS = [
-    row(target=1.0, value=0.8, gmacs=1.0),
+    row(target=1.0, value=80.0, gmacs=1.0),
     row(),
-    row(metric="consistency", value=0.5, low=None, high=None),
-    row(task="retrieval", method="pretrain", target=None, metric="image_r@10", value=0.612),
+    row(metric="consistency", value=50.0, low=None, high=None),
+    row(task="retrieval", method="pretrain", target=None, metric="IR R@10", value=61.2),
 ]
 
 
 def test_one_line_per_method_target_and_split_with_its_metrics_side_by_side() -> None:
     assert results_table(ROWS).splitlines() == [
-        "statement (intervals in brackets)",
+        "statement (95% intervals in brackets)",
         "method          split           accuracy %  consistency %  GMACs  of untrimmed",
         "-" * 78,
         "smarttrim 1.0x  test   80.0 (72.1 to 78.2)              –      1          1.00",  # noqa: RUF001
         "smarttrim 2.0x  test   75.3 (72.1 to 78.2)           50.0    0.5          0.50",
         "",
-        "retrieval (intervals in brackets)",
-        "method    split         image r@10 %  GMACs  of untrimmed",
+        "retrieval (95% intervals in brackets)",
+        "method    split            IR R@10 %  GMACs  of untrimmed",
         "-" * 57,
         "pretrain  test   61.2 (72.1 to 78.2)    0.5             –",  # noqa: RUF001
     ]
@@ -57,7 +57,7 @@ def test_a_narrow_terminal_gets_the_values_without_intervals() -> None:
 
 def test_seeds_are_told_apart_only_where_they_differ() -> None:
     assert "seed" not in results_table(ROWS)
-    text = results_table([*ROWS, row(seed=1, value=0.9)])
+    text = results_table([*ROWS, row(seed=1, value=90.0)])
     assert "seed" in text and "90.0" in text and "75.3" in text
 
 
@@ -66,13 +66,13 @@ def test_no_rows_say_so() -> None:
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "consistency", "r@1", "text_r@10", "mean_recall", "ir@5"])
-def test_shares_are_percentages(metric: str) -> None:
-    assert is_share(metric)
+def test_shares_are_marked_as_percentages(metric: str) -> None:
+    assert in_percent(metric)
 
 
 @pytest.mark.parametrize("metric", ["loss", "seconds", "bleu", "mean_rank", "inaccuracy_sum"])
 def test_other_metrics_stay_as_they_are(metric: str) -> None:
-    assert not is_share(metric)
+    assert not in_percent(metric)
     assert "0.5" in results_table([row(metric=metric, value=0.5)])
 
 
@@ -117,8 +117,8 @@ def test_the_pareto_figure_has_its_numbers_beside_it() -> None:
     lines = drawing.csv.splitlines()
     assert lines[0] == "task,split,method,target,seed,metric,gmacs,value,low,high,on_front"
     assert lines[1:] == [
-        "statement,test,smarttrim,1,0,accuracy,1,0.8,0.721,0.782,1",
-        "statement,test,smarttrim,2,0,accuracy,0.5,0.753,0.721,0.782,1",
+        "statement,test,smarttrim,1,0,accuracy,1,80,72.1,78.2,1",
+        "statement,test,smarttrim,2,0,accuracy,0.5,75.3,72.1,78.2,1",
     ]
     assert "smarttrim 2.0x" in drawing.svg
 

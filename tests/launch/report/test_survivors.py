@@ -38,9 +38,7 @@ def test_the_path_covers_exactly_the_patches(columns: int, patches: set[int]) ->
         (["a", "f"], ["a", "x", "f", "g"], ["a", "x", "f", "g"]),
     ],
 )
-def test_steps_of_patches_and_text_make_one_order(
-    first: list[str], second: list[str], joined: list[str]
-) -> None:
+def test_steps_of_patches_and_text_make_one_order(first: list[str], second: list[str], joined: list[str]) -> None:
     assert join_steps(first, second) == joined
 
 

@@ -1,0 +1,214 @@
+"""Opens the report in headless Chromium; skipped where there is none."""
+
+import base64
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from launch.report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason="chromium and chromedriver are not on PATH (apt-get install chromium-driver)",
+)
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    with tempfile.TemporaryDirectory() as profile:
+        # Containers often run as root and give little shared memory.
+        flags = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu")
+        for flag in (*flags, f"--user-data-dir={profile}", "--window-size=1200,900"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+        yield driver
+        driver.quit()
+
+
+@pytest.fixture
+def page(chrome: Any, reported_run: Path) -> Any:
+    return open_page(chrome, reported_run)
+
+
+def open_page(chrome: Any, run: Path) -> Any:
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    chrome.set_window_size(1200, 900)
+    for kind in ("browser", "performance"):
+        chrome.get_log(kind)  # what earlier pages left
+    chrome.get((run / "report.html").as_uri())
+    return chrome
+
+
+def find(page: Any, selector: str) -> Any:
+    return page.find_element("css selector", selector)
+
+
+def texts(page: Any, selector: str) -> list[str]:
+    return page.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent.trim())", selector
+    )
+
+
+def requests(page: Any) -> list[str]:
+    events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [params["request"]["url"] for params in sent]
+
+
+@pytest.mark.parametrize("run", ["reported_run", "unfinished_run"])
+def test_no_console_messages_and_no_requests_beside_the_file_itself(
+    chrome: Any, run: str, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(run)
+    write_report(folder)
+    page = open_page(chrome, folder)
+    for button in page.find_elements("css selector", "button"):
+        page.execute_script("arguments[0].click()", button)
+    assert page.get_log("browser") == []
+    outside = [url for url in requests(page) if not url.startswith("data:")]
+    assert [unquote(url) for url in outside] == [(folder / "report.html").as_uri()]
+
+
+def test_every_picture_loads(page: Any) -> None:
+    widths = page.execute_async_script("""
+        const done = arguments[arguments.length - 1];
+        const sources = [...document.images].map((image) => image.src)
+          .concat([...document.querySelectorAll("svg image")].map((image) => image.href.baseVal));
+        Promise.all(sources.map(async (source) => {
+          const image = new Image();
+          image.src = source;
+          await image.decode();
+          return image.naturalWidth;
+        })).then(done, (error) => done(String(error)));
+    """)
+    assert widths == [96] * 4
+
+
+def test_every_reference_inside_the_page_has_its_target(page: Any) -> None:
+    lost = page.execute_script("""
+        const href = (e) => e.getAttribute("xlink:href") ?? e.getAttribute("href");
+        const targets = [...document.querySelectorAll("use, a[href^='#']")].map(href);
+        return targets.filter((target) => !document.getElementById(target.slice(1)));
+    """)
+    ids = page.execute_script("return [...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert lost == []
+    assert len(ids) == len(set(ids))
+
+
+def test_figures_are_drawn_at_their_size(page: Any) -> None:
+    sizes = page.execute_script(
+        "return [...document.querySelectorAll('.drawing svg')].map((e) => [e.clientWidth, e.clientHeight])"
+    )
+    assert len(sizes) == 4
+    assert all(width > 400 and height > 150 for width, height in sizes)
+
+
+def test_buttons_and_slider_step_through_the_layers(page: Any) -> None:
+    picture = find(page, ".picture")
+    slider, back, on = (picture.find_element("css selector", name) for name in (".step", ".back", ".on"))
+    state = picture.find_element("css selector", ".step-name")
+    count = picture.find_element("css selector", ".panel:not([hidden]) .count")
+    fresh = picture.find_element("css selector", ".panel:not([hidden]) path.fresh")
+
+    assert state.text == "vision layer 6 (6 of 6)" and not on.is_enabled()
+    assert count.text == "9 of 64 patches, the others merged into one · 10 of 10 tokens"
+    back.click()
+    assert state.text == "vision layer 5 (5 of 6)" and on.is_enabled()
+    assert count.text.startswith("19 of 64 patches")
+    slider.send_keys("\ue011")  # Home
+    assert state.text == "input (0 of 6)" and not back.is_enabled()
+    assert count.text.startswith("64 of 64 patches") and fresh.get_attribute("d") == ""
+    on.click()
+    assert state.text == "vision layer 1 (1 of 6)" and fresh.get_attribute("d") != ""
+
+
+def test_models_are_switched_and_trimmed_tokens_struck_out(page: Any) -> None:
+    picture = find(page, ".picture")
+    shown = [panel for panel in picture.find_elements("css selector", ".panel") if panel.is_displayed()]
+    assert {panel.get_attribute("data-model") for panel in shown} == {"0"} and len(shown) == 2
+    picture.find_element("css selector", "button.model[data-model='1']").click()
+    shown = [panel for panel in picture.find_elements("css selector", ".panel") if panel.is_displayed()]
+    assert {panel.get_attribute("data-model") for panel in shown} == {"1"} and len(shown) == 2
+    assert picture.find_element("css selector", ".step-name").text == "fusion layer 3 (9 of 9)"
+    struck = [token.text for token in shown[0].find_elements("css selector", ".tokens .dropped")]
+    assert struck == ["the", "top", "[SEP]"]
+    picture.find_element("css selector", ".back").click()
+    assert len(shown[0].find_elements("css selector", ".tokens .dropped")) == 2
+
+
+def test_tables_sort_by_clicking_both_ways(page: Any) -> None:
+    column = "#summary h3:last-of-type ~ .scroll tbody td:nth-child(3)"
+    head = page.find_elements("css selector", "#summary table")[1].find_elements("css selector", "th button")[2]
+
+    def values() -> list[float]:
+        return [float(text.split()[0]) for text in texts(page, column)]
+
+    before = values()
+    head.click()
+    assert values() == sorted(before) != before
+    head.click()
+    assert values() == sorted(before, reverse=True)
+
+
+def test_cells_without_a_value_stay_last(page: Any) -> None:
+    steps = find(page, "#stages th:nth-child(6) button")
+    column = "#stages tbody td:nth-child(6)"
+    steps.click()
+    assert texts(page, column) == ["80", "80", "300", *["–"] * 2]  # noqa: RUF001
+    steps.click()
+    assert texts(page, column) == ["300", "80", "80", *["–"] * 2]  # noqa: RUF001
+
+
+def test_the_numbers_to_download_are_those_in_the_files(page: Any, reported_run: Path) -> None:
+    links = page.find_elements("css selector", "a[download]")
+    assert len(links) == 4
+    for link in links:
+        held = base64.b64decode(link.get_attribute("href").split(",")[1])
+        assert held == (reported_run / "figures" / link.get_attribute("download")).read_bytes()
+
+
+def test_the_configuration_unfolds(page: Any) -> None:
+    config = find(page, "#config pre")
+    assert not config.is_displayed()
+    find(page, "#config summary").click()
+    assert config.is_displayed() and "targets" in config.text
+
+
+@pytest.mark.parametrize("width", [420, 1200])
+def test_only_tables_scroll_sideways(page: Any, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    root = "document.documentElement"
+    assert page.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
+def test_figures_take_the_ink_of_the_page(page: Any, scheme: str, dark: bool) -> None:
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    paper, ink = page.execute_script("""
+        const style = (selector) => getComputedStyle(document.querySelector(selector));
+        return [style("body").backgroundColor, style(".drawing svg text").fill];
+    """)
+    brightness = [sum(map(int, colour[4:-1].split(","))) for colour in (paper, ink)]
+    assert (brightness[0] < brightness[1]) == dark
+
+
+def test_print_shows_every_model_and_no_controls(page: Any) -> None:
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    panels = page.find_elements("css selector", ".panel")
+    assert len(panels) == 8 and all(panel.is_displayed() for panel in panels)
+    assert not find(page, ".picture .on").is_displayed()
