@@ -19,7 +19,6 @@ Two = tuple[Scene, Scene]
 _FORMS = (("both", 0.35), ("only", 0.25), ("more", 0.2), ("same", 0.1), ("total", 0.1))
 _NUMBERS = (*NUMBER_WORDS, "six", "seven", "eight", "nine", "ten")
 _SIDES = ("left", "right")
-_SLOTS = 2
 _TRIES = 24
 _OTHERS = 6
 
@@ -122,7 +121,7 @@ def draw_quartet(dice: Dice) -> tuple[Two, Two, list[tuple[PairClaim, str]]]:
         for _ in range(_OTHERS):
             other = _changed(one, forms, dice) if changed else _draw_two(dice)
             claims = _claims(forms, one, other, dice)
-            if len(set(claims)) == 2 * _SLOTS:
+            if len(set(claims)) == 2 * len(forms):
                 return one, other, [(claim, claim.text(dice)) for claim in claims]
 
 

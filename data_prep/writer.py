@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 _PARTS = ".parts"
 _NAMED_SKIPS = 100
+# Starting processes takes about as long as writing so many samples in this one.
+_WORTH_A_POOL = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ def write_split(
         name: The name put into the index.
         fingerprint: Stands for everything the bytes depend on.
         shard_samples: Samples a shard (fewer where some are skipped, and in the last).
-        workers: Processes; by default as many as this process may use cores.
+        workers: Processes; by default as many as this process may use cores, or one for little work.
         progress: Called with samples done and samples asked.
 
     Returns:
@@ -142,7 +144,10 @@ def write_split(
     if done is not None:
         report(done["asked"], done["asked"])
         return done
-    (folder / _PARTS).mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / _PARTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}; give another one") from error
     job = ShardJob(split=split, folder=folder, fingerprint=fingerprint, shard_samples=shard_samples)
     _clean(job)
     count = math.ceil(len(split) / shard_samples)
@@ -150,10 +155,14 @@ def write_split(
     asked = len(split)
     seen = asked - sum(min(shard_samples, asked - number * shard_samples) for number in missing)
     report(seen, asked)
-    for samples in _write_all(job, missing, workers or len(os.sched_getaffinity(0))):
+    for samples in _write_all(job, missing, workers or _workers_for(asked - seen)):
         seen += samples
         report(seen, asked)
     return _finish(job, count, name)
+
+
+def _workers_for(samples: int) -> int:
+    return len(os.sched_getaffinity(0)) if samples >= _WORTH_A_POOL else 1
 
 
 def _silent(done: int, total: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import shapes_world
+from data_prep import shapes_draw, shapes_world
 from data_prep.shapes import KIND_WEIGHTS, REALMS, ShapesSplit
 from data_prep.shapes_draw import draw_picture
 from data_prep.shapes_pairs import ShapesPairsSplit
@@ -203,6 +203,19 @@ def test_backgrounds_are_grey_and_shapes_are_not(splits):
         near = sum(np.roll(covered, (y, x), (0, 1)) for x in range(-4, 5) for y in range(-4, 5)) > 0
         assert np.percentile(chroma[~near], 99) < 40
         assert np.median(chroma[covered]) > 60
+
+
+def test_shapes_have_the_colours_of_their_names(splits):
+    names = list(shapes_draw._RGB)
+    palette = np.array([shapes_draw._RGB[name] for name in names])
+    for record in splits["train"][:60]:
+        pixels = np.asarray(Image.open(io.BytesIO(record.images[""])).convert("RGB")).astype(int)
+        scene = record.fields["scene"]
+        for shape in scene:
+            others = sum((mask(other) for other in scene if other is not shape), np.zeros((512, 512), int))
+            own = ((mask(shape) > 0) & (others == 0))[4::8, 4::8]
+            middle = np.median(pixels[own], axis=0)
+            assert names[np.abs(palette - middle).sum(axis=1).argmin()] == shape["colour"]
 
 
 def test_mirror_images_of_a_valid_scene_are_valid():
