@@ -26,6 +26,7 @@ class Stage:
     seconds: float | None
     restarts: int
     outputs: Mapping[str, Any]
+    """What its job reported: result.json and the outputs of status.json."""
     error: str
     """The message of a failed stage, empty elsewhere."""
     done_share: float | None
@@ -167,7 +168,7 @@ def _stage(reader: _Reader, folder: Path) -> Stage:
         started=status.get("started"),
         seconds=status.get("seconds"),
         restarts=int(status.get("restarts") or 0),
-        outputs=status.get("outputs") or {},
+        outputs={**reader.json(folder / "result.json", {}), **(status.get("outputs") or {})},
         error=str(status.get("error") or ""),
         done_share=_done_share(reader.json(folder / "progress.json", {})) if state != "done" else None,
         curve=read_curve(folder / "metrics.jsonl"),

@@ -107,6 +107,14 @@ def test_results_of_finished_stages_are_shown_before_the_run_has_its_own(finishe
     assert "smarttrim 2.0x" in text_of(finished_run)
 
 
+def test_skips_that_only_the_jobs_result_tells_are_shown(unfinished_run: Path) -> None:
+    (unfinished_run / "data" / "train").mkdir(parents=True)
+    (unfinished_run / "data" / "train" / "index.json").write_text('{"account": {"asked": 3, "written": 3}}')
+    (unfinished_run / "stages" / "pretrain" / "result.json").write_text('{"steps": 10, "skipped": 5}')
+    page = re.sub(r"\s*<[^>]+>\s*", "|", text_of(unfinished_run))
+    assert "|pretrain||all reasons||5|" in page
+
+
 def test_texts_of_a_run_cannot_become_markup(finished_run: Path) -> None:
     facts = json.loads((finished_run / "run.json").read_text())
     evil = "</script><script>alert(1)</script>"
