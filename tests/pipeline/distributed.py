@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _START_SECONDS = 90.0
+_DIED = ("Died", "the process died")
 
 
 class RankError(AssertionError):
@@ -31,11 +32,12 @@ class RankError(AssertionError):
 
 
 class RankPool:
-    """`world_size` processes in one gloo group."""
+    """`world_size` processes in one gloo group; `idle` while none of them is busy, stuck or dead."""
 
     def __init__(self, world_size: int) -> None:
         context = mp.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="ranks_")
+        self.idle = False
         self.pipes: list[Connection] = []
         self.processes: list[SpawnProcess] = []
         for rank in range(world_size):
@@ -50,6 +52,7 @@ class RankPool:
 
     def send(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Starts the function on every rank."""
+        self.idle = False
         for pipe in self.pipes:
             pipe.send((function, args))
 
@@ -74,6 +77,7 @@ class RankPool:
                 (results if kind == "result" else failures)[left[pipe]] = value
             if failures:
                 deadline = min(deadline, time.monotonic() + 5.0)
+        self.idle = len(results) + len(failures) == len(self.pipes) and _DIED not in failures.values()
         if failures:
             raise RankError(failures)
         if len(results) < len(self.pipes):
@@ -95,8 +99,8 @@ def _receive(pipe: Connection) -> tuple[str, Any]:
     try:
         kind, value = pipe.recv()
         return kind, value
-    except EOFError:
-        return "failure", ("Died", "the process died")
+    except (EOFError, OSError):
+        return "failure", _DIED
 
 
 _pools: dict[int, RankPool] = {}
@@ -121,9 +125,9 @@ def run_ranks(function: Callable[..., T], world_size: int, *args: object, timeou
     try:
         pool.send(function, args)
         return pool.collect(timeout)
-    except BaseException:
-        _pools.pop(world_size).kill()
-        raise
+    finally:
+        if not pool.idle:
+            _pools.pop(world_size).kill()
 
 
 @atexit.register

@@ -117,10 +117,8 @@ def _poison(process: Process, config: EngineConfig, where: str) -> tuple[str, bo
     before = engine.weights()
     loss = engine(*batch(1), rare=True)
     if process.rank == process.world_size - 1:
-        if where == "loss":
-            loss = loss * float("nan")
-        else:  # a finite value whose slope is infinite
-            loss = loss + (module.body[0].weight * 0).sum().abs().sqrt()
+        finite_with_infinite_slope = (module.body[0].weight * 0).sum().abs().sqrt()
+        loss = loss * float("nan") if where == "loss" else loss + finite_with_infinite_slope
     said = "nothing"
     try:
         engine.step(loss, 1.0)
