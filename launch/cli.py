@@ -1,0 +1,245 @@
+"""The command line `trimline`.
+
+Only what a command needs is imported, for `--help` must answer at once and torch takes seconds.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+
+log = logging.getLogger("launch")
+
+USER_MISTAKE, INTERNAL, INTERRUPTED = 2, 1, 130
+
+Answer = tuple[int, dict[str, Any], str]
+"""Exit code, the JSON object, the text for people."""
+
+Handler = Callable[[argparse.Namespace, list[str]], Answer]
+"""Parsed arguments and overrides of the configuration -> the answer."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code.
+
+    0: done. 1: an error of Trimline's own. 2: a mistake of the user's, told in one line. 130: stopped by Ctrl-C or
+    SIGTERM.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    own, overrides = _split(words)
+    options = parser.parse_args(own)
+    if options.handler is None:
+        parser.print_help(sys.stderr)
+        return USER_MISTAKE
+    _log_to_stderr(options.verbose)
+    try:
+        code, data, text = _answer(options, overrides)
+    except UserError as error:
+        return _refuse(" ".join(str(error).split()), options.json)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; run the same command again to continue\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return INTERNAL
+    except Exception as error:
+        return _apologise(error, options)
+    sys.stdout.write(f"{json.dumps(data)}\n" if options.json else f"{text}\n" if text else "")
+    return code
+
+
+def _answer(options: argparse.Namespace, overrides: list[str]) -> Answer:
+    handler: Handler = options.handler
+    return handler(options, overrides)
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tells this command line's own words from overrides such as ``--data.root DIR`` or ``--seed=1``.
+
+    argparse cannot, for it would take an override's value for a file.
+    """
+    if not words or words[0] not in _TAKING_OVERRIDES:
+        return list(words), []
+    own: list[str] = []
+    overrides: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        known = word.split("=", 1)[0] in _OPTIONS or not word.startswith("--")
+        (own if known else overrides).append(word)
+        if word.startswith("--") and "=" not in word and word not in _FLAGS:
+            value = next(waiting, None)
+            if value is not None:
+                (own if known else overrides).append(value)
+    return own, overrides
+
+
+def _refuse(line: str, as_json: bool) -> int:
+    sys.stderr.write(f"trimline: {line}\n")
+    if as_json:
+        sys.stdout.write(json.dumps({"error": line}) + "\n")
+    return USER_MISTAKE
+
+
+def _apologise(error: Exception, options: argparse.Namespace) -> int:
+    """One line for an error of ours; the traceback is in the run's launch.log, or on screen with --verbose."""
+    log.debug("internal error", exc_info=error)
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    where = "the run folder's launch.log has" if options.command in _RUNNING else "--verbose shows"
+    sys.stderr.write(f"trimline: an error of Trimline's own: {line} ({where} the details)\n")
+    if options.json:
+        sys.stdout.write(json.dumps({"error": line}) + "\n")
+    return INTERNAL
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(levelname)s %(name)s: %(message)s" if verbose else "%(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("ray", "asyncio", "PIL", "matplotlib", "urllib3", "filelock", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one line instead of a usage text, and without guessing at shortened options."""
+
+    def error(self, message: str) -> Any:
+        """Ends the program with the user's exit code."""
+        sys.stderr.write(f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        raise SystemExit(USER_MISTAKE)
+
+
+_COMMON = _Parser(add_help=False)
+_COMMON.add_argument("--json", action="store_true", help="print one JSON object; everything else goes to stderr")
+_COMMON.add_argument("--verbose", action="store_true", help="log details to stderr")
+
+_RUN_HELP = {
+    "run": "a whole run: shards, pre-training, trimming, evaluation, report; goes on where it stopped",
+    "pretrain": "a run up to and including pre-training",
+    "trim": "a run up to and including trimming",
+    "evaluate": "a run up to and including evaluation",
+}
+_RUNNING = frozenset(_RUN_HELP)
+_TAKING_OVERRIDES = _RUNNING | {"shard"}
+_FLAGS = frozenset({"--help", "--json", "--verbose", "--fresh", "--print_config"})
+_OPTIONS = _FLAGS | {"--config"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="trimline",
+        description="Pre-train vision-language models with fewer vision tokens, then make them adaptive.",
+        epilog="example: trimline run configs/runs/demo.yaml",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=_Version())
+    parser.set_defaults(handler=None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, text in _RUN_HELP.items():
+        _add_run(commands, name, text)
+    _add_data_commands(commands)
+    _add_run_folder_commands(commands)
+    return parser
+
+
+class _Version(str):
+    """Looks the version up only where it is asked for."""
+
+    def __mod__(self, values: Any) -> str:
+        """Called by argparse when it prints."""
+        import importlib.metadata
+
+        return f"trimline {importlib.metadata.version('trimline')}"
+
+
+def _add(commands: Any, name: str, text: str, example: str, handler: Handler) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example: trimline {example}",
+        parents=[_COMMON],
+        allow_abbrev=False,
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_run(commands: Any, name: str, text: str) -> None:
+    example = f"{name} configs/runs/demo.yaml --out runs/mine --seed 1"
+    parser = _add(
+        commands, name, f"{text}. Any key of the configuration can be given as --key.sub VALUE", example, _run
+    )
+    parser.add_argument("configs", nargs="*", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
+    parser.add_argument("--config", action="append", default=[], metavar="CONFIG", help="another one of them")
+    parser.add_argument("--fresh", action="store_true", help="start over: remove what an earlier run left in `out`")
+    parser.add_argument("--print_config", action="store_true", help="print the whole configuration as YAML, and stop")
+
+
+def _add_data_commands(commands: Any) -> None:
+    example = "shard nlvr --root DIR --out data/nlvr"
+    parser = _add(commands, "shard", "write WebDataset shards of a data set", example, _shard)
+    parser.add_argument(
+        "source",
+        help="shapes, nlvr or flickr8k; its settings are given as --key VALUE, see --out, "
+        "--root, --sizes.SPLIT, --shard_samples, --image_size, --seed, --workers",
+    )
+    parser = _add(commands, "index", "make the index of shards that came from elsewhere", "index DIR", _index)
+    parser.add_argument("folder", metavar="DIR", help="folder with .tar shards")
+    parser = _add(commands, "verify", "check shards against their index", "verify data/nlvr/train", _verify)
+    parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several")
+
+
+def _add_run_folder_commands(commands: Any) -> None:
+    parser = _add(commands, "report", "write a run's report.html anew", "report runs/demo", _report)
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser = _add(commands, "status", "say how far a run is, from another terminal", "status runs/demo", _status)
+    parser.add_argument("run", metavar="RUN", help="run folder")
+
+
+def _run(options: argparse.Namespace, overrides: list[str]) -> Answer:
+    from launch.commands import run_command
+
+    return run_command(
+        [*options.configs, *options.config],
+        overrides,
+        until=None if options.command == "run" else options.command,
+        fresh=options.fresh,
+        print_config=options.print_config,
+    )
+
+
+def _shard(options: argparse.Namespace, overrides: list[str]) -> Answer:
+    from launch.commands import shard_command
+
+    return shard_command(options.source, overrides)
+
+
+def _index(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.commands import index_command
+
+    return index_command(Path(options.folder))
+
+
+def _verify(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.commands import verify_command
+
+    return verify_command(Path(options.folder))
+
+
+def _report(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.commands import report_command
+
+    return report_command(Path(options.run))
+
+
+def _status(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.commands import status_command
+
+    return status_command(Path(options.run))

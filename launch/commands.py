@@ -1,0 +1,129 @@
+"""What the commands do; each gives an exit code, a JSON object, and a text for people."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep.errors import UserError
+from data_prep.index import INDEX, index_folder
+from data_prep.sources import SourceConfig, prepare
+from data_prep.verify import verify_folder
+from launch.cli import INTERNAL, USER_MISTAKE, Answer
+from launch.reading import dump_config, read_config
+from launch.recipes import find_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig(SourceConfig):
+    """A data set and where its shards go.
+
+    Attributes:
+        out: Folder for the splits.
+        workers: Processes to write with; by default one a core.
+    """
+
+    out: str
+    workers: int | None = None
+
+
+def run_command(
+    files: Sequence[str], overrides: Sequence[str], *, until: str | None, fresh: bool, print_config: bool
+) -> Answer:
+    """`trimline run` and the single stages.
+
+    Raises:
+        UserError: for a mistake found before the stages start.
+    """
+    if not files:
+        raise UserError("no configuration given; name one, such as configs/runs/demo.yaml")
+    paths = [find_recipe(name) for name in files]
+    from launch.config import RunConfig  # torch comes with it
+
+    config = read_config(RunConfig, paths, overrides)
+    if print_config:
+        return 0, {"config": dump_config(config)}, dump_config(config).rstrip()
+    from launch.run import execute
+
+    result = execute(config, until=until, fresh=fresh)
+    return _exit_code(result.failures.values()), result.as_json(), summary(result)
+
+
+def shard_command(source: str, overrides: Sequence[str]) -> Answer:
+    """`trimline shard`."""
+    config = read_config(ShardConfig, [], ["--name", source, *overrides])
+    out = Path(config.out).expanduser()
+    plain = SourceConfig(**{field.name: getattr(config, field.name) for field in fields(SourceConfig)})
+    with tqdm(desc=source, unit=" samples", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        account = prepare(plain, out, show, config.workers)
+    lines = [f"{out}: {account['written']} of {account['asked']} samples written"]
+    lines += [f"  {split}: {of['written']} of {of['asked']}" for split, of in account["splits"].items()]
+    lines += [f"  skipped {count}: {reason}" for reason, count in account["skipped"].items()]
+    return 0, {"out": str(out), **account}, "\n".join(lines)
+
+
+def index_command(folder: Path) -> Answer:
+    """`trimline index`."""
+    account = index_folder(folder)
+    text = f"{folder / INDEX}: {account['written']} of {account['asked']} samples"
+    return 0, {"index": str(folder / INDEX), **account}, text
+
+
+def verify_command(folder: Path) -> Answer:
+    """`trimline verify`: a split folder, or a folder of such."""
+    splits = [folder] if (folder / INDEX).exists() else sorted(path.parent for path in folder.glob(f"*/{INDEX}"))
+    if not splits:
+        raise UserError(
+            f"{folder} holds no {INDEX}; give the folder of a split, or run `trimline index {folder}` first"
+        )
+    faults = [(split, fault) for split in splits for fault in verify_folder(split)]
+    lines = [f"{split}: {fault}" for split, fault in faults] or [f"{folder}: all is well"]
+    data = {"splits": [str(split) for split in splits], "faults": lines if faults else []}
+    return USER_MISTAKE if faults else 0, data, "\n".join(lines)
+
+
+def report_command(run: Path) -> Answer:
+    """`trimline report`."""
+    from launch.report import write_report
+
+    report = write_report(run)
+    return 0, {"report": str(report)}, str(report)
+
+
+def status_command(run: Path) -> Answer:
+    """`trimline status`."""
+    from launch.status import read_state, state_text
+
+    state = read_state(run)
+    return 0, state, state_text(state)
+
+
+def summary(result: Any) -> str:
+    """The end of a run: a table of the results, what failed, and where to look."""
+    from launch.progress import clock
+    from launch.report.table import results_table
+
+    lines = ["", results_table(result.rows), ""] if result.rows else []
+    for name, failure in result.failures.items():
+        lines.append(f"failed: {name}: {failure.message}")
+    blocked = [name for name, outcome in result.outcomes.items() if outcome == "blocked"]
+    if blocked:
+        lines.append(f"not run, for they need what failed: {', '.join(blocked)}")
+    if result.failures:
+        lines.append("run the same command again once it is mended: finished stages are kept")
+    lines.append(f"{clock(result.seconds)} in all; look at {result.report or result.out}")
+    return "\n".join(lines)
+
+
+def _exit_code(failures: Any) -> int:
+    if not failures:
+        return 0
+    return USER_MISTAKE if all(failure.by_user for failure in failures) else INTERNAL

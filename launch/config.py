@@ -1,0 +1,60 @@
+"""The configuration of a run: every part's own dataclass under one name."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_prep.errors import UserError
+from data_prep.sources import SourceConfig
+from launch.cluster_config import BudgetConfig, ClusterConfig
+from pipeline.data.loader import LoaderConfig
+from pipeline.data.text import TokenizerConfig
+from pipeline.engine import EngineConfig
+from pipeline.evaluate import EvaluateConfig
+from pipeline.models.albef import AlbefConfig
+from pipeline.pretrain import PretrainConfig
+from pipeline.trim import TrimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run: shards, pre-training, trimming, evaluation and report.
+
+    Attributes:
+        name: The run's name, shown in its report.
+        out: Folder that the run writes; the same folder again goes on where it stopped.
+        seed: Seeds the models, the order of the samples and their augmentation.
+        launcher: Who starts the processes: Ray, or this process (and torchrun's, where it started this one).
+        cluster: How many processes, and with what.
+        budget: How long training may take.
+        data: Where the samples come from.
+        loader: How shards become batches.
+        tokenizer: The vocabulary, trained on the training captions.
+        model: The backbone.
+        engine: What carries out a step.
+        pretrain: Pre-training.
+        trim: Trimming, one stage for each target.
+        evaluate: Evaluation.
+    """
+
+    name: str
+    out: str
+    seed: int = 0
+    launcher: Literal["ray", "local"] = "ray"
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    data: SourceConfig
+    loader: LoaderConfig
+    tokenizer: TokenizerConfig
+    model: AlbefConfig
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    pretrain: PretrainConfig
+    trim: TrimConfig
+    evaluate: EvaluateConfig
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or "/" in self.name:
+            raise UserError(f"name={self.name!r} must be a word without '/', such as demo")
+        if not self.out.strip():
+            raise UserError("out='' must be a folder, such as runs/demo")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} must be 0 or more")

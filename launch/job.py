@@ -1,0 +1,126 @@
+"""A job: what one stage's worker processes are asked to do, and how its result or its error comes back.
+
+Results and errors are JSON files in the stage's folder, so that nothing is pickled and every launcher, or a person,
+can read them.
+"""
+
+import importlib
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.errors import UserError
+from data_prep.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from pipeline.process import Process
+
+Job = Mapping[str, Any]
+RUN_JOB = "pipeline.worker:run_job"
+RESULT = "result.json"
+LOG = "log.txt"
+
+
+class JobFailed(RuntimeError):
+    """A worker process failed by a mistake that is not the user's; the stage's log.txt has the traceback."""
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended without a word: killed, or out of memory."""
+
+
+def carry_out(job: Job, process: "Process") -> None:
+    """Runs a job in a worker process; rank 0 writes the result, a rank that fails writes its error.
+
+    Args:
+        job: JSON-able; `folder` is the stage's folder, `function` may name another `module:function` to call
+            than the pipeline's.
+        process: Which of the workers this is.
+
+    Raises:
+        Exception: Whatever the job raised, after it was written down.
+    """
+    folder = Path(job["folder"])
+    with _logging_to(folder, process.rank):
+        try:
+            result = _function(job)(dict(job), process)
+        except Exception as error:
+            _write_error(folder, process.rank, error)
+            raise
+        if process.is_main:
+            write_json(folder / RESULT, result)
+
+
+def clear(folder: Path) -> None:
+    """Removes result and errors of an earlier attempt."""
+    for path in [folder / RESULT, *folder.glob("error.rank*.json")]:
+        path.unlink(missing_ok=True)
+
+
+def collect(folder: Path, failure: BaseException | None) -> dict[str, Any]:
+    """Reads what the workers left behind.
+
+    Args:
+        folder: The stage's folder.
+        failure: What the launcher saw go wrong, if anything.
+
+    Raises:
+        UserError: The user's mistake that a worker found.
+        JobFailed: A worker raised something else.
+        WorkerDied: The workers ended without result and without error.
+    """
+    errors = [read_json(path) for path in folder.glob("error.rank*.json")]
+    if errors:
+        # The first to fail is the cause: the others mostly report that they lost their partner.
+        first = min(errors, key=lambda error: (error["kind"] != "user", error["time"]))
+        if first["kind"] == "user":
+            raise UserError(first["message"])
+        raise JobFailed(f"{first['message']} (rank {first['rank']}; see {folder / LOG})") from failure
+    if failure is None and (folder / RESULT).exists():
+        result = read_json(folder / RESULT)
+        if isinstance(result, dict):
+            return result
+    raise WorkerDied(f"a worker process of {folder.name} ended without a result; see {folder / LOG}") from failure
+
+
+def _function(job: Job) -> "Callable[[dict[str, Any], Process], Mapping[str, Any]]":
+    module, _, name = str(job.get("function", RUN_JOB)).partition(":")
+    function: Callable[[dict[str, Any], Process], Mapping[str, Any]] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _write_error(folder: Path, rank: int, error: Exception) -> None:
+    user = isinstance(error, UserError)
+    if not user:
+        logging.getLogger(__name__).error("rank %d failed\n%s", rank, traceback.format_exc())
+    line = " ".join(str(error).split())
+    write_json(
+        folder / f"error.rank{rank}.json",
+        {
+            "kind": "user" if user else "internal",
+            "rank": rank,
+            "message": line if user else f"{type(error).__name__}: {line}",
+            "time": time.time(),
+        },
+    )
+
+
+@contextmanager
+def _logging_to(folder: Path, rank: int) -> Iterator[None]:
+    """Sends what this process logs to the stage's log.txt, other ranks' to a file beside it."""
+    handler = logging.FileHandler(folder / (LOG if rank == 0 else f"log.rank{rank}.txt"), encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()

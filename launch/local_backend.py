@@ -1,0 +1,107 @@
+"""Jobs in this very process, or in the processes that torchrun started."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from launch.backend import Backend
+from launch.job import Job, carry_out
+from pipeline.process import Process
+
+_STOP = "stop"
+_POLL_SECONDS = 0.1
+
+
+class LocalBackend(Backend):
+    """Runs jobs here, one after the other: the simplest launcher, for a laptop or a debugger.
+
+    Under torchrun all of its processes take part in every job: rank 0 walks through the stages and puts each job
+    into the store that torchrun's rendezvous offers; the others follow (`follow`).
+
+    Args:
+        gpus: GPUs of a worker; 0 computes on the CPU.
+        threads: Threads of torch.
+        environment: torchrun's variables, of os.environ.
+    """
+
+    slots = 0  # stages run in the calling thread
+
+    def __init__(self, gpus: float, threads: int, environment: Mapping[str, str] = os.environ) -> None:
+        self._process = _process(gpus, environment)
+        self._threads = threads
+        self._store: Store | None = None
+        self._jobs = 0
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process walks through the stages."""
+        return self._process.is_main
+
+    def start(self) -> None:
+        """Joins the other processes, where torchrun started some."""
+        torch.set_num_threads(self._threads)
+        if self._process.world_size == 1 or self._store is not None:
+            return
+        store, rank, world_size = next(iter(rendezvous("env://")))
+        self._store = PrefixStore("jobs", store)
+        backend = "gloo" if self._process.device == "cpu" else "nccl"
+        dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=world_size)
+
+    def launch(self, job: Job, workers: int) -> BaseException | None:
+        """See `Backend.launch`; `workers` is a wish here, for the processes are there already."""
+        if self._store is not None:
+            self._announce(json.dumps(job))
+        return _attempt(job, self._process)
+
+    def stop(self) -> None:
+        """Lets the followers go."""
+        if self._store is not None and self.is_leader:
+            self._announce(_STOP)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        self._store = None
+
+    def follow(self) -> None:
+        """Takes part in the leader's jobs until it stops: what every process but rank 0 does under torchrun."""
+        self.start()
+        assert self._store is not None
+        while True:
+            key = f"{self._jobs}"
+            while not self._store.check([key]):
+                time.sleep(_POLL_SECONDS)
+            self._jobs += 1
+            job = self._store.get(key).decode()
+            if job == _STOP:
+                break
+            _attempt(json.loads(job), self._process)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _announce(self, text: str) -> None:
+        assert self._store is not None
+        self._store.set(f"{self._jobs}", text)
+        self._jobs += 1
+
+
+def _attempt(job: Job, process: Process) -> BaseException | None:
+    try:
+        carry_out(job, process)
+    except Exception as error:
+        return error
+    return None
+
+
+def _process(gpus: float, environment: Mapping[str, str]) -> Process:
+    local_rank = int(environment.get("LOCAL_RANK", "0"))
+    return Process(
+        rank=int(environment.get("RANK", "0")),
+        world_size=int(environment.get("WORLD_SIZE", "1")),
+        local_rank=local_rank,
+        device=f"cuda:{local_rank}" if gpus else "cpu",
+    )

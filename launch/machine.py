@@ -1,0 +1,96 @@
+"""What this machine has, and which versions a run used: for run.json and for checks before a run."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("trimline", "torch", "ray", "deepspeed", "webdataset", "tokenizers", "numpy", "jsonargparse")
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: its affinity, cut down to its container's quota."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _container_quota(Path("/sys/fs/cgroup/cpu.max"))
+    return max(1, min(affinity, quota or affinity))
+
+
+def _container_quota(path: Path) -> int | None:
+    try:
+        limit, period = path.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(1, int(limit) // int(period))
+
+
+def available_gpus() -> int:
+    """GPUs that nvidia-smi lists and that are not hidden from this process; torch is not needed for it."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return count if visible is None else min(count, len([name for name in visible.split(",") if name.strip()]))
+
+
+def memory_gib() -> float:
+    """Main memory of the machine in GiB."""
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a run's result may depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """CPUs, memory and GPUs."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cpus": available_cpus(),
+        "memory_gib": round(memory_gib(), 1),
+        "gpus": available_gpus(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that runs, with ``+changes`` where files differ; None outside of one."""
+    folder = Path(__file__).resolve().parent.parent
+    commit = _git(folder, "rev-parse", "HEAD")
+    # An installed package may lie inside a repository that is not ours.
+    if commit is None or _git(folder, "rev-parse", "--show-toplevel") != str(folder):
+        return None
+    return f"{commit}+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def command() -> str:
+    """The command line that started this process."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return " ".join(f"'{word}'" if " " in word else word for word in words)

@@ -1,0 +1,132 @@
+"""Checks before anything starts, so that a mistake costs seconds and not the first hour."""
+
+import math
+import os
+import shutil
+from pathlib import Path
+
+from data_prep.errors import UserError
+from launch.config import RunConfig
+from launch.machine import available_cpus, available_gpus
+from launch.stages import plan_source
+from pipeline.engine import preflight_deepspeed
+
+_GIB = 2**30
+_SPARE_BYTES = 256 * 2**20
+_CHECKPOINTS_AT_ONCE = 3  # two are kept, and one is being written
+_STATE_COPIES = 5  # weights, two moments, momentum tower, export: 4 bytes each
+
+
+def check(config: RunConfig, out: Path) -> None:
+    """Refuses a run that cannot work.
+
+    Raises:
+        UserError: naming what is wrong, with which numbers, and how to mend it.
+    """
+    _check_processes(config)
+    _check_batches(config)
+    if config.engine.name == "deepspeed":
+        preflight_deepspeed()
+    _check_splits(config)
+    _check_disk(config, out)
+
+
+def _check_processes(config: RunConfig) -> None:
+    cluster = config.cluster
+    if config.launcher == "local" or cluster.address is not None:
+        return
+    cpus, wanted = available_cpus(), cluster.workers * cluster.cpus_per_worker
+    if wanted > cpus:
+        fitting = int(cpus // cluster.cpus_per_worker)
+        fix = f"--cluster.workers {fitting}" if fitting else f"--cluster.cpus_per_worker {cpus}"
+        raise UserError(
+            f"cluster.workers={cluster.workers} with {cluster.cpus_per_worker:g} CPUs each need {wanted:g} CPUs, "
+            f"but this machine has {cpus}; set {fix}"
+        )
+    gpus, wanted = available_gpus(), cluster.workers * cluster.gpus_per_worker
+    if wanted > gpus:
+        raise UserError(
+            f"cluster.workers={cluster.workers} with {cluster.gpus_per_worker:g} GPUs each need {wanted:g} GPUs, "
+            f"but this machine has {gpus}; set --cluster.gpus_per_worker {gpus / cluster.workers:g} or fewer workers"
+        )
+
+
+def _check_batches(config: RunConfig) -> None:
+    workers = _processes(config)
+    _check_batch("pretrain", config.pretrain.loop.global_batch, workers, config)
+    if config.trim.targets:
+        trimming = workers if config.launcher == "local" else 1
+        _check_batch("trim", config.trim.loop.global_batch, trimming, config)
+
+
+def _processes(config: RunConfig) -> int:
+    """Processes of the pre-training stage: with the local launcher, what torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if config.launcher == "local" else config.cluster.workers
+
+
+def _check_batch(stage: str, batch: int, workers: int, config: RunConfig) -> None:
+    parts, streams = workers * config.engine.accumulation, config.loader.streams
+    unit = math.lcm(parts, streams)
+    if batch % unit:
+        fix = max(1, round(batch / unit)) * unit
+        raise UserError(
+            f"{stage}.loop.global_batch={batch} must be a multiple of {unit}, for {workers} workers x "
+            f"{config.engine.accumulation} accumulated parts and {streams} streams (loader.streams); "
+            f"try --{stage}.loop.global_batch {fix}"
+        )
+
+
+def _check_splits(config: RunConfig) -> None:
+    """Looks for the raw files, and whether every split that a stage wants will be there."""
+    plan = plan_source(config.data)
+    splits = {name for name, split in plan.items() if split.size != 0 and config.data.sizes.get(name) != 0}
+    wanted = {"pretrain.split": [config.pretrain.split]}
+    wanted["evaluate.retrieval_splits"] = list(config.evaluate.retrieval_splits)
+    if config.trim.targets:
+        wanted["trim.split"] = [config.trim.split]
+        wanted["evaluate.statement_splits"] = list(config.evaluate.statement_splits)
+    for key, names in wanted.items():
+        for name in names:
+            if name not in splits:
+                raise UserError(
+                    f"{key} names the split {name!r}, but data.name={config.data.name} gives "
+                    f"{', '.join(sorted(splits))}; choose one of these (data.sizes may have left it out)"
+                )
+
+
+def _check_disk(config: RunConfig, out: Path) -> None:
+    there = next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"out={config.out} cannot be written ({there} is not yours); give another with --out DIR")
+    needed, free = needed_bytes(config), shutil.disk_usage(there).free
+    if out.is_dir():
+        needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and not path.is_symlink())
+    if needed > free:
+        raise UserError(
+            f"out={config.out} needs about {max(needed, 0) / _GIB:.2f} GiB more, but {there} has {free / _GIB:.2f} "
+            "GiB free; free some space, or give a folder on another disk with --out DIR"
+        )
+
+
+def needed_bytes(config: RunConfig) -> int:
+    """About how much a run writes: shards, checkpoints and exports."""
+    models = 1 + len(config.trim.targets)
+    weights = 4 * _parameters(config)
+    return _shard_bytes(config) + models * weights * _STATE_COPIES * _CHECKPOINTS_AT_ONCE + _SPARE_BYTES
+
+
+def _shard_bytes(config: RunConfig) -> int:
+    if config.data.root is None:
+        samples = sum(split.size or 0 for split in plan_source(config.data).values())
+        # A drawn picture takes about 0.4 bytes a pixel as PNG, its texts and tar headers about 6 KiB.
+        return int(samples * (0.4 * config.data.image_size**2 + 6 * 2**10))
+    files = (path for path in Path(config.data.root).expanduser().rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+def _parameters(config: RunConfig) -> int:
+    """About how many weights the model has: 12 width^2 a layer, 16 where it also attends to pixels."""
+    vision, text = config.model.vision, config.model.text
+    words = max(text.vocab_size, config.tokenizer.vocab_size)
+    layers = 12 * text.text_layers + 16 * text.fusion_layers
+    return 12 * vision.depth * vision.width**2 + (layers + 2) * text.width**2 + words * text.width

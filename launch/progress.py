@@ -1,0 +1,127 @@
+"""Shows how far a run is: bars on a terminal, a line every quarter of a minute elsewhere."""
+
+import json
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from launch.graph import Attempt, Outcome, Stage
+
+log = logging.getLogger(__name__)
+
+PROGRESS = "progress.json"
+_POLL_SECONDS = 0.5
+_LINE_SECONDS = 15.0
+_BAR = "{desc:<24} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}] {postfix}"
+
+
+class ProgressDisplay:
+    """Follows the progress files of running stages and says what begins and ends; used as a context manager.
+
+    Args:
+        stream: Where it writes; bars if it is a terminal.
+        line_seconds: Time between lines where it is none.
+    """
+
+    def __init__(self, stream: TextIO = sys.stderr, line_seconds: float = _LINE_SECONDS) -> None:
+        self._stream = stream
+        self._bars_wanted = stream.isatty()
+        self._line_seconds = line_seconds
+        self._lock = threading.Lock()
+        self._running: dict[str, Path] = {}
+        self._bars: dict[str, tqdm[Any]] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> "ProgressDisplay":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        for bar in self._bars.values():
+            bar.close()
+
+    def say(self, line: str) -> None:
+        """Writes a line above the bars."""
+        if self._bars_wanted:
+            tqdm.write(line, file=self._stream)
+        else:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    def stage_started(self, stage: Stage, attempt: Attempt) -> None:
+        """See `launch.graph.Observer`."""
+        with self._lock:
+            self._running[stage.name] = stage.folder / PROGRESS
+        self.say(f"{stage.name}: {'goes on where it stopped' if attempt.resumed else 'started'}")
+
+    def stage_ended(self, stage: Stage, outcome: Outcome, seconds: float, message: str) -> None:
+        """See `launch.graph.Observer`."""
+        with self._lock:
+            self._running.pop(stage.name, None)
+            bar = self._bars.pop(stage.name, None)
+        if bar is not None:
+            bar.close()
+        ends = {
+            "done": f"done in {clock(seconds)}",
+            "skipped": "finished before, skipped",
+            "blocked": "not run, because a stage it needs failed",
+        }
+        self.say(f"{stage.name}: {ends.get(outcome) or f'{outcome}: {message}'}")
+
+    def _watch(self) -> None:
+        next_line = time.monotonic() + self._line_seconds
+        while not self._over.wait(_POLL_SECONDS):
+            with self._lock:
+                running = dict(self._running)
+            states = {name: state for name, path in running.items() if (state := read_progress(path))}
+            if self._bars_wanted:
+                for name, state in states.items():
+                    self._draw(name, state)
+            elif time.monotonic() >= next_line:
+                next_line = time.monotonic() + self._line_seconds
+                for name, state in states.items():
+                    self.say(f"{name}: {describe(state)}")
+
+    def _draw(self, name: str, state: dict[str, Any]) -> None:
+        with self._lock:
+            if name not in self._running:
+                return
+            if name not in self._bars:
+                self._bars[name] = tqdm(desc=name, bar_format=_BAR, file=self._stream, unit=state["unit"])
+            bar = self._bars[name]
+        bar.total = state["total"]
+        bar.n = min(state["done"], state["total"])
+        bar.set_postfix_str(state["text"])
+
+
+def read_progress(path: Path) -> dict[str, Any] | None:
+    """A stage's progress, or None where there is none yet."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    wanted = {"done", "total", "unit", "text"}
+    return state if isinstance(state, dict) and wanted <= state.keys() else None
+
+
+def describe(state: dict[str, Any]) -> str:
+    """A progress state as words, such as ``1200 of 4000 samples (30%), loss 1.23``."""
+    share = f" ({100 * state['done'] / state['total']:.0f}%)" if state["total"] else ""
+    text = f", {state['text']}" if state["text"] else ""
+    return f"{state['done']:.0f} of {state['total']:.0f} {state['unit']}{share}{text}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as words, such as ``41 s`` or ``3 min 05 s``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,231 @@
+"""Worker processes on a Ray cluster: several workers through Ray Train, a single one as a plain Ray task.
+
+A job of one worker needs no process group and no controller, so a task does; it starts in half the time.
+
+Facts this file rests on, found in Ray 2.60:
+- Ray's processes end with the thread that started them (Linux's parent-death signal), so `start` must be called in
+  a thread that lives as long as the run: the main thread.
+- `TorchTrainer.fit` may be called from any thread, and from several at once.
+- Reusing a run name resumes the old run, so each attempt has a fresh one.
+- Unix socket paths may have 107 characters, so the session's folder lies directly under /tmp.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from launch.backend import Backend
+from launch.cluster_config import ClusterConfig
+from launch.job import Job, carry_out
+from launch.machine import available_cpus, available_gpus
+
+log = logging.getLogger(__name__)
+
+_SESSION_PREFIX = "trimline-ray-"
+_OBJECT_STORE_BYTES = 100 * 2**20  # only small messages pass through it
+_MAX_SOCKET_FOLDER = 40
+
+# For every process of a local cluster; each of them inherits it from the one that started it.
+_RAY_ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES alone where no GPU is asked for
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run trimline` must not make an environment per worker
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a local cluster has no spot machines
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # notices the end of a short stage at once
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing home
+    "RAY_enable_metrics_collection": "0",
+    "RAY_memory_monitor_refresh_ms": "0",  # the kernel decides who is out of memory, not a share of the machine
+}
+
+
+class RayBackend(Backend):
+    """Workers of one Ray session that all stages share.
+
+    Args:
+        config: Workers, their CPUs and GPUs, and the cluster's address if one runs already.
+        storage: Folder for what Ray Train keeps of a run, inside the run folder.
+    """
+
+    def __init__(self, config: ClusterConfig, storage: Path) -> None:
+        self._config = config
+        self._storage = storage
+        self._ready = threading.Event()
+        self._failed: BaseException | None = None
+        self._session: Path | None = None
+        cpus = config.workers * config.cpus_per_worker if config.address else available_cpus()
+        self.slots = max(1, int(cpus // config.cpus_per_worker))
+        if config.gpus_per_worker and not config.address:
+            self.slots = max(1, min(self.slots, int(available_gpus() // config.gpus_per_worker)))
+
+    def start(self) -> None:
+        """Joins the cluster at the given address, or starts one on this machine, bound to loopback.
+
+        Raises:
+            UserError: where the address does not answer.
+        """
+        try:
+            if self._config.address:
+                self._join(self._config.address)
+            else:
+                self._start_local()
+        except BaseException as error:
+            self._failed = error
+            raise
+        finally:
+            self._ready.set()
+
+    def launch(self, job: Job, workers: int) -> BaseException | None:
+        """See `Backend.launch`."""
+        self._ready.wait()
+        if self._failed is not None:
+            return self._failed
+        try:
+            if workers == 1:
+                self._run_task(job)
+            else:
+                self._run_trainer(job, workers)
+        except Exception as error:
+            return error
+        return None
+
+    def stop(self) -> None:
+        """Ends the local cluster, or leaves the joined one."""
+        import ray
+
+        self._ready.set()
+        ray.shutdown()
+        if self._session is not None:
+            shutil.rmtree(self._session, ignore_errors=True)
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copies the local session's logs, for a failure that they may explain."""
+        if self._session is None:
+            return
+        logs = self._session / "session_latest" / "logs"
+        shutil.copytree(logs, folder, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+
+    def _start_local(self) -> None:
+        import ray
+
+        _remove_stale_sessions()
+        self._session = Path(tempfile.mkdtemp(prefix=f"{_SESSION_PREFIX}{os.getpid()}-", dir=_short_folder()))
+        with _environment({**_RAY_ENVIRONMENT, **self._worker_environment(), "GLOO_SOCKET_IFNAME": "lo"}):
+            ray.init(
+                address="local",  # not RAY_ADDRESS
+                num_cpus=max(available_cpus(), int(self._config.cpus_per_worker)),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=str(self._session),
+                _node_ip_address="127.0.0.1",
+            )
+
+    def _join(self, address: str) -> None:
+        import ray
+
+        os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                runtime_env={"env_vars": self._worker_environment()},
+            )
+        except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"no Ray cluster answers at cluster.address={address} ({' '.join(str(error).split())[:200]}); "
+                "start one with `ray start --head`, or leave the address out for a local one"
+            ) from error
+
+    def _worker_environment(self) -> dict[str, str]:
+        threads = str(max(1, int(self._config.cpus_per_worker)))
+        variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        if not self._config.gpus_per_worker:
+            variables["DS_ACCELERATOR"] = "cpu"
+        return variables
+
+    def _run_task(self, job: Job) -> None:
+        import ray
+
+        # A process of its own for each job, as with a trainer: nothing of an earlier stage is left in it.
+        task = ray.remote(max_calls=1, max_retries=0)(_run_alone)
+        cpus, gpus = self._config.cpus_per_worker, self._config.gpus_per_worker
+        ray.get(task.options(num_cpus=cpus, num_gpus=gpus, name=str(job["stage"])).remote(dict(job), bool(gpus)))
+
+    def _run_trainer(self, job: Job, workers: int) -> None:
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        gpus = self._config.gpus_per_worker
+        resources = {"CPU": self._config.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
+        trainer = TorchTrainer(
+            _run_together,
+            train_loop_config={"job": dict(job), "gpu": bool(gpus)},
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
+            run_config=RunConfig(
+                name=f"{job['stage']}-{secrets.token_hex(4)}", storage_path=str(self._storage.resolve())
+            ),
+        )
+        trainer.fit()
+
+
+def _run_alone(job: dict[str, Any], gpu: bool) -> None:
+    """The body of a task: the only worker of a job."""
+    from pipeline.process import Process
+
+    carry_out(job, Process(device="cuda:0" if gpu else "cpu"))
+
+
+def _run_together(config: dict[str, Any]) -> None:
+    """The body of a Ray Train worker: one of several of a job, with the process group made."""
+    import ray.train
+    import ray.train.torch
+
+    from pipeline.process import Process
+
+    context = ray.train.get_context()
+    device = str(ray.train.torch.get_device()) if config["gpu"] else "cpu"
+    process = Process(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        device=device,
+    )
+    carry_out(config["job"], process)
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables for the processes that are started inside; those that the user has set stay."""
+    added = [name for name in variables if name not in os.environ]
+    os.environ.update({name: variables[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _short_folder() -> Path:
+    folder = Path(tempfile.gettempdir())
+    return folder if len(str(folder)) <= _MAX_SOCKET_FOLDER else Path("/tmp")
+
+
+def _remove_stale_sessions() -> None:
+    """Removes the session folders of runs that were killed."""
+    for folder in _short_folder().glob(f"{_SESSION_PREFIX}*"):
+        pid = folder.name.removeprefix(_SESSION_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)

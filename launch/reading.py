@@ -1,0 +1,160 @@
+"""Reads typed configurations from YAML files and overrides, and names the nearest key where one is unknown."""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jsonargparse
+import yaml
+
+from data_prep.errors import UserError
+
+T = TypeVar("T")
+_SKIP = frozenset({types.NoneType})
+
+
+def read_config(kind: type[T], files: Sequence[Path], overrides: Sequence[str]) -> T:
+    """Builds a configuration: later files win over earlier ones, overrides over all files.
+
+    Args:
+        kind: A dataclass, whose fields may be dataclasses.
+        files: YAML files.
+        overrides: As on a command line, such as ``["--data.root", "DIR", "--seed=1"]``.
+
+    Raises:
+        UserError: For a key that does not exist, a value of the wrong type, or one that a dataclass refuses.
+    """
+    known = known_keys(kind)
+    for file in files:
+        _check_keys(kind, _load(file), str(file), "", known)
+    _check_overrides(kind, overrides, known)
+    parser = _parser(kind)
+    arguments = [part for file in files for part in ("--config", str(file))] + list(overrides)
+    try:
+        read = parser.instantiate(parser.parse_args(arguments))
+    except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
+        raise UserError(_explain(str(error), arguments)) from error
+    return kind(**{field.name: read[field.name] for field in _fields(kind)})
+
+
+def dump_config(config: Any) -> str:
+    """The whole configuration as YAML that reads back to an equal one."""
+    text: str = yaml.safe_dump(as_json(config), sort_keys=False, allow_unicode=True, width=110)
+    return text
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """The configuration as values that JSON and YAML know: dicts, lists, numbers, words."""
+    plain = dataclasses.asdict(config)
+    return typing.cast(dict[str, Any], _plain(plain))
+
+
+def known_keys(kind: type[Any], prefix: str = "") -> list[str]:
+    """Every key of a configuration, dotted, those of groups too."""
+    keys = []
+    for name, inner in _members(kind):
+        keys.append(prefix + name)
+        if inner is not None:
+            keys.extend(known_keys(inner, f"{prefix}{name}."))
+    return keys
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _fields(kind: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
+    return tuple(field for field in dataclasses.fields(kind) if field.init)
+
+
+def _members(kind: type[Any]) -> Iterator[tuple[str, type[Any] | None]]:
+    """The fields of a dataclass, each with the dataclass that it holds, or None."""
+    hints = typing.get_type_hints(kind)
+    for field in _fields(kind):
+        options = typing.get_args(hints[field.name]) or (hints[field.name],)
+        inner = [option for option in options if option not in _SKIP and dataclasses.is_dataclass(option)]
+        yield field.name, inner[0] if len(inner) == 1 and isinstance(inner[0], type) else None
+
+
+def _load(file: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise UserError(f"{file} holds a {type(content).__name__}, but keys and values are wanted: `name: demo`")
+    return content
+
+
+def _check_keys(kind: type[Any], content: Mapping[str, Any], where: str, prefix: str, known: Sequence[str]) -> None:
+    members = dict(_members(kind))
+    for key, value in content.items():
+        dotted = f"{prefix}{key}"
+        name, _, rest = str(key).partition(".")
+        if name not in members or (rest and dotted not in known):
+            raise UserError(_unknown(dotted, where, known))
+        inner = members[name]
+        if inner is not None and isinstance(value, Mapping):
+            _check_keys(inner, value, where, f"{dotted}.", known)
+
+
+def _check_overrides(kind: type[Any], overrides: Sequence[str], known: Sequence[str]) -> None:
+    """Words that begin with `--` must be keys; below a key that is no group anything goes (`--sizes.train 5`)."""
+    groups = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
+    for word in overrides:
+        if not word.startswith("--"):
+            continue
+        key = word[2:].split("=", 1)[0].removesuffix("+")
+        parents = [".".join(key.split(".")[:count]) for count in range(1, key.count(".") + 1)]
+        if key not in known and not any(parent in known and parent not in groups for parent in parents):
+            raise UserError(_unknown(key, "the command line", known))
+
+
+def _unknown(key: str, where: str, known: Sequence[str]) -> str:
+    """Says which key is meant: first among those of the same group, then among the last words of all keys."""
+    group, _, last = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == group}
+    close = difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)
+    nearest = siblings[close[0]] if close else next(iter(difflib.get_close_matches(key, known, 1, 0.3)), None)
+    elsewhere = [k for k in known if k.rpartition(".")[2] == last]
+    if not close and elsewhere:
+        nearest = elsewhere[0]
+    hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(siblings.values())}"
+    return f"unknown key {key} in {where}; {hint} (--print_config lists all)"
+
+
+def _parser(kind: type[Any]) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_class_arguments(kind)
+    parser.add_argument("--config", action="config")
+    return parser
+
+
+def _explain(message: str, arguments: Sequence[str]) -> str:
+    """The parser's words as one line, without its Python types where they have a plain name."""
+    line = " ".join(message.split())
+    for ugly, plain in (
+        ("Parser key ", ""),
+        ("typing.Literal", "one of "),
+        ("<class 'float'>", "number"),
+        ("<class 'int'>", "whole number"),
+        ("<class 'str'>", "text"),
+        ("<class 'bool'>", "true or false"),
+    ):
+        line = line.replace(ugly, plain)
+    if "arguments are required" in line and "--config" not in arguments:
+        line = "no configuration given: name one, such as configs/runs/demo.yaml"
+    return line

@@ -1,0 +1,264 @@
+"""One run from its configuration to its report: lock, checks, stages, summary."""
+
+import contextlib
+import json
+import logging
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.files import read_json, write_atomic, write_json
+from launch import machine, preflight
+from launch.backend import Backend
+from launch.config import RunConfig
+from launch.graph import Failure, GraphResult, Stage, one_line, read_status, run_graph
+from launch.lock import LOCK, RunLock
+from launch.progress import ProgressDisplay
+from launch.reading import dump_config
+from launch.report import write_report
+from launch.stages import RESULTS, build_stages
+from pipeline.progress import read_metrics
+
+log = logging.getLogger(__name__)
+
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+REPORT = "report.html"
+LOG = "launch.log"
+_OURS = (RUN, "config.yaml", "data", "tokenizer", "stages", "ray", "ray_logs", METRICS, RESULTS, REPORT, LOG)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        out: The run folder.
+        outcomes: How each stage ended.
+        failures: Why stages failed.
+        rows: All results, as in results.json.
+        report: The report's file; None where it could not be written.
+        seconds: Time that this call took.
+    """
+
+    out: Path
+    outcomes: dict[str, str]
+    failures: dict[str, Failure]
+    rows: list[dict[str, Any]]
+    report: Path | None
+    seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage is finished and the report written."""
+        return not self.failures and self.report is not None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values, for ``--json``."""
+        return {
+            "out": str(self.out),
+            "report": str(self.report) if self.report else None,
+            "seconds": round(self.seconds, 1),
+            "stages": self.outcomes,
+            "failures": {name: failure.message for name, failure in self.failures.items()},
+            "results": self.rows,
+        }
+
+
+def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False) -> RunResult:
+    """Runs what is not finished of a run.
+
+    Args:
+        config: The run's configuration.
+        until: The last kind of stage wanted: pretrain, trim or evaluate; None for all.
+        fresh: Starts over: what an earlier run left in the folder is removed.
+
+    Raises:
+        UserError: for a mistake found before the stages start; one found by a stage is in the result.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once all processes are stopped.
+    """
+    began = time.monotonic()
+    out = Path(config.out).expanduser().resolve()
+    _check_folder(out)
+    preflight.check(config, out)
+    out.mkdir(parents=True, exist_ok=True)
+    with RunLock(out), _stopped_by_sigterm(), _log_file(out):
+        if fresh:
+            remove_run(out)
+        facts = _begin(config, out)
+        backend = make_backend(config, out)
+        stages = build_stages(config, out, backend, until)
+        result = _run_stages(stages, backend, out, _cpus(config, backend))
+        return _finish(out, stages, result, facts, time.monotonic() - began)
+
+
+def make_backend(config: RunConfig, out: Path) -> Backend:
+    """The launcher that the configuration asks for."""
+    cluster = config.cluster
+    if config.launcher == "local":
+        from launch.local_backend import LocalBackend
+
+        return LocalBackend(cluster.gpus_per_worker, max(1, int(cluster.cpus_per_worker)))
+    from launch.ray_backend import RayBackend
+
+    return RayBackend(cluster, out / "ray")
+
+
+def remove_run(out: Path) -> None:
+    """Removes what a run wrote into its folder, and nothing else."""
+    for name in _OURS:
+        path = out / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _cpus(config: RunConfig, backend: Backend) -> float:
+    return backend.slots * config.cluster.cpus_per_worker
+
+
+def _check_folder(out: Path) -> None:
+    """Refuses to mix a run with somebody's files."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out} is a file; give a folder with --out DIR")
+    if out.is_dir() and not (out / RUN).exists():
+        others = sorted(path.name for path in out.iterdir() if path.name not in (LOCK, LOG))
+        if others:
+            raise UserError(
+                f"out={out} holds other files ({', '.join(others[:3])}) and no run; give a new folder with --out DIR"
+            )
+
+
+def _begin(config: RunConfig, out: Path) -> dict[str, Any]:
+    """Writes run.json and config.yaml; a run that goes on keeps its first start and its seconds."""
+    try:
+        earlier = read_json(out / RUN)
+    except (FileNotFoundError, UserError):
+        earlier = {}
+    facts = {
+        "name": config.name,
+        "command": machine.command(),
+        "started": earlier.get("started", _now()),
+        "finished": None,
+        "seconds": earlier.get("seconds", 0.0),
+        "versions": machine.versions(),
+        "commit": machine.git_commit(),
+        "hardware": machine.hardware(),
+        "seed": config.seed,
+    }
+    write_json(out / RUN, facts)
+    write_atomic(out / "config.yaml", dump_config(config))
+    return facts
+
+
+def _run_stages(stages: Sequence[Stage], backend: Backend, out: Path, cpus: float) -> GraphResult:
+    crashed = True
+    with ProgressDisplay() as display:
+        try:
+            result = run_graph(stages, cpus, display, meanwhile=backend.start)
+            crashed = any(not failure.by_user for failure in result.failures.values())
+        finally:
+            with _uninterrupted():
+                if crashed:
+                    backend.keep_logs(out / "ray_logs")
+                backend.stop()
+    return result
+
+
+def _finish(
+    out: Path, stages: Sequence[Stage], result: GraphResult, facts: dict[str, Any], seconds: float
+) -> RunResult:
+    """Gathers what the stages wrote, and reports on it, whether or not all of them succeeded."""
+    rows = [row for stage in stages if _is_done(stage) for row in _rows(stage.folder)]
+    write_json(out / RESULTS, rows)
+    write_atomic(out / METRICS, "".join(_metrics(stages)))
+    finished = _now() if result.complete else None
+    write_json(out / RUN, {**facts, "finished": finished, "seconds": round(facts["seconds"] + seconds, 1)})
+    failures, report = dict(result.failures), None
+    try:
+        report = write_report(out)
+    except Exception as error:
+        log.exception("the report could not be written")
+        failures["report"] = Failure(message=one_line(error), by_user=isinstance(error, UserError))
+    return RunResult(
+        out=out, outcomes=dict(result.outcomes), failures=failures, rows=rows, report=report, seconds=seconds
+    )
+
+
+def _is_done(stage: Stage) -> bool:
+    return read_status(stage.folder).get("state") == "done"
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = read_json(folder / RESULTS)
+    except FileNotFoundError:
+        return []
+    return rows
+
+
+def _metrics(stages: Sequence[Stage]) -> Iterator[str]:
+    """The lines of every stage's metrics, each with its stage's name."""
+    for stage in stages:
+        for line in read_metrics(stage.folder / METRICS):
+            yield json.dumps({"stage": stage.name, **line}) + "\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def _log_file(out: Path) -> Iterator[None]:
+    """Keeps what the launcher logs, tracebacks too, in the run folder."""
+    handler = logging.FileHandler(out / LOG, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    except Exception:
+        log.exception("the run failed")
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM stop a run as Ctrl-C does: processes are ended, what was saved stays."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds Ctrl-C and SIGTERM off while processes are being stopped, which takes a second or two."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,234 @@
+"""The stages of a run, made from its configuration: shard -> pretrain -> trim -> evaluate -> survivors."""
+
+import importlib
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import write_json
+from data_prep.sources import PlannedSplit, SourceConfig, prepare
+from launch.backend import Backend
+from launch.config import RunConfig
+from launch.graph import Attempt, Stage
+from launch.reading import as_json
+from pipeline.data.decode import BadSample
+from pipeline.data.shards import ShardFolder
+from pipeline.data.text import Tokenizer
+from pipeline.progress import ProgressFile
+
+log = logging.getLogger(__name__)
+
+KINDS = ("pretrain", "trim", "evaluate")
+"""What a run can end with, in their order."""
+
+RESULTS = "results.json"
+
+
+def plan_source(config: SourceConfig) -> Mapping[str, PlannedSplit]:
+    """The splits that a source will write.
+
+    Raises:
+        UserError: where its raw files are missing.
+    """
+    plan: Mapping[str, PlannedSplit] = importlib.import_module(f"data_prep.sources.{config.name}").plan(config)
+    return plan
+
+
+def build_stages(config: RunConfig, out: Path, backend: Backend, until: str | None = None) -> list[Stage]:
+    """All stages of a run, inputs before their users.
+
+    Args:
+        config: The run's configuration.
+        out: The run folder.
+        backend: Starts the workers of all stages but the first.
+        until: The last kind of stage wanted, of `KINDS`; None for all.
+    """
+    return _Builder(config, out, backend).build(until)
+
+
+def trim_name(config: RunConfig, target: float) -> str:
+    """The name of the stage for one target, such as ``trim-statement-2.0x``."""
+    return f"trim-{config.trim.task}-{target:.4g}x" if target % 1 else f"trim-{config.trim.task}-{target:.1f}x"
+
+
+def texts_of(split: Path) -> Iterator[str]:
+    """Every caption and every statement of a split, for the vocabulary; bad samples have none."""
+    folder = ShardFolder(split)
+    for row in range(len(folder)):
+        try:
+            fields = folder.read(row).fields
+        except BadSample as error:
+            log.warning("%s: sample %d has no texts: %s", split, row, error)
+            continue
+        yield from fields["captions"]
+        yield from (str(statement["text"]) for statement in fields.get("statements", ()))
+
+
+class _Builder:
+    def __init__(self, config: RunConfig, out: Path, backend: Backend) -> None:
+        self._config = config
+        self._out = out
+        self._backend = backend
+        self._run = as_json(config)
+
+    def build(self, until: str | None) -> list[Stage]:
+        wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
+        stages = [self._shard(), self._pretrain()]
+        trims = [self._trim(target) for target in self._config.trim.targets]
+        if "trim" in wanted:
+            stages += trims
+        if "evaluate" in wanted:
+            stages.append(self._evaluate("pretrain"))
+            stages += [self._evaluate(stage.name) for stage in trims]
+            stages.append(self._survivors(tuple(stage.name for stage in trims)))
+        return stages
+
+    def _folder(self, name: str) -> Path:
+        return self._out / "stages" / name
+
+    def _export(self, name: str) -> Path:
+        return self._folder(name) / "export"
+
+    def _parts(self, *sections: str) -> dict[str, Any]:
+        return {section: self._run[section] for section in (*sections, "seed")}
+
+    def _shard(self) -> Stage:
+        plan = {name: dict(split.identity) for name, split in plan_source(self._config.data).items()}
+        data = {"name": self._config.data.name, "shard_samples": self._config.data.shard_samples, "splits": plan}
+        splits = tuple(self._out / "data" / name / "index.json" for name in plan)
+        return Stage(
+            name="shard",
+            folder=self._folder("shard"),
+            run=self._write_shards,
+            parts={"data": data, "tokenizer": self._run["tokenizer"], "split": self._config.pretrain.split},
+            outputs=(*splits, self._out / "tokenizer"),
+        )
+
+    def _write_shards(self, attempt: Attempt) -> Mapping[str, Any]:
+        data = self._out / "data"
+        if not attempt.resumed:
+            # Splits that the source no longer has may not stay; those that did not change are kept.
+            self._remove_other_splits(data)
+            shutil.rmtree(self._out / "tokenizer", ignore_errors=True)
+        progress = ProgressFile(attempt.folder / "progress.json", 1.0, "samples")
+
+        def show(done: int, total: int) -> None:
+            progress.total = max(1, total)
+            progress.show(done, "writing shards")
+
+        account = prepare(self._config.data, data, show)
+        progress.show(progress.total, "training the tokenizer", now=True)
+        vocabulary = self._train_tokenizer(data / self._config.pretrain.split)
+        return {"data": str(data), "tokenizer": str(self._out / "tokenizer"), "vocabulary": vocabulary, **account}
+
+    def _remove_other_splits(self, data: Path) -> None:
+        wanted = set(plan_source(self._config.data))
+        for folder in data.iterdir() if data.is_dir() else ():
+            if folder.name not in wanted:
+                shutil.rmtree(folder)
+
+    def _train_tokenizer(self, split: Path) -> int:
+        tokenizer = Tokenizer.train(texts_of(split), self._config.tokenizer)
+        tokenizer.save(self._out / "tokenizer")
+        return tokenizer.vocab_size
+
+    def _pretrain(self) -> Stage:
+        seconds = self._pretrain_seconds()
+        workers = self._config.cluster.workers
+        job = self._job("pretrain", "pretrain", budget_seconds=seconds)
+        return Stage(
+            name="pretrain",
+            folder=self._folder("pretrain"),
+            run=lambda attempt: self._carry_out(job, workers, attempt),
+            inputs=("shard",),
+            parts={**self._parts("loader", "model", "engine", "pretrain"), "budget": self._budget()},
+            outputs=(self._export("pretrain"),),
+            cpus=workers * self._config.cluster.cpus_per_worker,
+        )
+
+    def _trim(self, target: float) -> Stage:
+        name = trim_name(self._config, target)
+        trim = {key: value for key, value in self._run["trim"].items() if key != "targets"}
+        job = self._job(
+            name,
+            "trim",
+            target=target,
+            backbone=str(self._export("pretrain")),
+            budget_seconds=self._trim_seconds(),
+        )
+        parts = {**self._parts("loader", "engine"), "trim": trim, "target": target, "budget": self._budget()}
+        return self._single(name, job, ("pretrain",), parts, (self._export(name),))
+
+    def _evaluate(self, of: str) -> Stage:
+        name = f"evaluate-{of}"
+        job = self._job(name, "evaluate", **self._models([of]))
+        inputs = ("shard", of)
+        return self._single(name, job, inputs, self._parts("loader", "evaluate"), (self._folder(name) / RESULTS,))
+
+    def _survivors(self, trims: tuple[str, ...]) -> Stage:
+        job = self._job("survivors", "survivors", **self._models(["pretrain", *trims]))
+        inputs = ("shard", "pretrain", *trims)
+        output = self._folder("survivors") / "survivors.json"
+        return self._single("survivors", job, inputs, self._parts("loader", "evaluate", "pretrain"), (output,))
+
+    def _models(self, names: list[str]) -> dict[str, Any]:
+        trimmed = {name: str(self._export(name)) for name in names if name != "pretrain"}
+        return {"pretrained": str(self._export("pretrain")) if "pretrain" in names else None, "trimmed": trimmed}
+
+    def _job(self, name: str, kind: str, **more: Any) -> dict[str, Any]:
+        return {
+            "stage": name,
+            "kind": kind,
+            "folder": str(self._folder(name)),
+            "data": str(self._out / "data"),
+            "tokenizer": str(self._out / "tokenizer"),
+            "run": self._run,
+            "threads": max(1, int(self._config.cluster.cpus_per_worker)),
+            **more,
+        }
+
+    def _single(
+        self,
+        name: str,
+        job: dict[str, Any],
+        inputs: tuple[str, ...],
+        parts: dict[str, Any],
+        outputs: tuple[Path, ...],
+    ) -> Stage:
+        """A stage of one worker."""
+        return Stage(
+            name=name,
+            folder=self._folder(name),
+            run=lambda attempt: self._carry_out(job, 1, attempt),
+            inputs=inputs,
+            parts=parts,
+            outputs=outputs,
+            cpus=self._config.cluster.cpus_per_worker,
+        )
+
+    def _carry_out(self, job: dict[str, Any], workers: int, attempt: Attempt) -> Mapping[str, Any]:
+        result = self._backend.run(job, workers, self._config.cluster.restarts, attempt.note_restart)
+        if "rows" in result:
+            write_json(attempt.folder / RESULTS, result["rows"])
+            return {"results": str(attempt.folder / RESULTS)}
+        return result
+
+    def _budget(self) -> dict[str, Any]:
+        return dict(self._run["budget"])
+
+    def _pretrain_seconds(self) -> float | None:
+        budget = self._config.budget
+        if budget.minutes is None:
+            return None
+        return 60 * budget.minutes * (budget.pretrain_share if self._config.trim.targets else 1.0)
+
+    def _trim_seconds(self) -> float | None:
+        """Each trim stage's part of the time that pre-training leaves, by how many must run one after the other."""
+        budget, targets = self._config.budget, len(self._config.trim.targets)
+        if budget.minutes is None:
+            return None
+        rounds = math.ceil(targets / max(1, self._backend.slots))
+        return 60 * budget.minutes * (1 - budget.pretrain_share) / rounds

@@ -1,0 +1,46 @@
+"""Jobs that the tests let worker processes carry out, each in milliseconds."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data_prep.errors import UserError
+from pipeline.process import Process
+
+
+def add_ranks(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """Adds rank + 1 over all workers, through the process group where there is one."""
+    total = torch.tensor(process.rank + 1)
+    if process.world_size > 1:
+        dist.all_reduce(total)
+    return {
+        "sum": int(total),
+        "world_size": process.world_size,
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "pid": os.getpid(),
+    }
+
+
+def refuse(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """Finds a mistake of the user's on the last rank only."""
+    if process.rank == process.world_size - 1:
+        raise UserError("bread=0 is too little; try 1")
+    return {}
+
+
+def crash(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """Fails by a bug."""
+    raise ZeroDivisionError("a bug")
+
+
+def die_once(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """Is killed at the first attempt, succeeds at the second."""
+    mark = Path(job["folder"]) / "died"
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"survived": True}
