@@ -80,12 +80,13 @@ class Checkpoint:
             The tensors (on the CPU) and values that were given to `CheckpointStore.save`.
 
         Raises:
-            UserError: It was saved under another layout (workers, engine, ZeRO stage), or a file is damaged.
+            UserError: It was saved under another layout (workers, engine, ZeRO stage) or holds another model, or
+                a file is damaged.
         """
         manifest = read_json(self.folder / _MANIFEST)
         self._check_layout(manifest, engine)
         _together(process, lambda: self._check_files(manifest["files"], process), self.folder)
-        engine.load(self.folder / _ENGINE)
+        self._load_engine(engine)
         tensors = read_tensors(self.folder / _STATE)
         values: dict[str, Any] = read_json(self.folder / _VALUES)
         # Last: whatever loading drew must not count.
@@ -104,6 +105,18 @@ class Checkpoint:
                 f"{self.folder} was saved with {_describe(saved)}, this run has {_describe(wanted)}; "
                 "continue with the former, or start over with --fresh"
             )
+
+    def _load_engine(self, engine: Engine) -> None:
+        try:
+            engine.load(self.folder / _ENGINE)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            difference = str(error).splitlines()[1:2] or [str(error)]
+            raise UserError(
+                f"{self.folder} holds another model than this run's ({difference[0].strip()}); "
+                "give the model it was saved with, or start over with --fresh"
+            ) from error
 
     def _check_files(self, files: dict[str, dict[str, Any]], process: Process) -> None:
         if sorted(files) != _list_files(self.folder):

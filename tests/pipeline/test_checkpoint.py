@@ -178,6 +178,19 @@ def test_another_number_of_workers_is_refused_with_both_numbers(tmp_path: Path) 
         checkpoint.restore(engine, ONE)
 
 
+def test_another_model_is_refused_with_the_first_difference(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    module = nn.Sequential(nn.Linear(4, 9), nn.LayerNorm(9), nn.Linear(9, 1))
+    config = EngineConfig(name="torch")
+    engine = build_engine(config, OptimizerConfig(), module, split_decay(module), ONE)
+    checkpoint = store.latest()
+    assert checkpoint is not None
+    with pytest.raises(UserError, match=r"another model .*size mismatch for 0\.weight.*--fresh") as caught:
+        checkpoint.restore(engine, ONE)
+    assert "\n" not in str(caught.value)
+
+
 def test_leftovers_of_a_killed_run_go_at_the_next_save(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     unmark(save(store, 1))

@@ -18,6 +18,7 @@ from pipeline.engine import (
     build_engine,
     split_decay,
 )
+from pipeline.engine_deepspeed import ensure_process_group
 from pipeline.process import Process
 from tests.pipeline.distributed import RankError, run_ranks
 
@@ -173,6 +174,21 @@ def test_the_test_helper_carries_a_failure_back_and_recovers() -> None:
     with pytest.raises(RankError, match="only here") as caught:
         run_ranks(_fail_on_rank_1, 2)
     assert caught.value.causes == {1: "KeyError"}
+
+
+def test_two_processes_that_cannot_find_each_other_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(RuntimeError, match="start several processes with Ray or torchrun"):
+        ensure_process_group(Process(world_size=2))
+
+
+def _claim_three(process: Process) -> None:
+    ensure_process_group(dataclasses.replace(process, world_size=3))
+
+
+def test_a_process_group_of_another_size_is_refused() -> None:
+    with pytest.raises(RankError, match="the process group has 2 ranks, the job 3"):
+        run_ranks(_claim_three, 2)
 
 
 _ALONE = """
