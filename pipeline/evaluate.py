@@ -86,6 +86,7 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
     for name, folder in trained.trimmed.items():
         for split in config.statement_splits:
             jobs.append(_bind(_statements, config, name, folder, split, inputs, tokenizer, stage))
+    stage.folder.mkdir(parents=True, exist_ok=True)
     progress = ProgressFile(stage.folder / "progress.json", len(jobs), "evaluations")
     rows: list[Row] = []
     for number, job in enumerate(jobs):

@@ -46,7 +46,7 @@ def parse(config: type[Config], values: Mapping[str, Any]) -> Config:
     """A typed config from the plain values of a resolved one, with all its checks."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=config)
-    parsed: Config = parser.instantiate_classes(parser.parse_object({"value": dict(values)})).value
+    parsed: Config = parser.instantiate(parser.parse_object({"value": dict(values)})).value
     return parsed
 
 

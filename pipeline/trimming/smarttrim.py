@@ -69,7 +69,8 @@ class GumbelGate:
             # The difference of two Gumbel variables is logistic.
             scores = scores + self.noise * (uniform.log() - (1 - uniform).log())
         soft = torch.sigmoid(scores / self.temperature)
-        return threshold(scores) + soft - soft.detach()
+        # In this order the value is exactly 0 or 1: a difference of equals is 0.
+        return threshold(scores) + (soft - soft.detach())
 
 
 class MaskedTrimming:

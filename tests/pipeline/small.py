@@ -1,0 +1,43 @@
+"""Small models and batches for tests."""
+
+import torch
+
+from pipeline.data.batch import ImageTextBatch
+from pipeline.models.albef import Albef, AlbefConfig
+from pipeline.models.text import TextConfig
+from pipeline.models.vision import VisionConfig
+
+WORDS = 50
+MAX_TOKENS = 9
+
+
+def small_config(depth: int = 4) -> AlbefConfig:
+    vision = VisionConfig(height=32, width_px=32, patch=8, width=32, depth=depth, heads=4)
+    text = TextConfig(
+        vocab_size=WORDS, width=32, text_layers=2, fusion_layers=2, heads=4, max_positions=MAX_TOKENS, dropout=0.0
+    )
+    return AlbefConfig(vision=vision, text=text, embed=16)
+
+
+def small_albef(seed: int = 0, depth: int = 4) -> Albef:
+    torch.manual_seed(seed)
+    return Albef(small_config(depth))
+
+
+def small_batch(size: int = 4, seed: int = 0, labels: int = 2) -> ImageTextBatch:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, MAX_TOKENS + 1, (size, 1), generator=generator)
+    mask = torch.arange(MAX_TOKENS) < lengths
+    ids = torch.randint(5, WORDS, (size, MAX_TOKENS), generator=generator) * mask
+    names = [f"k{seed}-{row}" for row in range(size)]
+    return ImageTextBatch(
+        pixels=torch.randint(0, 256, (size, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        token_ids=ids, token_mask=mask, labels=torch.randint(0, labels, (size,), generator=generator),
+        sample_ids=torch.arange(size) + 1000 * seed, texts=names, captions=[[name] for name in names],
+        keys=names, groups=names, clusters=names, skipped=[],
+    )  # fmt: skip
+
+
+def scale(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 -> about [-1, 1] in torch's default type."""
+    return pixels.to(torch.get_default_dtype()) / 127.5 - 1

@@ -1,0 +1,156 @@
+"""SmartTrim: masked and packed execution agree; the start, the gradient, the cost and the curriculum."""
+
+import pytest
+import torch
+
+from data_prep.errors import UserError
+from pipeline.measure.flops import linear_macs
+from pipeline.models.schedule import TokenStream
+from pipeline.tasks.statements import Answers, SmartTrimConfig, StatementModel, StatementTask
+from pipeline.trimming.cost import GROUPS, cost_loss, kept_shares, solve_share, units_of
+from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
+from pipeline.trimming.distillation import class_divergence
+from pipeline.trimming.smarttrim import GumbelGate, MaskedTrimming, PackedTrimming, keep_packed, pack, threshold
+from pipeline.trimming.trimmers import TrimmerConfig
+from tests.pipeline.small import scale, small_albef, small_batch
+
+MIXED = TrimmerConfig(keep_bias=0.1, last_std=0.5)  # about half of everything goes
+
+
+@pytest.fixture(autouse=True)
+def doubles() -> object:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def model_with(trimmers: TrimmerConfig | None, seed: int = 0) -> StatementModel:
+    backbone = small_albef(seed)
+    return StatementModel(backbone, trimmers).eval()
+
+
+@pytest.mark.parametrize("trimmers", [MIXED, TrimmerConfig(keep_bias=-9.0), TrimmerConfig(keep_bias=9.0)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_masked_and_packed_execution_agree(trimmers: TrimmerConfig, seed: int) -> None:
+    model, batch = model_with(trimmers, seed), small_batch(5, seed)
+    masked, packed = MaskedTrimming(model.trimmers), PackedTrimming(model.trimmers)  # type: ignore[arg-type]
+    inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
+    torch.testing.assert_close(model.classify(*inputs, [masked]), model.classify(*inputs, [packed]))
+    for name, decision in masked.decisions.items():
+        other = packed.decisions[name]
+        assert torch.equal(decision.tokens_B, other.tokens_B.to(decision.tokens_B.dtype))
+        assert decision.self_BH is not None and other.self_BH is not None
+        assert torch.equal(decision.self_BH, other.self_BH)
+    cost = model.cost_model()
+    torch.testing.assert_close(cost.of(masked.decisions), cost.of(packed.decisions))
+
+
+def test_where_nothing_is_trimmed_the_answers_are_the_full_models() -> None:
+    model, batch = model_with(TrimmerConfig()), small_batch(5)
+    answers: Answers = model(scale(batch.pixels), batch.token_ids, batch.token_mask, GumbelGate(0.0, 1.0), True)
+    torch.testing.assert_close(answers.trimmed_B2, answers.full_B2)
+
+
+def test_a_token_once_trimmed_stays_trimmed_and_padding_never_counts() -> None:
+    model, batch = model_with(MIXED), small_batch(6)
+    trimming = MaskedTrimming(model.trimmers)  # type: ignore[arg-type]
+    model.classify(scale(batch.pixels), batch.token_ids, batch.token_mask, [trimming])
+    before: dict[str, torch.Tensor] = {"text": batch.token_mask.double()}
+    for decision in trimming.decisions.values():
+        assert decision.present_BN is not None
+        assert (decision.present_BN[:, 0] == 1).all()
+        if decision.group in before:
+            assert (decision.present_BN <= before[decision.group]).all()
+        before[decision.group] = decision.present_BN
+
+
+def test_every_trimmer_parameter_has_a_gradient_at_the_first_step() -> None:
+    model, batch = model_with(TrimmerConfig()), small_batch(6)
+    task = StatementTask(model, scale, 1.5, SmartTrimConfig(), units_of(model.backbone, batch.token_mask))
+    task.losses(model, batch, 0.3).total.backward()
+    assert model.trimmers is not None
+    for name, parameter in model.trimmers.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_the_gate_is_hard_forward_soft_backward_and_follows_its_probability() -> None:
+    scores = torch.full((20000,), 0.4, requires_grad=True)
+    torch.manual_seed(0)
+    mask = GumbelGate(1.0, 1.0)(scores)
+    assert set(mask.detach().unique().tolist()) == {0.0, 1.0}
+    assert abs(float(mask.detach().mean()) - float(torch.sigmoid(torch.tensor(0.4)))) < 0.01
+    mask.sum().backward()
+    assert scores.grad is not None and (scores.grad > 0).all()
+    assert torch.equal(GumbelGate(0.0, 1.0)(scores).detach(), threshold(scores))
+
+
+def test_packing_keeps_order_and_the_class_token() -> None:
+    x = torch.arange(8.0).view(2, 4, 1)
+    present = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool()
+    packed = pack(TokenStream(x, present))
+    assert packed.x.flatten().tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert packed.offsets == (0, 3, 7)
+    kept = keep_packed(packed, torch.tensor([0, 0, 1, 0, 0, 0, 0]).bool())
+    assert kept.x.flatten().tolist() == [0, 2, 4]
+    assert kept.offsets == (0, 2, 3)
+    assert kept.cls.flatten().tolist() == [0, 4]
+
+
+def test_shares_and_cost_loss_by_hand() -> None:
+    model, batch = model_with(TrimmerConfig(keep_bias=9.0)), small_batch(3)
+    trimming = MaskedTrimming(model.trimmers)  # type: ignore[arg-type]
+    model.classify(scale(batch.pixels), batch.token_ids, batch.token_mask, [trimming])
+    shares = kept_shares(trimming.decisions, units_of(model.backbone, batch.token_mask))
+    assert set(shares) == set(GROUPS)
+    assert {float(share) for share in shares.values()} == {1.0}
+    assert float(cost_loss(shares, dict.fromkeys(shares, 0.5))) == pytest.approx(0.25)
+
+
+def test_the_full_cost_is_what_torchs_flop_counter_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, batch = model_with(None), small_batch(1, seed=3)
+    length = int(batch.token_mask.sum())
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model.classify(scale(batch.pixels), batch.token_ids[:, :length], batch.token_mask[:, :length], [])
+    units = units_of(model.backbone, batch.token_mask)
+    assert counter.get_total_flops() == 2 * int(model.cost_model().full(units))
+
+
+def test_the_trimmers_own_cost_is_counted() -> None:
+    model, batch = model_with(TrimmerConfig(keep_bias=9.0)), small_batch(2)
+    units = units_of(model.backbone, batch.token_mask)
+    cost = model.cost_model()
+    assert model.trimmers is not None
+    own = cost.at_share(units, 1.0) - cost.full(units)
+    heads = [part.self_heads for part in model.trimmers.values()]  # type: ignore[union-attr]
+    assert (own > sum(linear_macs(head) for head in heads)).all()  # type: ignore[arg-type]
+
+
+def test_the_solved_share_reaches_the_wanted_cost_or_says_what_can_be_reached() -> None:
+    model, batch = model_with(TrimmerConfig(width_share=0.05)), small_batch(6)
+    cost, units = model.cost_model(), units_of(model.backbone, batch.token_mask)
+    share = solve_share(cost, units, 1.5)
+    assert float(cost.full(units).mean() / cost.at_share(units, share).mean()) == pytest.approx(1.5, rel=1e-6)
+    with pytest.raises(UserError, match=r"highest target is \d"):
+        solve_share(cost, units, 1000.0)
+
+
+def test_the_curriculum_falls_linearly_then_follows_what_was_measured() -> None:
+    curriculum = Curriculum(CurriculumConfig(share=0.5, gain=0.1), 0.6)
+    assert [round(curriculum.wanted(p), 6) for p in (0, 0.25, 0.5, 1)] == [1.0, 0.8, 0.6, 0.6]
+    curriculum.observe(0.4, 0.9, 0.5)
+    assert curriculum.wanted(1) == pytest.approx(0.6)
+    curriculum.observe(0.6, 0.7, 0.5)
+    assert curriculum.wanted(1) == pytest.approx(0.58)
+
+
+def test_divergence_teaches_the_trimmed_side_only() -> None:
+    trimmed, full = torch.randn(4, 2, requires_grad=True), torch.randn(4, 2, requires_grad=True)
+    divergence = class_divergence(trimmed, full)
+    p, q = trimmed.detach().softmax(-1), full.detach().softmax(-1)
+    torch.testing.assert_close(divergence.detach(), (p * (p / q).log()).sum(-1).mean())
+    divergence.backward()
+    assert full.grad is None and trimmed.grad is not None
+    assert float(class_divergence(full, full).detach()) == pytest.approx(0, abs=1e-12)

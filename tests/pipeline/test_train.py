@@ -1,0 +1,209 @@
+"""The loop on real shards: exact resume, budgets, logs; and whole stages through the worker's entry."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.errors import UserError
+from data_prep.sources import SourceConfig, prepare
+from pipeline.clock import Clock, ScheduleConfig
+from pipeline.data.shards import ShardFolder
+from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.process import Process
+from pipeline.progress import MetricsLog, read_metrics
+from pipeline.train import StepLog
+from pipeline.worker import run_job
+
+SMALL: dict[str, Any] = {
+    "seed": 0,
+    "engine": {"name": "torch"},
+    "loader": {"height": 32, "width": 32, "streams": 2, "window": 16, "workers": 0, "max_tokens": 24},
+    "model": {
+        "embed": 16,
+        "vision": {"height": 32, "width_px": 32, "patch": 8, "width": 32, "depth": 4, "heads": 2},
+        "text": {
+            "vocab_size": 0, "width": 32, "text_layers": 1, "fusion_layers": 1, "heads": 2, "max_positions": 24,
+            "dropout": 0.1,
+        },
+    },
+    "pretrain": {
+        "loop": {"samples": 48, "global_batch": 8, "log_every": 1},
+        "objectives": {"queue": 16},
+        "elip": {"depths": [1, 1, 1, 1], "ratios": [0.9, 0.6, 0.3]},
+    },
+    "trim": {"loop": {"samples": 48, "global_batch": 8, "log_every": 1}, "smarttrim": {"trimmers": {"width_share": 0.1}}},
+    "evaluate": {"retrieval_pairs": 16, "rerank": 4, "pictures": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes")
+    prepare(SourceConfig(name="shapes", sizes={"train": 64, "val": 0, "test": 16, "unseen": 0}, shard_samples=16), root)
+    folder = ShardFolder(root / "train")
+    fields = [folder.read(row).fields for row in range(len(folder))]
+    texts = [text for f in fields for text in [*f["captions"], *(s["text"] for s in f["statements"])]]
+    Tokenizer.train(texts, TokenizerConfig(vocab_size=128)).save(root / "tokenizer")
+    return root
+
+
+def job_of(data: Path, folder: Path, kind: str, **more: Any) -> dict[str, Any]:
+    run = json.loads(json.dumps(SMALL))
+    for key, value in more.pop("run", {}).items():
+        part, _, name = key.rpartition(".")
+        target = run
+        for step in part.split("."):
+            target = target[step]
+        target[name] = value
+    base = {"kind": kind, "stage": folder.name, "folder": str(folder), "data": str(data), "run": run, "threads": 1}
+    return {**base, "tokenizer": str(data / "tokenizer"), **more}
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="session")
+def pretrained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "pretrain"
+    run_job(job_of(data, folder, "pretrain"), Process())
+    return folder
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C arrives in the middle of the next training, after so many of its steps."""
+    add = StepLog.add
+
+    def add_and_stop(self: StepLog, step: int, *values: Any) -> None:
+        add(self, step, *values)
+        if step == steps:
+            monkeypatch.setattr(StepLog, "add", add)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StepLog, "add", add_and_stop)
+
+
+def test_pretraining_goes_on_exactly_where_a_checkpoint_left_it(
+    data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pretrain"
+    interrupt_after(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job_of(data, folder, "pretrain", run={"pretrain.loop.checkpoint_seconds": 0.0}), Process())
+    assert len(losses(folder)) == 4
+    run_job(job_of(data, folder, "pretrain"), Process())
+    assert losses(folder) == losses(pretrained)
+    assert (folder / "export/model.safetensors").read_bytes() == (pretrained / "export/model.safetensors").read_bytes()
+
+
+def test_trimming_goes_on_exactly_where_a_checkpoint_left_it(
+    data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"target": 1.5, "backbone": str(pretrained / "export")}
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    run_job(job_of(data, once, "trim", **more), Process())
+    interrupt_after(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job_of(data, twice, "trim", run={"trim.loop.checkpoint_seconds": 0.0}, **more), Process())
+    run_job(job_of(data, twice, "trim", **more), Process())
+    assert losses(twice) == losses(once)
+    assert (twice / "export/model.safetensors").read_bytes() == (once / "export/model.safetensors").read_bytes()
+
+
+def test_the_first_trimmed_step_keeps_everything(data: Path, pretrained: Path, tmp_path: Path) -> None:
+    run_job(job_of(data, tmp_path / "t", "trim", target=1.5, backbone=str(pretrained / "export")), Process())
+    first = read_metrics(tmp_path / "t" / "metrics.jsonl")[0]
+    assert [first[f"kept/{group}"] for group in ("vision", "text", "msa", "mca")] == [1.0] * 4
+
+
+def test_evaluation_gives_rows_and_pictures_for_every_model(data: Path, pretrained: Path, tmp_path: Path) -> None:
+    backbone = str(pretrained / "export")
+    trimmed = {}
+    for target in (1.0, 1.5):
+        folder = tmp_path / f"trim-{target}"
+        run_job(job_of(data, folder, "trim", target=target, backbone=backbone), Process())
+        trimmed[folder.name] = str(folder / "export")
+    more = {"pretrained": backbone, "trimmed": trimmed}
+    rows = run_job(job_of(data, tmp_path / "evaluate", "evaluate", **more), Process())["rows"]
+    assert {row["metric"] for row in rows} == {"accuracy", "R@10"} | {
+        f"{way} R@{k}" for way in ("TR", "IR") for k in (1, 5, 10)
+    }
+    for row in rows:
+        assert 0 <= row["low"] <= row["value"] <= row["high"] <= 100
+        assert row["gmacs"] > 0
+    alone = run_job(job_of(data, tmp_path / "alone", "evaluate", run={"evaluate.batch_size": 3}, **more), Process())
+    assert [row["value"] for row in alone["rows"]] == [row["value"] for row in rows]
+    run_job(job_of(data, tmp_path / "survivors", "survivors", **more), Process())
+    pictures = json.loads((tmp_path / "survivors" / "survivors.json").read_text())
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert (tmp_path / "survivors" / picture["image"]).exists()
+        assert {sentence["model"] for sentence in picture["sentences"]} == {"pretrain", "1.5x"}
+
+
+def test_a_budget_ends_training_in_time_with_its_schedule_complete(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pretrain"
+    more = {"run": {"pretrain.loop.samples": 800000}, "budget_seconds": 2.0}
+    result = run_job(job_of(data, folder, "pretrain", **more), Process())
+    assert 2.0 <= result["seconds"] < 6.0
+    rates = [line["lr"] for line in read_metrics(folder / "metrics.jsonl")]
+    assert rates[-1] < 0.4 * max(rates)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"pretrain.loop.global_batch": 1}, "try 2"),
+        ({"loader.height": 40}, "the loader gives 40 x 32"),
+        ({"loader.max_tokens": 30}, "max_positions=24"),
+        ({"model.text.vocab_size": 10}, "set it to 0"),
+        ({"pretrain.elip.depths": [2, 2, 6, 2]}, "add up to 12"),
+        ({"engine.zero_stage": 3}, "zero_stage=3"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_training(
+    data: Path, tmp_path: Path, change: dict[str, Any], names: str
+) -> None:
+    with pytest.raises(UserError, match=names):
+        run_job(job_of(data, tmp_path / "p", "pretrain", run=change), Process())
+    assert not (tmp_path / "p" / "metrics.jsonl").exists()
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(data: Path, pretrained: Path, tmp_path: Path) -> None:
+    more = {"target": 1.0, "backbone": str(pretrained / "export"), "run": {"loader.height": 40, "loader.width": 40}}
+    with pytest.raises(UserError, match="was trained for 32 x 32 pixels"):
+        run_job(job_of(data, tmp_path / "t", "trim", **more), Process())
+
+
+def test_the_learning_rate_warms_up_and_ends_at_its_final_share() -> None:
+    schedule = ScheduleConfig(warmup_share=0.1, final_scale=0.2)
+    assert [schedule.lr_scale(p) for p in (0.0, 0.05, 0.1, 1.0)] == pytest.approx([0, 0.5, 1.0, 0.2])
+
+
+def test_a_clock_without_budget_counts_steps_only() -> None:
+    clock = Clock(10, None, 1000.0)
+    assert [clock.tick(step).progress for step in (0, 5, 10)] == [0, 0.5, 1.0]
+
+
+def test_metrics_beyond_the_checkpoint_are_dropped_at_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    for step in (1, 2, 3):
+        log.write({"step": step})
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')  # cut short by a crash
+    MetricsLog(path, 2)
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+
+
+def test_two_models_of_one_seed_are_the_same() -> None:
+    from pipeline.setup import seed_everything
+
+    draws = []
+    for _ in range(2):
+        seed_everything(3, 1)
+        draws.append(torch.randn(3))
+    assert torch.equal(draws[0], draws[1])
