@@ -84,7 +84,8 @@ def collect(folder: Path, failure: BaseException | None) -> dict[str, Any]:
         result = read_json(folder / RESULT)
         if isinstance(result, dict):
             return result
-    raise WorkerDied(f"a worker process of {folder.name} ended without a result; see {folder / LOG}") from failure
+    why = f" ({type(failure).__name__}: {' '.join(str(failure).split())[:200]})" if failure else ""
+    raise WorkerDied(f"a worker process of {folder.name} ended without a result{why}; see {folder / LOG}") from failure
 
 
 def _function(job: Job) -> "Callable[[dict[str, Any], Process], Mapping[str, Any]]":
@@ -96,7 +97,9 @@ def _function(job: Job) -> "Callable[[dict[str, Any], Process], Mapping[str, Any
 def _write_error(folder: Path, rank: int, error: Exception) -> None:
     user = isinstance(error, UserError)
     if not user:
-        logging.getLogger(__name__).error("rank %d failed\n%s", rank, traceback.format_exc())
+        # Into the file only: on the screen one line is enough.
+        with open(_log_path(folder, rank), "a", encoding="utf-8") as file:
+            file.write(traceback.format_exc())
     line = " ".join(str(error).split())
     write_json(
         folder / f"error.rank{rank}.json",
@@ -109,10 +112,14 @@ def _write_error(folder: Path, rank: int, error: Exception) -> None:
     )
 
 
+def _log_path(folder: Path, rank: int) -> Path:
+    return folder / (LOG if rank == 0 else f"log.rank{rank}.txt")
+
+
 @contextmanager
 def _logging_to(folder: Path, rank: int) -> Iterator[None]:
     """Sends what this process logs to the stage's log.txt, other ranks' to a file beside it."""
-    handler = logging.FileHandler(folder / (LOG if rank == 0 else f"log.rank{rank}.txt"), encoding="utf-8")
+    handler = logging.FileHandler(_log_path(folder, rank), encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level

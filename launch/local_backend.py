@@ -16,6 +16,7 @@ from pipeline.process import Process
 
 _STOP = "stop"
 _POLL_SECONDS = 0.1
+_PATIENCE_SECONDS = 10.0  # for processes that wait for one that failed
 
 
 class LocalBackend(Backend):
@@ -37,6 +38,7 @@ class LocalBackend(Backend):
         self._threads = threads
         self._store: Store | None = None
         self._jobs = 0
+        self._lost = False
 
     @property
     def is_leader(self) -> bool:
@@ -55,9 +57,14 @@ class LocalBackend(Backend):
 
     def launch(self, job: Job, workers: int) -> BaseException | None:
         """See `Backend.launch`; `workers` is a wish here, for the processes are there already."""
-        if self._store is not None:
-            self._announce(json.dumps(job))
-        return _attempt(job, self._process)
+        if self._store is None:
+            return _attempt(job, self._process)
+        if self._lost:
+            return RuntimeError("processes of torchrun's did not come back from an earlier job; start the run again")
+        self._announce(json.dumps(job))
+        failure = _attempt(job, self._process)
+        self._lost = not self._wait_for_followers(None if failure is None else _PATIENCE_SECONDS)
+        return failure
 
     def stop(self) -> None:
         """Lets the followers go."""
@@ -80,8 +87,20 @@ class LocalBackend(Backend):
             if job == _STOP:
                 break
             _attempt(json.loads(job), self._process)
+            self._store.set(f"{self._jobs - 1}.{self._process.rank}", "over")
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def _wait_for_followers(self, seconds: float | None) -> bool:
+        """Waits until all are through the job, for the first error of any of them counts; False if some hang."""
+        assert self._store is not None
+        keys = [f"{self._jobs - 1}.{rank}" for rank in range(1, self._process.world_size)]
+        end = None if seconds is None else time.monotonic() + seconds
+        while not self._store.check(keys):
+            if end is not None and time.monotonic() > end:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
 
     def _announce(self, text: str) -> None:
         assert self._store is not None

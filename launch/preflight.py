@@ -25,8 +25,7 @@ def check(config: RunConfig, out: Path) -> None:
     """
     _check_processes(config)
     _check_batches(config)
-    if config.engine.name == "deepspeed":
-        preflight_deepspeed()
+    _check_engine(config)
     _check_splits(config)
     _check_disk(config, out)
 
@@ -73,6 +72,16 @@ def _check_batch(stage: str, batch: int, workers: int, config: RunConfig) -> Non
             f"{stage}.loop.global_batch={batch} must be a multiple of {unit}, for {workers} workers x "
             f"{config.engine.accumulation} accumulated parts and {streams} streams (loader.streams); "
             f"try --{stage}.loop.global_batch {fix}"
+        )
+
+
+def _check_engine(config: RunConfig) -> None:
+    if config.engine.name == "deepspeed":
+        preflight_deepspeed()
+    elif _processes(config) > 1:
+        raise UserError(
+            f"engine.name={config.engine.name} runs one process, not {_processes(config)}; "
+            "use --engine.name deepspeed, or --cluster.workers 1"
         )
 
 

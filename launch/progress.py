@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 PROGRESS = "progress.json"
 _POLL_SECONDS = 0.5
 _LINE_SECONDS = 15.0
-_BAR = "{desc:<24} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}] {postfix}"
+_BAR = "{desc:<24} {percentage:3.0f}%|{bar:24}| [{elapsed}<{remaining}]{postfix}"
 
 
 class ProgressDisplay:
@@ -69,12 +69,9 @@ class ProgressDisplay:
             bar = self._bars.pop(stage.name, None)
         if bar is not None:
             bar.close()
-        ends = {
-            "done": f"done in {clock(seconds)}",
-            "skipped": "finished before, skipped",
-            "blocked": "not run, because a stage it needs failed",
-        }
-        self.say(f"{stage.name}: {ends.get(outcome) or f'{outcome}: {message}'}")
+        ends = {"done": f"done in {clock(seconds)}", "skipped": "finished before, skipped"}
+        if outcome != "blocked":  # the end of the run names these, in one line
+            self.say(f"{stage.name}: {ends.get(outcome) or f'{outcome}: {message}'}")
 
     def _watch(self) -> None:
         next_line = time.monotonic() + self._line_seconds
@@ -113,10 +110,11 @@ def read_progress(path: Path) -> dict[str, Any] | None:
 
 
 def describe(state: dict[str, Any]) -> str:
-    """A progress state as words, such as ``1200 of 4000 samples (30%), loss 1.23``."""
-    share = f" ({100 * state['done'] / state['total']:.0f}%)" if state["total"] else ""
+    """A progress state as words, such as ``30% (1200 of 4000 samples), loss 1.23``."""
+    share = f"{100 * state['done'] / state['total']:.0f}%" if state["total"] else ""
+    counted = f" ({state['done']:.0f} of {state['total']:.0f} {state['unit']})" if state["total"] > 1 else ""
     text = f", {state['text']}" if state["text"] else ""
-    return f"{state['done']:.0f} of {state['total']:.0f} {state['unit']}{share}{text}"
+    return f"{share}{counted}{text}"
 
 
 def clock(seconds: float) -> str:

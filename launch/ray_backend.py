@@ -35,6 +35,7 @@ _MAX_SOCKET_FOLDER = 40
 
 # For every process of a local cluster; each of them inherits it from the one that started it.
 _RAY_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on a laptop: every port is bound to loopback
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES alone where no GPU is asked for
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run trimline` must not make an environment per worker
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a local cluster has no spot machines
@@ -113,11 +114,12 @@ class RayBackend(Backend):
         shutil.copytree(logs, folder, dirs_exist_ok=True, ignore_dangling_symlinks=True)
 
     def _start_local(self) -> None:
-        import ray
-
         _remove_stale_sessions()
         self._session = Path(tempfile.mkdtemp(prefix=f"{_SESSION_PREFIX}{os.getpid()}-", dir=_short_folder()))
         with _environment({**_RAY_ENVIRONMENT, **self._worker_environment(), "GLOO_SOCKET_IFNAME": "lo"}):
+            import ray  # reads some of these variables when it is imported
+
+            logging.getLogger("ray").setLevel(logging.ERROR)
             ray.init(
                 address="local",  # not RAY_ADDRESS
                 num_cpus=max(available_cpus(), int(self._config.cpus_per_worker)),
@@ -164,7 +166,7 @@ class RayBackend(Backend):
         ray.get(task.options(num_cpus=cpus, num_gpus=gpus, name=str(job["stage"])).remote(dict(job), bool(gpus)))
 
     def _run_trainer(self, job: Job, workers: int) -> None:
-        from ray.train import RunConfig, ScalingConfig
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         gpus = self._config.gpus_per_worker
@@ -175,7 +177,10 @@ class RayBackend(Backend):
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
             run_config=RunConfig(
-                name=f"{job['stage']}-{secrets.token_hex(4)}", storage_path=str(self._storage.resolve())
+                name=f"{job['stage']}-{secrets.token_hex(4)}",
+                storage_path=str(self._storage.resolve()),
+                # A restart is ours to decide, and a controller that cannot place its workers would try forever.
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
             ),
         )
         trainer.fit()

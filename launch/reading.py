@@ -38,7 +38,7 @@ def read_config(kind: type[T], files: Sequence[Path], overrides: Sequence[str]) 
     try:
         read = parser.instantiate(parser.parse_args(arguments))
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
-        raise UserError(_explain(str(error), arguments)) from error
+        raise UserError(_explain(str(error))) from error
     return kind(**{field.name: read[field.name] for field in _fields(kind)})
 
 
@@ -143,7 +143,7 @@ def _parser(kind: type[Any]) -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _explain(message: str, arguments: Sequence[str]) -> str:
+def _explain(message: str) -> str:
     """The parser's words as one line, without its Python types where they have a plain name."""
     line = " ".join(message.split())
     for ugly, plain in (
@@ -155,6 +155,8 @@ def _explain(message: str, arguments: Sequence[str]) -> str:
         ("<class 'bool'>", "true or false"),
     ):
         line = line.replace(ugly, plain)
-    if "arguments are required" in line and "--config" not in arguments:
-        line = "no configuration given: name one, such as configs/runs/demo.yaml"
+    missing = line.partition("arguments are required: ")[2]
+    if missing:
+        first = missing.split(",")[0].strip()
+        return f"{first} is missing; give it with --{first} VALUE or in the configuration"
     return line

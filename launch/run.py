@@ -1,6 +1,7 @@
 """One run from its configuration to its report: lock, checks, stages, summary."""
 
 import contextlib
+import io
 import json
 import logging
 import shutil
@@ -28,12 +29,15 @@ from launch.stages import RESULTS, build_stages
 from pipeline.progress import read_metrics
 
 log = logging.getLogger(__name__)
+_printed = logging.getLogger("launch.printed")
+_printed.propagate = False  # into the run's log only, not onto the screen
+_printed.setLevel(logging.INFO)
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
 LOG = "launch.log"
-_OURS = (RUN, "config.yaml", "data", "tokenizer", "stages", "ray", "ray_logs", METRICS, RESULTS, REPORT, LOG)
+_OURS = (RUN, "config.yaml", "data", "tokenizer", "stages", "ray", "ray_logs", "figures", METRICS, RESULTS, REPORT, LOG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,15 +226,31 @@ def _log_file(out: Path) -> Iterator[None]:
     """Keeps what the launcher logs, tracebacks too, in the run folder."""
     handler = logging.FileHandler(out / LOG, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
+    loggers = (logging.getLogger(), _printed)
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
-        yield
-    except Exception:
-        log.exception("the run failed")
+        with contextlib.redirect_stdout(_ToLog()):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        _printed.error("the run failed", exc_info=error)
         raise
     finally:
-        logging.getLogger().removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
         handler.close()
+
+
+class _ToLog(io.TextIOBase):
+    """Takes what libraries print, Ray's reports of dead processes above all, and keeps it off the screen."""
+
+    def write(self, text: str) -> int:
+        """Logs the lines that are not empty."""
+        for line in filter(None, map(str.strip, text.splitlines())):
+            _printed.info("%s", line)
+        return len(text)
 
 
 @contextlib.contextmanager

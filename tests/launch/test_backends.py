@@ -1,0 +1,114 @@
+"""Both launchers carry the same small jobs out in real processes."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.errors import UserError
+from launch.backend import Backend
+from launch.cluster_config import ClusterConfig
+from launch.job import JobFailed, WorkerDied
+from launch.local_backend import LocalBackend
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def job(folder: Path, function: str) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"stage": folder.name, "folder": str(folder), "function": f"tests.launch.jobs:{function}"}
+
+
+def check_results_and_errors(backend: Backend, folder: Path, workers: int) -> None:
+    result = backend.run(job(folder / "sum", "add_ranks"), workers)
+    assert result["world_size"] == workers
+    assert result["sum"] == workers * (workers + 1) // 2
+    with pytest.raises(UserError, match="bread=0 is too little; try 1"):
+        backend.run(job(folder / "refuse", "refuse"), workers)
+    with pytest.raises(JobFailed, match="ZeroDivisionError: a bug"):
+        backend.run(job(folder / "crash", "crash"), workers)
+    assert "tests/launch/jobs.py" in (folder / "crash" / "log.txt").read_text()
+    # Nothing of a failed attempt is left to be taken for the next one's.
+    assert backend.run(job(folder / "crash", "add_ranks"), workers) == {**result, "pid": result_pid(folder)}
+
+
+def result_pid(folder: Path) -> int:
+    from data_prep.files import read_json
+
+    pid: int = read_json(folder / "crash" / "result.json")["pid"]
+    return pid
+
+
+def test_the_local_launcher_runs_jobs_in_this_process(tmp_path: Path) -> None:
+    backend = LocalBackend(gpus=0, threads=1)
+    backend.start()
+    check_results_and_errors(backend, tmp_path, 1)
+    assert backend.run(job(tmp_path / "pid", "add_ranks"), 1)["pid"] == os.getpid()
+    backend.stop()
+
+
+_LEAD_OR_FOLLOW = """
+import sys
+from pathlib import Path
+from launch.local_backend import LocalBackend
+from tests.launch.test_backends import check_results_and_errors
+backend = LocalBackend(gpus=0, threads=1)
+if backend.is_leader:
+    backend.start()
+    check_results_and_errors(backend, Path(sys.argv[1]), 2)
+    backend.stop()
+else:
+    backend.follow()
+"""
+
+
+@pytest.mark.timeout(120)
+def test_torchruns_processes_take_part_in_every_job(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_LEAD_OR_FOLLOW)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.timeout(180)
+def test_ray_starts_workers_together_alone_and_again(tmp_path: Path) -> None:
+    from launch.ray_backend import RayBackend
+
+    backend = RayBackend(ClusterConfig(workers=2, cpus_per_worker=0.5), tmp_path / "ray")
+    try:
+        backend.start()
+        together = backend.run(job(tmp_path / "together", "add_ranks"), 2)
+        assert (together["sum"], together["world_size"], together["threads"]) == (3, 2, "1")
+        check_results_and_errors(backend, tmp_path / "alone", 1)
+
+        # Side by side, each in a process of its own.
+        pids: list[int] = []
+        threads = [
+            threading.Thread(
+                target=lambda name=name: pids.append(backend.run(job(tmp_path / name, "add_ranks"), 1)["pid"])
+            )
+            for name in "ab"
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(pids)) == 2
+
+        with pytest.raises(WorkerDied, match="ended without a result"):
+            backend.run(job(tmp_path / "dies", "die_once"), 1)
+        restarts: list[int] = []
+        died = job(tmp_path / "again", "die_once")
+        assert backend.run(died, 1, restarts=1, on_restart=lambda: restarts.append(1)) == {"survived": True}
+        assert restarts == [1]
+    finally:
+        backend.stop()
+    assert not list(tmp_path.glob("**/*.pickle"))

@@ -1,0 +1,158 @@
+"""The command line as its users meet it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import launch
+from launch.cli import _split, main
+
+ROOT = Path(launch.__file__).resolve().parent.parent
+RECIPE = "configs/runs/demo.yaml"
+
+
+def trimline(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "command", ["run", "pretrain", "trim", "evaluate", "shard", "index", "verify", "report", "status"]
+)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = trimline(command, "--help")
+    assert done.returncode == 0
+    assert f"example: trimline {command} " in done.stdout
+    assert "--json" in done.stdout
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from launch.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'ray', 'deepspeed', 'jsonargparse'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "configs/runs/none.yaml"], "configs/runs/demo.yaml"),
+        (["run"], "no configuration given"),
+        (["run", RECIPE, "--pretrain.loop.sampels", "3"], "did you mean pretrain.loop.samples?"),
+        (["run", RECIPE, "--seed", "many"], "seed"),
+        (["run", RECIPE, "--data.name", "imagenet"], "imagenet"),
+        (["run", RECIPE, "--data.name", "nlvr", "--data.sizes", "{}"], "data.root is not given"),
+        (["run", RECIPE, "--data.name", "nlvr", "--data.sizes", "{}", "--data.root", "nowhere"], "data.root=nowhere"),
+        (["run", RECIPE, "--cluster.workers", "500"], "500"),
+        (["run", RECIPE, "--pretrain.loop.global_batch", "33"], "pretrain.loop.global_batch=33"),
+        (["run", RECIPE, "--out", str(ROOT / "Makefile")], "is a file"),
+        (["shard", "shapes"], "out is missing"),
+        (["shard", "imagenet", "--out", "x"], "imagenet"),
+        (["verify", "nowhere"], "nowhere"),
+        (["index", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["status", "nowhere"], "nowhere"),
+        (["bake"], "bake"),
+        (["status"], "RUN"),
+        (["report", "x", "--speed", "3"], "--speed"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if words[0] in ("run", "shard") and "--out" not in words and words != ["shard", "shapes"]:
+        words = [*words, "--out", str(tmp_path / "run")]
+    assert exit_code(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, printed.err
+    assert expected in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def exit_code(words: list[str]) -> int:
+    """Runs a command in this process, which has torch loaded already."""
+    try:
+        return main(words)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def test_a_mistake_shows_no_more_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = trimline("run", RECIPE, "--cluster.workers", "500", "--out", str(tmp_path / "run"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_mistake_is_json_too_where_json_is_asked_for() -> None:
+    done = trimline("status", "nowhere", "--json")
+    assert done.returncode == 2
+    assert "nowhere" in json.loads(done.stdout)["error"]
+
+
+def test_a_folder_with_other_files_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for fresh in ([], ["--fresh"]):
+        done = trimline("run", RECIPE, "--out", str(tmp_path), *fresh)
+        assert done.returncode == 2
+        assert "holds other files (thesis.txt)" in done.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_the_printed_config_reads_back(tmp_path: Path) -> None:
+    first = trimline("run", RECIPE, "--seed", "7", "--print_config")
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "again.yaml").write_text(first.stdout)
+    again = trimline("run", "--config", str(tmp_path / "again.yaml"), "--print_config")
+    assert again.stdout == first.stdout
+    assert "seed: 7" in first.stdout
+
+
+def test_shards_are_written_checked_and_indexed(tmp_path: Path) -> None:
+    out = str(tmp_path / "shapes")
+    words = ["--sizes", '{"train": 6, "val": 2, "test": 2, "unseen": 2}', "--image_size", "32"]
+    done = trimline("shard", "shapes", "--out", out, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["splits"]["train"]["written"] == 6
+    assert trimline("verify", out).returncode == 0
+    assert json.loads(trimline("index", f"{out}/train", "--json").stdout)["written"] == 6
+    shard = tmp_path / "shapes" / "train" / "00000.tar"
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 255
+    shard.write_bytes(data)
+    broken = trimline("verify", out)
+    assert broken.returncode == 2
+    assert "00000.tar" in broken.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "overrides"),
+    [
+        (["run", "a.yaml", "--seed", "3"], ["run", "a.yaml"], ["--seed", "3"]),
+        (["run", "--seed", "3", "a.yaml", "--json"], ["run", "a.yaml", "--json"], ["--seed", "3"]),
+        (["run", "--seed=3", "a.yaml"], ["run", "a.yaml"], ["--seed=3"]),
+        (["run", "--config", "a.yaml", "--fresh"], ["run", "--config", "a.yaml", "--fresh"], []),
+        (["run", "a.yaml", "--data.root"], ["run", "a.yaml"], ["--data.root"]),
+        (["status", "--seed", "3"], ["status", "--seed", "3"], []),
+        (["run", "-h"], ["run", "-h"], []),
+        ([], [], []),
+    ],
+)
+def test_overrides_are_told_from_own_words(words: list[str], own: list[str], overrides: list[str]) -> None:
+    assert _split(words) == (own, overrides)

@@ -1,0 +1,131 @@
+"""Typed configurations from YAML and overrides; every recipe that is shipped."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from data_prep.errors import UserError
+from launch.config import RunConfig
+from launch.reading import as_json, dump_config, known_keys, read_config
+from launch.recipes import find_recipe, recipe_folder, recipes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oven:
+    """An oven.
+
+    Attributes:
+        heat: In degrees.
+        rate: Of heating.
+        shelves: Which ones are used.
+        loaves: By name.
+    """
+
+    heat: int = 200
+    rate: float = 0.5
+    shelves: tuple[int, ...] = (1,)
+    loaves: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.heat > 400:
+            raise UserError(f"oven.heat={self.heat} burns; try 200")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bakery:
+    """A bakery.
+
+    Attributes:
+        name: Its name.
+        oven: Its oven.
+        bread: What it bakes.
+        door: Open or not.
+    """
+
+    name: str
+    oven: Oven = field(default_factory=Oven)
+    bread: Literal["rye", "wheat"] = "rye"
+    door: bool = True
+
+
+def read(text: str, *overrides: str, folder: Path) -> Bakery:
+    file = folder / "bakery.yaml"
+    file.write_text(text)
+    return read_config(Bakery, [file], overrides)
+
+
+def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    assert read("name: x\noven: {rate: 1e-4}", folder=tmp_path).oven.rate == 1e-4
+
+
+def test_later_files_win_and_overrides_win_over_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    first.write_text("name: x\noven: {heat: 100, rate: 0.1}\nbread: wheat")
+    second.write_text("oven: {heat: 150}")
+    config = read_config(Bakery, [first, second], ["--bread", "rye", "--door=false", "--oven.loaves.rye", "3"])
+    assert config == Bakery(name="x", oven=Oven(heat=150, rate=0.1, loaves={"rye": 3}), bread="rye", door=False)
+
+
+def test_what_is_written_reads_back_to_the_same(tmp_path: Path) -> None:
+    config = read("name: x\noven: {shelves: [1, 2], rate: 1e-5, loaves: {a: 1}}", folder=tmp_path)
+    assert read(dump_config(config), folder=tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("name: x\noven: {haet: 1}", [], ["oven.haet", "bakery.yaml", "did you mean oven.heat?"]),
+        ("name: x\nbraed: rye", [], ["braed", "did you mean bread?"]),
+        ("name: x", ["--oven.raet", "1"], ["oven.raet", "the command line", "did you mean oven.rate?"]),
+        ("name: x", ["--heat=1"], ["unknown key heat", "did you mean oven.heat?"]),
+        ("name: x", ["--oven.heat", "hot"], ["oven.heat", "hot", "whole number"]),
+        ("name: x\nbread: oat", [], ["bread", "rye", "wheat", "oat"]),
+        ("bread: rye", [], ["name"]),
+        ("name: x\noven: {heat: 500}", [], ["oven.heat=500 burns; try 200"]),
+        ("- a\n- b", [], ["bakery.yaml", "list"]),
+        ("name: [", [], ["bakery.yaml", "YAML"]),
+        ("name: x", ["--oven.heat"], ["heat"]),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(tmp_path: Path, text: str, overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        read(text, *overrides, folder=tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not [word for word in words if word not in message], message
+
+
+def test_a_missing_file_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        read_config(Bakery, [tmp_path / "none.yaml"], [])
+
+
+def test_known_keys_go_down_into_groups() -> None:
+    assert known_keys(Bakery)[:3] == ["name", "oven", "oven.heat"]
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipes() if name.startswith("configs/runs/")])
+def test_every_recipe_of_a_run_parses_and_prints_a_config_that_reads_back(recipe: str, tmp_path: Path) -> None:
+    config = read_config(RunConfig, [find_recipe(recipe)], [])
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert read_config(RunConfig, [again], []) == config
+    assert yaml.safe_load(again.read_text()) == as_json(config)
+
+
+def test_a_recipe_is_found_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no configs/ lies
+    shipped = recipe_folder() / "runs" / "demo.yaml"
+    for name in ("configs/runs/demo.yaml", "runs/demo.yaml", "runs/demo", str(shipped)):
+        assert find_recipe(name) == shipped
+    mine = tmp_path / "mine.yaml"
+    mine.touch()
+    assert find_recipe("mine.yaml") == Path("mine.yaml")
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"configs/runs/demo\.yaml"):
+        find_recipe("configs/runs/dmeo.yaml")
