@@ -39,7 +39,7 @@ class EngineConfig:
         name: `deepspeed`, or `torch` for one plain process.
         zero_stage: What DeepSpeed splits over the ranks: 0 nothing, 1 optimizer state, 2 also gradients,
             3 also weights.
-        precision: `bf16` runs the forward pass under autocast; weights, gradients and optimizer state stay
+        precision: `auto` is bf16 where the device multiplies it natively, else fp32. `bf16` runs the forward pass under autocast; weights, gradients and optimizer state stay
             float32, so that a slowly moving momentum copy of the weights does not lose its small updates.
         grad_clip: Largest norm of the whole gradient; 0 leaves it unclipped.
         accumulation: Calls of `Engine.step` that make one update.
@@ -47,7 +47,7 @@ class EngineConfig:
 
     name: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     grad_clip: float = 1.0
     accumulation: int = 1
 
@@ -57,12 +57,23 @@ class EngineConfig:
             raise UserError(f"engine.name={self.name!r} is not known; give deepspeed or torch")
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"engine.zero_stage={self.zero_stage} is not a ZeRO stage; give 0, 1, 2 or 3")
-        if self.precision not in ("fp32", "bf16"):
-            raise UserError(f"engine.precision={self.precision!r} is not known; give fp32 or bf16")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise UserError(f"engine.precision={self.precision!r} is not known; give auto, fp32 or bf16")
         if not 0 <= self.grad_clip < math.inf:
             raise UserError(f"engine.grad_clip={self.grad_clip} must be a norm >= 0; 0 turns clipping off")
         if self.accumulation < 1:
             raise UserError(f"engine.accumulation={self.accumulation} must be at least 1 (1 = no accumulation)")
+
+
+def autocasts(config: EngineConfig, device: torch.device) -> bool:
+    """Whether forward passes run in bf16 on this device."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Without these instructions a CPU emulates bf16 products, slower than float32.
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pipeline.engine import Engine, EngineConfig, OptimizerConfig, ParamGroup, make_adamw, set_lr
+from pipeline.engine import Engine, EngineConfig, OptimizerConfig, ParamGroup, autocasts, make_adamw, set_lr
 from pipeline.engine_torch import clip
 from pipeline.process import Process
 
@@ -117,7 +117,7 @@ def deepspeed_config(config: EngineConfig, process: Process) -> dict[str, Any]:
         "gradient_clipping": config.grad_clip if config.zero_stage else 0.0,
         "zero_optimization": _zero_config(config, process),
         "torch_autocast": {
-            "enabled": config.precision == "bf16",
+            "enabled": autocasts(config, process.torch_device),
             "dtype": "bfloat16",
             # None: gradients are averaged in float32, as they are kept.
             "lower_precision_safe_modules": [],

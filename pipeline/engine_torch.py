@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.engine import Engine, EngineConfig, OptimizerConfig, ParamGroup, make_adamw, set_lr
+from pipeline.engine import Engine, EngineConfig, OptimizerConfig, ParamGroup, autocasts, make_adamw, set_lr
 from pipeline.process import Process
 from pipeline.tensor_files import read_tensors, write_tensors
 
@@ -28,12 +28,13 @@ class TorchEngine(Engine):
         super().__init__(config, optimizer, module, process)
         self._device = process.torch_device
         self._groups = groups
+        self._autocasts = autocasts(config, self._device)
         self._optimizer = make_adamw(optimizer, groups, self._device)
         self._params = [param for group in groups for param in group.params]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See `Engine.__call__`."""
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocasts):
             return self.module(*args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:

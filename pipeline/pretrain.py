@@ -1,6 +1,6 @@
 """The pre-training stage: shards -> ALBEF with ELIP -> checkpoint -> export."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import train_loader
-from pipeline.engine import OptimizerConfig, build_engine, split_decay
+from pipeline.engine import OptimizerConfig, ParamGroup, build_engine, split_decay
 from pipeline.models.albef import Albef, AlbefConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pruning.elip import ElipConfig
@@ -57,7 +57,7 @@ def pretrain(config: PretrainConfig, model_config: AlbefConfig, inputs: Inputs, 
         inputs.normalise,
         torch.Generator().manual_seed(inputs.seed),
     )
-    engine = build_engine(inputs.engine, config.optimizer, task.module, split_decay(task.module), stage.process)
+    engine = build_engine(inputs.engine, config.optimizer, task.module, _param_groups(task, config), stage.process)
     seed_everything(inputs.seed, 1 + stage.process.rank)
 
     def batches(start: int, end: int) -> Any:
@@ -81,6 +81,17 @@ def pretrain(config: PretrainConfig, model_config: AlbefConfig, inputs: Inputs, 
         export_weights(stage.folder / "export", plain, export_config("albef", model.config, inputs.loader))
     engine.close()
     return counts
+
+
+def _param_groups(task: AlbefPretraining, config: PretrainConfig) -> list[ParamGroup]:
+    """Weights with decay, biases and norms without, the temperature at its own rate."""
+    temperature = task.model.temp
+    groups = [
+        replace(group, params=tuple(p for p in group.params if p is not temperature))
+        for group in split_decay(task.module)
+    ]
+    own = ParamGroup(params=(temperature,), decay=False, lr_scale=config.objectives.temperature_lr)
+    return [*groups, own]
 
 
 def _check(config: PretrainConfig, inputs: Inputs, stage: Stage) -> None:

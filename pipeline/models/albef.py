@@ -65,7 +65,7 @@ class Albef(nn.Module):
         self.itm_head = nn.Linear(config.text.width, 2)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
         for head in (self.vision_proj, self.text_proj, self.itm_head):
-            init_transformer(head)
+            init_transformer(head, config.text.width)
 
     @property
     def schedule(self) -> list[Step]:

@@ -137,7 +137,7 @@ class TextTower(nn.Module):
         self.config = config
         self.bert = Bert(config, source_width)
         self.cls = WordHead(config)
-        init_transformer(self)
+        init_transformer(self, config.width)
 
     def embed(self, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
         """Ids and padding mask -> a stream; `origin` is the position in the text."""

@@ -87,9 +87,9 @@ class VisionTower(nn.Module):
             PreNormBlock(config.width, config.heads, config.mlp_ratio, config.eps) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
-        init_transformer(self)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        std = init_transformer(self, config.width)
+        nn.init.trunc_normal_(self.pos_embed, std=std)
+        nn.init.trunc_normal_(self.cls_token, std=std)
 
     def embed(self, pixels: Tensor) -> TokenStream:
         """(B, 3, height, width) normalised pixels -> a stream of 1 + P tokens."""

@@ -17,6 +17,8 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 class FeatureQueue:
     """The newest momentum features of both modalities, the same on every process.
 
+    `active` says whether it serves as keys; it is filled in any case.
+
     Args:
         embed: E.
         length: Q; 0 for no queue.
@@ -28,6 +30,12 @@ class FeatureQueue:
         self.image_EQ = F.normalize(torch.randn(embed, length, generator=generator), dim=0).to(device)
         self.text_EQ = F.normalize(torch.randn(embed, length, generator=generator), dim=0).to(device)
         self.next = 0
+        self.active = True
+
+    def keys(self) -> tuple[Tensor, Tensor]:
+        """(E, Q) image and text columns to contrast with; none while the queue is not active."""
+        columns = slice(None) if self.active else slice(0, 0)
+        return self.image_EQ[:, columns], self.text_EQ[:, columns]
 
     def push(self, image_GE: Tensor, text_GE: Tensor) -> None:
         """Overwrite the oldest columns, going round at the end (ELIP's queue, which wraps)."""
@@ -99,8 +107,9 @@ def contrast(
         Loss and logits.
     """
     image_GE, text_GE = gather_constant(image_m_BE), gather_constant(text_m_BE)
-    image_KE = torch.cat([image_GE, queue.image_EQ.T.to(image_GE.dtype)])
-    text_KE = torch.cat([text_GE, queue.text_EQ.T.to(text_GE.dtype)])
+    image_EQ, text_EQ = queue.keys()
+    image_KE = torch.cat([image_GE, image_EQ.T.to(image_GE.dtype)])
+    text_KE = torch.cat([text_GE, text_EQ.T.to(text_GE.dtype)])
     image_to_text = image_BE @ text_KE.T / temperature
     text_to_image = text_BE @ image_KE.T / temperature
     with torch.no_grad():

@@ -29,20 +29,26 @@ class ObjectiveConfig:
 
     Attributes:
         queue: Length of the feature queue.
+        queue_start: Share of training from which the queue serves as keys. Features that change fast at first are told
+            from older ones by their age alone, and nothing is learned (SwAV's queue starts late for the same reason).
         momentum: μ of the momentum tower.
         alpha: Weight of the momentum model's soft labels.
         alpha_ramp: Share of training over which `alpha` rises from 0 (ALBEF: its first epoch).
         mask_share: Probability that a word is masked.
+        temperature_lr: Learning rate of the temperature over the model's; small models train at high rates, at which
+            the temperature would run ahead of the features.
     """
 
     queue: int = 65536
+    queue_start: float = 0.0
     momentum: float = 0.995
     alpha: float = 0.4
     alpha_ramp: float = 1 / 30
     mask_share: float = 0.15
+    temperature_lr: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("momentum", "alpha", "alpha_ramp", "mask_share"):
+        for name in ("queue_start", "momentum", "alpha", "alpha_ramp", "mask_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"objectives.{name}={getattr(self, name)} must lie in [0, 1]")
 
@@ -98,6 +104,7 @@ class AlbefPretraining:
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
         """One step: clamp the temperature, then the online model's three losses with the momentum model's labels."""
         clamp_temperature(self.model.temp)
+        self.queue.active = progress >= self.objectives.queue_start
         ramp = self.objectives.alpha_ramp
         alpha = self.objectives.alpha * (min(1.0, progress / ramp) if ramp else 1.0)
         draws = Draws(mask_words(batch.token_ids, batch.token_mask, self.objectives.mask_share, self.words))

@@ -75,7 +75,7 @@ class StatementModel(nn.Module):
         self.backbone = backbone
         width = backbone.config.text.width
         self.cls_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
-        init_transformer(self.cls_head)
+        init_transformer(self.cls_head, width)
         widths = {"image": backbone.config.vision.width, "text": width}
         self.trimmers = None if trimmers is None else Trimmers(backbone.schedule, widths, trimmers)
 
