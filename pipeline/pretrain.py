@@ -46,7 +46,8 @@ def pretrain(config: PretrainConfig, model_config: AlbefConfig, inputs: Inputs, 
     """
     _check(config, inputs, stage)
     device = stage.process.torch_device
-    seed_everything(inputs.seed, stage.process.rank)
+    # The same on every rank: the momentum tower is copied before the engine evens out the weights.
+    seed_everything(inputs.seed, 0)
     tokenizer = inputs.load_tokenizer()
     model = Albef(sized_model(model_config, tokenizer, inputs.loader)).to(device)
     task = AlbefPretraining(

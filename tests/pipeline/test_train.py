@@ -12,8 +12,10 @@ from data_prep.sources import SourceConfig, prepare
 from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.pretrain import PretrainConfig
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, read_metrics
+from pipeline.tasks.pretraining import AlbefPretraining
 from pipeline.train import StepLog
 from pipeline.worker import run_job
 
@@ -71,6 +73,22 @@ def pretrained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "pretrain"
     run_job(job_of(data, folder, "pretrain"), Process())
     return folder
+
+
+def test_all_ranks_begin_with_the_same_weights_and_momentum_tower(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict[str, torch.Tensor]] = []
+
+    def stop(task: AlbefPretraining, config: PretrainConfig) -> None:
+        begun.append({**task.model.state_dict(), **task.tensors()})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.pretrain._param_groups", stop)
+    for rank in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_job(job_of(data, tmp_path / "p", "pretrain"), Process(rank=rank, world_size=2))
+    assert all(torch.equal(tensor, begun[1][name]) for name, tensor in begun[0].items())
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
