@@ -16,6 +16,7 @@ from pipeline.models.blocks import init_transformer
 from pipeline.models.schedule import Intervention, Step, Streams, TokenStream, execute
 from pipeline.models.text import TextConfig, TextTower
 from pipeline.models.vision import VisionConfig, VisionTower
+from pipeline.precision import at_least_float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +113,8 @@ class Albef(nn.Module):
 
     def image_feature(self, image: TokenStream) -> Tensor:
         """(B, E) of unit length, from the image's CLS."""
-        return F.normalize(self.vision_proj(image.cls), dim=-1)
+        return F.normalize(at_least_float32(self.vision_proj(image.cls)), dim=-1)
 
     def text_feature(self, text: TokenStream) -> Tensor:
         """(B, E) of unit length, from the text's CLS."""
-        return F.normalize(self.text_proj(text.cls), dim=-1)
+        return F.normalize(at_least_float32(self.text_proj(text.cls)), dim=-1)

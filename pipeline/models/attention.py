@@ -128,7 +128,7 @@ def _plain(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, present_BM: Tensor | 
     elif not present_BM.requires_grad:
         probabilities = scores.masked_fill(~present_BM.bool()[:, None, None, :], -torch.inf).softmax(-1)
     else:
-        keep = present_BM[:, None, None, :]
+        keep = present_BM.to(scores.dtype)[:, None, None, :]
         largest = scores.detach().masked_fill(keep.detach() < 0.5, -torch.inf).amax(-1, keepdim=True)
         weights = (scores - largest).clamp(max=LARGEST_EXPONENT).exp() * keep
         probabilities = weights / weights.sum(-1, keepdim=True)

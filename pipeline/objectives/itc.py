@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.objectives.gather import gather_constant, rank
+from pipeline.precision import at_least_float32
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 
@@ -65,13 +66,13 @@ class Contrast:
 
     Attributes:
         loss: Mean of both directions over this process's rows.
-        image_to_text_BK: Logits of each image against all texts, batch first, then the queue.
-        text_to_image_BK: Likewise for each text.
+        image_to_text_BB: Logits of each image against the texts of this process's batch.
+        text_to_image_BB: Likewise for each text.
     """
 
     loss: Tensor
-    image_to_text_BK: Tensor
-    text_to_image_BK: Tensor
+    image_to_text_BB: Tensor
+    text_to_image_BB: Tensor
 
 
 def clamp_temperature(temperature: nn.Parameter) -> None:
@@ -106,23 +107,31 @@ def contrast(
     Returns:
         Loss and logits.
     """
+    image_BE, text_BE, image_m_BE, text_m_BE = map(at_least_float32, (image_BE, text_BE, image_m_BE, text_m_BE))
     image_GE, text_GE = gather_constant(image_m_BE), gather_constant(text_m_BE)
     image_EQ, text_EQ = queue.keys()
     image_KE = torch.cat([image_GE, image_EQ.T.to(image_GE.dtype)])
     text_KE = torch.cat([text_GE, text_EQ.T.to(text_GE.dtype)])
-    image_to_text = image_BE @ text_KE.T / temperature
-    text_to_image = text_BE @ image_KE.T / temperature
-    with torch.no_grad():
-        target_i2t = _targets(image_m_BE @ text_KE.T / temperature, alpha)
-        target_t2i = _targets(text_m_BE @ image_KE.T / temperature, alpha)
-    loss = (F.cross_entropy(image_to_text, target_i2t) + F.cross_entropy(text_to_image, target_t2i)) / 2
+    # 16 bits would round a logit of 14 to steps of 1/16.
+    with torch.autocast(image_BE.device.type, enabled=False):
+        image_to_text = image_BE @ text_KE.T / temperature
+        text_to_image = text_BE @ image_KE.T / temperature
+        with torch.no_grad():
+            target_i2t = _targets(image_m_BE @ text_KE.T / temperature, alpha)
+            target_t2i = _targets(text_m_BE @ image_KE.T / temperature, alpha)
+        loss = (F.cross_entropy(image_to_text, target_i2t) + F.cross_entropy(text_to_image, target_t2i)) / 2
     queue.push(image_GE, text_GE)
-    return Contrast(loss, image_to_text, text_to_image)
+    own = _own_columns(len(image_BE))
+    return Contrast(loss, image_to_text[:, own], text_to_image[:, own])
+
+
+def _own_columns(size: int) -> slice:
+    """Where the keys of this process's batch stand among those of all processes."""
+    return slice(rank() * size, (rank() + 1) * size)
 
 
 def _targets(momentum_logits_BK: Tensor, alpha: float) -> Tensor:
-    """(B, K) soft targets; row b of this process has its match at column rank * B + b."""
+    """(B, K) soft targets; row b of this process has its match at column b of `_own_columns`."""
     targets = alpha * momentum_logits_BK.softmax(1)
-    rows = torch.arange(len(targets), device=targets.device)
-    targets[rows, rank() * len(targets) + rows] += 1 - alpha
+    targets[:, _own_columns(len(targets))].diagonal().add_(1 - alpha)
     return targets

@@ -215,12 +215,9 @@ class OnlineAlbef(nn.Module):
         return contrasted, self._momentum_words(model, masked_m, image_m, words)
 
     def _negatives(self, batch: ImageTextBatch, contrasted: Contrast) -> Negatives:
-        size = len(batch.token_ids)
         same_words = (batch.token_ids[:, None] == batch.token_ids[None]).all(-1)
         same_image = batch.sample_ids[:, None] == batch.sample_ids[None]
-        return draw_negatives(
-            contrasted.image_to_text_BK[:, :size], contrasted.text_to_image_BK[:, :size], same_words | same_image
-        )
+        return draw_negatives(contrasted.image_to_text_BB, contrasted.text_to_image_BB, same_words | same_image)
 
     def _fuse(self, online: Online, negatives: Negatives) -> TokenStream:
         """Pairs, their two kinds of negatives and the masked texts in one pass; images' keys are made once."""

@@ -16,6 +16,7 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.models.albef import Albef
 from pipeline.models.blocks import init_transformer
 from pipeline.models.schedule import Intervention
+from pipeline.precision import at_least_float32
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import CostModel, Units, cost_loss, kept_shares, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
@@ -91,7 +92,7 @@ class StatementModel(nn.Module):
         text = self.backbone.encode_text(ids_BL, mask_BL, interventions)
         image = self.backbone.encode_image(pixels, interventions, text)
         scores: Tensor = self.cls_head(self.backbone.fuse(text, image, interventions).cls)
-        return scores
+        return at_least_float32(scores)  # the losses are computed outside of autocast
 
     def forward(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, gate: Gate | None, full: bool) -> Answers:
         """Answers of the trimmed model under `gate`, and of the full one if `full` or there are no trimmers."""

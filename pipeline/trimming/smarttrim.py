@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.schedule import Advance, HeadMasks, Step, Streams, TokenStream, site
+from pipeline.precision import at_least_float32
 from pipeline.trimming.trimmers import StepTrimmers, Trimmers
 
 
@@ -46,8 +47,8 @@ class Gate(Protocol):
 
 
 def threshold(scores: Tensor) -> Tensor:
-    """1 where sigmoid(score) >= 0.5."""
-    return (scores >= 0).to(scores.dtype)
+    """1 where sigmoid(score) >= 0.5; in float32 at least, so that masks can be counted exactly."""
+    return at_least_float32((scores >= 0).to(scores.dtype))
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class GumbelGate:
     temperature: float
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """Sample from torch's random state."""
+        """Sample from torch's random state, in float32 at least: 16 bits have no tails to draw from."""
+        scores = at_least_float32(scores)
         if self.noise:
             uniform = torch.rand_like(scores).clamp(1e-6, 1 - 1e-6)
             # The difference of two Gumbel variables is logistic.

@@ -30,12 +30,14 @@ def contrast_of_rows(rows: slice) -> dict[str, Tensor]:
     image, text = (features(8, seed)[rows].requires_grad_() for seed in (1, 2))
     temperature = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     queue = queue_of(5)
-    loss = contrast(image, text, features(8, 3)[rows], features(8, 4)[rows], queue, temperature, 0.4).loss
+    result = contrast(image, text, features(8, 3)[rows], features(8, 4)[rows], queue, temperature, 0.4)
+    loss = result.loss
     loss.backward()
     assert image.grad is not None and text.grad is not None and temperature.grad is not None
     return {
         "loss": loss.detach(), "image": image.grad, "text": text.grad, "temperature": temperature.grad,
-        "queue": queue.image_EQ,
+        "queue": queue.image_EQ, "image_to_text": result.image_to_text_BB.detach(),
+        "text_to_image": result.text_to_image_BB.detach(),
     }  # fmt: skip
 
 
@@ -53,6 +55,21 @@ def test_contrast_over_two_processes_is_that_of_the_whole_batch() -> None:
     torch.testing.assert_close((parts[0]["temperature"] + parts[1]["temperature"]) / 2, whole["temperature"])
     for part in parts:
         torch.testing.assert_close(part["queue"], whole["queue"])
+    for name in ("image_to_text", "text_to_image"):  # hard negatives are drawn from a rank's own batch
+        for part, rows in zip(parts, (slice(0, 4), slice(4, 8)), strict=True):
+            torch.testing.assert_close(part[name], whole[name][rows, rows])
+
+
+def test_contrast_is_computed_in_full_precision_under_autocast() -> None:
+    online = [features(8, seed).float() for seed in (1, 2)]
+    momentum = [features(8, seed).float() for seed in (3, 4)]
+    losses = []
+    for mixed in (False, True):
+        queue = FeatureQueue(6, 5, torch.Generator().manual_seed(9), torch.device("cpu"))
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            result = contrast(*online, *momentum, queue, torch.tensor(0.01), 0.4)
+        losses.append(result.loss)
+    torch.testing.assert_close(losses[0], losses[1])
 
 
 def words_of_rank(process: Process) -> tuple[Tensor, Tensor]:

@@ -84,6 +84,23 @@ def test_the_gate_is_hard_forward_soft_backward_and_follows_its_probability() ->
     assert torch.equal(GumbelGate(0.0, 1.0)(scores).detach(), threshold(scores))
 
 
+def test_masks_and_scores_stay_exact_under_autocast() -> None:
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    gone = 1 - GumbelGate(1.0, 1.0)(torch.full((200000,), 8.0, dtype=torch.bfloat16))
+    assert abs(float(gone.mean()) - float(torch.sigmoid(torch.tensor(-8.0)))) < 2e-4
+    model, batch = model_with(MIXED), small_batch(4)
+    task = StatementTask(model, scale, 1.5, SmartTrimConfig(), units_of(model.backbone, batch.token_mask))
+    with torch.autocast("cpu", torch.bfloat16):
+        answers: Answers = model(scale(batch.pixels), batch.token_ids, batch.token_mask, GumbelGate(1.0, 1.0), True)
+    assert answers.trimmed_B2 is not None and answers.full_B2 is not None
+    assert answers.trimmed_B2.dtype == answers.full_B2.dtype == torch.float32
+    for decision in answers.decisions.values():
+        assert decision.tokens_B.dtype == torch.float32
+        assert decision.self_BH is not None and decision.self_BH.dtype == torch.float32
+    assert task.cost.of(answers.decisions).dtype == torch.float32
+
+
 def test_packing_keeps_order_and_the_class_token() -> None:
     x = torch.arange(8.0).view(2, 4, 1)
     present = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool()
