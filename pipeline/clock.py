@@ -59,12 +59,21 @@ class Clock:
         budget_seconds: Seconds of training after which it ends; None for no bound.
         save_seconds: Seconds between checkpoints.
         spent: Seconds of training that the checkpoint had spent.
+        device: Where the process group can reach a tensor: nccl serves those of a GPU only.
     """
 
-    def __init__(self, steps: int, budget_seconds: float | None, save_seconds: float, spent: float = 0.0) -> None:
+    def __init__(
+        self,
+        steps: int,
+        budget_seconds: float | None,
+        save_seconds: float,
+        spent: float = 0.0,
+        device: str = "cpu",
+    ) -> None:
         self.steps = steps
         self.budget_seconds = budget_seconds
         self.save_seconds = save_seconds
+        self.device = device
         self.started = time.monotonic() - spent
         self.saved = time.monotonic()
 
@@ -79,9 +88,11 @@ class Clock:
         if self.budget_seconds is not None:
             progress = max(progress, self.seconds / self.budget_seconds)
         save = step > 0 and time.monotonic() - self.saved >= self.save_seconds
-        agreed = torch.tensor([min(1.0, progress), float(save)], dtype=torch.float64)
+        progress = min(1.0, progress)
         if world_size() > 1:
+            agreed = torch.tensor([progress, float(save)], dtype=torch.float64, device=self.device)
             dist.broadcast(agreed, 0)
-        if agreed[1]:
+            progress, save = float(agreed[0]), bool(agreed[1])
+        if save:
             self.saved = time.monotonic()
-        return Tick(float(agreed[0]), bool(agreed[1]))
+        return Tick(progress, save)

@@ -81,7 +81,7 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
     """
     store = CheckpointStore(stage.folder / "checkpoints")
     step, spent, skipped = _restore(store, task, engine, stage.process)
-    clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent)
+    clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent, stage.process.device)
     log = StepLog(stage, config, step)
 
     def save(at: int) -> None:

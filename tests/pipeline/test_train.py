@@ -206,6 +206,15 @@ def test_a_clock_without_budget_counts_steps_only() -> None:
     assert [clock.tick(step).progress for step in (0, 5, 10)] == [0, 0.5, 1.0]
 
 
+def test_processes_agree_through_a_tensor_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.device] = []
+    monkeypatch.setattr("pipeline.clock.world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, source: seen.append(tensor.device))
+    with pytest.raises(RuntimeError):  # a meta tensor has no values to read
+        Clock(10, None, 1000.0, device="meta").tick(1)
+    assert [device.type for device in seen] == ["meta"]
+
+
 def test_metrics_beyond_the_checkpoint_are_dropped_at_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path, 0)
