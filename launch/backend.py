@@ -17,6 +17,15 @@ class Backend(ABC):
 
     slots: int
 
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process walks through the stages; the others only `follow`."""
+        return True
+
+    def follow(self) -> None:
+        """Takes part in the leader's jobs until it stops."""
+        raise RuntimeError("the processes of this launcher have no leader to follow")
+
     @abstractmethod
     def start(self) -> None:
         """Makes ready for jobs; may take some seconds."""

@@ -17,8 +17,8 @@ log = logging.getLogger("launch")
 
 USER_MISTAKE, INTERNAL, INTERRUPTED = 2, 1, 130
 
-Answer = tuple[int, dict[str, Any], str]
-"""Exit code, the JSON object, the text for people."""
+Answer = tuple[int, dict[str, Any] | None, str]
+"""Exit code, the JSON object (None to print nothing), the text for people."""
 
 Handler = Callable[[argparse.Namespace, list[str]], Answer]
 """Parsed arguments and overrides of the configuration -> the answer."""
@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERNAL
     except Exception as error:
         return _apologise(error, options)
-    sys.stdout.write(f"{json.dumps(data)}\n" if options.json else f"{text}\n" if text else "")
+    if options.json and data is not None:
+        text = json.dumps(data)
+    sys.stdout.write(f"{text}\n" if text else "")
     return code
 
 

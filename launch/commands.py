@@ -1,10 +1,10 @@
 """What the commands do; each gives an exit code, a JSON object, and a text for people."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -13,8 +13,12 @@ from data_prep.index import INDEX, index_folder
 from data_prep.sources import SourceConfig, prepare
 from data_prep.verify import verify_folder
 from launch.cli import INTERNAL, USER_MISTAKE, Answer
+from launch.graph import Failure
 from launch.reading import dump_config, read_config
 from launch.recipes import find_recipe
+
+if TYPE_CHECKING:  # torch comes with it
+    from launch.run import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,8 @@ def run_command(
     from launch.run import execute
 
     result = execute(config, until=until, fresh=fresh)
+    if result is None:
+        return 0, None, ""
     return _exit_code(result.failures.values()), result.as_json(), summary(result)
 
 
@@ -106,7 +112,7 @@ def status_command(run: Path) -> Answer:
     return 0, state, state_text(state)
 
 
-def summary(result: Any) -> str:
+def summary(result: "RunResult") -> str:
     """The end of a run: a table of the results, what failed, and where to look."""
     from launch.progress import clock
     from launch.report.table import results_table
@@ -123,7 +129,7 @@ def summary(result: Any) -> str:
     return "\n".join(lines)
 
 
-def _exit_code(failures: Any) -> int:
+def _exit_code(failures: Collection[Failure]) -> int:
     if not failures:
         return 0
     return USER_MISTAKE if all(failure.by_user for failure in failures) else INTERNAL

@@ -42,7 +42,7 @@ class LocalBackend(Backend):
 
     @property
     def is_leader(self) -> bool:
-        """Whether this process walks through the stages."""
+        """See `Backend.is_leader`."""
         return self._process.is_main
 
     def start(self) -> None:
@@ -68,6 +68,8 @@ class LocalBackend(Backend):
 
     def stop(self) -> None:
         """Lets the followers go."""
+        if self._store is None and self._process.world_size > 1:
+            self.start()  # nothing had to run, yet they wait
         if self._store is not None and self.is_leader:
             self._announce(_STOP)
         if dist.is_initialized():
@@ -75,7 +77,7 @@ class LocalBackend(Backend):
         self._store = None
 
     def follow(self) -> None:
-        """Takes part in the leader's jobs until it stops: what every process but rank 0 does under torchrun."""
+        """See `Backend.follow`: what every process but rank 0 does under torchrun."""
         self.start()
         assert self._store is not None
         while True:

@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,7 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing home
     "RAY_enable_metrics_collection": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # after kill -9 of the run, what is left of Ray ends soon
     "RAY_memory_monitor_refresh_ms": "0",  # the kernel decides who is out of memory, not a share of the machine
 }
 
@@ -116,7 +118,8 @@ class RayBackend(Backend):
     def _start_local(self) -> None:
         _remove_stale_sessions()
         self._session = Path(tempfile.mkdtemp(prefix=f"{_SESSION_PREFIX}{os.getpid()}-", dir=_short_folder()))
-        with _environment({**_RAY_ENVIRONMENT, **self._worker_environment(), "GLOO_SOCKET_IFNAME": "lo"}):
+        environment = {**_RAY_ENVIRONMENT, **self._worker_environment(), "GLOO_SOCKET_IFNAME": "lo"}
+        with _environment(environment), _kept_signal_handlers():
             import ray  # reads some of these variables when it is imported
 
             logging.getLogger("ray").setLevel(logging.ERROR)
@@ -221,6 +224,20 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _kept_signal_handlers() -> Iterator[None]:
+    """Puts the handlers for SIGINT and SIGTERM back, which Ray replaces by its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _short_folder() -> Path:

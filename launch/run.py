@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,7 +77,7 @@ class RunResult:
         }
 
 
-def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False) -> RunResult:
+def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False) -> RunResult | None:
     """Runs what is not finished of a run.
 
     Args:
@@ -85,12 +85,19 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
         until: The last kind of stage wanted: pretrain, trim or evaluate; None for all.
         fresh: Starts over: what an earlier run left in the folder is removed.
 
+    Returns:
+        What came of it; None in a process of torchrun's that only helped the first one.
+
     Raises:
         UserError: for a mistake found before the stages start; one found by a stage is in the result.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once all processes are stopped.
     """
     began = time.monotonic()
     out = Path(config.out).expanduser().resolve()
+    backend = make_backend(config, out)
+    if not backend.is_leader:
+        backend.follow()
+        return None
     _check_folder(out)
     preflight.check(config, out)
     out.mkdir(parents=True, exist_ok=True)
@@ -98,9 +105,14 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
         if fresh:
             remove_run(out)
         facts = _begin(config, out)
-        backend = make_backend(config, out)
         stages = build_stages(config, out, backend, until)
-        result = _run_stages(stages, backend, out, _cpus(config, backend))
+
+        def prepare() -> None:
+            facts["finished"] = None  # there is something to do
+            write_json(out / RUN, facts)
+            backend.start()
+
+        result = _run_stages(stages, backend, out, _cpus(config, backend), prepare)
         return _finish(out, stages, result, facts, time.monotonic() - began)
 
 
@@ -152,7 +164,7 @@ def _begin(config: RunConfig, out: Path) -> dict[str, Any]:
         "name": config.name,
         "command": machine.command(),
         "started": earlier.get("started", _now()),
-        "finished": None,
+        "finished": earlier.get("finished"),
         "seconds": earlier.get("seconds", 0.0),
         "versions": machine.versions(),
         "commit": machine.git_commit(),
@@ -164,11 +176,13 @@ def _begin(config: RunConfig, out: Path) -> dict[str, Any]:
     return facts
 
 
-def _run_stages(stages: Sequence[Stage], backend: Backend, out: Path, cpus: float) -> GraphResult:
+def _run_stages(
+    stages: Sequence[Stage], backend: Backend, out: Path, cpus: float, prepare: Callable[[], None]
+) -> GraphResult:
     crashed = True
     with ProgressDisplay() as display:
         try:
-            result = run_graph(stages, cpus, display, meanwhile=backend.start)
+            result = run_graph(stages, cpus, display, meanwhile=prepare)
             crashed = any(not failure.by_user for failure in result.failures.values())
         finally:
             with _uninterrupted():
@@ -185,8 +199,9 @@ def _finish(
     rows = [row for stage in stages if _is_done(stage) for row in _rows(stage.folder)]
     write_json(out / RESULTS, rows)
     write_atomic(out / METRICS, "".join(_metrics(stages)))
-    finished = _now() if result.complete else None
-    write_json(out / RUN, {**facts, "finished": finished, "seconds": round(facts["seconds"] + seconds, 1)})
+    if facts["finished"] is None:
+        times = {"finished": _now() if result.complete else None, "seconds": round(facts["seconds"] + seconds, 1)}
+        write_json(out / RUN, facts | times)
     failures, report = dict(result.failures), None
     try:
         report = write_report(out)
