@@ -39,8 +39,9 @@ class EngineConfig:
         name: `deepspeed`, or `torch` for one plain process.
         zero_stage: What DeepSpeed splits over the ranks: 0 nothing, 1 optimizer state, 2 also gradients,
             3 also weights.
-        precision: `auto` is bf16 where the device multiplies it natively, else fp32. `bf16` runs the forward pass under autocast; weights, gradients and optimizer state stay
-            float32, so that a slowly moving momentum copy of the weights does not lose its small updates.
+        precision: `auto` is bf16 where the device multiplies it natively, else fp32. `bf16` runs the forward pass
+            under autocast; weights, gradients and optimizer state stay float32, so that a slowly moving momentum copy
+            of the weights does not lose its small updates.
         grad_clip: Largest norm of the whole gradient; 0 leaves it unclipped.
         accumulation: Calls of `Engine.step` that make one update.
     """
@@ -99,11 +100,15 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup:
-    """Parameters that are updated alike: decayed or not, at `lr_scale` times the optimizer's rate."""
+    """Parameters that are updated alike: decayed or not, at `lr_scale` times the optimizer's rate.
+
+    Where there are `limits`, each update ends by bringing the values back between them.
+    """
 
     params: tuple[nn.Parameter, ...]
     decay: bool
     lr_scale: float = 1.0
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +307,15 @@ def set_lr(optimizer: torch.optim.Optimizer, groups: list[ParamGroup], lr: float
     """Gives each of the optimizer's groups its share of the learning rate."""
     for target, group in zip(optimizer.param_groups, groups, strict=True):
         target["lr"] = lr * group.lr_scale
+
+
+@torch.no_grad()
+def hold_limits(groups: list[ParamGroup]) -> list[nn.Parameter]:
+    """Brings parameters back between the limits of their group; returns those that have any."""
+    limited = [(param, group.limits) for group in groups if group.limits is not None for param in group.params]
+    for param, limits in limited:
+        param.clamp_(*limits)
+    return [param for param, _ in limited]
 
 
 def preflight_deepspeed() -> None:

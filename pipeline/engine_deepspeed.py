@@ -7,6 +7,8 @@ Facts this file rests on, found in DeepSpeed 0.19.8:
   race to do so, and no compiler is needed.
 - ZeRO 1-3 skip a step whose gradient norm is not finite and say so by `was_step_applied()`; stage 0 does not.
 - ZeRO 3 keeps the gradients of the step before where a parameter gets none in this one; the others use zero.
+- ZeRO 1-3 step a float32 copy of the weights, and write the weights from it: what is changed in a weight alone is
+  undone by the next step.
 - The optimizer's state is split in the order of the parameter groups: a checkpoint fits only the same ones.
 """
 
@@ -23,7 +25,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pipeline.engine import Engine, EngineConfig, OptimizerConfig, ParamGroup, autocasts, make_adamw, set_lr
+from pipeline.engine import (
+    Engine,
+    EngineConfig,
+    OptimizerConfig,
+    ParamGroup,
+    autocasts,
+    hold_limits,
+    make_adamw,
+    set_lr,
+)
 from pipeline.engine_torch import clip
 from pipeline.process import Process
 
@@ -68,8 +79,12 @@ class DeepSpeedEngine(Engine):
 
     def _update(self, lr: float) -> float:
         set_lr(self._optimizer, self._groups, lr)
-        if self.config.zero_stage == 0:
-            return self._update_whole()
+        norm = self._update_whole() if self.config.zero_stage == 0 else self._update_split()
+        if math.isfinite(norm):
+            self._hold_limits()
+        return norm
+
+    def _update_split(self) -> float:
         self._engine.step()
         if self.config.zero_stage == 3:
             # A parameter that the next loss does not reach would otherwise get this step's gradient again.
@@ -84,6 +99,17 @@ class DeepSpeedEngine(Engine):
         if math.isfinite(norm):
             self._engine.step()
         return norm
+
+    def _hold_limits(self) -> None:
+        import deepspeed
+
+        limited = [param for group in self._groups if group.limits is not None for param in group.params]
+        if not limited:
+            return
+        with deepspeed.zero.GatheredParameters(limited, modifier_rank=0, enabled=self.config.zero_stage == 3):
+            for param in hold_limits(self._groups):
+                # ZeRO steps a copy of its own, from which the parameter is written again after each step.
+                deepspeed.utils.safe_set_full_fp32_param(param, param)
 
     def _save(self, folder: Path) -> None:
         self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)

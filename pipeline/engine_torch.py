@@ -6,7 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.engine import Engine, EngineConfig, OptimizerConfig, ParamGroup, autocasts, make_adamw, set_lr
+from pipeline.engine import (
+    Engine,
+    EngineConfig,
+    OptimizerConfig,
+    ParamGroup,
+    autocasts,
+    hold_limits,
+    make_adamw,
+    set_lr,
+)
 from pipeline.process import Process
 from pipeline.tensor_files import read_tensors, write_tensors
 
@@ -52,6 +61,7 @@ class TorchEngine(Engine):
         if torch.isfinite(norm):
             set_lr(self._optimizer, self._groups, lr)
             self._optimizer.step()
+            hold_limits(self._groups)
         self._optimizer.zero_grad(set_to_none=True)
         return norm.item()
 

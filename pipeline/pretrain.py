@@ -9,7 +9,7 @@ from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import train_loader
 from pipeline.engine import OptimizerConfig, ParamGroup, build_engine, split_decay
-from pipeline.models.albef import Albef, AlbefConfig
+from pipeline.models.albef import TEMPERATURE_LIMITS, Albef, AlbefConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pruning.elip import ElipConfig
 from pipeline.setup import Inputs, export_config, seed_everything, sized_model
@@ -85,13 +85,15 @@ def pretrain(config: PretrainConfig, model_config: AlbefConfig, inputs: Inputs, 
 
 
 def _param_groups(task: AlbefPretraining, config: PretrainConfig) -> list[ParamGroup]:
-    """Weights with decay, biases and norms without, the temperature at its own rate."""
+    """Weights with decay, biases and norms without, the temperature at its own rate and between its limits."""
     temperature = task.model.temp
     groups = [
         replace(group, params=tuple(p for p in group.params if p is not temperature))
         for group in split_decay(task.module)
     ]
-    own = ParamGroup(params=(temperature,), decay=False, lr_scale=config.objectives.temperature_lr)
+    own = ParamGroup(
+        params=(temperature,), decay=False, lr_scale=config.objectives.temperature_lr, limits=TEMPERATURE_LIMITS
+    )
     return [*groups, own]
 
 

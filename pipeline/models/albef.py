@@ -18,6 +18,9 @@ from pipeline.models.text import TextConfig, TextTower
 from pipeline.models.vision import VisionConfig, VisionTower
 from pipeline.precision import at_least_float32
 
+TEMPERATURE_LIMITS = (0.001, 0.5)
+"""Between which the learned temperature stays."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AlbefConfig:
@@ -36,6 +39,11 @@ class AlbefConfig:
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
+        low, high = TEMPERATURE_LIMITS
+        if not low <= self.temperature <= high:
+            raise UserError(f"model.temperature={self.temperature} must lie in [{low}, {high}]; 0.07 is usual")
+        if self.embed < 1:
+            raise UserError(f"model.embed={self.embed} must be at least 1; 256 is usual")
         if self.vision.width != self.text.width:
             raise UserError(
                 f"model.text.width={self.text.width} must equal model.vision.width={self.vision.width}: the text's "

@@ -6,13 +6,11 @@ B rows of this process, G = W * B rows of all processes, Q queue length, E embed
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.objectives.gather import gather_constant, rank
 from pipeline.precision import at_least_float32
-
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 
 
 class FeatureQueue:
@@ -73,12 +71,6 @@ class Contrast:
     loss: Tensor
     image_to_text_BB: Tensor
     text_to_image_BB: Tensor
-
-
-def clamp_temperature(temperature: nn.Parameter) -> None:
-    """In place and without gradient, before anything of the step is computed."""
-    with torch.no_grad():
-        temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
 
 
 def contrast(

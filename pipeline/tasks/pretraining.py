@@ -14,7 +14,7 @@ from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.models.albef import Albef
 from pipeline.models.schedule import Intervention, TokenStream
-from pipeline.objectives.itc import Contrast, FeatureQueue, clamp_temperature, contrast
+from pipeline.objectives.itc import Contrast, FeatureQueue, contrast
 from pipeline.objectives.itm import Negatives, draw_negatives, matching_loss
 from pipeline.objectives.mlm import MaskedWords, Vocabulary, mask_words, word_loss
 from pipeline.objectives.momentum import MomentumTower
@@ -102,8 +102,7 @@ class AlbefPretraining:
         self.queue = FeatureQueue(model.config.embed, objectives.queue, generator, model.temp.device)
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
-        """One step: clamp the temperature, then the online model's three losses with the momentum model's labels."""
-        clamp_temperature(self.model.temp)
+        """The online model's three losses with the momentum model's labels."""
         self.queue.active = progress >= self.objectives.queue_start
         ramp = self.objectives.alpha_ramp
         alpha = self.objectives.alpha * (min(1.0, progress / ramp) if ramp else 1.0)

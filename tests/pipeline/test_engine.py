@@ -41,7 +41,7 @@ def loss_of(engine: Engine, x: Tensor) -> Tensor:
     [
         ({"name": "megatron"}, "give deepspeed or torch"),
         ({"zero_stage": 4}, "give 0, 1, 2 or 3"),
-        ({"precision": "fp8"}, "give fp32 or bf16"),
+        ({"precision": "fp8"}, "give auto, fp32 or bf16"),
         ({"grad_clip": -1.0}, "0 turns clipping off"),
         ({"grad_clip": math.nan}, "grad_clip=nan"),
         ({"accumulation": 0}, "accumulation=0 must be at least 1"),

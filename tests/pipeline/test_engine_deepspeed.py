@@ -110,6 +110,29 @@ def test_bf16_rounds_the_forward_pass_and_keeps_float32_weights() -> None:
     assert {t.dtype for t in weights.values()} == {torch.float32}
 
 
+def _limited(process: Process, config: EngineConfig) -> list[Tensor]:
+    """A weight that is driven out of its limits, which it begins outside of; its value after each update."""
+    module = Tiny()
+    weight = module.body[0].weight
+    rest = tuple(p for p in module.parameters() if p is not weight and p.requires_grad)
+    groups = [ParamGroup(params=(weight,), decay=False, limits=(-0.1, 0.1)), ParamGroup(params=rest, decay=False)]
+    engine = build_engine(config, OPTIMIZER, module, groups, process)
+    values = []
+    for number in range(4):
+        engine.step(engine(*batch(number), rare=True), 1.0)
+        values.append(engine.weights()["body.0.weight"])
+    engine.close()
+    return values
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_limits_of_a_parameter_hold_and_are_what_the_next_step_begins_with(stage: int) -> None:
+    wanted = _limited(Process(), EngineConfig(name="torch"))
+    assert max(value.abs().max().item() for value in wanted) == pytest.approx(0.1)
+    for values in run_ranks(_limited, 2, EngineConfig(zero_stage=stage)):  # type: ignore[arg-type]
+        torch.testing.assert_close(values, wanted, rtol=1e-5, atol=1e-5)
+
+
 def _poison(process: Process, config: EngineConfig, where: str) -> tuple[str, bool]:
     """One good step, then NaN on rank 1 in the loss, or only in its gradient; what was raised, any weight moved?"""
     module = Tiny()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.objectives.itc import FeatureQueue, clamp_temperature, contrast
+from pipeline.objectives.itc import FeatureQueue, contrast
 from pipeline.objectives.itm import draw_negatives, matching_loss, negative_weights
 from pipeline.objectives.mlm import Vocabulary, mask_words, word_loss
 from pipeline.objectives.momentum import MomentumTower, averaged_parameters
@@ -163,9 +163,3 @@ def test_the_momentum_tower_follows_encoders_and_projections_only() -> None:
     other.load(tower.tensors())
     for name, tensor in other.tensors().items():
         assert torch.equal(tensor, tower.tensors()[name])
-
-
-def test_the_temperature_is_kept_in_its_range() -> None:
-    temperature = nn.Parameter(torch.tensor(3.0))
-    clamp_temperature(temperature)
-    assert float(temperature.detach()) == 0.5

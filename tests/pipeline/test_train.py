@@ -117,6 +117,13 @@ def test_pretraining_goes_on_exactly_where_a_checkpoint_left_it(
     assert (folder / "export/model.safetensors").read_bytes() == (pretrained / "export/model.safetensors").read_bytes()
 
 
+def test_the_temperature_stays_between_its_limits(data: Path, tmp_path: Path) -> None:
+    change = {"pretrain.objectives.temperature_lr": 1e6, "pretrain.loop.samples": 32}
+    run_job(job_of(data, tmp_path / "p", "pretrain", run=change), Process())
+    seen = [line["temperature"] for line in read_metrics(tmp_path / "p" / "metrics.jsonl")]
+    assert all(0.001 - 1e-6 <= value <= 0.5 for value in seen) and len(set(seen)) > 1
+
+
 def test_trimming_goes_on_exactly_where_a_checkpoint_left_it(
     data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
