@@ -1,6 +1,6 @@
 """The one training loop: batch, losses, step, log, checkpoint. It knows no objective and no launcher."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,9 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
             break
         batch = next(stream)
         skipped += len(batch.skipped)
-        losses, report = _step(task, engine, batch.to(stage.process.device), tick.progress, config.schedule)
+        values = _step(task, engine, batch.to(stage.process.device), tick.progress, config.schedule)
         step += 1
-        log.add(step, clock.seconds, tick.progress, losses, report)
+        log.add(step, clock.seconds, tick.progress, values)
     save(step)
     log.finish(step, clock.seconds)
     return {
@@ -122,12 +122,24 @@ def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Proces
 
 def _step(
     task: Task, engine: Engine, batch: ImageTextBatch, progress: float, schedule: ScheduleConfig
-) -> tuple[Losses, StepReport]:
-    """One update; the batch is cut where gradients are accumulated."""
+) -> dict[str, Tensor]:
+    """One update; where gradients are accumulated, the batch is cut and the values are means over its parts."""
+    task.before_update(progress)
+    parts = []
     for part in _parts(batch, engine.config.accumulation):
         losses = task.losses(engine, part, progress)
         report = engine.step(losses.total, schedule.lr_scale(progress))
-    return losses, report
+        parts.append(_values(losses, report))
+    task.after_update(progress)
+    means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+    return {**means, "grad_norm": torch.tensor(report.grad_norm)}
+
+
+def _values(losses: Losses, report: StepReport) -> dict[str, Tensor]:
+    """What is logged of a part; it stays on the device until a line is due: one transfer then, none in between."""
+    named = {f"loss/{name}": value for name, value in losses.named.items()}
+    values = {"loss": report.loss, "lr": report.lr, **named, **losses.scalars}
+    return {name: torch.as_tensor(value).detach().float() for name, value in values.items()}
 
 
 def _parts(batch: ImageTextBatch, count: int) -> Iterator[ImageTextBatch]:
@@ -159,19 +171,16 @@ class StepLog:
             self.metrics = MetricsLog(stage.folder / "metrics.jsonl", step)
             self.progress = ProgressFile(stage.folder / "progress.json", 1.0, "share")
 
-    def add(self, step: int, seconds: float, progress: float, losses: Losses, report: StepReport) -> None:
+    def add(self, step: int, seconds: float, progress: float, values: Mapping[str, Tensor]) -> None:
         """Take in one step."""
         if not self.main:
             return
-        values = {"loss": report.loss, "grad_norm": report.grad_norm, "lr": report.lr}
-        named = {f"loss/{name}": value for name, value in losses.named.items()}
-        for name, value in {**values, **named, **losses.scalars}.items():
-            # Stays on the device until a line is due: one transfer then, none in between.
-            self.sums[name] = self.sums.get(name, torch.zeros(())) + torch.as_tensor(value).detach().float()
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, torch.zeros(())) + value
         self.count += 1
         if self.count == self.config.log_every:
             self._write(step, seconds)
-        self.progress.show(progress, self._text(report))
+        self.progress.show(progress, f"loss {float(values['loss']):.3f}")
 
     def finish(self, step: int, seconds: float) -> None:
         """Write what is left."""
@@ -179,9 +188,6 @@ class StepLog:
             self._write(step, seconds)
         if self.main:
             self.progress.show(1.0, f"{step:,} steps", now=True)
-
-    def _text(self, report: StepReport) -> str:
-        return f"loss {report.loss:.3f}"
 
     def _write(self, step: int, seconds: float) -> None:
         names = list(self.sums)

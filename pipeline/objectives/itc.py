@@ -30,11 +30,22 @@ class FeatureQueue:
         self.text_EQ = F.normalize(torch.randn(embed, length, generator=generator), dim=0).to(device)
         self.next = 0
         self.active = True
+        self._aside: list[tuple[Tensor, Tensor]] = []
 
     def keys(self) -> tuple[Tensor, Tensor]:
         """(E, Q) image and text columns to contrast with; none while the queue is not active."""
         columns = slice(None) if self.active else slice(0, 0)
         return self.image_EQ[:, columns], self.text_EQ[:, columns]
+
+    def put_aside(self, image_GE: Tensor, text_GE: Tensor) -> None:
+        """Keep features until `take`: the parts of one update all see the queue as it was before."""
+        self._aside.append((image_GE, text_GE))
+
+    def take(self) -> None:
+        """Push what was put aside."""
+        for image_GE, text_GE in self._aside:
+            self.push(image_GE, text_GE)
+        self._aside.clear()
 
     def push(self, image_GE: Tensor, text_GE: Tensor) -> None:
         """Overwrite the oldest columns, going round at the end (ELIP's queue, which wraps)."""
@@ -82,7 +93,7 @@ def contrast(
     temperature: Tensor,
     alpha: float,
 ) -> Contrast:
-    """Cross entropy against ``alpha * softmax(momentum scores) + (1 - alpha) * one-hot``; then the queue is written.
+    """Cross entropy against ``alpha * softmax(momentum scores) + (1 - alpha) * one-hot``.
 
     The keys are the momentum features of all processes in rank order, then the queue, so that several processes
     compute the loss and gradient of the same batch on one.
@@ -92,7 +103,7 @@ def contrast(
         text_BE: Likewise.
         image_m_BE: Unit momentum features, constant.
         text_m_BE: Likewise.
-        queue: Keys of earlier steps; takes this step's.
+        queue: Keys of earlier updates; these keys are put aside in it.
         temperature: Scalar, with gradient through the online logits only.
         alpha: Weight of the momentum model's targets.
 
@@ -112,7 +123,7 @@ def contrast(
             target_i2t = _targets(image_m_BE @ text_KE.T / temperature, alpha)
             target_t2i = _targets(text_m_BE @ image_KE.T / temperature, alpha)
         loss = (F.cross_entropy(image_to_text, target_i2t) + F.cross_entropy(text_to_image, target_t2i)) / 2
-    queue.push(image_GE, text_GE)
+    queue.put_aside(image_GE, text_GE)
     own = _own_columns(len(image_BE))
     return Contrast(loss, image_to_text[:, own], text_to_image[:, own])
 

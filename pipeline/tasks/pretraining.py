@@ -103,13 +103,21 @@ class AlbefPretraining:
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
         """The online model's three losses with the momentum model's labels."""
-        self.queue.active = progress >= self.objectives.queue_start
         ramp = self.objectives.alpha_ramp
         alpha = self.objectives.alpha * (min(1.0, progress / ramp) if ramp else 1.0)
         draws = Draws(mask_words(batch.token_ids, batch.token_mask, self.objectives.mask_share, self.words))
         named = forward(self.normalise(batch.pixels), batch, self.teacher, self.queue, alpha, draws)
         total = named["itc"] + named["itm"] + named["mlm"]
         return Losses(total, named, {"temperature": self.model.temp.detach(), "alpha": alpha})
+
+    def before_update(self, progress: float) -> None:
+        """The momentum tower follows the online model."""
+        self.queue.active = progress >= self.objectives.queue_start
+        self.teacher.update(self.model)
+
+    def after_update(self, progress: float) -> None:
+        """The queue takes the features of the whole update."""
+        self.queue.take()
 
     def tensors(self) -> dict[str, Tensor]:
         """Momentum tower and queue."""
@@ -145,13 +153,13 @@ class OnlineAlbef(nn.Module):
         alpha: float,
         draws: Draws,
     ) -> dict[str, Tensor]:
-        """The order of the reference: online features, momentum update, contrast, queue, matching, words.
+        """The reference's step between its momentum update and its writing of the queue.
 
         Args:
             pixels: (B, 3, height, width), normalised.
             batch: Token ids, masks and sample ids.
-            teacher: Momentum tower; updated here.
-            queue: Momentum features of earlier steps; written here.
+            teacher: Momentum tower, which has followed the online model already.
+            queue: Momentum features of earlier updates; keeps this one's aside.
             alpha: Weight of soft labels.
             draws: Masked words, and negatives if they are given.
 
@@ -159,7 +167,6 @@ class OnlineAlbef(nn.Module):
             ``itc``, ``itm``, ``mlm``: scalars.
         """
         online = self._encode(pixels, batch, draws.words)
-        teacher.update(self.model)
         contrasted, momentum_scores_MV = self._teach(pixels, batch, online, teacher, queue, alpha, draws.words)
         negatives = draws.negatives or self._negatives(batch, contrasted)
         fused = self._fuse(online, negatives)

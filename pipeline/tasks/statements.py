@@ -134,6 +134,7 @@ class StatementTask:
         self.cost = model.cost_model()
         share = 1.0 if model.trimmers is None else solve_share(self.cost, typical, target)
         self.curriculum = Curriculum(smarttrim.curriculum, share)
+        self.measured: list[Tensor] = []
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
         """Cross entropy; with trimmers also the full model's, the divergence from it, and the cost."""
@@ -166,11 +167,20 @@ class StatementTask:
             named["full"] = F.cross_entropy(answers.full_B2, batch.labels)
             named["divergence"] = class_divergence(answers.trimmed_B2, answers.full_B2)
             total = total + self.config.distill_weight * (named["full"] + named["divergence"])
-        measured = float((self.cost.of(answers.decisions) / self.cost.full(units)).mean())
-        self.curriculum.observe(progress, measured, 1 / self.target)
+        measured = (self.cost.of(answers.decisions) / self.cost.full(units)).mean()
+        self.measured.append(measured)
         scalars: dict[str, Tensor | float] = {f"kept/{group}": share.detach() for group, share in shares.items()}
         scalars |= {"wanted": wanted, "cost_share": measured, "accuracy": accuracy(answers.trimmed_B2, batch.labels)}
         return Losses(total, named, scalars)
+
+    def before_update(self, progress: float) -> None:
+        """Nothing."""
+
+    def after_update(self, progress: float) -> None:
+        """Correct the curriculum by what the update's parts cost."""
+        if self.measured:
+            self.curriculum.observe(progress, float(torch.stack(self.measured).mean()), 1 / self.target)
+            self.measured.clear()
 
     def tensors(self) -> dict[str, Tensor]:
         """The curriculum's correction."""

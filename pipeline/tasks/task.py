@@ -40,6 +40,14 @@ class Task(Protocol):
         """
         ...
 
+    def before_update(self, progress: float) -> None:
+        """Called once before the losses of an update, however many parts its batch is cut into."""
+        ...
+
+    def after_update(self, progress: float) -> None:
+        """Called once after an update."""
+        ...
+
     def tensors(self) -> dict[str, Tensor]:
         """State that the optimizer does not own, whole and the same on every process."""
         ...

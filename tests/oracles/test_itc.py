@@ -79,10 +79,12 @@ def test_whole_steps_are_the_references(path: Path | None) -> None:
     for number in range(vectors.constants["steps"]):
         step = f"step{number}/"
         task.model.temp.data.clamp_(*TEMPERATURE_LIMITS)  # the reference does so here, ours after each update
+        task.before_update(1.0)
         batch, alpha = batch_of(vectors, step), float(vectors[step + "alpha"])
         losses = task.module(batch.pixels, batch, task.teacher, task.queue, alpha, draws_of(vectors, step))
         for ours, theirs in NAMES.items():
             assert_same(losses[ours], vectors[step + theirs], TOLERANCE)
+        task.after_update(1.0)
         assert_same(task.queue.image_EQ, vectors[step + "image_queue_after"], TOLERANCE)
         assert_same(task.queue.text_EQ, vectors[step + "text_queue_after"], TOLERANCE)
         assert task.queue.next == int(vectors[step + "queue_ptr_after"])

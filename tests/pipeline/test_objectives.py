@@ -33,6 +33,7 @@ def contrast_of_rows(rows: slice) -> dict[str, Tensor]:
     result = contrast(image, text, features(8, 3)[rows], features(8, 4)[rows], queue, temperature, 0.4)
     loss = result.loss
     loss.backward()
+    queue.take()
     assert image.grad is not None and text.grad is not None and temperature.grad is not None
     return {
         "loss": loss.detach(), "image": image.grad, "text": text.grad, "temperature": temperature.grad,
@@ -111,6 +112,18 @@ def test_the_queue_goes_round_and_holds_the_newest() -> None:
     other = queue_of(5)
     other.load(queue.tensors())
     assert torch.equal(other.image_EQ, queue.image_EQ) and other.next == queue.next
+
+
+def test_parts_of_an_update_see_the_queue_as_it_was_before() -> None:
+    queue = queue_of(5)
+    before = queue.image_EQ.clone()
+    for seed in (1, 2):
+        contrast(*(features(2, seed + k) for k in range(4)), queue, torch.tensor(0.1), 0.4)
+        assert torch.equal(queue.image_EQ, before)
+    queue.take()
+    wanted = torch.cat([features(2, 3), features(2, 4)])
+    torch.testing.assert_close(queue.image_EQ[:, :4].T, wanted)
+    assert queue.next == 4
 
 
 def test_no_pair_and_no_repeated_sentence_is_drawn_as_its_own_negative() -> None:

@@ -1,6 +1,7 @@
 """The loop on real shards: exact resume, budgets, logs; and whole stages through the worker's entry."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,20 @@ import torch
 from data_prep.errors import UserError
 from data_prep.sources import SourceConfig, prepare
 from pipeline.clock import Clock, ScheduleConfig
+from pipeline.data.batch import ImageTextBatch
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.engine import EngineConfig, OptimizerConfig, build_engine, split_decay
+from pipeline.objectives.momentum import MomentumTower
 from pipeline.pretrain import PretrainConfig
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, read_metrics
 from pipeline.tasks.pretraining import AlbefPretraining
-from pipeline.train import StepLog
+from pipeline.tasks.task import Losses
+from pipeline.train import LoopConfig, Stage, StepLog, train
+from pipeline.trimming.curriculum import Curriculum
 from pipeline.worker import run_job
+from tests.pipeline.small import small_batch
 
 SMALL: dict[str, Any] = {
     "seed": 0,
@@ -115,6 +122,64 @@ def test_pretraining_goes_on_exactly_where_a_checkpoint_left_it(
     run_job(job_of(data, folder, "pretrain"), Process())
     assert losses(folder) == losses(pretrained)
     assert (folder / "export/model.safetensors").read_bytes() == (pretrained / "export/model.safetensors").read_bytes()
+
+
+class Counting:
+    """A task that says how often it was called; its loss is the mean of the pixels."""
+
+    def __init__(self) -> None:
+        self.module: torch.nn.Module = torch.nn.Linear(1, 1)
+        self.calls: list[str] = []
+
+    def losses(self, forward: Any, batch: ImageTextBatch, progress: float) -> Losses:
+        self.calls.append("losses")
+        mean = batch.pixels.float().mean()
+        total = forward(torch.ones(1, 1)).sum() * 0 + mean
+        return Losses(total, {"mean": total}, {"first": batch.pixels[0].float().mean()})
+
+    def before_update(self, progress: float) -> None:
+        self.calls.append("before")
+
+    def after_update(self, progress: float) -> None:
+        self.calls.append("after")
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        pass
+
+
+def count_steps(folder: Path, steps: int, accumulation: int = 1, **loop: Any) -> tuple[Counting, dict[str, Any]]:
+    task, process = Counting(), Process()
+    config = EngineConfig(name="torch", accumulation=accumulation)
+    engine = build_engine(config, OptimizerConfig(), task.module, split_decay(task.module), process)
+    loop_config = LoopConfig(samples=4 * steps, global_batch=4, **loop)
+    batches = lambda start, end: (small_batch(4, seed) for seed in range(start, end))  # noqa: E731
+    return task, train(task, engine, batches, loop_config, Stage(folder, process))
+
+
+def test_an_update_of_several_parts_is_announced_once_and_logged_as_their_mean(tmp_path: Path) -> None:
+    task, _ = count_steps(tmp_path, 2, accumulation=2, log_every=1)
+    assert task.calls == ["before", "losses", "losses", "after"] * 2
+    for line in read_metrics(tmp_path / "metrics.jsonl"):
+        pixels = small_batch(4, line["step"] - 1).pixels.float()
+        assert line["loss"] == line["loss/mean"] == pytest.approx(float(pixels.mean()))
+        assert line["first"] == pytest.approx(float((pixels[0].mean() + pixels[2].mean()) / 2))
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "trim"])
+def test_schedules_move_once_an_update_however_many_parts_it_has(
+    kind: str, data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    for owner, name in ((MomentumTower, "update"), (Curriculum, "observe")):
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, _of=method, _name=name: (seen.append(_name), _of(*a)))
+    more = {"target": 1.5, "backbone": str(pretrained / "export")} if kind == "trim" else {}
+    run_job(job_of(data, tmp_path / kind, kind, run={"engine.accumulation": 2}, **more), Process())
+    assert seen == [{"pretrain": "update", "trim": "observe"}[kind]] * 6
+    assert len(losses(tmp_path / kind)) == 6
 
 
 def test_the_temperature_stays_between_its_limits(data: Path, tmp_path: Path) -> None:
