@@ -25,6 +25,10 @@ _POLL_SECONDS = 0.2
 Outcome = Literal["done", "skipped", "failed", "blocked", "stopped"]
 
 
+class StageFailed(RuntimeError):
+    """A stage's failure that is told and recorded already, so that no traceback of ours is wanted."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """What a stage is told when it runs.
@@ -243,11 +247,12 @@ class _Runner:
         if self._stopping:
             return
         by_user = isinstance(error, UserError)
-        message = one_line(error) if by_user else f"{type(error).__name__}: {one_line(error)}"
+        told = isinstance(error, UserError | StageFailed)
+        message = one_line(error) if told else f"{type(error).__name__}: {one_line(error)}"
         log.debug("stage %s failed", stage.name, exc_info=error)
         try:
             _end(stage.folder, "failed", seconds, error=message)
-            if not by_user:
+            if not told:
                 with open(stage.folder / "log.txt", "a", encoding="utf-8") as file:
                     file.write("".join(traceback.format_exception(error)))
         except (OSError, UserError) as second:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
+from launch.graph import StageFailed
 
 if TYPE_CHECKING:
     from pipeline.process import Process
@@ -25,11 +26,11 @@ RESULT = "result.json"
 LOG = "log.txt"
 
 
-class JobFailed(RuntimeError):
+class JobFailed(StageFailed):
     """A worker process failed by a mistake that is not the user's; the stage's log.txt has the traceback."""
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(StageFailed):
     """A worker process ended without a word: killed, or out of memory."""
 
 
@@ -79,7 +80,8 @@ def collect(folder: Path, failure: BaseException | None) -> dict[str, Any]:
         first = min(errors, key=lambda error: (error["kind"] != "user", error["time"]))
         if first["kind"] == "user":
             raise UserError(first["message"])
-        raise JobFailed(f"{first['message']} (rank {first['rank']}; see {folder / LOG})") from failure
+        where = _log_path(folder, first["rank"])
+        raise JobFailed(f"{first['message']} (rank {first['rank']}; see {where})") from failure
     if failure is None and (folder / RESULT).exists():
         result = read_json(folder / RESULT)
         if isinstance(result, dict):

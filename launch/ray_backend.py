@@ -44,7 +44,6 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing home
     "RAY_enable_metrics_collection": "0",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # after kill -9 of the run, what is left of Ray ends soon
     "RAY_memory_monitor_refresh_ms": "0",  # the kernel decides who is out of memory, not a share of the machine
 }
 
