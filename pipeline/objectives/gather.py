@@ -1,5 +1,7 @@
 """What several processes must exchange so that a loss is that of the whole batch."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -22,6 +24,20 @@ def gather_constant(x_BE: Tensor) -> Tensor:
     parts = [torch.empty_like(x_BE) for _ in range(world_size())]
     dist.all_gather(parts, x_BE.detach().contiguous())
     return torch.cat(parts)
+
+
+def global_means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars of this process -> their means over processes.
+
+    Each keeps the gradient of this process's own value, so that a function of the means, differentiated on every
+    process and averaged over them as engines do, has the gradient that one process with the whole batch would give.
+    """
+    if world_size() == 1:
+        return dict(values)
+    stacked = torch.stack(list(values.values()))
+    means = stacked.detach().clone()
+    dist.all_reduce(means)
+    return dict(zip(values, means / world_size() + stacked - stacked.detach(), strict=True))
 
 
 def mean_over_global_count(total: Tensor, count: Tensor) -> Tensor:

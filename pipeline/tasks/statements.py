@@ -16,6 +16,7 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.models.albef import Albef
 from pipeline.models.blocks import init_transformer
 from pipeline.models.schedule import Intervention
+from pipeline.objectives.gather import global_means
 from pipeline.precision import at_least_float32
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import CostModel, Units, cost_loss, kept_shares, solve_share, units_of
@@ -156,7 +157,10 @@ class StatementTask:
     def _trimmed(self, answers: Answers, batch: ImageTextBatch, progress: float) -> Losses:
         assert answers.trimmed_B2 is not None
         units = units_of(self.model.backbone, batch.token_mask)
-        shares = kept_shares(answers.decisions, units)
+        measured = (self.cost.of(answers.decisions) / self.cost.full(units)).mean()
+        # Cost is that of the global batch: a process alone would have its own few instances keep the wanted share.
+        shares = global_means({**kept_shares(answers.decisions, units), "measured": measured})
+        measured = shares.pop("measured")
         wanted = self.curriculum.wanted(progress)
         named = {
             "task": F.cross_entropy(answers.trimmed_B2, batch.labels),
@@ -167,7 +171,6 @@ class StatementTask:
             named["full"] = F.cross_entropy(answers.full_B2, batch.labels)
             named["divergence"] = class_divergence(answers.trimmed_B2, answers.full_B2)
             total = total + self.config.distill_weight * (named["full"] + named["divergence"])
-        measured = (self.cost.of(answers.decisions) / self.cost.full(units)).mean()
         self.measured.append(measured)
         scalars: dict[str, Tensor | float] = {f"kept/{group}": share.detach() for group, share in shares.items()}
         scalars |= {"wanted": wanted, "cost_share": measured, "accuracy": accuracy(answers.trimmed_B2, batch.labels)}

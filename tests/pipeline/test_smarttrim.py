@@ -6,12 +6,14 @@ import torch
 from data_prep.errors import UserError
 from pipeline.measure.flops import linear_macs
 from pipeline.models.schedule import TokenStream
+from pipeline.process import Process
 from pipeline.tasks.statements import Answers, SmartTrimConfig, StatementModel, StatementTask
 from pipeline.trimming.cost import GROUPS, cost_loss, kept_shares, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
 from pipeline.trimming.distillation import class_divergence
 from pipeline.trimming.smarttrim import GumbelGate, MaskedTrimming, PackedTrimming, keep_packed, pack, threshold
 from pipeline.trimming.trimmers import TrimmerConfig
+from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import scale, small_albef, small_batch
 
 MIXED = TrimmerConfig(keep_bias=0.1, last_std=0.5)  # about half of everything goes
@@ -71,6 +73,44 @@ def test_every_trimmer_parameter_has_a_gradient_at_the_first_step() -> None:
     assert model.trimmers is not None
     for name, parameter in model.trimmers.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def trimmed_step(process: Process) -> tuple[dict[str, float], dict[str, torch.Tensor], float]:
+    """Named losses, gradients and the curriculum's correction of this rank's part of a batch of 8."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        model, batch = model_with(MIXED), small_batch(8)
+        part = 8 // process.world_size
+        mine = batch.part(slice(process.rank * part, (process.rank + 1) * part))
+        task = StatementTask(
+            model, scale, 1.5, SmartTrimConfig(trimmers=MIXED), units_of(model.backbone, batch.token_mask)
+        )
+        losses = task.losses(model, mine, 0.0)  # without noise: each rank would draw its own
+        losses.total.backward()
+        task.after_update(0.9)
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return (
+            {name: float(value.detach()) for name, value in losses.named.items()},
+            gradients,
+            task.curriculum.correction,
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_trim_as_one_with_the_whole_batch() -> None:
+    named, gradients, correction = trimmed_step(Process())
+    torch.set_default_dtype(torch.float64)
+    parts = run_ranks(trimmed_step, 2)
+    assert correction != 0
+    for part in parts:
+        assert part[0]["cost"] == pytest.approx(named["cost"])
+        assert part[2] == pytest.approx(correction)
+    for name, value in named.items():
+        assert (parts[0][0][name] + parts[1][0][name]) / 2 == pytest.approx(value)
+    averaged = {name: (parts[0][1][name] + parts[1][1][name]) / 2 for name in gradients}
+    torch.testing.assert_close(averaged, gradients)
 
 
 def test_the_gate_is_hard_forward_soft_backward_and_follows_its_probability() -> None:
