@@ -1,6 +1,5 @@
 """Checks before anything starts, so that a mistake costs seconds and not the first hour."""
 
-import math
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +9,8 @@ from launch.config import RunConfig
 from launch.machine import available_cpus, available_gpus
 from launch.stages import plan_source
 from pipeline.engine import preflight_deepspeed
+from pipeline.pretrain import check_pretrain
+from pipeline.setup import check_batch
 
 _GIB = 2**30
 _SPARE_BYTES = 256 * 2**20
@@ -24,8 +25,9 @@ def check(config: RunConfig, out: Path) -> None:
         UserError: naming what is wrong, with which numbers, and how to mend it.
     """
     _check_processes(config)
-    _check_batches(config)
+    _check_training(config)
     _check_engine(config)
+    _check_evaluation(config)
     _check_splits(config)
     _check_disk(config, out)
 
@@ -50,29 +52,17 @@ def _check_processes(config: RunConfig) -> None:
         )
 
 
-def _check_batches(config: RunConfig) -> None:
+def _check_training(config: RunConfig) -> None:
     workers = _processes(config)
-    _check_batch("pretrain", config.pretrain.loop.global_batch, workers, config)
+    check_pretrain(config.pretrain, config.model, config.loader, config.engine, workers)
     if config.trim.targets:
         trimming = workers if config.launcher == "local" else 1
-        _check_batch("trim", config.trim.loop.global_batch, trimming, config)
+        check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
 
 
 def _processes(config: RunConfig) -> int:
     """Processes of the pre-training stage: with the local launcher, what torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1")) if config.launcher == "local" else config.cluster.workers
-
-
-def _check_batch(stage: str, batch: int, workers: int, config: RunConfig) -> None:
-    parts, streams = workers * config.engine.accumulation, config.loader.streams
-    unit = math.lcm(parts, streams)
-    if batch % unit:
-        fix = max(1, round(batch / unit)) * unit
-        raise UserError(
-            f"{stage}.loop.global_batch={batch} must be a multiple of {unit}, for {workers} workers x "
-            f"{config.engine.accumulation} accumulated parts and {streams} streams (loader.streams); "
-            f"try --{stage}.loop.global_batch {fix}"
-        )
 
 
 def _check_engine(config: RunConfig) -> None:
@@ -85,12 +75,28 @@ def _check_engine(config: RunConfig) -> None:
         )
 
 
+def _check_evaluation(config: RunConfig) -> None:
+    wanted = config.evaluate
+    if config.trim.targets and not wanted.statement_splits:
+        raise UserError(
+            f"evaluate.statement_splits is empty, but trim.targets={list(config.trim.targets)} makes models that judge "
+            "statements; name a split, or set trim.targets to []"
+        )
+    if wanted.pictures and not (wanted.picture_split or wanted.retrieval_splits or config.trim.targets):
+        raise UserError(
+            f"evaluate.pictures={wanted.pictures} are to be drawn, but no split is evaluated; name one in "
+            "evaluate.picture_split, or set evaluate.pictures to 0"
+        )
+
+
 def _check_splits(config: RunConfig) -> None:
     """Looks for the raw files, and whether every split that a stage wants will be there."""
     plan = plan_source(config.data)
     splits = {name for name, split in plan.items() if split.size != 0 and config.data.sizes.get(name) != 0}
     wanted = {"pretrain.split": [config.pretrain.split]}
     wanted["evaluate.retrieval_splits"] = list(config.evaluate.retrieval_splits)
+    if config.evaluate.picture_split is not None and config.evaluate.pictures:
+        wanted["evaluate.picture_split"] = [config.evaluate.picture_split]
     if config.trim.targets:
         wanted["trim.split"] = [config.trim.split]
         wanted["evaluate.statement_splits"] = list(config.evaluate.statement_splits)

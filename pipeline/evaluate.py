@@ -14,6 +14,7 @@ from pipeline.checkpoint import load_weights
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import StepLoader, eval_loader
 from pipeline.data.text import Tokenizer
+from pipeline.limits import at_least
 from pipeline.measure.bootstrap import group_interval
 from pipeline.models.albef import Albef, AlbefConfig
 from pipeline.models.schedule import Intervention
@@ -40,7 +41,7 @@ class EvaluateConfig:
         rerank: Candidates that matching re-ranks.
         statement_splits: Splits on which trimmed models judge statements, every one of them.
         batch_size: Instances at once; scores do not depend on it.
-        pictures: Pictures on which surviving patches are drawn.
+        pictures: Pictures on which surviving patches are drawn; 0 for none.
         picture_split: Where they are taken from; None for the first statement or retrieval split.
     """
 
@@ -53,9 +54,8 @@ class EvaluateConfig:
     picture_split: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("retrieval_pairs", "rerank", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"evaluate.{name}={getattr(self, name)} must be at least 1")
+        at_least(self, "evaluate", 1, "retrieval_pairs", "rerank", "batch_size")
+        at_least(self, "evaluate", 0, "pictures")
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
-from pipeline.data.loader import train_loader
-from pipeline.engine import OptimizerConfig, ParamGroup, build_engine, split_decay
+from pipeline.data.loader import LoaderConfig, train_loader
+from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
 from pipeline.models.albef import TEMPERATURE_LIMITS, Albef, AlbefConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pruning.elip import ElipConfig
-from pipeline.setup import Inputs, export_config, seed_everything, sized_model
+from pipeline.setup import Inputs, check_batch, check_sizes, export_config, seed_everything, sized_model
 from pipeline.tasks.pretraining import AlbefPretraining, ObjectiveConfig
 from pipeline.train import LoopConfig, Stage, train
 
@@ -44,7 +44,7 @@ def pretrain(config: PretrainConfig, model_config: AlbefConfig, inputs: Inputs, 
     Raises:
         UserError: Sizes that do not fit together, before training starts.
     """
-    _check(config, inputs, stage)
+    check_pretrain(config, model_config, inputs.loader, inputs.engine, stage.process.world_size)
     device = stage.process.torch_device
     # The same on every rank: the momentum tower is copied before the engine evens out the weights.
     seed_everything(inputs.seed, 0)
@@ -97,13 +97,24 @@ def _param_groups(task: AlbefPretraining, config: PretrainConfig) -> list[ParamG
     return [*groups, own]
 
 
-def _check(config: PretrainConfig, inputs: Inputs, stage: Stage) -> None:
-    parts = stage.process.world_size * inputs.engine.accumulation
-    if config.loop.global_batch < 2 * parts or config.loop.global_batch % parts:
-        fix = max(2 * parts, round(config.loop.global_batch / parts) * parts)
-        raise UserError(
-            f"pretrain.loop.global_batch={config.loop.global_batch} must be a multiple of workers * accumulation = "
-            f"{parts} and leave at least 2 pairs for each (a negative is needed); try {fix}"
-        )
-    if inputs.engine.zero_stage == 3:
+def check_pretrain(
+    config: PretrainConfig, model: AlbefConfig, loader: LoaderConfig, engine: EngineConfig, processes: int
+) -> None:
+    """Refuses what cannot work, before anything is read or made.
+
+    Args:
+        config: The stage's own.
+        model: Sizes; a vocabulary of 0 words is not looked at.
+        loader: Image size, text length, streams.
+        engine: How updates are computed.
+        processes: How many train together.
+
+    Raises:
+        UserError: Naming the keys that do not fit together.
+    """
+    # Two pairs: each needs another one as its negative.
+    check_batch("pretrain", config.loop.global_batch, processes, engine, loader, least=2)
+    check_sizes(model, loader)
+    config.elip.check(model.vision.depth, model.vision.patches)
+    if engine.zero_stage == 3:
         raise UserError("engine.zero_stage=3 splits the weights that the momentum tower must follow; use 0, 1 or 2")

@@ -1,5 +1,6 @@
 """Small things that stages share before training starts."""
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -55,11 +56,38 @@ def seed_everything(seed: int, part: int) -> None:
     random.seed(mixed)
 
 
-def sized_model(config: AlbefConfig, tokenizer: Tokenizer, loader: LoaderConfig) -> AlbefConfig:
-    """The model's sizes with the tokenizer's vocabulary put in, checked against the data's sizes.
+def check_batch(
+    stage: str, batch: int, processes: int, engine: EngineConfig, loader: LoaderConfig, least: int = 1
+) -> None:
+    """Refuses a global batch that does not divide among processes, accumulated parts and streams.
+
+    Args:
+        stage: Section of the configuration that the batch belongs to.
+        batch: Samples of an update over all processes.
+        processes: How many train together.
+        engine: Says how many parts a process makes of its own samples.
+        loader: Says how many streams the batch is read from.
+        least: Samples that each part must have.
 
     Raises:
-        UserError: Image size, text length or vocabulary do not fit.
+        UserError: With a batch that would do.
+    """
+    parts = processes * engine.accumulation
+    unit = math.lcm(parts, loader.streams)
+    if batch % unit or batch < least * parts:
+        fix = max(-(-least * parts // unit), round(batch / unit)) * unit
+        raise UserError(
+            f"{stage}.loop.global_batch={batch} must be a multiple of {unit}, for {processes} workers x "
+            f"{engine.accumulation} accumulated parts and {loader.streams} streams (loader.streams), with at least "
+            f"{least} samples for each part; try --{stage}.loop.global_batch {fix}"
+        )
+
+
+def check_sizes(config: AlbefConfig, loader: LoaderConfig) -> None:
+    """Refuses a model of another picture size than the loader's, or of too short texts.
+
+    Raises:
+        UserError: Naming both sizes.
     """
     vision, text = config.vision, config.text
     if (vision.height, vision.width_px) != (loader.height, loader.width):
@@ -69,8 +97,19 @@ def sized_model(config: AlbefConfig, tokenizer: Tokenizer, loader: LoaderConfig)
         )
     if loader.max_tokens > text.max_positions:
         raise UserError(
-            f"loader.max_tokens={loader.max_tokens} is more than model.text.max_positions={text.max_positions}"
+            f"loader.max_tokens={loader.max_tokens} is more than model.text.max_positions={text.max_positions}; "
+            "set them to the same number"
         )
+
+
+def sized_model(config: AlbefConfig, tokenizer: Tokenizer, loader: LoaderConfig) -> AlbefConfig:
+    """The model's sizes with the tokenizer's vocabulary put in, checked against the data's sizes.
+
+    Raises:
+        UserError: Image size, text length or vocabulary do not fit.
+    """
+    check_sizes(config, loader)
+    text = config.text
     if text.vocab_size and text.vocab_size < tokenizer.vocab_size:
         raise UserError(
             f"model.text.vocab_size={text.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}; "

@@ -40,6 +40,9 @@ def draw_survivors(config: EvaluateConfig, elip: ElipConfig, trained: Trained, i
         How many pictures were drawn.
     """
     stage.folder.mkdir(parents=True, exist_ok=True)
+    if not config.pictures:
+        save_survivors(stage.folder, [])
+        return 0
     batch, rows = _chosen(config, bool(trained.trimmed), inputs)
     firsts = [numbers[0] for numbers in rows]
     pictures = save_pictures(stage.folder, batch.pixels, firsts)

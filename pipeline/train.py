@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep.errors import UserError
 from pipeline.checkpoint import CheckpointStore
 from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.engine import Engine, StepReport
+from pipeline.limits import at_least
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, ProgressFile
 from pipeline.tasks.task import Losses, Task
@@ -37,9 +37,8 @@ class LoopConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("samples", "global_batch", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        at_least(self, "loop", 1, "samples", "global_batch", "log_every")
+        at_least(self, "loop", 0, "checkpoint_seconds")
 
     @property
     def steps(self) -> int:

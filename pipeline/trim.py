@@ -13,9 +13,10 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.text import Tokenizer
 from pipeline.engine import OptimizerConfig, build_engine, split_decay
+from pipeline.limits import above_zero
 from pipeline.models.albef import Albef, AlbefConfig
 from pipeline.process import Process
-from pipeline.setup import Inputs, export_config, seed_everything
+from pipeline.setup import Inputs, check_batch, export_config, seed_everything
 from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.trimming.cost import Units, units_of
@@ -51,6 +52,7 @@ class TrimConfig:
             raise UserError(
                 f"trim.targets={list(self.targets)} must be different speed-ups of at least 1.0, such as [1.0, 2.0]"
             )
+        above_zero(self, "trim", "head_scale")
 
 
 def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stage: Stage) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
         UserError: The target cannot be reached, or the checkpoint does not fit the run.
     """
     process = stage.process
-    _check_batch(config.loop.global_batch, inputs, stage)
+    check_batch("trim", config.loop.global_batch, process.world_size, inputs.engine, inputs.loader)
     seed_everything(inputs.seed, 1000)
     tokenizer = inputs.load_tokenizer()
     model = _model(config, target, backbone, inputs, tokenizer).to(process.torch_device)
@@ -139,15 +141,6 @@ def _export(folder: Path, model: StatementModel, weights: dict[str, Tensor], tar
     trimmers = None if model.trimmers is None else asdict(model.trimmers.config)
     described = export_config("statement", model.backbone.config, inputs.loader, target=target, trimmers=trimmers)
     export_weights(folder, weights, described)
-
-
-def _check_batch(global_batch: int, inputs: Inputs, stage: Stage) -> None:
-    parts = stage.process.world_size * inputs.engine.accumulation
-    if global_batch % parts:
-        raise UserError(
-            f"trim.loop.global_batch={global_batch} must be a multiple of workers * accumulation = {parts}; "
-            f"try {max(1, round(global_batch / parts)) * parts}"
-        )
 
 
 def load_statement_model(folder: Path) -> tuple[StatementModel, dict[str, Any]]:

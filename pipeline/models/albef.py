@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_prep.errors import UserError
+from pipeline.limits import at_least
 from pipeline.models.blocks import init_transformer
 from pipeline.models.schedule import Intervention, Step, Streams, TokenStream, execute
 from pipeline.models.text import TextConfig, TextTower
@@ -42,8 +43,7 @@ class AlbefConfig:
         low, high = TEMPERATURE_LIMITS
         if not low <= self.temperature <= high:
             raise UserError(f"model.temperature={self.temperature} must lie in [{low}, {high}]; 0.07 is usual")
-        if self.embed < 1:
-            raise UserError(f"model.embed={self.embed} must be at least 1; 256 is usual")
+        at_least(self, "model", 1, "embed")
         if self.vision.width != self.text.width:
             raise UserError(
                 f"model.text.width={self.text.width} must equal model.vision.width={self.vision.width}: the text's "

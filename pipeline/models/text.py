@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_prep.errors import UserError
+from pipeline.limits import above_zero, at_least
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.schedule import Advance, Step, TokenStream
 
@@ -41,12 +42,13 @@ class TextConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        at_least(self, "text", 0, "vocab_size", "hidden")
+        at_least(self, "text", 1, "width", "text_layers", "fusion_layers", "heads", "max_positions")
+        above_zero(self, "text", "eps")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"text.dropout={self.dropout} must lie in [0, 1); 0.1 is usual")
         if self.width % self.heads:
             raise UserError(f"text.width={self.width} must be a multiple of text.heads={self.heads}")
-        if min(self.text_layers, self.fusion_layers) < 1:
-            raise UserError(
-                f"text.text_layers={self.text_layers} and text.fusion_layers={self.fusion_layers} must be >= 1"
-            )
 
 
 class Embeddings(nn.Module):

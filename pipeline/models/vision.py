@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from pipeline.limits import above_zero, at_least
 from pipeline.models.blocks import PreNormBlock, init_transformer
 from pipeline.models.schedule import CLS, Advance, Step, TokenStream
 
@@ -38,6 +39,8 @@ class VisionConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        at_least(self, "vision", 1, "height", "width_px", "patch", "width", "depth", "heads")
+        above_zero(self, "vision", "mlp_ratio", "eps")
         for name, pixels in (("height", self.height), ("width_px", self.width_px)):
             if pixels % self.patch:
                 near = max(1, round(pixels / self.patch)) * self.patch

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
+from pipeline.limits import a_share
 from pipeline.models.blocks import PreNormBlock
 from pipeline.models.schedule import CLS, HeadMasks, Step, Streams, TokenStream, execute
 from pipeline.pruning.selection import Selection, apply_selection, select, select_origin
@@ -40,6 +41,11 @@ class ElipConfig:
     prune_momentum: bool = False
 
     def __post_init__(self) -> None:
+        if len(self.depths) < 2 or min(self.depths) < 1:
+            raise UserError(
+                f"elip.depths={list(self.depths)} must hold two stages or more of at least one layer each, such as "
+                "[2, 2, 6, 2]; to prune nothing set elip.guidance to none"
+            )
         if len(self.ratios) != len(self.depths) - 1:
             raise UserError(
                 f"elip.ratios={list(self.ratios)} must hold one ratio for each of elip.depths={list(self.depths)} "
@@ -47,8 +53,7 @@ class ElipConfig:
             )
         if any(b >= a for a, b in zip((1.0, *self.ratios), self.ratios, strict=False)) or min(self.ratios) <= 0:
             raise UserError(f"elip.ratios={list(self.ratios)} must lie in (0, 1) and fall from stage to stage")
-        if not 0 <= self.vision_weight <= 1:
-            raise UserError(f"elip.vision_weight={self.vision_weight} must lie in [0, 1]")
+        a_share(self, "elip", "vision_weight")
 
     @property
     def begins(self) -> list[int]:
@@ -80,7 +85,7 @@ class ElipConfig:
                     f"elip ratio {ratio} keeps {keep} of {present} tokens ({patches} patches): each stage must "
                     "keep at least one and drop at least one; change elip.ratios or the image size"
                 )
-            present = keep + 1
+            present = keep + self.merge
 
 
 class TextGuidedPruning:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
+from pipeline.limits import a_share, at_least
 from pipeline.models.albef import Albef
 from pipeline.models.schedule import Intervention, TokenStream
 from pipeline.objectives.itc import Contrast, FeatureQueue, contrast
@@ -48,9 +48,8 @@ class ObjectiveConfig:
     temperature_lr: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("queue_start", "momentum", "alpha", "alpha_ramp", "mask_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"objectives.{name}={getattr(self, name)} must lie in [0, 1]")
+        at_least(self, "objectives", 0, "queue", "temperature_lr")
+        a_share(self, "objectives", "queue_start", "momentum", "alpha", "alpha_ramp", "mask_share")
 
 
 @dataclass(frozen=True)

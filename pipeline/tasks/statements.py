@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
+from pipeline.limits import at_least
 from pipeline.models.albef import Albef
 from pipeline.models.blocks import init_transformer
 from pipeline.models.schedule import Intervention
@@ -43,10 +43,7 @@ class SmartTrimConfig:
     cost_weight: float = 20.0
 
     def __post_init__(self) -> None:
-        if self.distill_weight < 0 or self.cost_weight < 0:
-            raise UserError(
-                f"smarttrim.distill_weight={self.distill_weight} and cost_weight={self.cost_weight} must be >= 0"
-            )
+        at_least(self, "smarttrim", 0, "distill_weight", "cost_weight")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data_prep.errors import UserError
+from pipeline.limits import a_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +18,7 @@ class CurriculumConfig:
     gain: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UserError(f"curriculum.share={self.share} must lie in [0, 1]")
+        a_share(self, "curriculum", "share", "gain")
 
 
 class Curriculum:

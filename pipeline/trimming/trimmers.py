@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from pipeline.limits import a_share, above_zero
 from pipeline.models.blocks import PostNormBlock, PreNormBlock
 from pipeline.models.schedule import Advance, Step, TokenStream, site
 
@@ -34,8 +35,8 @@ class TrimmerConfig:
     def __post_init__(self) -> None:
         if not 0 < self.width_share <= 1:
             raise UserError(f"trimmers.width_share={self.width_share} must lie in (0, 1]")
-        if self.temperature <= 0:
-            raise UserError(f"trimmers.temperature={self.temperature} must be above 0")
+        above_zero(self, "trimmers", "temperature", "last_std")
+        a_share(self, "trimmers", "noise_ramp")
 
 
 def mlp(width_in: int, hidden: int, width_out: int, last_std: float, bias: float = 0.0) -> nn.Sequential:

@@ -234,6 +234,12 @@ def test_evaluation_gives_rows_and_pictures_for_every_model(data: Path, pretrain
         assert {sentence["model"] for sentence in picture["sentences"]} == {"pretrain", "1.5x"}
 
 
+def test_no_pictures_are_drawn_where_none_are_wanted(data: Path, pretrained: Path, tmp_path: Path) -> None:
+    job = job_of(data, tmp_path, "survivors", run={"evaluate.pictures": 0}, pretrained=str(pretrained / "export"))
+    assert run_job(job, Process())["pictures"] == 0
+    assert json.loads((tmp_path / "survivors.json").read_text()) == []
+
+
 def test_a_budget_ends_training_in_time_with_its_schedule_complete(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pretrain"
     more = {"run": {"pretrain.loop.samples": 800000}, "budget_seconds": 2.0}
@@ -246,7 +252,7 @@ def test_a_budget_ends_training_in_time_with_its_schedule_complete(data: Path, t
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ({"pretrain.loop.global_batch": 1}, "try 2"),
+        ({"pretrain.loop.global_batch": 1}, "global_batch 2"),
         ({"loader.height": 40}, "the loader gives 40 x 32"),
         ({"loader.max_tokens": 30}, "max_positions=24"),
         ({"model.text.vocab_size": 10}, "set it to 0"),

@@ -1,0 +1,61 @@
+"""Every number of a configuration that nothing could work with is refused by its name."""
+
+import math
+from typing import Any
+
+import pytest
+
+from data_prep.errors import UserError
+from pipeline.evaluate import EvaluateConfig
+from pipeline.models.albef import AlbefConfig
+from pipeline.models.text import TextConfig
+from pipeline.models.vision import VisionConfig
+from pipeline.pruning.elip import ElipConfig
+from pipeline.tasks.pretraining import ObjectiveConfig
+from pipeline.train import LoopConfig
+from pipeline.trim import TrimConfig
+from pipeline.trimming.curriculum import CurriculumConfig
+from pipeline.trimming.trimmers import TrimmerConfig
+
+LOOP = LoopConfig(samples=1, global_batch=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        *((VisionConfig, {name: 0}) for name in ("height", "patch", "width", "depth", "heads")),
+        *((TextConfig, {name: 0}) for name in ("width", "heads", "text_layers", "fusion_layers", "max_positions")),
+        (VisionConfig, {"mlp_ratio": math.nan}),
+        (TextConfig, {"dropout": 1.0}),
+        (TextConfig, {"dropout": -0.1}),
+        (TextConfig, {"hidden": -1}),
+        (AlbefConfig, {"temperature": 0.0}),
+        (AlbefConfig, {"temperature": 0.6}),
+        (AlbefConfig, {"embed": 0}),
+        (ObjectiveConfig, {"queue": -1}),
+        (ObjectiveConfig, {"temperature_lr": -1.0}),
+        (ObjectiveConfig, {"momentum": 1.5}),
+        (ElipConfig, {"depths": (2, 0, 6, 4)}),
+        (ElipConfig, {"depths": (12,), "ratios": ()}),
+        (ElipConfig, {"depths": (), "ratios": ()}),
+        (TrimConfig, {"loop": LOOP, "head_scale": 0.0}),
+        (TrimmerConfig, {"noise_ramp": 1.5}),
+        (TrimmerConfig, {"last_std": 0.0}),
+        (CurriculumConfig, {"gain": -0.1}),
+        (EvaluateConfig, {"pictures": -1}),
+        (EvaluateConfig, {"rerank": 0}),
+        (LoopConfig, {"samples": 1, "global_batch": 1, "checkpoint_seconds": math.nan}),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(kind: Any, given: dict[str, Any]) -> None:
+    name = list(given)[-1 if kind in (LoopConfig, TrimConfig) else 0]
+    with pytest.raises(UserError, match=rf"\w+\.{name}="):
+        kind(**given)
+
+
+def test_elip_without_merging_counts_no_merged_token() -> None:
+    """Of 10 patches 9 stay, then 9 of 9: with a merged token there were 10 to choose from."""
+    ratios = {"depths": (1, 1, 1), "ratios": (0.95, 0.9)}
+    ElipConfig(**ratios).check(3, 10)
+    with pytest.raises(UserError, match="keeps 9 of 9 tokens"):
+        ElipConfig(merge=False, **ratios).check(3, 10)
