@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import write_atomic
+from data_prep.files import disk_full, is_disk_full, write_atomic
 
 SECONDS_BETWEEN_WRITES = 0.5
 
@@ -48,9 +48,18 @@ class MetricsLog:
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append a line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        """Append a line.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full(self.path, error) from error
+            raise
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

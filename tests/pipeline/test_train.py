@@ -304,6 +304,14 @@ def test_metrics_beyond_the_checkpoint_are_dropped_at_a_restart(tmp_path: Path) 
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log.path = Path("/dev/full")
+    with pytest.raises(UserError, match="could not write /dev/full: No space left"):
+        log.write({"step": 1})
+
+
 def test_two_models_of_one_seed_are_the_same() -> None:
     from pipeline.setup import seed_everything
 
