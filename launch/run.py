@@ -24,7 +24,6 @@ from launch.graph import Failure, GraphResult, Stage, one_line, read_status, run
 from launch.lock import LOCK, RunLock
 from launch.progress import ProgressDisplay
 from launch.reading import dump_config
-from launch.report import write_report
 from launch.stages import RESULTS, build_stages
 from pipeline.progress import read_metrics
 
@@ -204,6 +203,8 @@ def _finish(
         write_json(out / RUN, facts | times)
     failures, report = dict(result.failures), None
     try:
+        from launch.report import write_report  # matplotlib comes with it, which the start need not wait for
+
         report = write_report(out)
     except Exception as error:
         log.exception("the report could not be written")
