@@ -56,6 +56,7 @@ class DeepSpeedEngine(Engine):
         super().__init__(config, optimizer, module, process)
         ensure_process_group(process)
         deepspeed = _import_deepspeed(process)
+        self._scalars = _give_scalars_a_length(module)
         self._groups = groups
         self._params = [param for group in groups for param in group.params]
         self._optimizer = make_adamw(optimizer, groups, process.torch_device)
@@ -122,16 +123,23 @@ class DeepSpeedEngine(Engine):
 
     def weights(self) -> dict[str, Tensor]:
         """See `Engine.weights`."""
-        if self.config.zero_stage < 3:
-            return {name: t.detach().to("cpu", copy=True) for name, t in self.module.state_dict().items()}
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
-            return {name: t.detach().to("cpu", copy=True) for name, t in self.module.state_dict().items()}
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters()), enabled=self.config.zero_stage == 3):
+            whole = {name: t.detach().to("cpu", copy=True) for name, t in self.module.state_dict().items()}
+        return {name: t.reshape(()) if name in self._scalars else t for name, t in whole.items()}
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._engine.destroy()
+
+
+def _give_scalars_a_length(module: nn.Module) -> set[str]:
+    """Makes scalar parameters vectors of length one, for DeepSpeed cannot send scalars; returns their names."""
+    scalars = {name: param for name, param in module.named_parameters() if param.dim() == 0}
+    for param in scalars.values():
+        param.data = param.data.reshape(1)
+    return set(scalars)
 
 
 def deepspeed_config(config: EngineConfig, process: Process) -> dict[str, Any]:

@@ -36,19 +36,21 @@ class Tiny(nn.Module):
         self.body = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 3))
         self.rare = nn.Linear(6, 3)
         self.frozen = nn.Linear(6, 3).requires_grad_(False)
+        self.scale = nn.Parameter(torch.tensor(1.0))
         self.register_buffer("seen", torch.zeros(1))
         for param in self.parameters():
             param.data = torch.randn(param.shape, generator=generator) * 0.3
 
     def forward(self, x: Tensor, target: Tensor, rare: bool) -> Tensor:
-        out = self.body(x) + self.frozen(x)
+        out = self.body(x) * self.scale + self.frozen(x)
         if rare:
             out = out + self.rare(x)
         return (out - target).square().mean()
 
 
 def tiny_groups(module: Tiny) -> list[ParamGroup]:
-    return split_decay(module.body) + split_decay(module.rare, lr_scale=0.5)
+    scale = ParamGroup(params=(module.scale,), decay=False, lr_scale=0.1)
+    return [scale] + split_decay(module.body) + split_decay(module.rare, lr_scale=0.5)
 
 
 def batch(number: int) -> tuple[Tensor, Tensor]:
