@@ -132,7 +132,8 @@ def needed_bytes(config: RunConfig) -> int:
 
 def _shard_bytes(config: RunConfig) -> int:
     if config.data.root is None:
-        samples = sum(split.size or 0 for split in plan_source(config.data).values())
+        plan = plan_source(config.data)
+        samples = sum(split.size or int(split.identity.get("size", 0)) for split in plan.values())
         # A drawn picture takes about 0.4 bytes a pixel as PNG, its texts and tar headers about 6 KiB.
         return int(samples * (0.4 * config.data.image_size**2 + 6 * 2**10))
     files = (path for path in Path(config.data.root).expanduser().rglob("*") if path.is_file())

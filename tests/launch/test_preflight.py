@@ -1,46 +1,91 @@
-"""What can be known before anything starts is said then."""
+"""What is refused before anything starts: each with its numbers and a way out."""
 
+import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-import launch
 from data_prep.errors import UserError
+from launch import preflight
 from launch.config import RunConfig
-from launch.preflight import check
+from launch.machine import available_cpus, available_gpus, hardware, versions
 from launch.reading import read_config
 
-DEMO = Path(launch.__file__).resolve().parent.parent / "configs" / "runs" / "demo.yaml"
+TINY = Path(__file__).with_name("tiny.yaml")
 
 
-def checked(out: Path, *words: str) -> None:
-    check(read_config(RunConfig, [DEMO], ["--cluster.workers", "1", *words]), out)
+def config(*overrides: str) -> RunConfig:
+    return read_config(RunConfig, [TINY], overrides)
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def test_a_sound_run_passes(tmp_path: Path) -> None:
+    preflight.check(config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "words"),
     [
-        (["--loader.height", "32"], "the loader gives 32 x 64"),
-        (["--loader.max_tokens", "400"], "model.text.max_positions="),
-        (["--pretrain.elip.depths", "[2, 2, 6, 3]"], "add up to 13"),
-        (["--pretrain.elip.ratios", "[0.9, 0.65, 0.001]"], "keeps 0 of"),
-        (["--engine.zero_stage", "3"], "use 0, 1 or 2"),
-        (["--pretrain.loop.global_batch", "4", "--engine.accumulation", "4"], "try --pretrain.loop.global_batch 8"),
-        (["--trim.loop.global_batch", "30"], "trim.loop.global_batch=30"),
-        (["--evaluate.statement_splits", "[]"], "evaluate.statement_splits is empty"),
-        (["--evaluate.statement_splits", "[exam]"], "evaluate.statement_splits names the split 'exam'"),
-        (["--evaluate.retrieval_splits", "[exam]"], "evaluate.retrieval_splits names the split 'exam'"),
-        (["--evaluate.picture_split", "exam"], "evaluate.picture_split names the split 'exam'"),
-        (["--trim.targets", "[]", "--evaluate.retrieval_splits", "[]"], "set evaluate.pictures to 0"),
+        (
+            ["--launcher=ray", f"--cluster.workers={available_cpus() + 1}", "--engine.name=deepspeed"],
+            [f"this machine has {available_cpus()}", f"--cluster.workers {available_cpus()}"],
+        ),
+        (["--launcher=ray", "--cluster.cpus_per_worker=1000"], ["1000", "--cluster.cpus_per_worker"]),
+        (
+            ["--launcher=ray", f"--cluster.gpus_per_worker={available_gpus() + 1}"],
+            [f"this machine has {available_gpus()}", "--cluster.gpus_per_worker"],
+        ),
+        (["--pretrain.loop.global_batch=9"], ["pretrain.loop.global_batch=9", "multiple of 2", "global_batch 8"]),
+        (["--trim.loop.global_batch=7"], ["trim.loop.global_batch=7", "--trim.loop.global_batch 8"]),
+        (["--pretrain.split=nowhere"], ["pretrain.split", "'nowhere'", "train"]),
+        (["--evaluate.statement_splits=[unseen]"], ["evaluate.statement_splits", "data.sizes"]),
+        (["--data.name=nlvr", "--data.sizes={}"], ["data.root is not given", "--data.root DIR"]),
+        (["--data.name=flickr8k", "--data.sizes={}", "--data.root=none"], ["data.root=none", "captions.txt"]),
+        (
+            ["--launcher=ray", "--cluster.workers=2", "--cluster.cpus_per_worker=0.5"],
+            ["engine.name=torch", "deepspeed"],
+        ),
     ],
 )
-def test_what_stages_would_find_out_late_is_found_at_once(words: list[str], said: str, tmp_path: Path) -> None:
+def test_what_cannot_work_is_refused_with_a_remedy(tmp_path: Path, overrides: list[str], words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        checked(tmp_path, *words)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+        preflight.check(config(*overrides), tmp_path)
+    assert not [word for word in words if word not in str(caught.value)], caught.value
 
 
-@pytest.mark.parametrize("words", [[], ["--evaluate.picture_split", "exam", "--evaluate.pictures", "0"]])
-def test_a_run_that_can_work_passes(words: list[str], tmp_path: Path) -> None:
-    checked(tmp_path, *words)
+def test_torchruns_processes_count_as_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="3 workers"):
+        preflight.check(config("--engine.name=deepspeed"), tmp_path)
+
+
+def test_a_disk_that_is_too_full_is_named_with_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(UserError, match=r"needs about 0\.\d+ GiB more.* has 0\.00 GiB free"):
+        preflight.check(config(), tmp_path / "run")
+
+
+def test_the_space_needed_grows_with_data_model_and_targets() -> None:
+    base = preflight.needed_bytes(config())
+    assert preflight.needed_bytes(config("--data.sizes.train=100000")) > base + 10**8
+    assert preflight.needed_bytes(config("--model.vision.width=1024")) > base + 10**8
+    assert preflight.needed_bytes(config("--trim.targets=[1.0, 2.0, 3.0]")) > base
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = config()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(UserError, match="cannot be written"):
+        preflight.check(tiny, tmp_path / "run")
+
+
+def test_the_machine_describes_itself() -> None:
+    assert hardware()["cpus"] == available_cpus() >= 1
+    assert versions()["torch"][0].isdigit()

@@ -225,7 +225,7 @@ def test_ray_and_deepspeed_carry_a_run_through_a_kill(tmp_path: Path) -> None:
     killed = process(out, *words)
     wait_for_step(out / "stages" / "pretrain" / "metrics.jsonl", 1, killed)
     killed.kill()
-    killed.communicate()
+    killed.wait()  # its pipes stay open longer, in two helpers of Ray's
     again = process(out, *words, "--json")
     printed, errors = again.communicate(timeout=200)
     assert again.returncode == 0, errors
