@@ -75,7 +75,7 @@ def test_a_disk_that_is_too_full_is_named_with_both_sizes(tmp_path: Path, monkey
 def test_the_space_needed_grows_with_data_model_and_targets() -> None:
     base = preflight.needed_bytes(config())
     assert preflight.needed_bytes(config("--data.sizes.train=100000")) > base + 10**8
-    assert preflight.needed_bytes(config("--model.vision.width=1024")) > base + 10**8
+    assert preflight.needed_bytes(config("--model.vision.width=1024", "--model.text.width=1024")) > base + 10**8
     assert preflight.needed_bytes(config("--trim.targets=[1.0, 2.0, 3.0]")) > base
 
 
