@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: trimline run configs/runs/demo.yaml",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=_Version())
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version, and stop")
     parser.set_defaults(handler=None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in _RUN_HELP.items():
@@ -150,14 +150,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Version(str):
+class _ShowVersion(argparse.Action):
     """Looks the version up only where it is asked for."""
 
-    def __mod__(self, values: Any) -> str:
-        """Called by argparse when it prints."""
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Prints it and ends."""
         import importlib.metadata
 
-        return f"trimline {importlib.metadata.version('trimline')}"
+        sys.stdout.write(f"trimline {importlib.metadata.version('trimline')}\n")
+        parser.exit()
 
 
 def _add(commands: Any, name: str, text: str, example: str, handler: Handler) -> argparse.ArgumentParser:

@@ -38,6 +38,10 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert "--json" in done.stdout
 
 
+def test_the_version_is_printed() -> None:
+    assert trimline("--version").stdout.startswith("trimline 0.")
+
+
 def test_help_imports_neither_torch_nor_ray() -> None:
     code = (
         "import sys; from launch.cli import main\n"
