@@ -13,6 +13,7 @@ from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.engine import Engine, StepReport
 from pipeline.limits import at_least
+from pipeline.objectives.gather import global_sum
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, ProgressFile
 from pipeline.tasks.task import Losses, Task
@@ -76,36 +77,40 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         stage: Folder, process and budget.
 
     Returns:
-        Steps, samples and seconds of the whole training, and samples that could not be used.
+        Steps, samples and seconds of the whole training, and samples that no process could use.
     """
     store = CheckpointStore(stage.folder / "checkpoints")
-    step, spent, skipped = _restore(store, task, engine, stage.process)
+    start, spent, skipped_before = _restore(store, task, engine, stage.process)
+    step, skipped_here = start, 0
     clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent, stage.process.device)
     log = StepLog(stage, config, step)
 
-    def save(at: int) -> None:
-        store.save(at, engine, task.tensors(), {"seconds": clock.seconds, "skipped": skipped}, stage.process)
+    def skipped() -> int:
+        return skipped_before + global_sum(skipped_here, stage.process.torch_device)
 
     engine.module.train()
-    stream = iter(batches(step, config.steps))
+    stream = iter(batches(start, config.steps))
     while True:
         tick = clock.tick(step)
-        if tick.save:
-            save(step)
-        if tick.progress >= 1:
+        ends = tick.progress >= 1
+        if (tick.save or ends) and step > start:
+            values = {"seconds": clock.seconds, "skipped": skipped()}
+            store.save(step, engine, task.tensors(), values, stage.process)
+        if ends:
             break
         batch = next(stream)
-        skipped += len(batch.skipped)
-        values = _step(task, engine, batch.to(stage.process.device), tick.progress, config.schedule)
+        skipped_here += len(batch.skipped)
+        # The rate at the end of the step: that at its beginning would be 0 at first.
+        lr_scale = config.schedule.lr_scale(min(1.0, tick.progress + 1 / config.steps))
+        numbers = _step(task, engine, batch.to(stage.process.device), tick.progress, lr_scale)
         step += 1
-        log.add(step, clock.seconds, tick.progress, values)
-    save(step)
+        log.add(step, clock.seconds, tick.progress, numbers)
     log.finish(step, clock.seconds)
     return {
         "steps": step,
         "samples": step * config.global_batch,
         "seconds": round(clock.seconds, 1),
-        "skipped": skipped,
+        "skipped": skipped(),
     }
 
 
@@ -119,15 +124,13 @@ def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Proces
     return checkpoint.step, float(values["seconds"]), int(values["skipped"])
 
 
-def _step(
-    task: Task, engine: Engine, batch: ImageTextBatch, progress: float, schedule: ScheduleConfig
-) -> dict[str, Tensor]:
+def _step(task: Task, engine: Engine, batch: ImageTextBatch, progress: float, lr_scale: float) -> dict[str, Tensor]:
     """One update; where gradients are accumulated, the batch is cut and the values are means over its parts."""
     task.before_update(progress)
     parts = []
     for part in _parts(batch, engine.config.accumulation):
         losses = task.losses(engine, part, progress)
-        report = engine.step(losses.total, schedule.lr_scale(progress))
+        report = engine.step(losses.total, lr_scale)
         parts.append(_values(losses, report))
     task.after_update(progress)
     means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
@@ -151,7 +154,7 @@ def _parts(batch: ImageTextBatch, count: int) -> Iterator[ImageTextBatch]:
 
 
 class StepLog:
-    """Means over `log_every` steps, to metrics.jsonl and the progress file; the main process's only.
+    """Means since the last multiple of `log_every` steps, to metrics.jsonl and the progress file; of the main process.
 
     Args:
         stage: Folder and process.
@@ -177,7 +180,7 @@ class StepLog:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, torch.zeros(())) + value
         self.count += 1
-        if self.count == self.config.log_every:
+        if step % self.config.log_every == 0:
             self._write(step, seconds)
         self.progress.show(progress, f"loss {float(values['loss']):.3f}")
 

@@ -26,6 +26,15 @@ def gather_constant(x_BE: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def global_sum(value: int, device: torch.device) -> int:
+    """Sum of a number over processes, exchanged through `device`."""
+    if world_size() == 1:
+        return value
+    total = torch.tensor(value, device=device)
+    dist.all_reduce(total)
+    return int(total)
+
+
 def global_means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scalars of this process -> their means over processes.
 

@@ -107,7 +107,7 @@ class AlbefPretraining:
         draws = Draws(mask_words(batch.token_ids, batch.token_mask, self.objectives.mask_share, self.words))
         named = forward(self.normalise(batch.pixels), batch, self.teacher, self.queue, alpha, draws)
         total = named["itc"] + named["itm"] + named["mlm"]
-        return Losses(total, named, {"temperature": self.model.temp.detach().squeeze(), "alpha": alpha})
+        return Losses(total, named, {"temperature": self.model.temp.detach().clone().squeeze(), "alpha": alpha})
 
     def before_update(self, progress: float) -> None:
         """The momentum tower follows the online model."""

@@ -1,7 +1,8 @@
 """The loop on real shards: exact resume, budgets, logs; and whole stages through the worker's entry."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceConfig, prepare
+from pipeline.checkpoint import CheckpointStore
 from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.shards import ShardFolder
@@ -24,6 +26,7 @@ from pipeline.tasks.task import Losses
 from pipeline.train import LoopConfig, Stage, StepLog, train
 from pipeline.trimming.curriculum import Curriculum
 from pipeline.worker import run_job
+from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import small_batch
 
 SMALL: dict[str, Any] = {
@@ -43,7 +46,10 @@ SMALL: dict[str, Any] = {
         "objectives": {"queue": 16},
         "elip": {"depths": [1, 1, 1, 1], "ratios": [0.9, 0.6, 0.3]},
     },
-    "trim": {"loop": {"samples": 48, "global_batch": 8, "log_every": 1}, "smarttrim": {"trimmers": {"width_share": 0.1}}},
+    "trim": {
+        "loop": {"samples": 48, "global_batch": 8, "log_every": 1},
+        "smarttrim": {"trimmers": {"width_share": 0.1}},
+    },
     "evaluate": {"retrieval_pairs": 16, "rerank": 4, "pictures": 2},
 }  # fmt: skip
 
@@ -124,6 +130,9 @@ def test_pretraining_goes_on_exactly_where_a_checkpoint_left_it(
     assert (folder / "export/model.safetensors").read_bytes() == (pretrained / "export/model.safetensors").read_bytes()
 
 
+ALONE = Process()
+
+
 class Counting:
     """A task that says how often it was called; its loss is the mean of the pixels."""
 
@@ -150,12 +159,18 @@ class Counting:
         pass
 
 
-def count_steps(folder: Path, steps: int, accumulation: int = 1, **loop: Any) -> tuple[Counting, dict[str, Any]]:
-    task, process = Counting(), Process()
-    config = EngineConfig(name="torch", accumulation=accumulation)
+def count_steps(
+    folder: Path, steps: int, accumulation: int = 1, process: Process = ALONE, **loop: Any
+) -> tuple[Counting, dict[str, Any]]:
+    task = Counting()
+    config = EngineConfig(name="torch" if process.world_size == 1 else "deepspeed", accumulation=accumulation)
     engine = build_engine(config, OptimizerConfig(), task.module, split_decay(task.module), process)
     loop_config = LoopConfig(samples=4 * steps, global_batch=4, **loop)
-    batches = lambda start, end: (small_batch(4, seed) for seed in range(start, end))  # noqa: E731
+
+    def batches(start: int, end: int) -> Iterator[ImageTextBatch]:
+        for seed in range(start, end):
+            yield replace(small_batch(4, seed), skipped=[("bad", "grey")] * (process.rank + 1))
+
     return task, train(task, engine, batches, loop_config, Stage(folder, process))
 
 
@@ -166,6 +181,37 @@ def test_an_update_of_several_parts_is_announced_once_and_logged_as_their_mean(t
         pixels = small_batch(4, line["step"] - 1).pixels.float()
         assert line["loss"] == line["loss/mean"] == pytest.approx(float(pixels.mean()))
         assert line["first"] == pytest.approx(float((pixels[0].mean() + pixels[2].mean()) / 2))
+
+
+def test_log_windows_begin_at_the_same_steps_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_after(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        count_steps(tmp_path, 8, log_every=3, checkpoint_seconds=0.0)
+    _, result = count_steps(tmp_path, 8, log_every=3)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [3, 6, 8]
+    assert result["skipped"] == 8
+
+
+def test_the_end_is_saved_once_and_the_first_step_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    save = CheckpointStore.save
+    monkeypatch.setattr(CheckpointStore, "save", lambda store, step, *a: (saved.append(step), save(store, step, *a)))
+    count_steps(tmp_path, 3, log_every=1, checkpoint_seconds=0.0)
+    assert saved == [1, 2, 3]
+    rates = [line["lr"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert all(rate > 0 for rate in rates)
+    count_steps(tmp_path, 3, log_every=1)
+    assert saved == [1, 2, 3]
+
+
+def skipped_of_rank(process: Process, folder: Path) -> list[int]:
+    first = count_steps(folder, 2, process=process)[1]["skipped"]
+    return [first, count_steps(folder, 4, process=process)[1]["skipped"]]
+
+
+@pytest.mark.timeout(120)
+def test_skipped_samples_are_those_of_all_processes_before_and_after_a_restart(tmp_path: Path) -> None:
+    assert run_ranks(skipped_of_rank, 2, tmp_path) == [[6, 12], [6, 12]]
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "trim"])
