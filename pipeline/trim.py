@@ -1,7 +1,7 @@
 """The trimming stage: a pre-trained backbone -> task head and trimmers, fine-tuned together -> export."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,18 +33,23 @@ class TrimConfig:
         task: ``statement``: is a sentence true of a picture?
         split: Split folder to train on.
         targets: Wanted ratios of multiply-accumulates; 1.0 is the full model.
+        max_tokens: Length of statements in training, where they are shorter than what the loader pads captions to;
+            None for the loader's. Longer ones are cut.
         loop: Durations and learning-rate schedule.
         optimizer: AdamW; the rate of the backbone.
-        head_scale: Learning rate of head and trimmers over the backbone's.
+        head_scale: Learning rate of the head over the backbone's.
+        trimmer_scale: Learning rate of the trimmers over the backbone's: they begin far on the side of keeping.
         smarttrim: Constants.
     """
 
     task: Literal["statement"] = "statement"
     split: str = "train"
     targets: tuple[float, ...] = (1.0, 2.0)
+    max_tokens: int | None = None
     loop: LoopConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     head_scale: float = 1.0
+    trimmer_scale: float = 1.0
     smarttrim: SmartTrimConfig = field(default_factory=SmartTrimConfig)
 
     def __post_init__(self) -> None:
@@ -69,6 +74,8 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
         UserError: The target cannot be reached, or the checkpoint does not fit the run.
     """
     process = stage.process
+    if config.max_tokens is not None:
+        inputs = replace(inputs, loader=replace(inputs.loader, max_tokens=config.max_tokens))
     check_batch("trim", config.loop.global_batch, process.world_size, inputs.engine, inputs.loader)
     seed_everything(inputs.seed, 1000)
     tokenizer = inputs.load_tokenizer()
@@ -77,7 +84,7 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
     task = StatementTask(model, inputs.normalise, target, config.smarttrim, typical)
     groups = [*split_decay(model.backbone), *split_decay(model.cls_head, config.head_scale)]
     if model.trimmers is not None:
-        groups += split_decay(model.trimmers, config.head_scale)
+        groups += split_decay(model.trimmers, config.trimmer_scale)
     engine = build_engine(inputs.engine, config.optimizer, model, groups, process)
     seed_everything(inputs.seed, 1001 + process.rank)
 

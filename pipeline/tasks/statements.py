@@ -1,8 +1,9 @@
-"""Statements: is a sentence true of a picture? A two-class head on the fused CLS, with or without trimmers.
+"""Statements: is a sentence true of a picture? Matching's head on the fused CLS, with or without trimmers.
 
 B batch, L text tokens, D width.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,6 @@ from torch.nn import functional as F
 from pipeline.data.batch import ImageTextBatch
 from pipeline.limits import at_least
 from pipeline.models.albef import Albef
-from pipeline.models.blocks import init_transformer
 from pipeline.models.schedule import Intervention
 from pipeline.objectives.gather import global_means
 from pipeline.precision import at_least_float32
@@ -73,8 +73,8 @@ class StatementModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         width = backbone.config.text.width
-        self.cls_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
-        init_transformer(self.cls_head, width)
+        # Whether a statement is true of a picture is what matching asked of captions: the head begins as matching's.
+        self.cls_head = copy.deepcopy(backbone.itm_head)
         widths = {"image": backbone.config.vision.width, "text": width}
         self.trimmers = None if trimmers is None else Trimmers(backbone.schedule, widths, trimmers)
 
@@ -148,8 +148,8 @@ class StatementTask:
 
     def _gate(self, progress: float) -> Gate:
         trimmers = self.config.trimmers
-        noise = min(1.0, progress / trimmers.noise_ramp) if trimmers.noise_ramp else 1.0
-        return GumbelGate(noise, trimmers.temperature)
+        ramp = min(1.0, progress / trimmers.noise_ramp) if trimmers.noise_ramp else 1.0
+        return GumbelGate(trimmers.noise * ramp, trimmers.temperature)
 
     def _trimmed(self, answers: Answers, batch: ImageTextBatch, progress: float) -> Losses:
         assert answers.trimmed_B2 is not None

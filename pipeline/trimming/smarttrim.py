@@ -94,10 +94,10 @@ class MaskedTrimming:
         for advance in step.advances:
             trimmers = self.trimmers[site(step, advance)]
             assert isinstance(trimmers, StepTrimmers)
-            stream, cls_BD = streams[advance.stream], streams[advance.stream].cls
-            guide_BD = streams[advance.guide].cls
-            heads = score_heads(trimmers, self.gate, cls_BD, guide_BD)
-            present_BN = self._keep(stream, self.gate(trimmers.tokens(stream, cls_BD, guide_BD)))
+            stream = streams[advance.stream]
+            seen, guide_BD = self.trimmers.seen(stream), self.trimmers.seen(streams[advance.guide]).cls
+            heads = score_heads(trimmers, self.gate, seen.cls, guide_BD)
+            present_BN = self._keep(stream, self.gate(trimmers.tokens(seen, seen.cls, guide_BD)))
             masks[advance.stream] = heads
             changed[advance.stream] = replace(stream, present=present_BN)
             self.decisions[site(step, advance)] = Decision(
@@ -135,9 +135,9 @@ class PackedTrimming:
             trimmers = self.trimmers[site(step, advance)]
             assert isinstance(trimmers, StepTrimmers)
             stream = pack(streams[advance.stream])
-            cls_BD, guide_BD = stream.cls, streams[advance.guide].cls
-            heads = score_heads(trimmers, threshold, cls_BD, guide_BD)
-            kept = keep_packed(stream, trimmers.tokens(stream, cls_BD, guide_BD) >= 0)
+            seen, guide_BD = self.trimmers.seen(stream), self.trimmers.seen(streams[advance.guide]).cls
+            heads = score_heads(trimmers, threshold, seen.cls, guide_BD)
+            kept = keep_packed(stream, trimmers.tokens(seen, seen.cls, guide_BD) >= 0)
             masks[advance.stream], changed[advance.stream] = heads, kept
             assert kept.offsets is not None
             lengths_B = torch.tensor(kept.offsets, device=kept.x.device).diff()
