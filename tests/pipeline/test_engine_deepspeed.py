@@ -50,7 +50,7 @@ class Tiny(nn.Module):
 
 def tiny_groups(module: Tiny) -> list[ParamGroup]:
     scale = ParamGroup(params=(module.scale,), decay=False, lr_scale=0.1)
-    return [scale] + split_decay(module.body) + split_decay(module.rare, lr_scale=0.5)
+    return [scale, *split_decay(module.body), *split_decay(module.rare, lr_scale=0.5)]
 
 
 def batch(number: int) -> tuple[Tensor, Tensor]:
