@@ -12,7 +12,7 @@ import launch
 from launch.cli import _split, main
 
 ROOT = Path(launch.__file__).resolve().parent.parent
-RECIPE = "configs/runs/demo.yaml"
+RECIPE = "tests/launch/tiny.yaml"
 
 
 def trimline(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -62,7 +62,7 @@ def test_help_imports_neither_torch_nor_ray() -> None:
         (["run", RECIPE, "--data.name", "imagenet"], "imagenet"),
         (["run", RECIPE, "--data.name", "nlvr", "--data.sizes", "{}"], "data.root is not given"),
         (["run", RECIPE, "--data.name", "nlvr", "--data.sizes", "{}", "--data.root", "nowhere"], "data.root=nowhere"),
-        (["run", RECIPE, "--cluster.workers", "500"], "500"),
+        (["run", RECIPE, "--launcher", "ray", "--cluster.workers", "500"], "500"),
         (["run", RECIPE, "--pretrain.loop.global_batch", "33"], "pretrain.loop.global_batch=33"),
         (["run", RECIPE, "--out", str(ROOT / "Makefile")], "is a file"),
         (["shard", "shapes"], "out is missing"),
@@ -99,7 +99,7 @@ def exit_code(words: list[str]) -> int:
 
 
 def test_a_mistake_shows_no_more_in_a_process_of_its_own(tmp_path: Path) -> None:
-    done = trimline("run", RECIPE, "--cluster.workers", "500", "--out", str(tmp_path / "run"))
+    done = trimline("run", RECIPE, "--launcher=ray", "--cluster.workers=500", "--out", str(tmp_path / "run"))
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.strip().splitlines()) == 1
 
