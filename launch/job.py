@@ -5,7 +5,9 @@ can read them.
 """
 
 import importlib
+import json
 import logging
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +26,8 @@ Job = Mapping[str, Any]
 RUN_JOB = "pipeline.worker:run_job"
 RESULT = "result.json"
 LOG = "log.txt"
+_ERROR_BYTES = 8192
+_MESSAGE_CHARACTERS = 1000  # of which one takes 6 bytes at most as JSON
 
 
 class JobFailed(StageFailed):
@@ -46,7 +50,7 @@ def carry_out(job: Job, process: "Process") -> None:
         Exception: Whatever the job raised, after it was written down.
     """
     folder = Path(job["folder"])
-    with _logging_to(folder, process.rank):
+    with _logging_to(folder, process.rank), _room_for_error(folder, process.rank):
         try:
             result = _function(job)(dict(job), process)
         except Exception as error:
@@ -74,7 +78,8 @@ def collect(folder: Path, failure: BaseException | None) -> dict[str, Any]:
         JobFailed: A worker raised something else.
         WorkerDied: The workers ended without result and without error.
     """
-    errors = [read_json(path) for path in folder.glob("error.rank*.json")]
+    written = [path for path in folder.glob("error.rank*.json") if path.read_bytes().strip()]
+    errors = [read_json(path) for path in written]
     if errors:
         # The first to fail is the cause: the others mostly report that they lost their partner.
         first = min(errors, key=lambda error: (error["kind"] != "user", error["time"]))
@@ -98,20 +103,35 @@ def _function(job: Job) -> "Callable[[dict[str, Any], Process], Mapping[str, Any
 
 def _write_error(folder: Path, rank: int, error: Exception) -> None:
     user = isinstance(error, UserError)
+    line = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
+    record = {
+        "kind": "user" if user else "internal",
+        "rank": rank,
+        "message": line if user else f"{type(error).__name__}: {line}",
+        "time": time.time(),
+    }
+    with open(_error_path(folder, rank), "r+b") as reserved:
+        reserved.write(json.dumps(record).encode())
     if not user:
         # Into the file only: on the screen one line is enough.
         with open(_log_path(folder, rank), "a", encoding="utf-8") as file:
             file.write(traceback.format_exc())
-    line = " ".join(str(error).split())
-    write_json(
-        folder / f"error.rank{rank}.json",
-        {
-            "kind": "user" if user else "internal",
-            "rank": rank,
-            "message": line if user else f"{type(error).__name__}: {line}",
-            "time": time.time(),
-        },
-    )
+
+
+@contextmanager
+def _room_for_error(folder: Path, rank: int) -> Iterator[None]:
+    """Keeps room for the record of an error, for the error may be that the disk is full."""
+    path = _error_path(folder, rank)
+    with open(path, "wb") as file:
+        file.write(b" " * _ERROR_BYTES)
+        file.flush()
+        os.fsync(file.fileno())
+    yield
+    path.unlink()
+
+
+def _error_path(folder: Path, rank: int) -> Path:
+    return folder / f"error.rank{rank}.json"
 
 
 def _log_path(folder: Path, rank: int) -> Path:

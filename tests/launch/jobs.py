@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.errors import UserError
+from data_prep.files import write_json
 from pipeline.process import Process
 
 
@@ -44,3 +45,19 @@ def die_once(job: dict[str, Any], process: Process) -> dict[str, Any]:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return {"survived": True}
+
+
+def nothing(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """Does nothing."""
+    return {}
+
+
+def fill_disk(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """Writes a file, which fails where the disk is full."""
+    write_json(Path(job["folder"]) / "big.json", [0])
+    return {}
+
+
+def complain(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """Finds a mistake that takes many words."""
+    raise UserError("é" * 100_000)
