@@ -19,7 +19,7 @@ test-long: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check data_prep pipeline launch tests
 	$(BIN)/ruff format --check data_prep pipeline launch tests
-	$(BIN)/mypy --strict data_prep pipeline launch
+	$(BIN)/mypy data_prep pipeline launch
 	$(BIN)/lint-imports
 
 format: $(STAMP)

@@ -141,13 +141,13 @@ def _retrieval(
     device = stage.process.torch_device
     model = load_backbone(folder).to(device)
     parts: list[Encoded] = []
-    keys: list[str] = []
+    clusters: list[str] = []
     gmacs: list[float] = []
     cost = CostModel(model, model.itm_head, None)
     for batch in loader_of(inputs, split, "captions", config.batch_size, tokenizer, config.retrieval_pairs):
         batch = batch.to(device)
         parts.append(encode_pairs(model, inputs.normalise(batch.pixels), batch.token_ids, batch.token_mask))
-        keys += batch.keys
+        clusters += batch.clusters
         gmacs += (cost.full(units_of(model, batch.token_mask)) / 1e9).tolist()
     image_ranks, text_ranks = rerank(model, join(parts), config.rerank)
     row = {
@@ -161,9 +161,9 @@ def _retrieval(
     rows = []
     for direction, ranks in (("TR", image_ranks), ("IR", text_ranks)):
         for metric, hits in recalls(ranks).items():
-            rows.append({**row, "metric": f"{direction} {metric}", **_interval(hits, keys)})
+            rows.append({**row, "metric": f"{direction} {metric}", **_interval(hits, clusters)})
     both = [(a + b) / 2 for a, b in zip(*(recalls(r)["R@10"] for r in (image_ranks, text_ranks)), strict=True)]
-    return [*rows, {**row, "metric": "R@10", **_interval(both, keys)}]
+    return [*rows, {**row, "metric": "R@10", **_interval(both, clusters)}]
 
 
 def _statements(
@@ -217,7 +217,7 @@ def judged(
             trimming = PackedTrimming(model.trimmers)
             methods: list[Intervention] = [trimming]
             scores_B2 = model.classify(pixels, batch.token_ids, batch.token_mask, methods)
-            yield batch, scores_B2, cost.of(trimming.decisions)
+            yield batch, scores_B2, cost.of(trimming.decisions, units_of(model.backbone, batch.token_mask))
 
 
 def _interval(values: list[float], groups: list[str]) -> dict[str, float]:

@@ -100,7 +100,7 @@ class _Reader:
         try:
             value = yaml.safe_load(self.text(path))
         except yaml.YAMLError as error:
-            return self._note(path, error, {})  # type: ignore[no-any-return]
+            return self._note(path, error, {})
         return value if isinstance(value, Mapping) else {}
 
     def text(self, path: Path) -> str:

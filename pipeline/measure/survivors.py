@@ -17,6 +17,7 @@ from pipeline.models.albef import Albef
 from pipeline.models.schedule import HeadMasks, Step, Streams
 from pipeline.pruning.elip import ElipConfig, TextGuidedPruning
 from pipeline.tasks.statements import StatementModel
+from pipeline.trimming.cost import units_of
 from pipeline.trimming.smarttrim import Decision, MaskedTrimming
 
 Picture = dict[str, Any]
@@ -71,7 +72,7 @@ def trimmed_sights(
     for name, decision in trimming.decisions.items():
         part, layer, _ = name.split("_")
         (image if decision.group == "vision" else text).append(_sight(part, int(layer), decision))
-    return image, text, model.cost_model().of(trimming.decisions)
+    return image, text, model.cost_model().of(trimming.decisions, units_of(model.backbone, batch.token_mask))
 
 
 def _sight(part: str, layer: int, decision: Decision) -> Sight:

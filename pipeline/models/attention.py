@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# A dropped key may score far above the kept ones; its weight only scales a gradient, so it is bounded.
-LARGEST_EXPONENT = 30.0
+# A dropped key may score far above the kept ones; its weight only scales a gradient, so it is bounded. A larger bound
+# would let one key outweigh all else in the gradient of a step.
+LARGEST_EXPONENT = 10.0
 
 
 @dataclass(frozen=True)

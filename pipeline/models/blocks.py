@@ -73,7 +73,9 @@ class PreNormBlock(nn.Module):
 
     def cls_attention(self, x_BND: Tensor) -> Tensor:
         """(B, n) attention of CLS to the other n = N - 1 tokens, mean over heads, softmax over all N."""
-        return self.attn.cls_row(self.norm1(x_BND)).mean(1)[:, 1:]
+        # In bf16 near-uniform attention is full of ties, and ties go to the lower position: the top left would win.
+        with torch.autocast(x_BND.device.type, enabled=False):
+            return self.attn.cls_row(self.norm1(x_BND.to(self.norm1.weight.dtype))).mean(1)[:, 1:]
 
 
 class Projections(nn.Module):

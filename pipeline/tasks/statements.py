@@ -154,7 +154,7 @@ class StatementTask:
     def _trimmed(self, answers: Answers, batch: ImageTextBatch, progress: float) -> Losses:
         assert answers.trimmed_B2 is not None
         units = units_of(self.model.backbone, batch.token_mask)
-        measured = (self.cost.of(answers.decisions) / self.cost.full(units)).mean()
+        measured = (self.cost.of(answers.decisions, units) / self.cost.full(units)).mean()
         # Cost is that of the global batch: a process alone would have its own few instances keep the wanted share.
         shares = global_means({**kept_shares(answers.decisions, units), "measured": measured})
         measured = shares.pop("measured")

@@ -74,12 +74,16 @@ class CostModel:
     def at_share(self, units: Units, share: float) -> Tensor:
         """(B,) MACs where every layer keeps the same share of tokens and heads, trimmers included."""
         counts = self._uniform(units, share)
-        return self.fixed + schedule_macs(self.steps, counts) + self._own(counts)
+        return self.fixed + schedule_macs(self.steps, counts) + self._own(counts, units)
 
-    def of(self, decisions: Mapping[str, Decision]) -> Tensor:
-        """(B,) MACs of given decisions, trimmers included."""
+    def of(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
+        """(B,) MACs of given decisions on instances with these units, trimmers included.
+
+        A trimmed head counts as not computed at all. Packed execution skips its attention; its slices of the
+        projections are still made there.
+        """
         counts = self._decided(decisions)
-        return self.fixed + schedule_macs(self.steps, counts) + self._own(counts)
+        return self.fixed + schedule_macs(self.steps, counts) + self._own(counts, units)
 
     def _sites(self) -> list[tuple[Step, Advance, str]]:
         return [(step, advance, site(step, advance)) for step in self.steps for advance in step.advances]
@@ -87,8 +91,9 @@ class CostModel:
     def _uniform(self, units: Units, share: float) -> dict[str, StepCounts]:
         counts = {}
         for _, advance, name in self._sites():
-            tokens = 1 + share * units.of(group_of(advance))
-            source = torch.zeros_like(tokens) if advance.source is None else 1 + share * units.vision
+            tokens = 1 + share * units.of(group_of(advance.stream))
+            none = torch.zeros_like(tokens)
+            source = none if advance.source is None else 1 + share * units.of(group_of(advance.source))
             heads = torch.full_like(tokens, share * block_size(advance)[1])
             counts[name] = StepCounts(tokens, source, heads, heads)
         return counts
@@ -96,11 +101,11 @@ class CostModel:
     def _decided(self, decisions: Mapping[str, Decision]) -> dict[str, StepCounts]:
         counts: dict[str, StepCounts] = {}
         last: dict[str, Tensor] = {}
-        for _, advance, name in self._sites():
-            decision = decisions[name]
-            tokens = 1.0 + decision.tokens_B.detach()
+        for step, advance, name in self._sites():
+            # Streams that advance together have all decided before any of them attends to another.
+            last |= {a.stream: 1.0 + decisions[site(step, a)].tokens_B.detach() for a in step.advances}
+            decision, tokens = decisions[name], last[advance.stream]
             none = torch.zeros_like(tokens)
-            last[advance.stream] = tokens
             counts[name] = StepCounts(
                 tokens,
                 none if advance.source is None else last[advance.source],
@@ -109,7 +114,7 @@ class CostModel:
             )
         return counts
 
-    def _own(self, counts: Mapping[str, StepCounts]) -> Tensor:
+    def _own(self, counts: Mapping[str, StepCounts], units: Units) -> Tensor:
         """(B,) MACs of the trimmers: token scores on the tokens that enter a step, the rest once an instance."""
         total = torch.zeros_like(next(iter(counts.values())).tokens)
         if self.trimmers is None:
@@ -118,7 +123,7 @@ class CostModel:
         for _, advance, name in self._sites():
             part = self.trimmers[name]
             assert isinstance(part, StepTrimmers)
-            tokens = entering.get(advance.stream, counts[name].tokens)
+            tokens = entering.get(advance.stream, 1.0 + units.of(group_of(advance.stream)))
             inner = part.tokens.key.in_features
             per_token = linear_macs(part.tokens.down) + linear_macs(part.tokens.local) + inner
             once = linear_macs(part.tokens.ask) + inner**2 + linear_macs(part.self_heads)

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.models.schedule import Advance, HeadMasks, Step, Streams, TokenStream, site
+from pipeline.models.schedule import HeadMasks, Step, Streams, TokenStream, site
 from pipeline.precision import at_least_float32
 from pipeline.trimming.trimmers import StepTrimmers, Trimmers
 
@@ -101,7 +101,7 @@ class MaskedTrimming:
             masks[advance.stream] = heads
             changed[advance.stream] = replace(stream, present=present_BN)
             self.decisions[site(step, advance)] = Decision(
-                group_of(advance),
+                group_of(advance.stream),
                 present_BN[:, 1:].sum(1),
                 heads.self_BH,
                 heads.cross_BH,
@@ -118,7 +118,7 @@ class MaskedTrimming:
 
 
 class PackedTrimming:
-    """Trimmed tokens are taken out; trimmed heads are not computed. For inference, on packed streams.
+    """Trimmed tokens are taken out; the attention of trimmed heads is skipped. For inference, on packed streams.
 
     Args:
         trimmers: All trimmers of the backbone.
@@ -142,7 +142,7 @@ class PackedTrimming:
             assert kept.offsets is not None
             lengths_B = torch.tensor(kept.offsets, device=kept.x.device).diff()
             self.decisions[site(step, advance)] = Decision(
-                group_of(advance), lengths_B - 1, heads.self_BH, heads.cross_BH, kept.origin, None, kept.offsets
+                group_of(advance.stream), lengths_B - 1, heads.self_BH, heads.cross_BH, kept.origin, None, kept.offsets
             )
         return {**streams, **changed}, masks
 
@@ -180,6 +180,6 @@ def keep_packed(stream: TokenStream, kept_T: Tensor) -> TokenStream:
     return replace(stream, x=stream.x[kept_T], origin=origin, offsets=(0, *ends.tolist()))
 
 
-def group_of(advance: Advance) -> str:
+def group_of(stream: str) -> str:
     """Which kept share a stream's tokens count for: vision or text."""
-    return "vision" if advance.stream == "image" else "text"
+    return "vision" if stream == "image" else "text"

@@ -44,7 +44,8 @@ def test_masked_and_packed_execution_agree(trimmers: TrimmerConfig, seed: int) -
         assert decision.self_BH is not None and other.self_BH is not None
         assert torch.equal(decision.self_BH, other.self_BH)
     cost = model.cost_model()
-    torch.testing.assert_close(cost.of(masked.decisions), cost.of(packed.decisions))
+    units = units_of(model.backbone, batch.token_mask)
+    torch.testing.assert_close(cost.of(masked.decisions, units), cost.of(packed.decisions, units))
 
 
 def test_where_nothing_is_trimmed_the_answers_are_the_full_models() -> None:
@@ -138,7 +139,7 @@ def test_masks_and_scores_stay_exact_under_autocast() -> None:
     for decision in answers.decisions.values():
         assert decision.tokens_B.dtype == torch.float32
         assert decision.self_BH is not None and decision.self_BH.dtype == torch.float32
-    assert task.cost.of(answers.decisions).dtype == torch.float32
+    assert task.cost.of(answers.decisions, units_of(model.backbone, batch.token_mask)).dtype == torch.float32
 
 
 def test_packing_keeps_order_and_the_class_token() -> None:
