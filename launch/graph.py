@@ -256,8 +256,8 @@ class _Runner:
                 with open(stage.folder / "log.txt", "a", encoding="utf-8") as file:
                     file.write("".join(traceback.format_exception(error)))
         except (OSError, UserError) as second:
-            # The likely cause is a full disk, and then the first error says so too.
-            log.warning("stage %s: its failure could not be recorded: %s", stage.name, one_line(second))
+            # The likely cause is a full disk, and then the first error, which is told anyhow, says so too.
+            log.debug("stage %s: its failure could not be recorded", stage.name, exc_info=second)
         self._failures[stage.name] = Failure(message=message, by_user=by_user)
         self._outcomes[stage.name] = "failed"
         self._observer.stage_ended(stage, "failed", seconds, message)

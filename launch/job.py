@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
-from data_prep.files import read_json, write_json
+from data_prep.files import is_disk_full, read_json, write_json
 from launch.graph import StageFailed
 
 if TYPE_CHECKING:
@@ -28,6 +29,28 @@ RESULT = "result.json"
 LOG = "log.txt"
 _ERROR_BYTES = 8192
 _MESSAGE_CHARACTERS = 1000  # of which one takes 6 bytes at most as JSON
+
+
+class LogFile(logging.FileHandler):
+    """A log in a file that is made when first needed; where the disk is full, lines are lost and nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Keeps quiet about a full disk, of which whoever needed the space tells."""
+        error = sys.exc_info()[1]
+        if not (isinstance(error, OSError) and is_disk_full(error)):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Closes the file, what could not be written notwithstanding."""
+        try:
+            super().close()
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
 
 
 class JobFailed(StageFailed):
@@ -141,8 +164,7 @@ def _log_path(folder: Path, rank: int) -> Path:
 @contextmanager
 def _logging_to(folder: Path, rank: int) -> Iterator[None]:
     """Sends what this process logs to the stage's log.txt, other ranks' to a file beside it."""
-    handler = logging.FileHandler(_log_path(folder, rank), encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = LogFile(_log_path(folder, rank))
     root = logging.getLogger()
     level = root.level
     root.addHandler(handler)

@@ -16,11 +16,12 @@ from types import FrameType
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.files import read_json, write_atomic, write_json
+from data_prep.files import is_disk_full, read_json, write_atomic, write_json
 from launch import machine, preflight
 from launch.backend import Backend
 from launch.config import RunConfig
 from launch.graph import Failure, GraphResult, Stage, one_line, read_status, run_graph
+from launch.job import LogFile
 from launch.lock import LOCK, RunLock
 from launch.progress import ProgressDisplay
 from launch.reading import dump_config
@@ -196,22 +197,29 @@ def _finish(
 ) -> RunResult:
     """Gathers what the stages wrote, and reports on it, whether or not all of them succeeded."""
     rows = [row for stage in stages if _is_done(stage) for row in _rows(stage.folder)]
-    write_json(out / RESULTS, rows)
-    write_atomic(out / METRICS, "".join(_metrics(stages)))
-    if facts["finished"] is None:
-        times = {"finished": _now() if result.complete else None, "seconds": round(facts["seconds"] + seconds, 1)}
-        write_json(out / RUN, facts | times)
     failures, report = dict(result.failures), None
     try:
+        _gather(out, stages, rows)
+        if facts["finished"] is None:
+            times = {"finished": _now() if result.complete else None, "seconds": round(facts["seconds"] + seconds, 1)}
+            write_json(out / RUN, facts | times)
         from launch.report import write_report  # matplotlib comes with it, which the start need not wait for
 
         report = write_report(out)
     except Exception as error:
-        log.exception("the report could not be written")
-        failures["report"] = Failure(message=one_line(error), by_user=isinstance(error, UserError))
+        by_user = isinstance(error, UserError) or (isinstance(error, OSError) and is_disk_full(error))
+        if not by_user:
+            _printed.error("the report could not be written", exc_info=error)
+        failures["report"] = Failure(message=one_line(error), by_user=by_user)
     return RunResult(
         out=out, outcomes=dict(result.outcomes), failures=failures, rows=rows, report=report, seconds=seconds
     )
+
+
+def _gather(out: Path, stages: Sequence[Stage], rows: list[dict[str, Any]]) -> None:
+    """Writes results and metrics of all stages into one file each."""
+    write_json(out / RESULTS, rows)
+    write_atomic(out / METRICS, "".join(_metrics(stages)))
 
 
 def _is_done(stage: Stage) -> bool:
@@ -240,8 +248,7 @@ def _now() -> str:
 @contextlib.contextmanager
 def _log_file(out: Path) -> Iterator[None]:
     """Keeps what the launcher logs, tracebacks too, in the run folder."""
-    handler = logging.FileHandler(out / LOG, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = LogFile(out / LOG)
     loggers = (logging.getLogger(), _printed)
     for logger in loggers:
         logger.addHandler(handler)
