@@ -288,11 +288,11 @@ def test_no_pictures_are_drawn_where_none_are_wanted(data: Path, pretrained: Pat
 
 def test_a_budget_ends_training_in_time_with_its_schedule_complete(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pretrain"
-    more = {"run": {"pretrain.loop.samples": 800000}, "budget_seconds": 2.0}
+    more = {"run": {"pretrain.loop.samples": 800000}, "budget_seconds": 4.0}
     result = run_job(job_of(data, folder, "pretrain", **more), Process())
-    assert 2.0 <= result["seconds"] < 30.0  # the steps would take hours; a busy machine may finish its last one late
+    assert 4.0 <= result["seconds"] < 12.0
     rates = [line["lr"] for line in read_metrics(folder / "metrics.jsonl")]
-    assert rates[-1] < 0.8 * max(rates)
+    assert rates[-1] < 0.4 * max(rates)
 
 
 @pytest.mark.parametrize(
