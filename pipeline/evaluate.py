@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,10 +83,10 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
     jobs: list[Callable[[], list[Row]]] = []
     if trained.pretrained is not None:
         for split in config.retrieval_splits:
-            jobs.append(_bind(_retrieval, config, trained.pretrained, split, inputs, tokenizer, stage))
+            jobs.append(partial(_retrieval, config, trained.pretrained, split, inputs, tokenizer, stage))
     for name, folder in trained.trimmed.items():
         for split in config.statement_splits:
-            jobs.append(_bind(_statements, config, name, folder, split, inputs, tokenizer, stage))
+            jobs.append(partial(_statements, config, name, folder, split, inputs, tokenizer, stage))
     stage.folder.mkdir(parents=True, exist_ok=True)
     progress = ProgressFile(stage.folder / "progress.json", len(jobs), "evaluations")
     rows: list[Row] = []
@@ -94,10 +95,6 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
         rows += job()
     progress.show(len(jobs), now=True)
     return [{**row, "seed": inputs.seed} for row in rows]
-
-
-def _bind(job: Callable[..., list[Row]], *args: Any) -> Callable[[], list[Row]]:
-    return lambda: job(*args)
 
 
 def load_backbone(folder: Path) -> Albef:
