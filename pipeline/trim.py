@@ -57,7 +57,7 @@ class TrimConfig:
             raise UserError(
                 f"trim.targets={list(self.targets)} must be different speed-ups of at least 1.0, such as [1.0, 2.0]"
             )
-        above_zero(self, "trim", "head_scale")
+        above_zero(self, "trim", "head_scale", "trimmer_scale")
 
 
 def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stage: Stage) -> dict[str, Any]:

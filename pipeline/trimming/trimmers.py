@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_prep.errors import UserError
-from pipeline.limits import a_share, above_zero
+from pipeline.limits import a_share, above_zero, at_least
 from pipeline.models.blocks import PostNormBlock, PreNormBlock
 from pipeline.models.schedule import Advance, Step, TokenStream, site
 
@@ -44,6 +44,7 @@ class TrimmerConfig:
             raise UserError(f"trimmers.width_share={self.width_share} must lie in (0, 1]")
         above_zero(self, "trimmers", "temperature", "last_std")
         a_share(self, "trimmers", "noise_ramp")
+        at_least(self, "trimmers", 0, "noise")
 
 
 def mlp(width_in: int, hidden: int, width_out: int, last_std: float, bias: float = 0.0) -> nn.Sequential:
