@@ -2,8 +2,8 @@
 
 Pictures come in twos, A and B. A statement that is true of A and false of B is told of both, and so is one
 that is true of B and false of A. So every text is true exactly as often as it is false, and every picture has
-as many true statements as false ones: neither the text nor the picture alone tells anything. Half of the time
-B is A with one thing changed. No two splits share a scene, whatever their seeds (`shapes_world.ownership`).
+as many true statements as false ones: neither the text nor the picture alone tells anything. In a quarter of the
+twos B is A with one thing changed. No two splits share a scene, whatever their seeds (`shapes_world.ownership`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,7 +51,7 @@ _CHANGES = {
     "count": ("look", "number"),
 }
 _SLOTS = 2  # each gives every picture one true and one false statement
-_EDITED_SHARE = 0.5
+_EDITED_SHARE = 0.25
 _TRIES = 8
 
 
