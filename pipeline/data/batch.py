@@ -19,6 +19,8 @@ class ImageTextBatch:
         labels: (B,) int64, 1 where the text is true of the image, 0 where it is not, -1 where nobody says.
         sample_ids: (B,) int64, the identity of the image: its row in samples.npy, counted on over the sources
             of a mix.
+        draw_seeds: (B,) int64 that random choices about each sample derive from (`seeds.uniforms`): one for each
+            (seed of the run, data set, epoch, sample, text), the same in every layout of ranks; 0 in evaluation.
         texts: the B texts as written in the data.
         captions: all captions of each image.
         keys: name of each sample.
@@ -32,6 +34,7 @@ class ImageTextBatch:
     token_mask: Tensor
     labels: Tensor
     sample_ids: Tensor
+    draw_seeds: Tensor
     texts: list[str]
     captions: list[list[str]]
     keys: list[str]
@@ -64,4 +67,5 @@ class ImageTextBatch:
             token_mask=change(self.token_mask),
             labels=change(self.labels),
             sample_ids=change(self.sample_ids),
+            draw_seeds=change(self.draw_seeds),
         )

@@ -14,9 +14,9 @@ from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.decode import Pixels
 from pipeline.data.order import EvalOrder, OrderConfig, Pick, TrainOrder, Unit
-from pipeline.data.seeds import generator
+from pipeline.data.seeds import draw, generator
 from pipeline.data.shards import ShardFolder, TextKind
-from pipeline.data.stream import StepDataset
+from pipeline.data.stream import DrawSeed, StepDataset
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, eval_image, train_image
 from pipeline.process import Process
@@ -175,7 +175,8 @@ def train_loader(
     order.slots(0, process.rank, process.world_size)  # the batch must divide: say so before any worker starts
     digests = [folder.digest for folder in folders]
     transform = partial(_augment, config, seed, digests) if config.augments else partial(_plain, config)
-    dataset = _dataset(folders, order, transform, tokenizer, text, config, process)
+    draw_seed = partial(_draw_seed, seed, digests)
+    dataset = _dataset(folders, order, transform, draw_seed, tokenizer, text, config, process)
     return StepLoader(dataset, range(start_step, max(steps, start_step)), config, process)
 
 
@@ -213,7 +214,7 @@ def eval_loader(
     units = folder.units(text, unit)
     _check_not_empty(folder, units.total, text)
     order = EvalOrder(units, batch_size, process.world_size, limit)
-    dataset = _dataset([folder], order, partial(_plain, config), tokenizer, text, config, process)
+    dataset = _dataset([folder], order, partial(_plain, config), _draws_nothing, tokenizer, text, config, process)
     return StepLoader(dataset, range(order.steps), config, process)
 
 
@@ -231,10 +232,19 @@ def _plain(config: TransformConfig, data: bytes, text: str, pick: Pick) -> Pixel
     return eval_image(data, config)
 
 
+def _draw_seed(seed: int, digests: list[str], pick: Pick) -> int:
+    return draw(1 << 63, seed, digests[pick.source], pick.epoch, pick.row, pick.text, "draws")
+
+
+def _draws_nothing(pick: Pick) -> int:
+    return 0
+
+
 def _dataset(
     folders: Sequence[ShardFolder],
     order: TrainOrder | EvalOrder,
     transform: partial[Pixels],
+    draw_seed: DrawSeed,
     tokenizer: Tokenizer,
     text: TextKind,
     config: LoaderConfig,
@@ -244,6 +254,7 @@ def _dataset(
         folders,
         order,
         transform,
+        draw_seed,
         tokenizer,
         text=text,
         size=(config.height, config.width),

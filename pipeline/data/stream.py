@@ -19,6 +19,7 @@ from pipeline.data.text import Tokenizer
 logger = logging.getLogger(__name__)
 
 Transform = Callable[[bytes, str, Pick], Pixels]
+DrawSeed = Callable[[Pick], int]
 Skipped = list[tuple[str, str]]
 
 
@@ -30,6 +31,7 @@ class Item:
     text: str
     label: int
     sample_id: int
+    draw_seed: int
     sample: Sample
 
 
@@ -45,6 +47,7 @@ class StepDataset(Dataset[ImageTextBatch]):
         folders: Sequence[ShardFolder],
         order: Order,
         transform: Transform,
+        draw_seed: DrawSeed,
         tokenizer: Tokenizer,
         *,
         text: TextKind,
@@ -59,6 +62,7 @@ class StepDataset(Dataset[ImageTextBatch]):
             folders: the sources that the order numbers.
             order: which samples a step has.
             transform: encoded image, its text and its place in the order -> pixels.
+            draw_seed: place in the order -> what random choices about the sample derive from, in [0, 2**63).
             tokenizer: of the texts.
             text: which of a sample's texts go with it.
             size: (height, width) that the transform gives.
@@ -69,6 +73,7 @@ class StepDataset(Dataset[ImageTextBatch]):
         self._folders = list(folders)
         self._order = order
         self._transform = transform
+        self._draw_seed = draw_seed
         self._tokenizer = tokenizer
         self._text: TextKind = text
         self._size = size
@@ -120,6 +125,7 @@ class StepDataset(Dataset[ImageTextBatch]):
             text=text,
             label=label,
             sample_id=self._first_ids[pick.source] + pick.row,
+            draw_seed=self._draw_seed(pick),
             sample=sample,
         )
 
@@ -135,6 +141,7 @@ class StepDataset(Dataset[ImageTextBatch]):
             token_mask=mask,
             labels=torch.tensor([item.label for item in items], dtype=torch.int64),
             sample_ids=torch.tensor([item.sample_id for item in items], dtype=torch.int64),
+            draw_seeds=torch.tensor([item.draw_seed for item in items], dtype=torch.int64),
             texts=texts,
             captions=[item.sample.captions for item in items],
             keys=[item.sample.key for item in items],

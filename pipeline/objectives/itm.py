@@ -28,9 +28,10 @@ def negative_weights(logits_BB: Tensor, same_BB: Tensor) -> Tensor:
     Returns:
         Weights; a row whose columns are all the same gets equal weights off the diagonal, for there must be one.
     """
-    weights = logits_BB.detach().float().softmax(1).masked_fill(same_BB, 0)
+    # Masked before the softmax: beside a pair that scores far higher the true negatives would all round to 0.
+    weights = logits_BB.detach().float().masked_fill(same_BB, -torch.inf).softmax(1)
     off_diagonal = 1 - torch.eye(len(weights), device=weights.device)
-    return torch.where(weights.sum(1, keepdim=True) > 0, weights, off_diagonal)
+    return torch.where(same_BB.all(1, keepdim=True), off_diagonal, weights)
 
 
 def draw_negatives(

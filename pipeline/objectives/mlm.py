@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.data.seeds import uniforms
 from pipeline.objectives.gather import mean_over_global_count
 
 
@@ -35,7 +36,7 @@ class Vocabulary:
     size: int
 
 
-def mask_words(ids_BL: Tensor, mask_BL: Tensor, share: float, words: Vocabulary) -> MaskedWords:
+def mask_words(ids_BL: Tensor, mask_BL: Tensor, seeds_B: Tensor, share: float, words: Vocabulary) -> MaskedWords:
     """Draw positions with probability `share`: 80% become the mask token, 10% a random word, 10% stay.
 
     Neither padding nor the class token is drawn; the end token may be, as in the reference.
@@ -43,18 +44,18 @@ def mask_words(ids_BL: Tensor, mask_BL: Tensor, share: float, words: Vocabulary)
     Args:
         ids_BL: Token ids, class token first.
         mask_BL: True at real tokens.
+        seeds_B: Seed of each row's draws; the same row is masked alike in every batch and on every process.
         share: Probability of each position.
         words: Mask id and vocabulary size.
 
     Returns:
-        The masked text; draws come from torch's random state.
+        The masked text.
     """
-    chance_BL = torch.rand(ids_BL.shape, device=ids_BL.device)
+    # Position by position, so that the draws do not depend on the padding.
+    chance_BL, kind_BL, word_BL = uniforms(seeds_B, 3 * ids_BL.shape[1]).unflatten(1, (-1, 3)).unbind(-1)
     drawn_BL = (chance_BL < share) & mask_BL.bool()
     drawn_BL[:, 0] = False
-    kind_BL = torch.rand(ids_BL.shape, device=ids_BL.device)
-    random_BL = torch.randint_like(ids_BL, words.size)
-    changed_BL = torch.where(kind_BL < 0.8, torch.full_like(ids_BL, words.mask), random_BL)
+    changed_BL = torch.where(kind_BL < 0.8, words.mask, (word_BL * words.size).to(ids_BL.dtype))
     ids = torch.where(drawn_BL & (kind_BL < 0.9), changed_BL, ids_BL)
     return MaskedWords(ids, drawn_BL, ids_BL[drawn_BL])
 

@@ -104,7 +104,8 @@ class AlbefPretraining:
         """The online model's three losses with the momentum model's labels."""
         ramp = self.objectives.alpha_ramp
         alpha = self.objectives.alpha * (min(1.0, progress / ramp) if ramp else 1.0)
-        draws = Draws(mask_words(batch.token_ids, batch.token_mask, self.objectives.mask_share, self.words))
+        share = self.objectives.mask_share
+        draws = Draws(mask_words(batch.token_ids, batch.token_mask, batch.draw_seeds, share, self.words))
         named = forward(self.normalise(batch.pixels), batch, self.teacher, self.queue, alpha, draws)
         total = named["itc"] + named["itm"] + named["mlm"]
         return Losses(total, named, {"temperature": self.model.temp.detach().clone().squeeze(), "alpha": alpha})

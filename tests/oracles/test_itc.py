@@ -60,8 +60,9 @@ def batch_of(vectors: Vectors, step: str) -> ImageTextBatch:
     names = [str(row) for row in range(len(ids))]
     return ImageTextBatch(
         pixels=vectors[step + "pixels"], token_ids=ids, token_mask=vectors[step + "attention_mask"].bool(),
-        labels=torch.full((len(ids),), -1), sample_ids=torch.arange(len(ids)), texts=names, captions=[names] * len(ids),
-        keys=names, groups=names, clusters=names, skipped=[],
+        labels=torch.full((len(ids),), -1), sample_ids=torch.arange(len(ids)),
+        draw_seeds=torch.arange(len(ids)),
+        texts=names, captions=[names] * len(ids), keys=names, groups=names, clusters=names, skipped=[],
     )  # fmt: skip
 
 
@@ -118,4 +119,5 @@ def test_weights_of_negatives_are_the_references(path: Path | None) -> None:
     same = torch.eye(size, dtype=torch.bool)
     for direction in ("i2t", "t2i"):
         weights = negative_weights(vectors[f"step0/sim_{direction}"][:, :size], same)
-        assert_same(weights.double(), vectors[f"step0/weights_{direction}"], 1e-6)  # drawn from in float32
+        theirs = vectors[f"step0/weights_{direction}"]  # multinomial, which they are for, divides by their sum
+        assert_same(weights.double(), theirs / theirs.sum(1, keepdim=True), 1e-6)  # drawn from in float32

@@ -33,8 +33,8 @@ def small_batch(size: int = 4, seed: int = 0, labels: int = 2) -> ImageTextBatch
     return ImageTextBatch(
         pixels=torch.randint(0, 256, (size, 3, 32, 32), generator=generator, dtype=torch.uint8),
         token_ids=ids, token_mask=mask, labels=torch.randint(0, labels, (size,), generator=generator),
-        sample_ids=torch.arange(size) + 1000 * seed, texts=names, captions=[[name] for name in names],
-        keys=names, groups=names, clusters=names, skipped=[],
+        sample_ids=torch.arange(size) + 1000 * seed, draw_seeds=torch.arange(size) + 1000 * seed,
+        texts=names, captions=[[name] for name in names], keys=names, groups=names, clusters=names, skipped=[],
     )  # fmt: skip
 
 

@@ -152,13 +152,30 @@ def test_masking_draws_words_only_and_in_the_stated_shares() -> None:
     ids = torch.randint(5, 50, (4000, 10))
     mask = torch.arange(10) < 8
     mask = mask.expand_as(ids)
-    masked = mask_words(ids, mask, 0.15, WORDS)
+    masked = mask_words(ids, mask, torch.arange(4000), 0.15, WORDS)
     assert not masked.drawn_BL[:, 0].any() and not masked.drawn_BL[:, 8:].any()
     assert abs(masked.drawn_BL[:, 1:8].double().mean() - 0.15) < 0.01
     changed = masked.ids_BL[masked.drawn_BL]
     assert abs((changed == WORDS.mask).double().mean() - 0.8) < 0.02
     assert abs((changed == masked.target_M).double().mean() - 0.1) < 0.02
     assert torch.equal(masked.ids_BL[~masked.drawn_BL], ids[~masked.drawn_BL])
+
+
+def test_a_row_is_masked_alike_in_every_batch_and_under_any_padding() -> None:
+    ids, mask, seeds = torch.randint(5, 50, (64, 10)), torch.ones(64, 10, dtype=torch.bool), torch.randint(2**62, (64,))
+    whole = mask_words(ids, mask, seeds, 0.3, WORDS)
+    rows = torch.tensor([40, 3, 17])
+    part = mask_words(ids[rows, :8], mask[rows, :8], seeds[rows], 0.3, WORDS)
+    assert torch.equal(part.ids_BL, whole.ids_BL[rows, :8]) and torch.equal(part.drawn_BL, whole.drawn_BL[rows, :8])
+    assert not torch.equal(whole.drawn_BL[:32], whole.drawn_BL[32:])
+
+
+def test_negatives_keep_their_odds_beside_a_pair_that_scores_far_higher() -> None:
+    logits = torch.tensor([[500.0, 1.0, 0.0], [0.0, 500.0, 0.0], [0.0, 0.0, 500.0]])
+    weights = negative_weights(logits, torch.eye(3, dtype=torch.bool))
+    torch.testing.assert_close(
+        weights[0], torch.tensor([0.0, 1.0, 0.0]).lerp(torch.tensor([0.0, 0.0, 1.0]), 0.26894142)
+    )
 
 
 def test_the_momentum_tower_follows_encoders_and_projections_only() -> None:

@@ -35,9 +35,15 @@ def training(tokenizer: Tokenizer):
 
 def content(batch: ImageTextBatch) -> list[tuple]:
     return [
-        (key, text, label, pixels.tobytes(), tuple(ids))
-        for key, text, label, pixels, ids in zip(
-            batch.keys, batch.texts, batch.labels.tolist(), batch.pixels.numpy(), batch.token_ids.tolist(), strict=True
+        (key, text, label, pixels.tobytes(), tuple(ids), draws)
+        for key, text, label, pixels, ids, draws in zip(
+            batch.keys,
+            batch.texts,
+            batch.labels.tolist(),
+            batch.pixels.numpy(),
+            batch.token_ids.tolist(),
+            batch.draw_seeds.tolist(),
+            strict=True,
         )
     ]
 
@@ -108,9 +114,19 @@ def test_a_run_that_is_over_gives_nothing(make_split: MakeSplit, training) -> No
 
 def test_augmentation_differs_between_epochs(make_split: MakeSplit, training) -> None:
     seen: dict[tuple[str, str], set[bytes]] = {}
-    for key, text, _, pixels, _ in sequence(training(make_split(12), steps=12)):
+    for key, text, _, pixels, _, _ in sequence(training(make_split(12), steps=12)):
         seen.setdefault((key, text), set()).add(pixels)
     assert max(len(pixels) for pixels in seen.values()) > 1
+
+
+def test_each_use_of_a_sample_draws_anew_and_evaluation_never(make_split: MakeSplit, training, tokenizer) -> None:
+    path = make_split(12)
+    draws = [sample[-1] for sample in sequence(training(path, steps=12))]
+    assert len(set(draws)) == len(draws)
+    again = [sample[-1] for sample in sequence(training(path, steps=12, seed=1))]
+    assert not set(draws) & set(again)
+    options = {"text": "captions", "unit": "pair", "config": CONFIG, "tokenizer": tokenizer, "batch_size": 4}
+    assert not any(batch.draw_seeds.any() for batch in eval_loader(path, **options, process=Process()))
 
 
 def test_a_mix_keeps_its_ratio_in_every_batch_and_its_images_apart(make_split: MakeSplit, training) -> None:
@@ -261,7 +277,7 @@ def test_a_batch_moves_whole(make_split: MakeSplit, training) -> None:
     batch = next(iter(training(make_split(12))))
     moved = batch.to("meta")
     assert {t.device.type for t in (moved.pixels, moved.token_ids, moved.token_mask, moved.labels)} == {"meta"}
-    assert moved.sample_ids.device.type == "meta" and moved.keys == batch.keys
+    assert moved.sample_ids.device.type == moved.draw_seeds.device.type == "meta" and moved.keys == batch.keys
 
 
 @pytest.mark.parametrize(

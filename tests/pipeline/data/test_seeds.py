@@ -1,8 +1,9 @@
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.seeds import draw, generator, permutation
+from pipeline.data.seeds import draw, generator, permutation, uniforms
 
 
 @given(st.integers(0, 50), st.integers())
@@ -24,3 +25,17 @@ def test_parts_do_not_run_into_each_other() -> None:
 
 def test_numpy_integers_count_as_plain_ones() -> None:
     assert draw(2**60, np.int64(5), "a") == draw(2**60, 5, "a")
+
+
+def test_uniforms_are_splitmix64s() -> None:
+    # The first two outputs for the seeds 0 and 1234567, as published with the algorithm.
+    published = [[0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4], [6457827717110365317, 3203168211198807973]]
+    wanted = torch.tensor([[(bits >> 11) * 2.0**-53 for bits in row] for row in published], dtype=torch.float64)
+    assert torch.equal(uniforms(torch.tensor([0, 1234567]), 2), wanted)
+
+
+def test_uniforms_fill_the_unit_interval_evenly() -> None:
+    drawn = uniforms(torch.arange(2000), 50)
+    assert drawn.min() >= 0 and drawn.max() < 1
+    counts = torch.histc(drawn.flatten(), 10, 0, 1)
+    assert (counts / drawn.numel() - 0.1).abs().max() < 0.005
