@@ -1,7 +1,7 @@
 """The evaluation stage: scores of exported models, with intervals and costs, as rows of results.json."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from data_prep.errors import UserError
-from pipeline.checkpoint import load_weights
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import StepLoader, eval_loader
 from pipeline.data.text import Tokenizer
+from pipeline.exports import load_backbone, load_statement_model
 from pipeline.limits import at_least
 from pipeline.measure.bootstrap import group_interval
-from pipeline.models.albef import Albef, AlbefConfig
 from pipeline.models.schedule import Intervention
 from pipeline.process import Process
 from pipeline.progress import ProgressFile
@@ -25,7 +23,6 @@ from pipeline.setup import Inputs
 from pipeline.tasks.retrieval import Encoded, encode_pairs, join, recalls, rerank
 from pipeline.tasks.statements import StatementModel
 from pipeline.train import Stage
-from pipeline.trim import load_statement_model
 from pipeline.trimming.cost import CostModel, units_of
 from pipeline.trimming.smarttrim import PackedTrimming
 
@@ -77,7 +74,8 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
         stage: Folder and process.
 
     Returns:
-        Rows {"stage", "method", "target", "task", "split", "metric", "value", "low", "high", "gmacs", "seed"}.
+        Rows {"stage", "method", "target", "task", "split", "metric", "value", "low", "high", "gmacs", "samples",
+        "skipped", "seed"}; `samples` were evaluated, `skipped` could not be used.
     """
     tokenizer = inputs.load_tokenizer()
     jobs: list[Callable[[], list[Row]]] = []
@@ -95,20 +93,6 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
         rows += job()
     progress.show(len(jobs), now=True)
     return [{**row, "seed": inputs.seed} for row in rows]
-
-
-def load_backbone(folder: Path) -> Albef:
-    """The model of a pre-training stage's export, in evaluation mode.
-
-    Raises:
-        UserError: The folder holds something else.
-    """
-    tensors, described = load_weights(folder)
-    if described.get("kind") != "albef":
-        raise UserError(f"{folder} holds a {described.get('kind')!r} model; a pre-trained albef is wanted")
-    model = Albef(AlbefConfig.from_dict(described["model"]))
-    model.load_state_dict(tensors)
-    return model.eval()
 
 
 def loader_of(
@@ -141,7 +125,8 @@ def _retrieval(
     clusters: list[str] = []
     gmacs: list[float] = []
     cost = CostModel(model, model.itm_head, None)
-    for batch in loader_of(inputs, split, "captions", config.batch_size, tokenizer, config.retrieval_pairs):
+    loader = loader_of(inputs, split, "captions", config.batch_size, tokenizer, config.retrieval_pairs)
+    for batch in loader:
         batch = batch.to(device)
         parts.append(encode_pairs(model, inputs.normalise(batch.pixels), batch.token_ids, batch.token_mask))
         clusters += batch.clusters
@@ -154,6 +139,8 @@ def _retrieval(
         "task": "retrieval",
         "split": split,
         "gmacs": sum(gmacs) / len(gmacs),
+        "samples": loader.seen,
+        "skipped": loader.bad,
     }
     rows = []
     for direction, ranks in (("TR", image_ranks), ("IR", text_ranks)):
@@ -172,7 +159,8 @@ def _statements(
     gmacs: list[float] = []
     groups: list[str] = []
     clusters: list[str] = []
-    for batch, scores_B2, macs_B in judged(model, config, split, inputs, tokenizer, stage.process.torch_device):
+    loader = loader_of(inputs, split, "statements", config.batch_size, tokenizer)
+    for batch, scores_B2, macs_B in judged(model, loader, inputs, stage.process.torch_device):
         right += (scores_B2.argmax(1) == batch.labels).float().tolist()
         gmacs += (macs_B / 1e9).tolist()
         groups += batch.groups
@@ -184,6 +172,8 @@ def _statements(
         "task": "statement",
         "split": split,
         "gmacs": sum(gmacs) / len(gmacs),
+        "samples": loader.seen,
+        "skipped": loader.bad,
     }
     rows = [{**row, "metric": "accuracy", **_interval(right, clusters)}]
     if len(set(groups)) < len(groups) and len(set(clusters)) < len(set(groups)):
@@ -193,16 +183,11 @@ def _statements(
 
 @torch.no_grad()
 def judged(
-    model: StatementModel,
-    config: EvaluateConfig,
-    split: str,
-    inputs: Inputs,
-    tokenizer: Tokenizer,
-    device: torch.device,
+    model: StatementModel, batches: Iterable[ImageTextBatch], inputs: Inputs, device: torch.device
 ) -> Iterator[tuple[ImageTextBatch, Tensor, Tensor]]:
     """Batches of statements with their (B, 2) scores and (B,) multiply-accumulates; trimmed models run packed."""
     cost = model.cost_model()
-    for batch in loader_of(inputs, split, "statements", config.batch_size, tokenizer):
+    for batch in batches:
         if not len(batch):
             continue
         batch = batch.to(device)

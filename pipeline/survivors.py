@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.shards import TextKind
-from pipeline.evaluate import EvaluateConfig, Trained, load_backbone, loader_of
+from pipeline.evaluate import EvaluateConfig, Trained, loader_of
+from pipeline.exports import load_backbone, load_statement_model
 from pipeline.measure.survivors import (
     Picture,
     overlay,
@@ -21,7 +22,6 @@ from pipeline.measure.survivors import (
 from pipeline.pruning.elip import ElipConfig
 from pipeline.setup import Inputs
 from pipeline.train import Stage
-from pipeline.trim import load_statement_model
 
 SENTENCES = 3
 

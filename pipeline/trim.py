@@ -8,19 +8,19 @@ from typing import Any, Literal
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipeline.checkpoint import export_weights, load_weights
+from pipeline.checkpoint import export_weights
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.text import Tokenizer
 from pipeline.engine import OptimizerConfig, build_engine, split_decay
+from pipeline.exports import load_backbone
 from pipeline.limits import above_zero
-from pipeline.models.albef import Albef, AlbefConfig
+from pipeline.models.albef import Albef
 from pipeline.process import Process
 from pipeline.setup import Inputs, check_batch, export_config, seed_everything
 from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.trimming.cost import Units, units_of
-from pipeline.trimming.trimmers import TrimmerConfig
 
 TYPICAL_TEXTS = 512
 
@@ -111,10 +111,8 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
 
 
 def _model(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, tokenizer: Tokenizer) -> StatementModel:
-    tensors, described = load_weights(backbone)
-    if described.get("kind") != "albef":
-        raise UserError(f"{backbone} holds a {described.get('kind')!r} model; a pre-trained albef is wanted")
-    sizes = AlbefConfig.from_dict(described["model"])
+    model = load_backbone(backbone)
+    sizes = model.config
     if sizes.text.vocab_size < tokenizer.vocab_size or (sizes.vision.height, sizes.vision.width_px) != (
         inputs.loader.height,
         inputs.loader.width,
@@ -124,8 +122,6 @@ def _model(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, to
             f"{sizes.text.vocab_size} words, this run gives {inputs.loader.height} x {inputs.loader.width} and "
             f"{tokenizer.vocab_size}; pre-train again, or set loader and tokenizer to the checkpoint's"
         )
-    model = Albef(sizes)
-    model.load_state_dict(tensors)
     return StatementModel(model, config.smarttrim.trimmers if target > 1 else None)
 
 
@@ -148,18 +144,3 @@ def _export(folder: Path, model: StatementModel, weights: dict[str, Tensor], tar
     trimmers = None if model.trimmers is None else asdict(model.trimmers.config)
     described = export_config("statement", model.backbone.config, inputs.loader, target=target, trimmers=trimmers)
     export_weights(folder, weights, described)
-
-
-def load_statement_model(folder: Path) -> tuple[StatementModel, dict[str, Any]]:
-    """The model of a trimming stage's export, ready to predict, and its config.json.
-
-    Raises:
-        UserError: The folder holds something else.
-    """
-    tensors, described = load_weights(folder)
-    if described.get("kind") != "statement":
-        raise UserError(f"{folder} holds a {described.get('kind')!r} model; a statement model is wanted")
-    trimmers = None if described["trimmers"] is None else TrimmerConfig(**described["trimmers"])
-    model = StatementModel(Albef(AlbefConfig.from_dict(described["model"])), trimmers)
-    model.load_state_dict(tensors)
-    return model.eval(), described

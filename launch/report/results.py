@@ -39,6 +39,9 @@ class Line:
     """Mean multiply-accumulates per instance, in units of 10^9."""
     ratio: float | None = None
     """`gmacs` divided by those of the untrimmed model (target 1.0) on the same task and split."""
+    samples: int = 0
+    skipped: int = 0
+    """Samples of the split that could not be used, beside the `samples` that were evaluated."""
     cells: Mapping[str, Cell] = field(default_factory=dict)
 
     @property
@@ -62,6 +65,16 @@ class TaskTable:
         return next((known[name] for name in _MAIN_METRICS if name in known), self.metrics[0])
 
     @property
+    def notes(self) -> list[str]:
+        """One sentence for each split of which not every sample could be evaluated."""
+        lines = {line.split: line for line in self.lines if line.skipped}
+        return [
+            f"{split}: {line.skipped:,} of {line.samples + line.skipped:,} samples could not be used and count in no "
+            "figure; see the stage's log"
+            for split, line in lines.items()
+        ]
+
+    @property
     def several_seeds(self) -> bool:
         """Whether the lines differ in their seed, so that it must be shown."""
         return len({line.seed for line in self.lines}) > 1
@@ -77,7 +90,8 @@ def group_results(rows: Iterable[Mapping[str, Any]]) -> list[TaskTable]:
 
     Args:
         rows: objects with "stage", "method", "target", "task", "split", "metric", "value", "low", "high",
-            "gmacs" and "seed"; a row measured again replaces the earlier one. Shares are in percent.
+            "gmacs", "samples", "skipped" and "seed"; a row measured again replaces the earlier one.
+            Shares are in percent.
     """
     tasks: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -107,6 +121,8 @@ def _line(rows: Sequence[Mapping[str, Any]], ratio: float | None = None) -> Line
         seed=int(seed) if seed is not None else None,
         gmacs=next((cost for cost in costs if cost is not None), None),
         ratio=ratio,
+        samples=int(first.get("samples", 0)),
+        skipped=int(first.get("skipped", 0)),
         cells={str(row["metric"]): cell for row in rows if (cell := _cell(row)) is not None},
     )
 

@@ -30,7 +30,7 @@ def _task_text(table: TaskTable, width: int) -> str:
     if has_intervals and max(map(len, text)) > width:
         text = _columns(table, interval=False)
         title = f"{table.task} (intervals: see report.html)"
-    return "\n".join([title, *text])
+    return "\n".join([title, *text, *table.notes])
 
 
 def _columns(table: TaskTable, interval: bool) -> list[str]:

@@ -87,11 +87,6 @@ class Step:
     layer: int
     advances: tuple[Advance, ...]
 
-    @property
-    def name(self) -> str:
-        """Name of the step, unique in a backbone."""
-        return f"{self.part}.{self.layer}"
-
 
 def site(step: Step, advance: Advance) -> str:
     """Where a method acts: one stream at one step; without dots, so that it can name a module."""

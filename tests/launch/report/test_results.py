@@ -125,3 +125,15 @@ def test_the_pareto_figure_has_its_numbers_beside_it() -> None:
 
 def test_a_single_cost_makes_no_front() -> None:
     assert draw_pareto(group_results(ROWS)[1]) is None
+
+
+def test_a_split_that_was_not_evaluated_whole_says_so() -> None:
+    spoiled = {"task": "statement", "method": "full", "metric": "accuracy", "value": 70.0, "samples": 1997}
+    rows = [
+        {**spoiled, "split": "test", "target": 1.0, "skipped": 3},
+        {**spoiled, "split": "test", "target": 2.0, "skipped": 3},
+        {**spoiled, "split": "unseen", "target": 1.0, "skipped": 0},
+    ]
+    (table,) = group_results(rows)
+    assert table.notes == ["test: 3 of 2,000 samples could not be used and count in no figure; see the stage's log"]
+    assert results_table(rows).endswith(table.notes[0])
