@@ -10,7 +10,7 @@ from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import TokenizerConfig
 from pipeline.engine import EngineConfig
 from pipeline.evaluate import EvaluateConfig
-from pipeline.models.albef import AlbefConfig
+from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig
 from pipeline.trim import TrimConfig
 
@@ -45,7 +45,7 @@ class RunConfig:
     data: SourceConfig
     loader: LoaderConfig
     tokenizer: TokenizerConfig
-    model: AlbefConfig
+    model: ModelConfig
     engine: EngineConfig = field(default_factory=EngineConfig)
     pretrain: PretrainConfig
     trim: TrimConfig

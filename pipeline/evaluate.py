@@ -20,7 +20,7 @@ from pipeline.models.schedule import Intervention
 from pipeline.process import Process
 from pipeline.progress import ProgressFile
 from pipeline.setup import Inputs
-from pipeline.tasks.retrieval import Encoded, encode_pairs, join, recalls, rerank
+from pipeline.tasks.retrieval import Encoded, encode_pairs, join, matching_parts, recalls, rerank
 from pipeline.tasks.statements import StatementModel
 from pipeline.train import Stage
 from pipeline.trimming.cost import CostModel, units_of
@@ -124,7 +124,7 @@ def _retrieval(
     parts: list[Encoded] = []
     clusters: list[str] = []
     gmacs: list[float] = []
-    cost = CostModel(model, model.itm_head, None)
+    cost = CostModel(model, matching_parts(model), None)
     loader = loader_of(inputs, split, "captions", config.batch_size, tokenizer, config.retrieval_pairs)
     for batch in loader:
         batch = batch.to(device)
@@ -134,7 +134,7 @@ def _retrieval(
     image_ranks, text_ranks = rerank(model, join(parts), config.rerank)
     row = {
         "stage": "pretrain",
-        "method": "albef",
+        "method": model.config.backbone,
         "target": None,
         "task": "retrieval",
         "split": split,

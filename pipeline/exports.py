@@ -7,19 +7,21 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.checkpoint import load_weights
-from pipeline.models.albef import Albef, AlbefConfig
+from pipeline.models.backbone import Backbone
+from pipeline.models.build import build_model
+from pipeline.models.config import ModelConfig
 from pipeline.tasks.statements import StatementModel
 from pipeline.trimming.trimmers import TrimmerConfig
 
 
-def load_backbone(folder: Path) -> Albef:
+def load_backbone(folder: Path) -> Backbone:
     """The model of a pre-training stage's export, in evaluation mode.
 
     Raises:
         UserError: The folder holds something else.
     """
-    tensors, described = _load(folder, "albef", "a pre-trained albef")
-    model = Albef(AlbefConfig.from_dict(described["model"]))
+    tensors, described = _load(folder, "backbone", "a pre-trained backbone")
+    model = build_model(ModelConfig.from_dict(described["model"]))
     model.load_state_dict(tensors)
     return model.eval()
 
@@ -32,7 +34,7 @@ def load_statement_model(folder: Path) -> tuple[StatementModel, dict[str, Any]]:
     """
     tensors, described = _load(folder, "statement", "a statement model")
     trimmers = None if described["trimmers"] is None else TrimmerConfig(**described["trimmers"])
-    model = StatementModel(Albef(AlbefConfig.from_dict(described["model"])), trimmers)
+    model = StatementModel(build_model(ModelConfig.from_dict(described["model"])), trimmers)
     model.load_state_dict(tensors)
     return model.eval(), described
 

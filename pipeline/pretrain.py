@@ -9,11 +9,13 @@ from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
-from pipeline.models.albef import TEMPERATURE_LIMITS, Albef, AlbefConfig
+from pipeline.models.build import build_model
+from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pruning.elip import ElipConfig
 from pipeline.setup import Inputs, check_batch, check_sizes, export_config, seed_everything, sized_model
-from pipeline.tasks.pretraining import AlbefPretraining, ObjectiveConfig
+from pipeline.tasks.online import ObjectiveConfig
+from pipeline.tasks.pretraining import Pretraining
 from pipeline.train import LoopConfig, Stage, train
 
 
@@ -38,7 +40,7 @@ class PretrainConfig:
     elip: ElipConfig = field(default_factory=ElipConfig)
 
 
-def pretrain(config: PretrainConfig, model_config: AlbefConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:
+def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:
     """Train and export; returns the counts of `train`.
 
     Raises:
@@ -49,8 +51,8 @@ def pretrain(config: PretrainConfig, model_config: AlbefConfig, inputs: Inputs, 
     # The same on every rank: the momentum tower is copied before the engine evens out the weights.
     seed_everything(inputs.seed, 0)
     tokenizer = inputs.load_tokenizer()
-    model = Albef(sized_model(model_config, tokenizer, inputs.loader)).to(device)
-    task = AlbefPretraining(
+    model = build_model(sized_model(model_config, tokenizer, inputs.loader)).to(device)
+    task = Pretraining(
         model,
         config.objectives,
         config.elip,
@@ -79,13 +81,15 @@ def pretrain(config: PretrainConfig, model_config: AlbefConfig, inputs: Inputs, 
     weights = engine.weights()
     if stage.process.is_main:
         plain = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-        export_weights(stage.folder / "export", plain, export_config("albef", model.config, inputs.loader))
+        export_weights(stage.folder / "export", plain, export_config("backbone", model.config, inputs.loader))
     engine.close()
     return counts
 
 
-def _param_groups(task: AlbefPretraining, config: PretrainConfig) -> list[ParamGroup]:
+def _param_groups(task: Pretraining, config: PretrainConfig) -> list[ParamGroup]:
     """Weights with decay, biases and norms without, the temperature at its own rate and between its limits."""
+    if not task.model.has_contrast:
+        return split_decay(task.module)
     temperature = task.model.temp
     groups = [
         replace(group, params=tuple(p for p in group.params if p is not temperature))
@@ -98,7 +102,7 @@ def _param_groups(task: AlbefPretraining, config: PretrainConfig) -> list[ParamG
 
 
 def check_pretrain(
-    config: PretrainConfig, model: AlbefConfig, loader: LoaderConfig, engine: EngineConfig, processes: int
+    config: PretrainConfig, model: ModelConfig, loader: LoaderConfig, engine: EngineConfig, processes: int
 ) -> None:
     """Refuses what cannot work, before anything is read or made.
 
@@ -115,6 +119,22 @@ def check_pretrain(
     # Two pairs: each needs another one as its negative.
     check_batch("pretrain", config.loop.global_batch, processes, engine, loader, least=2)
     check_sizes(model, loader)
-    config.elip.check(model.vision.depth, model.vision.patches)
-    if engine.zero_stage == 3:
+    check_guidance(config.elip, model)
+    if engine.zero_stage == 3 and model.backbone in ("albef", "blip"):
         raise UserError("engine.zero_stage=3 splits the weights that the momentum tower must follow; use 0, 1 or 2")
+
+
+def check_guidance(elip: ElipConfig, model: ModelConfig) -> None:
+    """Refuses pruning that does not fit the vision tower or the text that guides it.
+
+    Raises:
+        UserError: Naming the keys that do not fit together.
+    """
+    elip.check(model.vision.depth, model.vision.patches)
+    # CLIP's text comes back through the projection, whatever its width.
+    if elip.guidance != "none" and model.backbone != "clip" and model.vision.width != model.text.width:
+        raise UserError(
+            f"model.text.width={model.text.width} must equal model.vision.width={model.vision.width}: the text's CLS "
+            "guides the vision tower and there is no projection between them; set both to one value, or "
+            "pretrain.elip.guidance to none"
+        )

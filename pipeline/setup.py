@@ -17,7 +17,8 @@ from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import normalise
 from pipeline.engine import EngineConfig
-from pipeline.models.albef import AlbefConfig
+from pipeline.models.blip import EXTRA_WORDS
+from pipeline.models.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def check_batch(
         )
 
 
-def check_sizes(config: AlbefConfig, loader: LoaderConfig) -> None:
+def check_sizes(config: ModelConfig, loader: LoaderConfig) -> None:
     """Refuses a model of another picture size than the loader's, or of too short texts.
 
     Raises:
@@ -95,14 +96,14 @@ def check_sizes(config: AlbefConfig, loader: LoaderConfig) -> None:
             f"model.vision is made for {vision.height} x {vision.width_px} pixels, the loader gives "
             f"{loader.height} x {loader.width}; set model.vision.height and width_px to the loader's"
         )
-    if loader.max_tokens > text.max_positions:
+    if loader.max_tokens > text.longest:
         raise UserError(
-            f"loader.max_tokens={loader.max_tokens} is more than model.text.max_positions={text.max_positions}; "
-            "set them to the same number"
+            f"loader.max_tokens={loader.max_tokens} is more than the {text.longest} that "
+            f"model.text.max_positions={text.max_positions} has room for; make one larger or the other smaller"
         )
 
 
-def sized_model(config: AlbefConfig, tokenizer: Tokenizer, loader: LoaderConfig) -> AlbefConfig:
+def sized_model(config: ModelConfig, tokenizer: Tokenizer, loader: LoaderConfig) -> ModelConfig:
     """The model's sizes with the tokenizer's vocabulary put in, checked against the data's sizes.
 
     Raises:
@@ -110,14 +111,19 @@ def sized_model(config: AlbefConfig, tokenizer: Tokenizer, loader: LoaderConfig)
     """
     check_sizes(config, loader)
     text = config.text
-    if text.vocab_size and text.vocab_size < tokenizer.vocab_size:
+    words = tokenizer.vocab_size + (EXTRA_WORDS if config.backbone == "blip" else 0)
+    if text.vocab_size and text.vocab_size < words:
         raise UserError(
-            f"model.text.vocab_size={text.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}; "
-            "set it to 0 to take the tokenizer's"
+            f"model.text.vocab_size={text.vocab_size} is less than the {words} of the tokenizer and the model; "
+            "set it to 0 to take as many as they need"
         )
-    return replace(config, text=replace(text, vocab_size=text.vocab_size or tokenizer.vocab_size))
+    if text.pad_id not in (None, tokenizer.pad_id):
+        raise UserError(
+            f"model.text.pad_id={text.pad_id} is not the tokenizer's padding, {tokenizer.pad_id}; set it to that"
+        )
+    return replace(config, text=replace(text, vocab_size=text.vocab_size or words))
 
 
-def export_config(kind: str, model: AlbefConfig, loader: LoaderConfig, **more: Any) -> dict[str, Any]:
+def export_config(kind: str, model: ModelConfig, loader: LoaderConfig, **more: Any) -> dict[str, Any]:
     """What stands in an export's config.json: enough to build the model and to prepare its input."""
     return {"kind": kind, "model": asdict(model), "loader": asdict(loader), **more}

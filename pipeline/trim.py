@@ -15,7 +15,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.engine import OptimizerConfig, build_engine, split_decay
 from pipeline.exports import load_backbone
 from pipeline.limits import above_zero
-from pipeline.models.albef import Albef
+from pipeline.models.backbone import Backbone
 from pipeline.process import Process
 from pipeline.setup import Inputs, check_batch, export_config, seed_everything
 from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
@@ -125,7 +125,7 @@ def _model(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, to
     return StatementModel(model, config.smarttrim.trimmers if target > 1 else None)
 
 
-def _typical(model: Albef, config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer) -> Units:
+def _typical(model: Backbone, config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer) -> Units:
     """Text lengths of some training statements, for the cost model."""
     batches = eval_loader(
         inputs.data / config.split,

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from pipeline.data.loader import LoaderConfig
 from pipeline.engine import EngineConfig
 from pipeline.evaluate import EvaluateConfig, Trained, evaluate
-from pipeline.models.albef import AlbefConfig
+from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig, pretrain
 from pipeline.process import Process
 from pipeline.setup import Inputs
@@ -72,7 +72,7 @@ def _trained(job: Job) -> Trained:
 
 
 def _pretrain(job: Job, process: Process) -> dict[str, Any]:
-    config, model = parse(PretrainConfig, job["run"]["pretrain"]), parse(AlbefConfig, job["run"]["model"])
+    config, model = parse(PretrainConfig, job["run"]["pretrain"]), parse(ModelConfig, job["run"]["model"])
     return pretrain(config, model, _inputs(job), _stage(job, process))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.blocks import PostNormBlock, PreNormBlock
+from pipeline.models.blocks import PairAttention, PostNormBlock, PreNormBlock, ResidualAttention
 from pipeline.models.schedule import Advance, Step, site
 from pipeline.models.vision import VisionConfig
 
@@ -23,7 +23,7 @@ class StepCounts:
 
     Attributes:
         tokens: Of the stream that advances.
-        source: Of what it cross-attends to; 0 where it does not.
+        source: Of all that it cross-attends to; 0 where it does not.
         self_heads: Working heads of its self-attention.
         cross_heads: Of its cross-attention.
     """
@@ -39,9 +39,18 @@ def self_attention_macs(n: Tensor, width: int, share: Tensor) -> Tensor:
     return share * (4 * n * width**2 + 2 * n**2 * width)
 
 
-def cross_attention_macs(n: Tensor, m: Tensor, width: int, source_width: int, share: Tensor) -> Tensor:
-    """Query and output maps, keys and values of the source, scores and context."""
-    return share * (2 * n * width**2 + 2 * m * width * source_width + 2 * n * m * width)
+def cross_attention_macs(counts: StepCounts, attention: nn.Module, share: Tensor) -> Tensor:
+    """Query and output maps, keys and values of the sources, scores and context."""
+    n, m = counts.tokens, counts.source
+    if isinstance(attention, PairAttention):
+        # Two images: queries and outputs are made for each, m counts the tokens of both.
+        width, source_width = attention.self0.key.out_features, attention.self0.key.in_features
+        maps = 4 * n * width**2 + (0 if attention.output.merge_layer is None else 2 * n * width**2)
+    else:
+        assert isinstance(attention, ResidualAttention)
+        width, source_width = attention.self.key.out_features, attention.self.key.in_features
+        maps = 2 * n * width**2
+    return share * (maps + 2 * m * width * source_width + 2 * n * m * width)
 
 
 def block_macs(advance: Advance, counts: StepCounts) -> Tensor:
@@ -56,12 +65,10 @@ def block_macs(advance: Advance, counts: StepCounts) -> Tensor:
         hidden = block.intermediate.dense.out_features
     macs = self_attention_macs(counts.tokens, width, counts.self_heads / heads)
     macs = macs + 2 * counts.tokens * width * hidden
-    if advance.source is None:
+    if not advance.sources:
         return macs
     assert isinstance(block, PostNormBlock)
-    source_width = block.crossattention.self.key.in_features
-    share = counts.cross_heads / heads
-    return macs + cross_attention_macs(counts.tokens, counts.source, width, source_width, share)
+    return macs + cross_attention_macs(counts, block.crossattention, counts.cross_heads / heads)
 
 
 def schedule_macs(steps: Sequence[Step], counts: Mapping[str, StepCounts]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from data_prep.files import write_atomic, write_json
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
-from pipeline.models.albef import Albef
+from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import HeadMasks, Step, Streams
 from pipeline.pruning.elip import ElipConfig, TextGuidedPruning
 from pipeline.tasks.statements import StatementModel
@@ -50,7 +50,7 @@ class Watch:
 
 
 @torch.no_grad()
-def pruned_sights(model: Albef, elip: ElipConfig, pixels: Tensor, batch: ImageTextBatch) -> list[Sight]:
+def pruned_sights(model: Backbone, elip: ElipConfig, pixels: Tensor, batch: ImageTextBatch) -> list[Sight]:
     """What ELIP keeps of each picture for its sentence, stage by stage."""
     text = model.encode_text(batch.token_ids, batch.token_mask)
     tower, watch = model.visual_encoder, Watch()

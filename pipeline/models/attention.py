@@ -26,6 +26,7 @@ class Keys:
             gradient is applied as a straight-through weight.
         rows: (B,) the row of `k` that each query row attends to; None where query row b attends to row b.
         offsets: B + 1 starts of the instances in a packed `k`; None where it is not packed.
+        causal: Whether a query sees only the keys up to its own position, the last query being at the last key.
     """
 
     k: Tensor
@@ -33,6 +34,7 @@ class Keys:
     present: Tensor | None = None
     rows: Tensor | None = None
     offsets: Sequence[int] | None = None
+    causal: bool = False
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -75,11 +77,11 @@ def attention(
     if keys.rows is not None:
         k_BHMd, v_BHMd = k_BHMd[keys.rows], v_BHMd[keys.rows]
         present = None if present is None else present[keys.rows]
+    allowed = _allowed(q_BHNd, k_BHMd, present, keys.causal)
     if fused_is_best(q_BHNd, present):
-        mask = None if present is None else present.bool()[:, None, None, :]
-        context_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, mask, dropout)
+        context_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, allowed, dropout)
     else:
-        context_BHNd = _plain(q_BHNd, k_BHMd, v_BHMd, present, dropout)
+        context_BHNd = _plain(q_BHNd, k_BHMd, v_BHMd, present, allowed, dropout)
     if head_mask_BH is not None:
         context_BHNd = context_BHNd * head_mask_BH.to(context_BHNd.dtype)[:, :, None, None]
     return merge_heads(context_BHNd)
@@ -118,17 +120,35 @@ def fused_is_best(q: Tensor, present: Tensor | None) -> bool:
     return not slow_kernel and not (present is not None and present.requires_grad)
 
 
-def _plain(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, present_BM: Tensor | None, dropout: float) -> Tensor:
-    """Scores, softmax over the present keys, context.
+def _allowed(q_BHNd: Tensor, k_BHMd: Tensor, present_BM: Tensor | None, causal: bool) -> Tensor | None:
+    """True where a query may see a key: (B, 1, 1, M), (N, M) or (B, 1, N, M); None where all may."""
+    present = None if present_BM is None else present_BM.bool()[:, None, None, :]
+    if not causal:
+        return present
+    queries, seen = q_BHNd.shape[-2], k_BHMd.shape[-2]
+    before_NM = torch.ones(queries, seen, dtype=torch.bool, device=q_BHNd.device).tril(seen - queries)
+    return before_NM if present is None else before_NM & present
+
+
+def _plain(
+    q_BHNd: Tensor,
+    k_BHMd: Tensor,
+    v_BHMd: Tensor,
+    present_BM: Tensor | None,
+    allowed: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """Scores, softmax over the allowed keys, context.
 
     The mask multiplies the exponentials, so that it carries a gradient, dropped keys' too (DynamicViT, eq. 10).
     """
     scores = (q_BHNd * q_BHNd.shape[-1] ** -0.5) @ k_BHMd.transpose(-1, -2)
-    if present_BM is None:
+    if allowed is None:
         probabilities = scores.softmax(-1)
-    elif not present_BM.requires_grad:
-        probabilities = scores.masked_fill(~present_BM.bool()[:, None, None, :], -torch.inf).softmax(-1)
+    elif present_BM is None or not present_BM.requires_grad:
+        probabilities = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
     else:
+        assert allowed.shape[-2] == 1, "a causal stream's tokens are all outputs and are not trimmed"
         keep = present_BM.to(scores.dtype)[:, None, None, :]
         largest = scores.detach().masked_fill(keep.detach() < 0.5, -torch.inf).amax(-1, keepdim=True)
         weights = (scores - largest).clamp(max=LARGEST_EXPONENT).exp() * keep
@@ -147,12 +167,14 @@ def _packed(q_TD: Tensor, keys: Keys, heads: int, head_mask_BH: Tensor | None, s
         source = row if keys.rows is None else int(keys.rows[row])
         other = slice(key_starts[source], key_starts[source + 1])
         if head_mask_BH is None:
-            context_HTd[:, own] = _dense(q_HTd[:, own], k_HSd[:, other], v_HSd[:, other])
+            context_HTd[:, own] = _dense(q_HTd[:, own], k_HSd[:, other], v_HSd[:, other], keys.causal)
         else:
             active = head_mask_BH[row].nonzero().flatten()
-            context_HTd[active, own] = _dense(q_HTd[active, own], k_HSd[active, other], v_HSd[active, other])
+            context_HTd[active, own] = _dense(
+                q_HTd[active, own], k_HSd[active, other], v_HSd[active, other], keys.causal
+            )
     return merge_heads(context_HTd)
 
 
-def _dense(q_HNd: Tensor, k_HMd: Tensor, v_HMd: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q_HNd[None], k_HMd[None], v_HMd[None])[0]
+def _dense(q_HNd: Tensor, k_HMd: Tensor, v_HMd: Tensor, causal: bool) -> Tensor:
+    return F.scaled_dot_product_attention(q_HNd[None], k_HMd[None], v_HMd[None], is_causal=causal)[0]

@@ -3,7 +3,8 @@
 Both map a token stream to a token stream and work alike on padded (B, N, D) and packed (T, D) tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,20 @@ from torch.nn import functional as F
 
 from pipeline.models.attention import Keys, attention, cls_probabilities
 from pipeline.models.schedule import HeadMasks, TokenStream
+
+Activation = Literal["gelu", "quick_gelu"]
+"""GELU in its erf form, or OpenAI's x * sigmoid(1.702 x)."""
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """``x * sigmoid(1.702 x)``, the activation that CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+Pair = Literal["merge", "average"]
+"""How a layer joins what it finds in two images: by a linear map, or by the mean."""
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class FusedAttention(nn.Module):
@@ -25,7 +40,7 @@ class FusedAttention(nn.Module):
     def forward(self, stream: TokenStream, head_mask_BH: Tensor | None) -> Tensor:
         """Attend inside the stream, whose `x` is already normalised; returns the projected context."""
         q, k, v = self.qkv(stream.x).chunk(3, -1)
-        keys = Keys(k, v, stream.present, None, stream.offsets)
+        keys = Keys(k, v, stream.present, None, stream.offsets, stream.causal)
         context = attention(q, keys, self.heads, head_mask_BH=head_mask_BH, offsets=stream.offsets)
         return self.proj(context)
 
@@ -37,16 +52,17 @@ class FusedAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear maps with GELU (erf) between; timm's names."""
+    """Two linear maps with an activation between; timm's names."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
+        self.activate = _ACTIVATIONS[activation]
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.activate(self.fc1(x)))
 
 
 class PreNormBlock(nn.Module):
@@ -57,17 +73,20 @@ class PreNormBlock(nn.Module):
         heads: H.
         mlp_ratio: Hidden width of the MLP over D.
         eps: Of the layer norms.
+        activation: Of the MLP.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, eps: float = 1e-6) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float = 4.0, eps: float = 1e-6, activation: Activation = "gelu"
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = FusedAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, int(width * mlp_ratio), activation)
 
-    def forward(self, stream: TokenStream, source: TokenStream | None, heads: HeadMasks) -> TokenStream:
-        """Advance the stream; there is no cross-attention, so `source` is None."""
+    def forward(self, stream: TokenStream, sources: Sequence[TokenStream], heads: HeadMasks) -> TokenStream:
+        """Advance the stream; there is no cross-attention, so `sources` is empty."""
         x = stream.x + self.attn(stream.with_x(self.norm1(stream.x)), heads.self_BH)
         return stream.with_x(x + self.mlp(self.norm2(x)))
 
@@ -112,21 +131,85 @@ class ResidualAttention(nn.Module):
         self.output = ResidualNorm(width, width, eps, dropout)
         self.dropout = dropout
 
-    def keys(self, source: TokenStream) -> Keys:
-        """Keys and values of a stream, made once however many rows attend to it."""
-        return Keys(self.self.key(source.x), self.self.value(source.x), source.present, source.rows, source.offsets)
-
-    def forward(self, stream: TokenStream, keys: Keys, head_mask_BH: Tensor | None) -> TokenStream:
-        """Attend from `stream` to `keys`."""
-        context = attention(
-            self.self.query(stream.x),
-            keys,
-            self.heads,
-            head_mask_BH=head_mask_BH,
-            offsets=stream.offsets,
-            dropout=self.dropout if self.training else 0.0,
-        )
+    def forward(self, stream: TokenStream, sources: Sequence[TokenStream], head_mask_BH: Tensor | None) -> TokenStream:
+        """Attend from `stream` to the one source there is, which may be itself."""
+        (source,) = sources
+        dropout = self.dropout if self.training else 0.0
+        context = context_of(self.self, stream, keys_of(self.self, source), self.heads, head_mask_BH, dropout)
         return stream.with_x(self.output(context, stream.x))
+
+
+class PairOutput(nn.Module):
+    """What is made of the contexts of two images; the official BLIP's ``crossattention.output``."""
+
+    def __init__(self, width: int, merged: bool, eps: float, dropout: float) -> None:
+        super().__init__()
+        self.dense0 = nn.Linear(width, width)
+        self.dense1 = nn.Linear(width, width)
+        self.merge_layer = nn.Linear(2 * width, width) if merged else None
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, first: Tensor, second: Tensor, residual: Tensor) -> Tensor:
+        """All (..., D)."""
+        first, second = self.dense0(first), self.dense1(second)
+        both = (first + second) / 2 if self.merge_layer is None else self.merge_layer(torch.cat([first, second], -1))
+        return self.LayerNorm(residual + self.dropout(both))
+
+
+class PairAttention(nn.Module):
+    """Cross-attention to a pair of images, each with projections of its own (BLIP's model for NLVR2).
+
+    Args:
+        width: D.
+        source_width: Width of the image tokens.
+        heads: H.
+        merged: Whether a linear map joins the two results; otherwise they are averaged.
+        eps: Of the norm.
+        dropout: Of attention weights and of the output.
+    """
+
+    def __init__(self, width: int, source_width: int, heads: int, merged: bool, eps: float, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.self0 = Projections(width, source_width)
+        self.self1 = Projections(width, source_width)
+        self.output = PairOutput(width, merged, eps, dropout)
+
+    def forward(self, stream: TokenStream, sources: Sequence[TokenStream], head_mask_BH: Tensor | None) -> TokenStream:
+        """Attend from `stream` to both images."""
+        dropout = self.dropout if self.training else 0.0
+        first, second = (
+            context_of(projections, stream, keys_of(projections, source), self.heads, head_mask_BH, dropout)
+            for projections, source in zip((self.self0, self.self1), sources, strict=True)
+        )
+        return stream.with_x(self.output(first, second, stream.x))
+
+
+def keys_of(projections: Projections, source: TokenStream) -> Keys:
+    """Keys and values of a stream, made once however many rows attend to it."""
+    k, v = projections.key(source.x), projections.value(source.x)
+    return Keys(k, v, source.present, source.rows, source.offsets, source.causal)
+
+
+def context_of(
+    projections: Projections,
+    stream: TokenStream,
+    keys: Keys,
+    heads: int,
+    head_mask_BH: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """What the tokens of `stream` find among `keys`, in the shape of ``stream.x``."""
+    return attention(
+        projections.query(stream.x),
+        keys,
+        heads,
+        head_mask_BH=head_mask_BH,
+        offsets=stream.offsets,
+        dropout=dropout,
+    )
 
 
 class Intermediate(nn.Module):
@@ -151,6 +234,7 @@ class PostNormBlock(nn.Module):
         source_width: Width of what it cross-attends to; None for a layer without cross-attention.
         eps: Of the layer norms.
         dropout: Of attention weights and of the three outputs.
+        pair: How it joins two images, for a layer that cross-attends to a pair; None for one source.
     """
 
     def __init__(
@@ -161,19 +245,24 @@ class PostNormBlock(nn.Module):
         source_width: int | None = None,
         eps: float = 1e-12,
         dropout: float = 0.0,
+        pair: Pair | None = None,
     ) -> None:
         super().__init__()
         self.attention = ResidualAttention(width, width, heads, eps, dropout)
         if source_width is not None:
-            self.crossattention = ResidualAttention(width, source_width, heads, eps, dropout)
+            self.crossattention = (
+                ResidualAttention(width, source_width, heads, eps, dropout)
+                if pair is None
+                else PairAttention(width, source_width, heads, pair == "merge", eps, dropout)
+            )
         self.intermediate = Intermediate(width, hidden)
         self.output = ResidualNorm(hidden, width, eps, dropout)
 
-    def forward(self, stream: TokenStream, source: TokenStream | None, heads: HeadMasks) -> TokenStream:
-        """Advance the stream; a None source skips the cross-attention."""
-        stream = self.attention(stream, self.attention.keys(stream), heads.self_BH)
-        if source is not None:
-            stream = self.crossattention(stream, self.crossattention.keys(source), heads.cross_BH)
+    def forward(self, stream: TokenStream, sources: Sequence[TokenStream], heads: HeadMasks) -> TokenStream:
+        """Advance the stream; no sources skip the cross-attention."""
+        stream = self.attention(stream, [stream], heads.self_BH)
+        if sources:
+            stream = self.crossattention(stream, sources, heads.cross_BH)
         return stream.with_x(self.output(self.intermediate(stream.x), stream.x))
 
 

@@ -26,6 +26,7 @@ class TokenStream:
         offsets: B + 1 starts of the instances in a packed `x`; None where it is not packed.
         rows: (B',) as something attended to: the row of `x` that belongs to each query row. It lets several
             texts share one image's keys and values. None where row b belongs to query row b.
+        causal: Whether each token attends only to those before it and to itself.
     """
 
     x: Tensor
@@ -33,6 +34,7 @@ class TokenStream:
     origin: Tensor | None = None
     offsets: tuple[int, ...] | None = None
     rows: Tensor | None = None
+    causal: bool = False
 
     @property
     def cls(self) -> Tensor:
@@ -53,7 +55,7 @@ class HeadMasks:
 
 
 Streams = Mapping[str, TokenStream]
-Block = Callable[[TokenStream, TokenStream | None, HeadMasks], TokenStream]
+Block = Callable[[TokenStream, Sequence[TokenStream], HeadMasks], TokenStream]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +64,14 @@ class Advance:
 
     Attributes:
         stream: Name of the stream that advances.
-        block: A module that maps (stream, source, head masks) to the stream.
-        source: Name of the stream it cross-attends to, or None.
+        block: A module that maps (stream, sources, head masks) to the stream.
+        sources: Names of the streams it cross-attends to: none, one, or two for a pair of images.
         guide: Name of the stream whose CLS speaks for the other modality; its own name where there is none.
     """
 
     stream: str
     block: Block
-    source: str | None = None
+    sources: tuple[str, ...] = ()
     guide: str = ""
 
 
@@ -125,5 +127,5 @@ def execute(steps: Sequence[Step], streams: Streams, interventions: Sequence[Int
 
 
 def _advance(advance: Advance, streams: Streams, heads: Mapping[str, HeadMasks]) -> TokenStream:
-    source = None if advance.source is None else streams[advance.source]
-    return advance.block(streams[advance.stream], source, heads.get(advance.stream, HeadMasks()))
+    sources = [streams[name] for name in advance.sources]
+    return advance.block(streams[advance.stream], sources, heads.get(advance.stream, HeadMasks()))

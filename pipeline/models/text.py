@@ -1,4 +1,4 @@
-"""The text encoder with fusion layers: BERT with Hugging Face's parameter names, as steps of a layer schedule.
+"""Text encoders and decoders: BERT with Hugging Face's parameter names, as steps of a layer schedule.
 
 B batch, L text tokens, D width, V vocabulary.
 """
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from data_prep.errors import UserError
 from pipeline.limits import above_zero, at_least
-from pipeline.models.blocks import PostNormBlock, init_transformer
+from pipeline.models.blocks import Activation, Pair, PostNormBlock, init_transformer
 from pipeline.models.schedule import Advance, Step, TokenStream
 
 
@@ -22,13 +22,17 @@ class TextConfig:
     Attributes:
         vocab_size: V; 0 stands for the size of the run's tokenizer.
         width: D.
-        text_layers: Layers that see text only.
-        fusion_layers: Layers that cross-attend to the image.
+        text_layers: Layers of the text encoder.
+        fusion_layers: Layers on top of them that cross-attend to the image (ALBEF, METER).
         heads: Attention heads; divides `width`.
         hidden: Width of the feed-forward part; 0 stands for 4 D.
-        max_positions: Longest text in tokens.
+        max_positions: Rows of the position table; `longest` says how many tokens a text may have.
+        type_rows: Rows of the token-type table, of which the first is used; 0 for none (BLIP), 1 (RoBERTa).
+        pad_id: Id of padding where positions count real tokens only, from pad_id + 1 (RoBERTa); None where they are
+            0, 1, 2, ... (BERT).
         eps: Of the layer norms.
         dropout: Of embeddings, attention weights and outputs, in training.
+        activation: Of the feed-forward parts of CLIP's text tower; the others have GELU.
     """
 
     vocab_size: int = 30522
@@ -38,34 +42,59 @@ class TextConfig:
     heads: int = 12
     hidden: int = 0
     max_positions: int = 512
+    type_rows: int = 2
+    pad_id: int | None = None
     eps: float = 1e-12
     dropout: float = 0.1
+    activation: Activation = "gelu"
 
     def __post_init__(self) -> None:
-        at_least(self, "text", 0, "vocab_size", "hidden")
-        at_least(self, "text", 1, "width", "text_layers", "fusion_layers", "heads", "max_positions")
+        at_least(self, "text", 0, "vocab_size", "hidden", "fusion_layers", "type_rows")
+        at_least(self, "text", 1, "width", "text_layers", "heads", "max_positions")
         above_zero(self, "text", "eps")
         if not 0 <= self.dropout < 1:
             raise UserError(f"text.dropout={self.dropout} must lie in [0, 1); 0.1 is usual")
         if self.width % self.heads:
             raise UserError(f"text.width={self.width} must be a multiple of text.heads={self.heads}")
+        if self.pad_id is not None and not 0 <= self.pad_id < self.max_positions - 1:
+            raise UserError(f"text.pad_id={self.pad_id} must lie in [0, text.max_positions - 2]; RoBERTa's is 1")
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a text may have."""
+        return self.max_positions - (0 if self.pad_id is None else self.pad_id + 1)
+
+    @property
+    def hidden_width(self) -> int:
+        """F, the width of the feed-forward part."""
+        return self.hidden or 4 * self.width
 
 
 class Embeddings(nn.Module):
-    """Word + position + type 0, then a norm."""
+    """Word + position + type 0 where there are types, then a norm."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
+        self.pad_id = config.pad_id
         self.word_embeddings = nn.Embedding(config.vocab_size, config.width)
         self.position_embeddings = nn.Embedding(config.max_positions, config.width)
-        self.token_type_embeddings = nn.Embedding(2, config.width)
+        self.token_type_embeddings = nn.Embedding(config.type_rows, config.width) if config.type_rows else None
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """(B, L) ids -> (B, L, D)."""
-        x = self.word_embeddings(ids_BL) + self.position_embeddings.weight[: ids_BL.shape[1]]
-        return self.dropout(self.LayerNorm(x + self.token_type_embeddings.weight[0]))
+        x = self.word_embeddings(ids_BL) + self._positions(ids_BL)
+        if self.token_type_embeddings is not None:
+            x = x + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(x))
+
+    def _positions(self, ids_BL: Tensor) -> Tensor:
+        """(L, D) or (B, L, D)."""
+        if self.pad_id is None:
+            return self.position_embeddings.weight[: ids_BL.shape[1]]
+        real_BL = (ids_BL != self.pad_id).long()
+        return self.position_embeddings(real_BL.cumsum(1) * real_BL + self.pad_id)
 
 
 class Layers(nn.Module):
@@ -77,19 +106,37 @@ class Layers(nn.Module):
 
 
 class Bert(nn.Module):
-    """Embeddings, text-only layers and fusion layers."""
+    """Embeddings and layers.
 
-    def __init__(self, config: TextConfig, source_width: int) -> None:
+    Args:
+        config: Sizes.
+        blocks: The layers.
+    """
+
+    def __init__(self, config: TextConfig, blocks: list[PostNormBlock]) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        hidden = config.hidden or 4 * config.width
-        sources = [None] * config.text_layers + [source_width] * config.fusion_layers
-        self.encoder = Layers(
-            [
-                PostNormBlock(config.width, config.heads, hidden, source, config.eps, config.dropout)
-                for source in sources
-            ]
-        )
+        self.encoder = Layers(blocks)
+
+    def embed(self, ids_BL: Tensor, mask_BL: Tensor, causal: bool = False) -> TokenStream:
+        """Ids and padding mask -> a stream; `origin` is the position in the text."""
+        origin_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
+        return TokenStream(self.embeddings(ids_BL), mask_BL.bool(), origin_L.expand_as(ids_BL), causal=causal)
+
+    def steps(self, part: str, layers: slice, sources: tuple[str, ...] = ()) -> list[Step]:
+        """Some of the layers as steps of the stream ``text``; what they attend to guides them, if anything does."""
+        guide = sources[0] if sources else "text"
+        return [
+            Step(part, number, (Advance("text", block, sources, guide),))
+            for number, block in enumerate(self.encoder.layer[layers])
+        ]
+
+
+def text_block(config: TextConfig, source_width: int | None = None, pair: Pair | None = None) -> PostNormBlock:
+    """A layer of these sizes; `source_width` gives it cross-attention, `pair` to two images."""
+    return PostNormBlock(
+        config.width, config.heads, config.hidden_width, source_width, config.eps, config.dropout, pair
+    )
 
 
 class Transform(nn.Module):
@@ -108,10 +155,10 @@ class Transform(nn.Module):
 class Predictions(nn.Module):
     """Word scores with the word embeddings as output matrix."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, width: int, vocab_size: int, eps: float) -> None:
         super().__init__()
-        self.transform = Transform(config.width, config.eps)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.transform = Transform(width, eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, x: Tensor, word_embeddings_VD: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
@@ -123,40 +170,22 @@ class WordHead(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.predictions = Predictions(config)
+        self.predictions = Predictions(config.width, config.vocab_size, config.eps)
 
 
 class TextTower(nn.Module):
-    """Text encoder, fusion layers and word head (Hugging Face's ``BertForMaskedLM`` names).
+    """Layers with a word head (Hugging Face's ``BertForMaskedLM`` names).
 
     Args:
         config: Sizes.
-        source_width: Width of the image tokens that the fusion layers attend to.
+        blocks: The layers.
     """
 
-    def __init__(self, config: TextConfig, source_width: int) -> None:
+    def __init__(self, config: TextConfig, blocks: list[PostNormBlock]) -> None:
         super().__init__()
-        self.config = config
-        self.bert = Bert(config, source_width)
+        self.bert = Bert(config, blocks)
         self.cls = WordHead(config)
         init_transformer(self, config.width)
-
-    def embed(self, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
-        """Ids and padding mask -> a stream; `origin` is the position in the text."""
-        origin_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
-        return TokenStream(self.bert.embeddings(ids_BL), mask_BL.bool(), origin_L.expand_as(ids_BL))
-
-    @property
-    def text_steps(self) -> list[Step]:
-        """The text-only layers; no other modality guides them."""
-        layers = self.bert.encoder.layer[: self.config.text_layers]
-        return [Step("text", i, (Advance("text", block, None, "text"),)) for i, block in enumerate(layers)]
-
-    @property
-    def fusion_steps(self) -> list[Step]:
-        """The layers that attend to the stream ``image``."""
-        layers = self.bert.encoder.layer[self.config.text_layers :]
-        return [Step("fusion", i, (Advance("text", block, "image", "image"),)) for i, block in enumerate(layers)]
 
     def word_scores(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from data_prep.errors import UserError
 from pipeline.limits import above_zero, at_least
-from pipeline.models.blocks import PreNormBlock, init_transformer
+from pipeline.models.blocks import Activation, PreNormBlock, init_transformer
 from pipeline.models.schedule import CLS, Advance, Step, TokenStream
 
 
@@ -27,6 +28,9 @@ class VisionConfig:
         heads: Attention heads; divides `width`.
         mlp_ratio: Hidden width of the MLP over D.
         eps: Of the layer norms.
+        activation: Of the MLPs.
+        patch_bias: Whether the patch projection has a bias (not in CLIP's towers).
+        pre_norm: Whether a norm follows the position embedding (in CLIP's towers).
     """
 
     height: int = 256
@@ -37,6 +41,9 @@ class VisionConfig:
     heads: int = 12
     mlp_ratio: float = 4.0
     eps: float = 1e-6
+    activation: Activation = "gelu"
+    patch_bias: bool = True
+    pre_norm: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, "vision", 1, "height", "width_px", "patch", "width", "depth", "heads")
@@ -62,9 +69,9 @@ class VisionConfig:
 class PatchEmbed(nn.Module):
     """Convolution whose stride is its kernel; timm's name ``proj``."""
 
-    def __init__(self, patch: int, width: int) -> None:
+    def __init__(self, patch: int, width: int, bias: bool) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, patch)
+        self.proj = nn.Conv2d(3, width, patch, patch, bias=bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, height, width) -> (B, P, D), row by row."""
@@ -85,10 +92,12 @@ class VisionTower(nn.Module):
         self.guide = guide
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.patches, config.width))
-        self.patch_embed = PatchEmbed(config.patch, config.width)
+        self.patch_embed = PatchEmbed(config.patch, config.width, config.patch_bias)
         self.blocks = nn.ModuleList(
-            PreNormBlock(config.width, config.heads, config.mlp_ratio, config.eps) for _ in range(config.depth)
+            PreNormBlock(config.width, config.heads, config.mlp_ratio, config.eps, config.activation)
+            for _ in range(config.depth)
         )
+        self.norm_pre = nn.LayerNorm(config.width, eps=config.eps) if config.pre_norm else nn.Identity()
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         std = init_transformer(self, config.width)
         nn.init.trunc_normal_(self.pos_embed, std=std)
@@ -99,16 +108,35 @@ class VisionTower(nn.Module):
         patches_BPD = self.patch_embed(pixels)
         x_BND = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches_BPD], 1) + self.pos_embed
         origin_N = torch.arange(CLS, self.config.patches, device=pixels.device)
-        return TokenStream(x_BND, origin=origin_N.expand(len(pixels), -1))
+        return TokenStream(self.norm_pre(x_BND), origin=origin_N.expand(len(pixels), -1))
 
     @property
     def steps(self) -> list[Step]:
         """One step a block; the stream is called ``image``."""
         return [
-            Step("vision", layer, (Advance("image", block, None, self.guide),))
-            for layer, block in enumerate(self.blocks)
+            Step("vision", layer, (Advance("image", block, (), self.guide),)) for layer, block in enumerate(self.blocks)
         ]
 
     def finish(self, stream: TokenStream) -> TokenStream:
         """The final norm."""
         return stream.with_x(self.norm(stream.x))
+
+
+def resize_positions(table_1ND: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A position table for another grid of patches, as ALBEF, BLIP and METER resize theirs.
+
+    Bicubic with half-pixel centres and without antialiasing; the class token's row stays.
+
+    Args:
+        table_1ND: (1, 1 + R * C, D).
+        old: R and C of the table.
+        new: Of the result.
+
+    Returns:
+        (1, 1 + R' * C', D).
+    """
+    if old == new:
+        return table_1ND
+    grid_1DRC = table_1ND[:, 1:].transpose(1, 2).unflatten(2, old)
+    resized_1DRC = F.interpolate(grid_1DRC, size=new, mode="bicubic", align_corners=False)
+    return torch.cat([table_1ND[:, :1], resized_1DRC.flatten(2).transpose(1, 2)], 1)

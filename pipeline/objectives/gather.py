@@ -1,6 +1,7 @@
 """What several processes must exchange so that a loss is that of the whole batch."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,13 +18,41 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def gather_constant(x_BE: Tensor) -> Tensor:
-    """(W*B, E) the rows of all processes in rank order, without gradient."""
+def gather_constant(x: Tensor) -> Tensor:
+    """(W*B, ...) the rows of all processes in rank order, without gradient."""
     if world_size() == 1:
-        return x_BE.detach()
-    parts = [torch.empty_like(x_BE) for _ in range(world_size())]
-    dist.all_gather(parts, x_BE.detach().contiguous())
+        return x.detach()
+    x = x.detach().contiguous()
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x)
     return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    """All rows forward; backward the gradients of all processes are summed, and each keeps its own rows'."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.size = len(x)
+        return gather_constant(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total[rank() * ctx.size : (rank() + 1) * ctx.size]
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """(W*B, ...) the rows of all processes in rank order.
+
+    Each row's gradient is the sum over processes, so that their mean loss has the gradient of one process with the
+    whole batch once the engine averages over processes.
+    """
+    if world_size() == 1:
+        return x
+    gathered: Tensor = _Gather.apply(x)
+    return gathered
 
 
 def global_sum(value: int, device: torch.device) -> int:

@@ -75,13 +75,13 @@ class Contrast:
 
     Attributes:
         loss: Mean of both directions over this process's rows.
-        image_to_text_BB: Logits of each image against the texts of this process's batch.
-        text_to_image_BB: Likewise for each text.
+        image_to_text_BG: Logits of each image of this process against the texts of all processes' batches.
+        text_to_image_BG: Likewise of each text.
     """
 
     loss: Tensor
-    image_to_text_BB: Tensor
-    text_to_image_BB: Tensor
+    image_to_text_BG: Tensor
+    text_to_image_BG: Tensor
 
 
 def contrast(
@@ -124,17 +124,16 @@ def contrast(
             target_t2i = _targets(text_m_BE @ image_KE.T / temperature, alpha)
         loss = (F.cross_entropy(image_to_text, target_i2t) + F.cross_entropy(text_to_image, target_t2i)) / 2
     queue.put_aside(image_GE, text_GE)
-    own = _own_columns(len(image_BE))
-    return Contrast(loss, image_to_text[:, own], text_to_image[:, own])
+    return Contrast(loss, image_to_text[:, : len(image_GE)], text_to_image[:, : len(image_GE)])
 
 
-def _own_columns(size: int) -> slice:
+def own_columns(size: int) -> slice:
     """Where the keys of this process's batch stand among those of all processes."""
     return slice(rank() * size, (rank() + 1) * size)
 
 
 def _targets(momentum_logits_BK: Tensor, alpha: float) -> Tensor:
-    """(B, K) soft targets; row b of this process has its match at column b of `_own_columns`."""
+    """(B, K) soft targets; row b of this process has its match at column b of `own_columns`."""
     targets = alpha * momentum_logits_BK.softmax(1)
-    targets[:, _own_columns(len(targets))].diagonal().add_(1 - alpha)
+    targets[:, own_columns(len(targets))].diagonal().add_(1 - alpha)
     return targets

@@ -1,6 +1,6 @@
-"""Image-text matching with in-batch hard negatives (ALBEF, arXiv 2107.07651, section 3.2).
+"""Image-text matching with in-batch negatives (ALBEF, arXiv 2107.07651, section 3.2).
 
-B batch of this process.
+B batch of this process, N rows that negatives are drawn from: its own, or those of all processes.
 """
 
 from dataclasses import dataclass
@@ -12,49 +12,44 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Negatives:
-    """Hard negatives: for text b the image `image_B[b]`, for image b the text `text_B[b]`."""
+    """Negatives: for text b the image `image_B[b]`, for image b the text `text_B[b]`; rows of a pool of N."""
 
     image_B: Tensor
     text_B: Tensor
 
 
-def negative_weights(logits_BB: Tensor, same_BB: Tensor) -> Tensor:
-    """(B, B) probability weights of negatives: softmax of the similarities, 0 where row and column match.
+def negative_weights(logits_BN: Tensor, same_BN: Tensor, own_B: Tensor) -> Tensor:
+    """(B, N) float64 weights of negatives: softmax of the similarities, 0 where row and column match.
 
     Args:
-        logits_BB: Similarities of each row to the columns of the batch.
-        same_BB: True where a column is no negative of the row: the pair itself, the same image or the same words.
+        logits_BN: Similarities of each row to the columns of the pool.
+        same_BN: True where a column is no negative of the row: the pair itself, the same image or the same words.
+        own_B: Column of each row's own pair.
 
     Returns:
-        Weights; a row whose columns are all the same gets equal weights off the diagonal, for there must be one.
+        Weights; a row whose columns all match gets equal weights on all but its own pair, for there must be one.
     """
     # Masked before the softmax: beside a pair that scores far higher the true negatives would all round to 0.
-    weights = logits_BB.detach().float().masked_fill(same_BB, -torch.inf).softmax(1)
-    off_diagonal = 1 - torch.eye(len(weights), device=weights.device)
-    return torch.where(same_BB.all(1, keepdim=True), off_diagonal, weights)
+    weights = logits_BN.detach().double().masked_fill(same_BN, -torch.inf).softmax(1)
+    others = torch.ones_like(weights).scatter(1, own_B[:, None], 0.0)
+    return torch.where(same_BN.all(1, keepdim=True), others, weights)
 
 
-def draw_negatives(
-    image_to_text_BB: Tensor, text_to_image_BB: Tensor, same_BB: Tensor, generator: torch.Generator | None = None
-) -> Negatives:
-    """One negative image for each text and one negative text for each image, in proportion to similarity.
+def draw_rows(weights_BN: Tensor, chance_B: Tensor) -> Tensor:
+    """(B,) one column for each row, in proportion to its weights.
 
     Args:
-        image_to_text_BB: Logits of image rows to the batch's texts.
-        text_to_image_BB: Logits of text rows to the batch's images.
-        same_BB: True where row and column belong together; symmetric.
-        generator: Random state; torch's default if None.
-
-    Returns:
-        The draws. B must be at least 2.
+        weights_BN: Not all 0 in any row.
+        chance_B: Uniform numbers in [0, 1); the same number always draws the same column.
     """
-    image_B = torch.multinomial(negative_weights(text_to_image_BB, same_BB), 1, generator=generator)[:, 0]
-    text_B = torch.multinomial(negative_weights(image_to_text_BB, same_BB), 1, generator=generator)[:, 0]
-    return Negatives(image_B, text_B)
+    reached_BN = weights_BN.cumsum(1)
+    total_B1 = reached_BN[:, -1:]
+    # The product may round up to the total, which no column goes beyond.
+    wanted_B1 = (chance_B[:, None] * total_B1).minimum(total_B1.nextafter(torch.zeros_like(total_B1)))
+    # A column of weight 0 ends where the one before it ends, so it is never the first beyond what is wanted.
+    return (reached_BN <= wanted_B1).sum(1)
 
 
-def matching_loss(logits_3B2: Tensor) -> Tensor:
-    """Mean cross entropy; the first third are true pairs (class 1), the others negatives (class 0)."""
-    labels = torch.zeros(len(logits_3B2), dtype=torch.long, device=logits_3B2.device)
-    labels[: len(logits_3B2) // 3] = 1
-    return F.cross_entropy(logits_3B2, labels)
+def matching_loss(logits_N2: Tensor, matches_N: Tensor) -> Tensor:
+    """Mean cross entropy; class 1 is a match."""
+    return F.cross_entropy(logits_N2, matches_N.long())

@@ -60,19 +60,22 @@ def mask_words(ids_BL: Tensor, mask_BL: Tensor, seeds_B: Tensor, share: float, w
     return MaskedWords(ids, drawn_BL, ids_BL[drawn_BL])
 
 
-def word_loss(scores_MV: Tensor, target_M: Tensor, momentum_scores_MV: Tensor, alpha: float) -> Tensor:
+def word_loss(
+    scores_MV: Tensor, target_M: Tensor, momentum_scores_MV: Tensor | None = None, alpha: float = 0.0
+) -> Tensor:
     """``(1 - alpha) * cross entropy + alpha * cross entropy against the momentum model``, by global count.
 
     Args:
         scores_MV: Scores at the drawn positions.
         target_M: Original words.
-        momentum_scores_MV: The momentum model's scores there, constant.
+        momentum_scores_MV: The momentum model's scores there, constant; None for hard labels only.
         alpha: Weight of the soft labels.
 
     Returns:
         Scalar; its mean over processes is the mean over all their drawn positions.
     """
-    hard = F.cross_entropy(scores_MV, target_M, reduction="sum")
-    soft = F.cross_entropy(scores_MV, momentum_scores_MV.detach().softmax(-1), reduction="sum")
-    count = torch.tensor(len(target_M), device=scores_MV.device)
-    return mean_over_global_count((1 - alpha) * hard + alpha * soft, count)
+    total = F.cross_entropy(scores_MV, target_M, reduction="sum")
+    if momentum_scores_MV is not None:
+        soft = F.cross_entropy(scores_MV, momentum_scores_MV.detach().softmax(-1), reduction="sum")
+        total = (1 - alpha) * total + alpha * soft
+    return mean_over_global_count(total, torch.tensor(len(target_M), device=scores_MV.device))

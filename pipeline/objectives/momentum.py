@@ -6,26 +6,23 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.albef import Albef
-
-HEADS = ("vision_proj", "text_proj")
-TOWERS = ("visual_encoder", "text_encoder")
+from pipeline.models.backbone import Backbone
 
 
 class MomentumTower:
-    """Exponential moving average of ALBEF's encoders and projections; no module of the optimizer's.
+    """Exponential moving average of a backbone's encoders and projections; no module of the optimizer's.
 
     Args:
         model: The online model; the copy begins equal to it.
         momentum: μ in ``p_m <- μ p_m + (1 - μ) p``.
     """
 
-    def __init__(self, model: Albef, momentum: float = 0.995) -> None:
+    def __init__(self, model: Backbone, momentum: float = 0.995) -> None:
         self.momentum = momentum
         self.model = copy.deepcopy(model).requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, online: Albef) -> None:
+    def update(self, online: Backbone) -> None:
         """Follow the online model by one step."""
         mine: list[Tensor] = [p for _, p in averaged_parameters(self.model)]
         theirs = [p.to(m.dtype) for (_, p), m in zip(averaged_parameters(online), mine, strict=True)]
@@ -41,8 +38,8 @@ class MomentumTower:
             parameter.data.copy_(tensors[name])
 
 
-def averaged_parameters(model: Albef) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that have a momentum copy: both towers and projections, not temperature or matching head."""
-    for part in (*TOWERS, *HEADS):
+def averaged_parameters(model: Backbone) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that have a momentum copy (`Backbone.averaged`)."""
+    for part in model.averaged:
         for name, parameter in getattr(model, part).named_parameters():
             yield f"{part}.{name}", parameter

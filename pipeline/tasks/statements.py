@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.limits import at_least
-from pipeline.models.albef import Albef
+from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import Intervention
 from pipeline.objectives.gather import global_means
 from pipeline.precision import at_least_float32
@@ -69,8 +70,12 @@ class StatementModel(nn.Module):
         trimmers: Sizes, or None for the full model.
     """
 
-    def __init__(self, backbone: Albef, trimmers: TrimmerConfig | None) -> None:
+    def __init__(self, backbone: Backbone, trimmers: TrimmerConfig | None) -> None:
         super().__init__()
+        if not backbone.fusion_steps:
+            raise UserError(
+                f"{backbone.config.backbone} has no fusion layers, so it cannot judge statements; use another"
+            )
         self.backbone = backbone
         width = backbone.config.text.width
         # Whether a statement is true of a picture is what matching asked of captions: the head begins as matching's.
@@ -89,7 +94,8 @@ class StatementModel(nn.Module):
         """
         text = self.backbone.encode_text(ids_BL, mask_BL, interventions)
         image = self.backbone.encode_image(pixels, interventions, text)
-        scores: Tensor = self.cls_head(self.backbone.fuse(text, image, interventions).cls)
+        text = self.backbone.begin_fusion(text, ids_BL, mask_BL)
+        scores: Tensor = self.cls_head(self.backbone.fuse(text, image, interventions).features_BF)
         return at_least_float32(scores)  # the losses are computed outside of autocast
 
     def forward(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, gate: Gate | None, full: bool) -> Answers:

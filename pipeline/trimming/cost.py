@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from pipeline.measure.flops import StepCounts, linear_macs, patch_macs, schedule_macs
-from pipeline.models.albef import Albef
+from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import Advance, Step, site
 from pipeline.trimming.smarttrim import Decision, group_of
 from pipeline.trimming.trimmers import StepTrimmers, Trimmers, block_size
@@ -31,7 +31,7 @@ class Units:
         return self.vision if group == "vision" else self.text
 
 
-def units_of(model: Albef, token_mask_BL: Tensor) -> Units:
+def units_of(model: Backbone, token_mask_BL: Tensor) -> Units:
     """Units of a batch: the patches of the model's input and each text's own tokens."""
     text_B = token_mask_BL.sum(1) - 1
     return Units(torch.full_like(text_B, model.config.vision.patches), text_B)
@@ -62,7 +62,7 @@ class CostModel:
         trimmers: None for the untrimmed model.
     """
 
-    def __init__(self, model: Albef, head: nn.Module, trimmers: Trimmers | None) -> None:
+    def __init__(self, model: Backbone, head: nn.Module, trimmers: Trimmers | None) -> None:
         self.steps = model.schedule
         self.trimmers = trimmers
         self.fixed = patch_macs(model.config.vision) + linear_macs(head)
@@ -93,7 +93,7 @@ class CostModel:
         for _, advance, name in self._sites():
             tokens = 1 + share * units.of(group_of(advance.stream))
             none = torch.zeros_like(tokens)
-            source = none if advance.source is None else 1 + share * units.of(group_of(advance.source))
+            source = sum((1 + share * units.of(group_of(other)) for other in advance.sources), none)
             heads = torch.full_like(tokens, share * block_size(advance)[1])
             counts[name] = StepCounts(tokens, source, heads, heads)
         return counts
@@ -108,7 +108,7 @@ class CostModel:
             none = torch.zeros_like(tokens)
             counts[name] = StepCounts(
                 tokens,
-                none if advance.source is None else last[advance.source],
+                sum((last[source] for source in advance.sources), none),
                 none if decision.self_BH is None else decision.self_BH.detach().sum(1),
                 none if decision.cross_BH is None else decision.cross_BH.detach().sum(1),
             )

@@ -121,7 +121,7 @@ class StepTrimmers(nn.Module):
         width, heads = block_size(advance)
         self.tokens = TokenTrimmer(width, guide_width, config)
         self.self_heads = HeadTrimmer(width, heads, config)
-        self.cross_heads = None if advance.source is None else HeadTrimmer(width + guide_width, heads, config)
+        self.cross_heads = None if not advance.sources else HeadTrimmer(width + guide_width, heads, config)
 
 
 def block_size(advance: Advance) -> tuple[int, int]:

@@ -3,7 +3,9 @@
 import torch
 
 from pipeline.data.batch import ImageTextBatch
-from pipeline.models.albef import Albef, AlbefConfig
+from pipeline.models.backbone import Backbone
+from pipeline.models.build import build_model
+from pipeline.models.config import BackboneName, FusionConfig, ModelConfig
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
 
@@ -11,17 +13,24 @@ WORDS = 50
 MAX_TOKENS = 9
 
 
-def small_config(depth: int = 4) -> AlbefConfig:
+def small_config(depth: int = 4, backbone: BackboneName = "albef") -> ModelConfig:
     vision = VisionConfig(height=32, width_px=32, patch=8, width=32, depth=depth, heads=4)
     text = TextConfig(
-        vocab_size=WORDS, width=32, text_layers=2, fusion_layers=2, heads=4, max_positions=MAX_TOKENS, dropout=0.0
-    )
-    return AlbefConfig(vision=vision, text=text, embed=16)
+        vocab_size=WORDS, width=32, text_layers=2, heads=4, max_positions=MAX_TOKENS + 1, dropout=0.0,
+        fusion_layers=2 if backbone in ("albef", "meter") else 0, pad_id=0 if backbone == "meter" else None,
+        type_rows={"albef": 2, "blip": 0, "meter": 1, "clip": 0}[backbone],
+    )  # fmt: skip
+    fusion = FusionConfig(width=24, heads=4)
+    return ModelConfig(backbone=backbone, vision=vision, text=text, fusion=fusion, embed=16)
 
 
-def small_albef(seed: int = 0, depth: int = 4) -> Albef:
+def small_model(backbone: BackboneName, seed: int = 0, depth: int = 4) -> Backbone:
     torch.manual_seed(seed)
-    return Albef(small_config(depth))
+    return build_model(small_config(depth, backbone))
+
+
+def small_albef(seed: int = 0, depth: int = 4) -> Backbone:
+    return small_model("albef", seed, depth)
 
 
 def small_batch(size: int = 4, seed: int = 0, labels: int = 2) -> ImageTextBatch:

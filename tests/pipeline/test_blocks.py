@@ -19,7 +19,7 @@ def test_pre_norm_block_is_timms() -> None:
     ours = PreNormBlock(24, 3).double()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 5, 24, dtype=torch.float64)
-    torch.testing.assert_close(ours(TokenStream(x), None, PLAIN).x, theirs(x))
+    torch.testing.assert_close(ours(TokenStream(x), (), PLAIN).x, theirs(x))
 
 
 def test_vision_tower_is_timms() -> None:
@@ -32,7 +32,7 @@ def test_vision_tower_is_timms() -> None:
     pixels = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     stream = ours.embed(pixels)
     for step in ours.steps:
-        stream = step.advances[0].block(stream, None, PLAIN)
+        stream = step.advances[0].block(stream, (), PLAIN)
     torch.testing.assert_close(ours.finish(stream).x, theirs.forward_features(pixels))
 
 
@@ -53,7 +53,7 @@ def test_post_norm_block_is_berts(cross: bool) -> None:
     wanted = theirs(x, encoder_hidden_states=y if cross else None)
     wanted = wanted[0] if isinstance(wanted, tuple) else wanted
     # A decoder's own mask would be causal; with none given it attends to all.
-    torch.testing.assert_close(ours(TokenStream(x), TokenStream(y) if cross else None, PLAIN).x, wanted)
+    torch.testing.assert_close(ours(TokenStream(x), [TokenStream(y)] if cross else (), PLAIN).x, wanted)
 
 
 def test_padding_changes_no_real_token() -> None:
@@ -61,5 +61,5 @@ def test_padding_changes_no_real_token() -> None:
     block = PostNormBlock(24, 3, 48).double()
     x = torch.randn(1, 6, 24, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1, 1, 0, 0]]).bool()
-    padded = block(TokenStream(x, mask), None, PLAIN).x[:, :4]
-    torch.testing.assert_close(padded, block(TokenStream(x[:, :4]), None, PLAIN).x)
+    padded = block(TokenStream(x, mask), (), PLAIN).x[:, :4]
+    torch.testing.assert_close(padded, block(TokenStream(x[:, :4]), (), PLAIN).x)

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.errors import UserError
 from pipeline.evaluate import EvaluateConfig
-from pipeline.models.albef import AlbefConfig
+from pipeline.models.config import ModelConfig
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
 from pipeline.pruning.elip import ElipConfig
@@ -24,14 +24,14 @@ LOOP = LoopConfig(samples=1, global_batch=1)
     ("kind", "given"),
     [
         *((VisionConfig, {name: 0}) for name in ("height", "patch", "width", "depth", "heads")),
-        *((TextConfig, {name: 0}) for name in ("width", "heads", "text_layers", "fusion_layers", "max_positions")),
+        *((TextConfig, {name: 0}) for name in ("width", "heads", "text_layers", "max_positions")),
         (VisionConfig, {"mlp_ratio": math.nan}),
         (TextConfig, {"dropout": 1.0}),
         (TextConfig, {"dropout": -0.1}),
         (TextConfig, {"hidden": -1}),
-        (AlbefConfig, {"temperature": 0.0}),
-        (AlbefConfig, {"temperature": 0.6}),
-        (AlbefConfig, {"embed": 0}),
+        (ModelConfig, {"temperature": 0.0}),
+        (ModelConfig, {"temperature": 0.6}),
+        (ModelConfig, {"embed": 0}),
         (ObjectiveConfig, {"queue": -1}),
         (ObjectiveConfig, {"temperature_lr": -1.0}),
         (ObjectiveConfig, {"momentum": 1.5}),

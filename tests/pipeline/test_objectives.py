@@ -5,10 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.objectives.itc import FeatureQueue, contrast
-from pipeline.objectives.itm import draw_negatives, matching_loss, negative_weights
+from pipeline.objectives.itm import draw_rows, matching_loss, negative_weights
 from pipeline.objectives.mlm import Vocabulary, mask_words, word_loss
 from pipeline.objectives.momentum import MomentumTower, averaged_parameters
 from pipeline.process import Process
+from pipeline.tasks.online import true_first
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import small_albef
 
@@ -37,8 +38,8 @@ def contrast_of_rows(rows: slice) -> dict[str, Tensor]:
     assert image.grad is not None and text.grad is not None and temperature.grad is not None
     return {
         "loss": loss.detach(), "image": image.grad, "text": text.grad, "temperature": temperature.grad,
-        "queue": queue.image_EQ, "image_to_text": result.image_to_text_BB.detach(),
-        "text_to_image": result.text_to_image_BB.detach(),
+        "queue": queue.image_EQ, "image_to_text": result.image_to_text_BG.detach(),
+        "text_to_image": result.text_to_image_BG.detach(),
     }  # fmt: skip
 
 
@@ -56,9 +57,8 @@ def test_contrast_over_two_processes_is_that_of_the_whole_batch() -> None:
     torch.testing.assert_close((parts[0]["temperature"] + parts[1]["temperature"]) / 2, whole["temperature"])
     for part in parts:
         torch.testing.assert_close(part["queue"], whole["queue"])
-    for name in ("image_to_text", "text_to_image"):  # hard negatives are drawn from a rank's own batch
-        for part, rows in zip(parts, (slice(0, 4), slice(4, 8)), strict=True):
-            torch.testing.assert_close(part[name], whole[name][rows, rows])
+    for name in ("image_to_text", "text_to_image"):
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name])
 
 
 def test_contrast_is_computed_in_full_precision_under_autocast() -> None:
@@ -130,21 +130,27 @@ def test_no_pair_and_no_repeated_sentence_is_drawn_as_its_own_negative() -> None
     torch.manual_seed(0)
     same = torch.eye(4, dtype=torch.bool)
     same[0, 2] = same[2, 0] = True
-    for _ in range(50):
-        drawn = draw_negatives(torch.randn(4, 4), torch.randn(4, 4), same)
-        for rows in (drawn.image_B, drawn.text_B):
-            assert not same[torch.arange(4), rows].any()
+    for chance in (0.0, 0.3, 0.7, 1 - 2**-53):
+        rows = draw_rows(negative_weights(torch.randn(4, 4), same, torch.arange(4)), torch.full((4,), chance).double())
+        assert not same[torch.arange(4), rows].any()
+
+
+def test_negatives_are_drawn_in_proportion_to_their_weights() -> None:
+    weights = torch.tensor([[0.0, 2.0, 0.0, 6.0, 0.0]], dtype=torch.float64).expand(4000, -1)
+    drawn = draw_rows(weights, (torch.arange(4000) + 0.5).double() / 4000)
+    assert torch.bincount(drawn, minlength=5).tolist() == [0, 1000, 0, 3000, 0]
 
 
 def test_where_all_texts_are_the_same_a_negative_is_still_another_row() -> None:
-    weights = negative_weights(torch.randn(3, 3), torch.ones(3, 3, dtype=torch.bool))
-    assert torch.equal(weights, 1 - torch.eye(3))
+    weights = negative_weights(torch.randn(3, 5), torch.ones(3, 5, dtype=torch.bool), torch.arange(3) + 1)
+    assert torch.equal(weights, 1 - torch.eye(5, dtype=torch.float64)[1:4])
 
 
 def test_matching_counts_the_first_third_as_true() -> None:
     right = torch.tensor([[-9.0, 9.0]] * 2 + [[9.0, -9.0]] * 4)
-    assert float(matching_loss(right)) < 1e-6
-    assert float(matching_loss(-right)) > 10
+    true = true_first(2, right.device)
+    assert float(matching_loss(right, true)) < 1e-6
+    assert float(matching_loss(-right, true)) > 10
 
 
 def test_masking_draws_words_only_and_in_the_stated_shares() -> None:
@@ -172,9 +178,9 @@ def test_a_row_is_masked_alike_in_every_batch_and_under_any_padding() -> None:
 
 def test_negatives_keep_their_odds_beside_a_pair_that_scores_far_higher() -> None:
     logits = torch.tensor([[500.0, 1.0, 0.0], [0.0, 500.0, 0.0], [0.0, 0.0, 500.0]])
-    weights = negative_weights(logits, torch.eye(3, dtype=torch.bool))
+    weights = negative_weights(logits, torch.eye(3, dtype=torch.bool), torch.arange(3))
     torch.testing.assert_close(
-        weights[0], torch.tensor([0.0, 1.0, 0.0]).lerp(torch.tensor([0.0, 0.0, 1.0]), 0.26894142)
+        weights[0].float(), torch.tensor([0.0, 1.0, 0.0]).lerp(torch.tensor([0.0, 0.0, 1.0]), 0.26894142)
     )
 
 

@@ -21,7 +21,7 @@ from pipeline.objectives.momentum import MomentumTower
 from pipeline.pretrain import PretrainConfig
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, read_metrics
-from pipeline.tasks.pretraining import AlbefPretraining
+from pipeline.tasks.pretraining import Pretraining
 from pipeline.tasks.task import Losses
 from pipeline.train import LoopConfig, Stage, StepLog, train
 from pipeline.trimming.curriculum import Curriculum
@@ -93,7 +93,7 @@ def test_all_ranks_begin_with_the_same_weights_and_momentum_tower(
 ) -> None:
     begun: list[dict[str, torch.Tensor]] = []
 
-    def stop(task: AlbefPretraining, config: PretrainConfig) -> None:
+    def stop(task: Pretraining, config: PretrainConfig) -> None:
         begun.append({**task.model.state_dict(), **task.tensors()})
         raise KeyboardInterrupt
 

@@ -1,0 +1,158 @@
+"""What every backbone is to tasks and methods: two encoders, and for most of them fusion.
+
+B batch, L text tokens, D width, E width of the shared embedding, F width of the fused features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.blocks import init_transformer
+from pipeline.models.config import ModelConfig
+from pipeline.models.schedule import Intervention, Step, Streams, TokenStream, execute
+from pipeline.models.vision import VisionTower
+from pipeline.precision import at_least_float32
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What fusion gives.
+
+    Attributes:
+        text: The text stream after the last layer, for the word head.
+        features_BF: What task heads look at.
+    """
+
+    text: TokenStream
+    features_BF: Tensor
+
+
+class Backbone(nn.Module):
+    """Base of the four backbones; each names its steps and says what its streams begin with.
+
+    Args:
+        config: Sizes; `text.vocab_size` is set.
+    """
+
+    averaged: tuple[str, ...] = ()
+    """Parts that have a copy in the momentum tower; empty for a backbone without one."""
+
+    # Of the backbones that have them: contrast (all but METER), matching and words (all but CLIP).
+    vision_proj: nn.Linear
+    text_proj: nn.Linear
+    temp: nn.Parameter
+    itm_head: nn.Linear
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual_encoder = VisionTower(config.vision)
+
+    @property
+    def text_steps(self) -> list[Step]:
+        """The layers in which the text is alone."""
+        raise NotImplementedError
+
+    @property
+    def fusion_steps(self) -> list[Step]:
+        """The layers in which text and image meet; empty where they do not."""
+        raise NotImplementedError
+
+    @property
+    def schedule(self) -> list[Step]:
+        """Text first (its CLS guides vision), then vision, then fusion: the one way of every forward."""
+        return [*self.text_steps, *self.visual_encoder.steps, *self.fusion_steps]
+
+    def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
+        """What the text layers begin with."""
+        raise NotImplementedError
+
+    def encode_text(self, ids_BL: Tensor, mask_BL: Tensor, interventions: Sequence[Intervention] = ()) -> TokenStream:
+        """Text-only layers.
+
+        Args:
+            ids_BL: (B, L) token ids.
+            mask_BL: (B, L) True at real tokens.
+            interventions: Methods that act on these layers.
+
+        Returns:
+            The text stream.
+        """
+        return execute(self.text_steps, {"text": self.embed_text(ids_BL, mask_BL)}, interventions)["text"]
+
+    def encode_image(
+        self, pixels: Tensor, interventions: Sequence[Intervention] = (), text: TokenStream | None = None
+    ) -> TokenStream:
+        """Vision tower.
+
+        Args:
+            pixels: (B, 3, height, width), normalised.
+            interventions: Methods that act on these layers, such as ELIP's pruning by a sentence.
+            text: The encoded text, for methods that look at it.
+
+        Returns:
+            The image stream after the final norm.
+        """
+        streams: Streams = {"image": self.visual_encoder.embed(pixels)}
+        if text is not None:
+            streams = {**streams, "text": text}
+        streams = execute(self.visual_encoder.steps, streams, interventions)
+        return self.visual_encoder.finish(streams["image"])
+
+    def sentence(self, text: TokenStream) -> Tensor:
+        """(B, D of vision) the vector that guides pruning (METHODS.md section 1), from the encoded text."""
+        return text.cls
+
+    def begin_fusion(self, text: TokenStream, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
+        """The text stream that fusion begins with, from the encoded text or from its ids."""
+        return text
+
+    def fuse(self, text: TokenStream, image: TokenStream, interventions: Sequence[Intervention] = ()) -> Fused:
+        """Fusion layers.
+
+        Args:
+            text: From `begin_fusion`.
+            image: From `encode_image`; its `rows` let several texts share an image.
+            interventions: Methods that act on these layers.
+        """
+        streams = execute(self.fusion_steps, {"text": text, "image": image}, interventions)
+        return Fused(streams["text"], streams["text"].cls)
+
+    def word_scores(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., V): the score of each word."""
+        raise NotImplementedError
+
+    @property
+    def has_contrast(self) -> bool:
+        """Whether images and texts meet in one embedding."""
+        return "temp" in self._parameters
+
+    def add_contrast(self, config: ModelConfig, bias: bool = True) -> None:
+        """Make the projections and the temperature."""
+        self.vision_proj = nn.Linear(config.vision.width, config.embed, bias)
+        self.text_proj = nn.Linear(config.text.width, config.embed, bias)
+        self.temp = nn.Parameter(torch.tensor(config.temperature))
+        init_transformer(self.vision_proj, config.vision.width)
+        init_transformer(self.text_proj, config.text.width)
+
+    def image_feature(self, image: TokenStream) -> Tensor:
+        """(B, E) of unit length, from the image's CLS."""
+        return F.normalize(at_least_float32(self.vision_proj(image.cls)), dim=-1)
+
+    def text_feature(self, text: TokenStream) -> Tensor:
+        """(B, E) of unit length, from the text's pooled token."""
+        return F.normalize(at_least_float32(self.text_proj(self.pooled(text))), dim=-1)
+
+    def pooled(self, text: TokenStream) -> Tensor:
+        """(B, D) the token that speaks for the text."""
+        return text.cls
+
+
+def matching_head(width: int) -> nn.Linear:
+    """The head of image-text matching: class 1 is a match."""
+    head = nn.Linear(width, 2)
+    init_transformer(head, width)
+    return head

@@ -1,0 +1,127 @@
+"""METER (Dou et al. 2022, arXiv 2111.02387): two encoders, then two streams that attend to each other.
+
+B batch, L text tokens, N vision tokens, D width of the fusion layers, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.backbone import Backbone, Fused, matching_head
+from pipeline.models.blocks import PostNormBlock, init_transformer
+from pipeline.models.config import ModelConfig
+from pipeline.models.schedule import Advance, Intervention, Step, TokenStream, execute
+from pipeline.models.text import Bert, Predictions, text_block
+
+IMAGE_TYPES = 2
+"""Token types of the image stream: its own, and that of a pair's second image."""
+
+
+class Pooler(nn.Module):
+    """``tanh(dense(first token))``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+
+    def forward(self, stream: TokenStream) -> Tensor:
+        """(B, D)."""
+        return torch.tanh(self.dense(stream.cls))
+
+
+class UntiedWords(Predictions):
+    """Word scores with an output matrix of their own."""
+
+    def __init__(self, width: int, vocab_size: int, eps: float) -> None:
+        super().__init__(width, vocab_size, eps)
+        self.decoder = nn.Linear(width, vocab_size, bias=False)
+
+
+class Meter(Backbone):
+    """The two encoders, the co-attending layers and the heads of pre-training.
+
+    Args:
+        config: Sizes; `text.vocab_size` is set.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        text, fusion = config.text, config.fusion
+        self.text_encoder = Bert(text, [text_block(text) for _ in range(text.text_layers)])
+        self.text_transform = nn.Linear(text.width, fusion.width)
+        self.image_transform = nn.Linear(config.vision.width, fusion.width)
+        self.token_type_embeddings = nn.Embedding(1 + IMAGE_TYPES, fusion.width)
+        self.text_layers = nn.ModuleList(_fusion_block(config) for _ in range(text.fusion_layers))
+        self.image_layers = nn.ModuleList(_fusion_block(config) for _ in range(text.fusion_layers))
+        self.text_pooler, self.image_pooler = Pooler(fusion.width), Pooler(fusion.width)
+        self.mlm_head = UntiedWords(fusion.width, text.vocab_size, fusion.eps)
+        init_transformer(self.text_encoder, text.width)
+        fused = [self.text_transform, self.image_transform, self.token_type_embeddings, self.text_layers]
+        for part in [*fused, self.image_layers, self.text_pooler, self.image_pooler, self.mlm_head]:
+            init_transformer(part, fusion.width)
+        self.itm_head = matching_head(2 * fusion.width)
+
+    @property
+    def text_steps(self) -> list[Step]:
+        """The text encoder."""
+        return self.text_encoder.steps("text", slice(None))
+
+    @property
+    def fusion_steps(self) -> list[Step]:
+        """Both streams at once, each attending to the other as it was before the layer."""
+        pairs = zip(self.text_layers, self.image_layers, strict=True)
+        return [
+            Step(
+                "fusion",
+                layer,
+                (Advance("text", text, ("image",), "image"), Advance("image", image, ("text",), "text")),
+            )
+            for layer, (text, image) in enumerate(pairs)
+        ]
+
+    def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
+        """Words and positions."""
+        return self.text_encoder.embed(ids_BL, mask_BL)
+
+    def fuse(
+        self,
+        text: TokenStream,
+        image: TokenStream,
+        interventions: Sequence[Intervention] = (),
+        image_type: int = 1,
+    ) -> Fused:
+        """Co-attention.
+
+        Args:
+            text: From `begin_fusion`.
+            image: From `encode_image`. The image stream changes with the text, so `rows` are gathered here.
+            interventions: Methods that act on these layers.
+            image_type: Row of the token types: 1, or 2 for a pair's second image.
+
+        Returns:
+            Features: the pooled text and the pooled image side by side.
+        """
+        if image.rows is not None:
+            present = None if image.present is None else image.present[image.rows]
+            origin = None if image.origin is None else image.origin[image.rows]
+            image = replace(image, x=image.x[image.rows], present=present, origin=origin, rows=None)
+        types = self.token_type_embeddings.weight
+        streams = {
+            "text": text.with_x(self.text_transform(text.x) + types[0]),
+            "image": image.with_x(self.image_transform(image.x) + types[image_type]),
+        }
+        done = execute(self.fusion_steps, streams, interventions)
+        pooled = [self.text_pooler(done["text"]), self.image_pooler(done["image"])]
+        return Fused(done["text"], torch.cat(pooled, -1))
+
+    def word_scores(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        scores: Tensor = self.mlm_head(x, self.mlm_head.decoder.weight)
+        return scores
+
+
+def _fusion_block(config: ModelConfig) -> PostNormBlock:
+    fusion = config.fusion
+    return PostNormBlock(fusion.width, fusion.heads, 4 * fusion.width, fusion.width, fusion.eps, config.text.dropout)

@@ -1,0 +1,88 @@
+"""Whole pre-training steps of the four backbones: over two processes as on one, repeatable, and with every loss."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+from pipeline.models.config import BackboneName
+from pipeline.objectives.mlm import Vocabulary
+from pipeline.pretrain import check_guidance
+from pipeline.process import Process
+from pipeline.pruning.elip import ElipConfig
+from pipeline.tasks.online import ObjectiveConfig
+from pipeline.tasks.pretraining import Pretraining
+from tests.pipeline.distributed import run_ranks
+from tests.pipeline.small import WORDS, scale, small_batch, small_config, small_model
+
+BACKBONES: list[BackboneName] = ["albef", "blip", "meter", "clip"]
+LOSSES = {"albef": {"itc", "itm", "mlm"}, "blip": {"itc", "itm", "lm"}, "meter": {"itm", "mlm"}, "clip": {"itc"}}
+PRUNED = ElipConfig(depths=(1, 1, 2), ratios=(0.8, 0.5), prune_momentum=True)
+Result = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def step_of_rank(process: Process, backbone: BackboneName, guidance: str, negatives: str) -> Result:
+    """Losses and gradients of this rank's share of eight samples."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        elip = ElipConfig(guidance=guidance, depths=PRUNED.depths, ratios=PRUNED.ratios, prune_momentum=True)  # type: ignore[arg-type]
+        objectives = ObjectiveConfig(queue=6, mask_share=0.4, negatives=negatives)  # type: ignore[arg-type]
+        model, words = small_model(backbone), Vocabulary(mask=4, size=WORDS - 2)
+        task = Pretraining(model, objectives, elip, words, scale, torch.Generator().manual_seed(0))
+        share = 8 // process.world_size
+        batch = small_batch(8).part(slice(process.rank * share, (process.rank + 1) * share))
+        losses = task.losses(task.module, batch, 1.0)
+        losses.total.backward()
+        named = {name: loss.detach() for name, loss in losses.named.items()}
+        return named, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("guidance", ["query", "none"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_two_processes_compute_losses_and_gradients_of_the_whole_batch(backbone: BackboneName, guidance: str) -> None:
+    losses, gradients = step_of_rank(Process(), backbone, guidance, "global")
+    parts = run_ranks(step_of_rank, 2, backbone, guidance, "global")
+    assert set(losses) == LOSSES[backbone]
+    for name, loss in losses.items():
+        torch.testing.assert_close(sum(part[0][name] for part in parts) / 2, loss)
+    assert gradients and all(set(part[1]) == set(gradients) for part in parts)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close((parts[0][1][name] + parts[1][1][name]) / 2, gradient, msg=name)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_step_repeats_and_trains_every_weight(backbone: BackboneName) -> None:
+    first, again = (step_of_rank(Process(), backbone, "query", "local") for _ in range(2))
+    assert all(torch.equal(first[0][name], again[0][name]) for name in first[0])
+    untouched = {name for name, _ in small_model(backbone).named_parameters()} - set(first[1])
+    assert not untouched, untouched
+    # Of the last selection no gradient reaches the guiding text but through the losses themselves.
+    assert all(gradient.isfinite().all() for gradient in first[1].values())
+
+
+@pytest.mark.parametrize("backbone", ["albef", "blip", "meter"])
+def test_text_of_another_width_than_vision_cannot_guide(backbone: BackboneName) -> None:
+    from dataclasses import replace
+
+    config = small_config(backbone=backbone)
+    config = replace(config, text=replace(config.text, width=24))
+    with pytest.raises(UserError, match=r"model\.text\.width=24 must equal model\.vision\.width=32"):
+        check_guidance(PRUNED, config)
+    check_guidance(ElipConfig(guidance="none"), config)
+
+
+def test_clips_text_of_another_width_guides_through_the_projection() -> None:
+    from dataclasses import replace
+
+    config = small_config(backbone="clip")
+    config = replace(config, text=replace(config.text, width=24))
+    check_guidance(PRUNED, config)
+    from pipeline.models.build import build_model
+
+    model = build_model(config)
+    text = model.encode_text(torch.tensor([[2, 7, 3, 0]]), torch.tensor([[True, True, True, False]]))
+    feature = model.text_feature(text)
+    torch.testing.assert_close(model.sentence(text), feature @ model.vision_proj.weight)
+    assert not model.sentence(text).requires_grad
