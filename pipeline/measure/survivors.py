@@ -14,7 +14,7 @@ from data_prep.files import write_atomic, write_json
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
 from pipeline.models.albef import Albef
-from pipeline.models.schedule import HeadMasks, Step, Streams
+from pipeline.models.schedule import InBlock, Step, Streams
 from pipeline.pruning.elip import ElipConfig, TextGuidedPruning
 from pipeline.tasks.statements import StatementModel
 from pipeline.trimming.cost import units_of
@@ -39,7 +39,7 @@ class Watch:
     def __init__(self) -> None:
         self.sights: list[Sight] = []
 
-    def before(self, step: Step, streams: Streams) -> tuple[Streams, dict[str, HeadMasks]]:
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, dict[str, InBlock]]:
         """Note the origins."""
         stream = streams[step.advances[0].stream]
         if step.part == "vision" and stream.origin is not None:

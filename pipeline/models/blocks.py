@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.attention import Keys, attention, cls_probabilities
-from pipeline.models.schedule import HeadMasks, TokenStream
+from pipeline.models.attention import Asked, Keys, attention, cls_probabilities
+from pipeline.models.schedule import InBlock, TokenStream
 
 
 class FusedAttention(nn.Module):
@@ -22,11 +22,14 @@ class FusedAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, stream: TokenStream, head_mask_BH: Tensor | None) -> Tensor:
-        """Attend inside the stream, whose `x` is already normalised; returns the projected context."""
+    def ask(self, stream: TokenStream) -> Asked:
+        """Queries, keys and values of a stream whose `x` is already normalised."""
         q, k, v = self.qkv(stream.x).chunk(3, -1)
-        keys = Keys(k, v, stream.present, None, stream.offsets)
-        context = attention(q, keys, self.heads, head_mask_BH=head_mask_BH, offsets=stream.offsets)
+        return Asked(q, Keys(k, v, stream.present, None, stream.offsets, stream.size), self.heads)
+
+    def forward(self, asked: Asked, head_mask_BH: Tensor | None) -> Tensor:
+        """Attend inside the stream; returns the projected context."""
+        context = attention(asked.q, asked.keys, self.heads, head_mask_BH=head_mask_BH, offsets=asked.keys.offsets)
         return self.proj(context)
 
     def cls_row(self, x_BND: Tensor) -> Tensor:
@@ -66,10 +69,13 @@ class PreNormBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, stream: TokenStream, source: TokenStream | None, heads: HeadMasks) -> TokenStream:
+    def forward(self, stream: TokenStream, source: TokenStream | None, inside: InBlock) -> TokenStream:
         """Advance the stream; there is no cross-attention, so `source` is None."""
-        x = stream.x + self.attn(stream.with_x(self.norm1(stream.x)), heads.self_BH)
-        return stream.with_x(x + self.mlp(self.norm2(x)))
+        asked = self.attn.ask(stream.with_x(self.norm1(stream.x)))
+        stream = stream.with_x(stream.x + self.attn(asked, inside.self_BH))
+        if inside.between is not None:
+            stream = inside.between(stream, asked)
+        return stream.with_x(stream.x + self.mlp(self.norm2(stream.x)))
 
     def cls_attention(self, x_BND: Tensor) -> Tensor:
         """(B, n) attention of CLS to the other n = N - 1 tokens, mean over heads, softmax over all N."""
@@ -114,7 +120,9 @@ class ResidualAttention(nn.Module):
 
     def keys(self, source: TokenStream) -> Keys:
         """Keys and values of a stream, made once however many rows attend to it."""
-        return Keys(self.self.key(source.x), self.self.value(source.x), source.present, source.rows, source.offsets)
+        return Keys(
+            self.self.key(source.x), self.self.value(source.x), source.present, source.rows, source.offsets, source.size
+        )
 
     def forward(self, stream: TokenStream, keys: Keys, head_mask_BH: Tensor | None) -> TokenStream:
         """Attend from `stream` to `keys`."""
@@ -169,11 +177,12 @@ class PostNormBlock(nn.Module):
         self.intermediate = Intermediate(width, hidden)
         self.output = ResidualNorm(hidden, width, eps, dropout)
 
-    def forward(self, stream: TokenStream, source: TokenStream | None, heads: HeadMasks) -> TokenStream:
+    def forward(self, stream: TokenStream, source: TokenStream | None, inside: InBlock) -> TokenStream:
         """Advance the stream; a None source skips the cross-attention."""
-        stream = self.attention(stream, self.attention.keys(stream), heads.self_BH)
+        assert inside.between is None, "only pre-norm blocks let a method act between attention and MLP"
+        stream = self.attention(stream, self.attention.keys(stream), inside.self_BH)
         if source is not None:
-            stream = self.crossattention(stream, self.crossattention.keys(source), heads.cross_BH)
+            stream = self.crossattention(stream, self.crossattention.keys(source), inside.cross_BH)
         return stream.with_x(self.output(self.intermediate(stream.x), stream.x))
 
 

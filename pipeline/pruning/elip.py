@@ -13,7 +13,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.limits import a_share
 from pipeline.models.blocks import PreNormBlock
-from pipeline.models.schedule import CLS, HeadMasks, Step, Streams, TokenStream, execute
+from pipeline.models.schedule import CLS, InBlock, Step, Streams, TokenStream, execute
 from pipeline.pruning.selection import Selection, apply_selection, select, select_origin
 
 
@@ -109,7 +109,7 @@ class TextGuidedPruning:
         self.selections: dict[int, Selection] = {}
         self.scores: dict[int, Tensor] = {}
 
-    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
         """Select and merge where a stage begins."""
         if step.part != "vision" or step.layer not in self.stages:
             return streams, {}
@@ -142,7 +142,7 @@ class ReplayedPruning:
     def __init__(self, selections: Mapping[int, Selection]) -> None:
         self.selections = selections
 
-    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
         """Apply the recorded selection where there is one."""
         if step.part != "vision" or step.layer not in self.selections:
             return streams, {}
