@@ -120,9 +120,8 @@ class ResidualAttention(nn.Module):
 
     def keys(self, source: TokenStream) -> Keys:
         """Keys and values of a stream, made once however many rows attend to it."""
-        return Keys(
-            self.self.key(source.x), self.self.value(source.x), source.present, source.rows, source.offsets, source.size
-        )
+        k, v = self.self.key(source.x), self.self.value(source.x)
+        return Keys(k, v, source.present, source.rows, source.offsets, source.size)
 
     def forward(self, stream: TokenStream, keys: Keys, head_mask_BH: Tensor | None) -> TokenStream:
         """Attend from `stream` to `keys`."""
