@@ -1,4 +1,4 @@
-"""The pre-training stage: shards -> ALBEF with ELIP -> checkpoint -> export."""
+"""The pre-training stage: shards -> ALBEF with pruning -> checkpoint -> export."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
 from pipeline.models.albef import TEMPERATURE_LIMITS, Albef, AlbefConfig
 from pipeline.objectives.mlm import Vocabulary
-from pipeline.pruning.elip import ElipConfig
+from pipeline.pruning.config import PruningConfig
 from pipeline.setup import Inputs, check_batch, check_sizes, export_config, seed_everything, sized_model
 from pipeline.tasks.pretraining import AlbefPretraining, ObjectiveConfig
 from pipeline.train import LoopConfig, Stage, train
@@ -27,7 +27,7 @@ class PretrainConfig:
         loop: Durations and learning-rate schedule.
         optimizer: AdamW.
         objectives: Constants of the losses.
-        elip: Pruning of the vision tower.
+        pruning: Which method leaves out vision tokens, and how many.
     """
 
     split: str = "train"
@@ -35,7 +35,7 @@ class PretrainConfig:
     loop: LoopConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    elip: ElipConfig = field(default_factory=ElipConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
 
 
 def pretrain(config: PretrainConfig, model_config: AlbefConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def pretrain(config: PretrainConfig, model_config: AlbefConfig, inputs: Inputs, 
     task = AlbefPretraining(
         model,
         config.objectives,
-        config.elip,
+        config.pruning,
         Vocabulary(mask=tokenizer.mask_id, size=tokenizer.vocab_size),
         inputs.normalise,
         torch.Generator().manual_seed(inputs.seed),
@@ -115,6 +115,6 @@ def check_pretrain(
     # Two pairs: each needs another one as its negative.
     check_batch("pretrain", config.loop.global_batch, processes, engine, loader, least=2)
     check_sizes(model, loader)
-    config.elip.check(model.vision.depth, model.vision.patches)
+    config.pruning.check(model.vision.depth, model.vision.patches)
     if engine.zero_stage == 3:
         raise UserError("engine.zero_stage=3 splits the weights that the momentum tower must follow; use 0, 1 or 2")

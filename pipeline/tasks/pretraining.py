@@ -1,9 +1,9 @@
-"""ALBEF's pre-training with ELIP in the online vision tower: contrast, matching, masked words.
+"""ALBEF's pre-training with pruning in the online vision tower: contrast, matching, masked words.
 
 B batch of this process, L text tokens, N vision tokens, D width, V vocabulary, M masked positions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from pipeline.data.batch import ImageTextBatch
 from pipeline.limits import a_share, at_least
 from pipeline.models.albef import Albef
-from pipeline.models.schedule import Intervention, TokenStream
+from pipeline.models.schedule import TokenStream
 from pipeline.objectives.itc import Contrast, FeatureQueue, contrast
 from pipeline.objectives.itm import Negatives, draw_negatives, matching_loss
 from pipeline.objectives.mlm import MaskedWords, Vocabulary, mask_words, word_loss
 from pipeline.objectives.momentum import MomentumTower
-from pipeline.pruning.elip import ElipConfig, ReplayedPruning, TextGuidedPruning
-from pipeline.pruning.selection import Selection
+from pipeline.pruning.config import PruningConfig
+from pipeline.pruning.intervention import Pruning, ReplayedPruning
 from pipeline.tasks.task import Losses, with_prefix, without_prefix
 
 
@@ -67,7 +67,7 @@ class Online:
     image: TokenStream
     plain: TokenStream
     masked: TokenStream
-    selections: Mapping[int, Selection]
+    pruning: Pruning | None
 
 
 class AlbefPretraining:
@@ -76,7 +76,7 @@ class AlbefPretraining:
     Args:
         model: The online model.
         objectives: Constants.
-        elip: Pruning of the online tower (and of the momentum tower if it says so).
+        pruning: Of the online tower (and of the momentum tower if it says so).
         words: Mask id and vocabulary size.
         normalise: Maps uint8 pixels to the model's input.
         generator: Draws the queue's first content.
@@ -86,13 +86,13 @@ class AlbefPretraining:
         self,
         model: Albef,
         objectives: ObjectiveConfig,
-        elip: ElipConfig,
+        pruning: PruningConfig,
         words: Vocabulary,
         normalise: Callable[[Tensor], Tensor],
         generator: torch.Generator,
     ) -> None:
-        elip.check(model.config.vision.depth, model.config.vision.patches)
-        self.module: nn.Module = OnlineAlbef(model, objectives, elip)
+        pruning.check(model.config.vision.depth, model.config.vision.patches)
+        self.module: nn.Module = OnlineAlbef(model, objectives, pruning)
         self.model = model
         self.objectives = objectives
         self.words = words
@@ -135,13 +135,13 @@ class OnlineAlbef(nn.Module):
     Args:
         model: The online model.
         objectives: Constants.
-        elip: Pruning.
+        pruning: Of the vision tower.
     """
 
-    def __init__(self, model: Albef, objectives: ObjectiveConfig, elip: ElipConfig) -> None:
+    def __init__(self, model: Albef, objectives: ObjectiveConfig, pruning: PruningConfig) -> None:
         super().__init__()
         self.model = model
-        self.elip = elip
+        self.pruning = pruning
         self.objectives = objectives
 
     def forward(
@@ -180,11 +180,9 @@ class OnlineAlbef(nn.Module):
 
     def _encode(self, pixels: Tensor, batch: ImageTextBatch, words: MaskedWords) -> Online:
         plain, masked = encode_both_texts(self.model, batch, words)
-        if self.elip.guidance == "none":
-            return Online(self.model.encode_image(pixels), plain, masked, {})
-        tower = self.model.visual_encoder
-        pruning = TextGuidedPruning(self.elip, tower.steps, tower.config.patches, plain.cls)
-        return Online(self.model.encode_image(pixels, [pruning]), plain, masked, pruning.selections)
+        pruning = self.pruning.begin(self.model.visual_encoder, plain.cls, batch.draw_seeds)
+        image = self.model.encode_image(pixels, [] if pruning is None else [pruning])
+        return Online(image, plain, masked, pruning)
 
     @torch.no_grad()
     def _momentum_words(self, model: Albef, masked: TokenStream, image: TokenStream, words: MaskedWords) -> Tensor:
@@ -202,9 +200,7 @@ class OnlineAlbef(nn.Module):
         words: MaskedWords,
     ) -> tuple[Contrast, Tensor]:
         model = teacher.model
-        replay: Sequence[Intervention] = (
-            [ReplayedPruning(online.selections)] if self.elip.prune_momentum and online.selections else []
-        )
+        replay = [ReplayedPruning(online.pruning)] if self.pruning.prune_momentum and online.pruning else []
         with torch.no_grad():
             plain_m, masked_m = encode_both_texts(model, batch, words)
             image_m = model.encode_image(pixels, replay)
