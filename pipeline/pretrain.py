@@ -1,4 +1,4 @@
-"""The pre-training stage: shards -> ALBEF with ELIP -> checkpoint -> export."""
+"""The pre-training stage: shards -> ALBEF with pruning -> checkpoint -> export."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_eng
 from pipeline.models.build import build_model
 from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
 from pipeline.objectives.mlm import Vocabulary
-from pipeline.pruning.elip import ElipConfig
+from pipeline.pruning.config import PruningConfig
 from pipeline.setup import Inputs, check_batch, check_sizes, export_config, seed_everything, sized_model
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
@@ -29,7 +29,7 @@ class PretrainConfig:
         loop: Durations and learning-rate schedule.
         optimizer: AdamW.
         objectives: Constants of the losses.
-        elip: Pruning of the vision tower.
+        pruning: Which method leaves out vision tokens, and how many.
     """
 
     split: str = "train"
@@ -37,7 +37,7 @@ class PretrainConfig:
     loop: LoopConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    elip: ElipConfig = field(default_factory=ElipConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
 
 
 def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     task = Pretraining(
         model,
         config.objectives,
-        config.elip,
+        config.pruning,
         Vocabulary(mask=tokenizer.mask_id, size=tokenizer.vocab_size),
         inputs.normalise,
         torch.Generator().manual_seed(inputs.seed),
@@ -119,22 +119,23 @@ def check_pretrain(
     # Two pairs: each needs another one as its negative.
     check_batch("pretrain", config.loop.global_batch, processes, engine, loader, least=2)
     check_sizes(model, loader)
-    check_guidance(config.elip, model)
+    check_guidance(config.pruning, model)
     if engine.zero_stage == 3 and model.backbone in ("albef", "blip"):
         raise UserError("engine.zero_stage=3 splits the weights that the momentum tower must follow; use 0, 1 or 2")
 
 
-def check_guidance(elip: ElipConfig, model: ModelConfig) -> None:
+def check_guidance(pruning: PruningConfig, model: ModelConfig) -> None:
     """Refuses pruning that does not fit the vision tower or the text that guides it.
 
     Raises:
         UserError: Naming the keys that do not fit together.
     """
-    elip.check(model.vision.depth, model.vision.patches)
+    pruning.check(model.vision.depth, model.vision.patches)
     # CLIP's text comes back through the projection, whatever its width.
-    if elip.guidance != "none" and model.backbone != "clip" and model.vision.width != model.text.width:
+    guided = pruning.chosen is pruning.elip and model.backbone != "clip"
+    if guided and model.vision.width != model.text.width:
         raise UserError(
             f"model.text.width={model.text.width} must equal model.vision.width={model.vision.width}: the text's CLS "
             "guides the vision tower and there is no projection between them; set both to one value, or "
-            "pretrain.elip.guidance to none"
+            "pretrain.pruning.method to one that no text guides"
         )

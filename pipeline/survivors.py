@@ -19,19 +19,21 @@ from pipeline.measure.survivors import (
     text_overlay,
     trimmed_sights,
 )
-from pipeline.pruning.elip import ElipConfig
+from pipeline.pruning.config import PruningConfig
 from pipeline.setup import Inputs
 from pipeline.train import Stage
 
 SENTENCES = 3
 
 
-def draw_survivors(config: EvaluateConfig, elip: ElipConfig, trained: Trained, inputs: Inputs, stage: Stage) -> int:
+def draw_survivors(
+    config: EvaluateConfig, pruning: PruningConfig, trained: Trained, inputs: Inputs, stage: Stage
+) -> int:
     """Write pictures and survivors.json into the stage's folder.
 
     Args:
         config: How many pictures, from which split.
-        elip: Pruning of pre-training, drawn where its guidance is not ``none``.
+        pruning: Of pre-training, drawn where it looks at what it leaves out.
         trained: Exports to look at.
         inputs: Data, tokenizer, loader.
         stage: Where to write.
@@ -47,8 +49,8 @@ def draw_survivors(config: EvaluateConfig, elip: ElipConfig, trained: Trained, i
     firsts = [numbers[0] for numbers in rows]
     pictures = save_pictures(stage.folder, batch.pixels, firsts)
     pixels = inputs.normalise(batch.pixels)
-    if trained.pretrained is not None and elip.guidance != "none":
-        _draw_pruned(trained, elip, batch, pixels, rows, pictures)
+    if trained.pretrained is not None and pruning.looks:
+        _draw_pruned(trained, pruning, batch, pixels, rows, pictures)
     for folder in trained.trimmed.values():
         _draw_trimmed(folder, inputs, batch, pixels, rows, pictures)
     save_survivors(stage.folder, pictures)
@@ -76,7 +78,7 @@ def _each(rows: list[list[int]], pictures: list[Picture]) -> Iterator[tuple[Pict
 
 def _draw_pruned(
     trained: Trained,
-    elip: ElipConfig,
+    pruning: PruningConfig,
     batch: ImageTextBatch,
     pixels: Tensor,
     rows: list[list[int]],
@@ -84,7 +86,7 @@ def _draw_pruned(
 ) -> None:
     assert trained.pretrained is not None
     model = load_backbone(trained.pretrained)
-    sights = pruned_sights(model, elip, pixels, batch)
+    sights = pruned_sights(model, pruning, pixels, batch)
     for picture, row in _each(rows, pictures):
         picture["sentences"].append(
             overlay(batch, row, model.config.vision.grid, sights, model="pretrain", tokens=[], text_steps=[])

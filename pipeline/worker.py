@@ -88,8 +88,8 @@ def _evaluate(job: Job, process: Process) -> dict[str, Any]:
 
 def _survivors(job: Job, process: Process) -> dict[str, Any]:
     config = parse(EvaluateConfig, job["run"]["evaluate"])
-    elip = parse(PretrainConfig, job["run"]["pretrain"]).elip
-    return {"pictures": draw_survivors(config, elip, _trained(job), _inputs(job), _stage(job, process))}
+    pruning = parse(PretrainConfig, job["run"]["pretrain"]).pruning
+    return {"pictures": draw_survivors(config, pruning, _trained(job), _inputs(job), _stage(job, process))}
 
 
 _KINDS: dict[str, Callable[[Job, Process], dict[str, Any]]] = {

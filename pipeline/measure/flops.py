@@ -8,13 +8,21 @@ n tokens of the stream, m tokens of the source, D width, h working heads of H, d
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.models.blocks import PairAttention, PostNormBlock, PreNormBlock, ResidualAttention
 from pipeline.models.schedule import Advance, Step, site
-from pipeline.models.vision import VisionConfig
+from pipeline.models.vision import VisionConfig, VisionTower
+
+
+class LayerTokens(NamedTuple):
+    """Tokens of an instance, CLS included, in one layer: a method may act between attention and MLP."""
+
+    attention: int
+    mlp: int
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,14 @@ class StepCounts:
         source: Of all that it cross-attends to; 0 where it does not.
         self_heads: Working heads of its self-attention.
         cross_heads: Of its cross-attention.
+        mlp: Tokens that its MLP gets; None where as many as attend.
     """
 
     tokens: Tensor
     source: Tensor
     self_heads: Tensor
     cross_heads: Tensor
+    mlp: Tensor | None = None
 
 
 def self_attention_macs(n: Tensor, width: int, share: Tensor) -> Tensor:
@@ -64,7 +74,7 @@ def block_macs(advance: Advance, counts: StepCounts) -> Tensor:
         width, heads = block.attention.self.query.in_features, block.attention.heads
         hidden = block.intermediate.dense.out_features
     macs = self_attention_macs(counts.tokens, width, counts.self_heads / heads)
-    macs = macs + 2 * counts.tokens * width * hidden
+    macs = macs + 2 * (counts.tokens if counts.mlp is None else counts.mlp) * width * hidden
     if not advance.sources:
         return macs
     assert isinstance(block, PostNormBlock)
@@ -74,6 +84,23 @@ def block_macs(advance: Advance, counts: StepCounts) -> Tensor:
 def schedule_macs(steps: Sequence[Step], counts: Mapping[str, StepCounts]) -> Tensor:
     """(B,) MACs of all blocks of the steps; `counts` holds each `site`."""
     return torch.stack([block_macs(a, counts[site(step, a)]) for step in steps for a in step.advances]).sum(0)
+
+
+def layer_macs(steps: Sequence[Step], layers: Sequence[LayerTokens]) -> int:
+    """MACs of steps in which one stream attends to itself, on these tokens."""
+    counts = {}
+    for step, tokens in zip(steps, layers, strict=True):
+        (advance,) = step.advances
+        assert isinstance(advance.block, PreNormBlock)
+        heads, none = torch.tensor([advance.block.attn.heads]), torch.zeros(1)
+        attention, mlp = torch.tensor(tokens, dtype=torch.float64)[:, None]
+        counts[site(step, advance)] = StepCounts(attention, none, heads, none, mlp)
+    return int(schedule_macs(steps, counts)) if steps else 0
+
+
+def vision_macs(tower: VisionTower, layers: Sequence[LayerTokens]) -> int:
+    """MACs of the tower's forward, patch projection included, with these tokens in its layers."""
+    return patch_macs(tower.config) + layer_macs(tower.steps, layers)
 
 
 def patch_macs(config: VisionConfig) -> int:

@@ -14,8 +14,8 @@ from data_prep.files import write_atomic, write_json
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
 from pipeline.models.backbone import Backbone
-from pipeline.models.schedule import HeadMasks, Step, Streams
-from pipeline.pruning.elip import ElipConfig, TextGuidedPruning
+from pipeline.models.schedule import InBlock, Step, Streams
+from pipeline.pruning.config import PruningConfig
 from pipeline.tasks.statements import StatementModel
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.smarttrim import Decision, MaskedTrimming
@@ -39,7 +39,7 @@ class Watch:
     def __init__(self) -> None:
         self.sights: list[Sight] = []
 
-    def before(self, step: Step, streams: Streams) -> tuple[Streams, dict[str, HeadMasks]]:
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, dict[str, InBlock]]:
         """Note the origins."""
         stream = streams[step.advances[0].stream]
         if step.part == "vision" and stream.origin is not None:
@@ -50,12 +50,11 @@ class Watch:
 
 
 @torch.no_grad()
-def pruned_sights(model: Backbone, elip: ElipConfig, pixels: Tensor, batch: ImageTextBatch) -> list[Sight]:
-    """What ELIP keeps of each picture for its sentence, stage by stage."""
+def pruned_sights(model: Backbone, config: PruningConfig, pixels: Tensor, batch: ImageTextBatch) -> list[Sight]:
+    """What pre-training's pruning keeps of each picture (ELIP: for its sentence), wherever tokens go."""
     text = model.encode_text(batch.token_ids, batch.token_mask)
-    tower, watch = model.visual_encoder, Watch()
-    pruning = TextGuidedPruning(elip, tower.steps, tower.config.patches, text.cls)
-    model.encode_image(pixels, [pruning, watch])
+    pruning, watch = config.begin(model.visual_encoder, text.cls, batch.draw_seeds), Watch()
+    model.encode_image(pixels, [watch] if pruning is None else [pruning, watch])
     return watch.sights
 
 

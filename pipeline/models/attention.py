@@ -1,4 +1,4 @@
-"""The one attention function: masks, subsets of heads, packed sequences, shared keys and values, the CLS row.
+"""The one attention function: masks, subsets of heads, packed sequences, shared keys and values, sizes, the CLS row.
 
 B batch, N queries, M keys, T and S packed tokens of all instances, D width, H heads, d = D / H.
 """
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from pipeline.precision import at_least_float32
 
 # A dropped key may score far above the kept ones; its weight only scales a gradient, so it is bounded. A larger bound
 # would let one key outweigh all else in the gradient of a step.
@@ -27,6 +29,8 @@ class Keys:
         rows: (B,) the row of `k` that each query row attends to; None where query row b attends to row b.
         offsets: B + 1 starts of the instances in a packed `k`; None where it is not packed.
         causal: Whether a query sees only the keys up to its own position, the last query being at the last key.
+        size: (B', M) how many equal keys each one stands for (proportional attention, ToMe's eq. 1); None where each
+            stands for itself. No gradient flows to it.
     """
 
     k: Tensor
@@ -35,6 +39,16 @@ class Keys:
     rows: Tensor | None = None
     offsets: Sequence[int] | None = None
     causal: bool = False
+    size: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a self-attention is asked: its projected queries (B, N, D) and keys, for those who want to look again."""
+
+    q: Tensor
+    keys: Keys
+    heads: int
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -73,15 +87,17 @@ def attention(
         return _packed(q, keys, heads, head_mask_BH, offsets)
     q_BHNd = split_heads(q, heads)
     k_BHMd, v_BHMd = split_heads(keys.k, heads), split_heads(keys.v, heads)
-    present = keys.present
+    present, size = keys.present, keys.size
     if keys.rows is not None:
         k_BHMd, v_BHMd = k_BHMd[keys.rows], v_BHMd[keys.rows]
         present = None if present is None else present[keys.rows]
+        size = None if size is None else size[keys.rows]
     allowed = _allowed(q_BHNd, k_BHMd, present, keys.causal)
     if fused_is_best(q_BHNd, present):
-        context_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, allowed, dropout)
+        mask = _additive(allowed, size, q_BHNd.dtype)
+        context_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, mask, dropout)
     else:
-        context_BHNd = _plain(q_BHNd, k_BHMd, v_BHMd, present, allowed, dropout)
+        context_BHNd = _plain(q_BHNd, k_BHMd, v_BHMd, present, allowed, size, dropout)
     if head_mask_BH is not None:
         context_BHNd = context_BHNd * head_mask_BH.to(context_BHNd.dtype)[:, :, None, None]
     return merge_heads(context_BHNd)
@@ -110,6 +126,23 @@ def cls_probabilities(q_BD: Tensor, x_BND: Tensor, key_weight_DD: Tensor, heads:
     return (scores_BHN * head_dim**-0.5).softmax(-1)
 
 
+def cls_row(asked: Asked) -> Tensor:
+    """Softmax attention of CLS to all tokens, mean over heads, from the keys that its layer has made anyway.
+
+    In float32 at least, whatever autocast says: 16 bits are full of ties, and ties go to the lower position.
+
+    Returns:
+        (B, N) probabilities; their gradient flows to queries and keys.
+    """
+    with torch.autocast(asked.q.device.type, enabled=False):
+        q_BHd = at_least_float32(asked.q[:, 0]).unflatten(-1, (asked.heads, -1))
+        k_BHNd = split_heads(at_least_float32(asked.keys.k), asked.heads)
+        scores_BHN = (k_BHNd @ q_BHd[..., None]).squeeze(-1) * q_BHd.shape[-1] ** -0.5
+        if asked.keys.size is not None:
+            scores_BHN = scores_BHN + asked.keys.size.log()[:, None]
+        return scores_BHN.softmax(-1).mean(1)
+
+
 def fused_is_best(q: Tensor, present: Tensor | None) -> bool:
     """Whether torch's fused kernel serves.
 
@@ -130,12 +163,21 @@ def _allowed(q_BHNd: Tensor, k_BHMd: Tensor, present_BM: Tensor | None, causal: 
     return before_NM if present is None else before_NM & present
 
 
+def _additive(allowed: Tensor | None, size_BM: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The fused kernel's mask: True where allowed or, with sizes, what is added to the scores."""
+    if size_BM is None:
+        return allowed
+    added = size_BM.log().to(dtype)[:, None, None, :]
+    return added if allowed is None else torch.where(allowed, added, -torch.inf)
+
+
 def _plain(
     q_BHNd: Tensor,
     k_BHMd: Tensor,
     v_BHMd: Tensor,
     present_BM: Tensor | None,
     allowed: Tensor | None,
+    size_BM: Tensor | None,
     dropout: float,
 ) -> Tensor:
     """Scores, softmax over the allowed keys, context.
@@ -143,6 +185,8 @@ def _plain(
     The mask multiplies the exponentials, so that it carries a gradient, dropped keys' too (DynamicViT, eq. 10).
     """
     scores = (q_BHNd * q_BHNd.shape[-1] ** -0.5) @ k_BHMd.transpose(-1, -2)
+    if size_BM is not None:
+        scores = scores + size_BM.log()[:, None, None, :]
     if allowed is None:
         probabilities = scores.softmax(-1)
     elif present_BM is None or not present_BM.requires_grad:
@@ -160,6 +204,7 @@ def _packed(q_TD: Tensor, keys: Keys, heads: int, head_mask_BH: Tensor | None, s
     """Instance by instance, on the tokens and heads that are there: no arithmetic on padding."""
     key_starts = keys.offsets
     assert key_starts is not None, "packed queries need packed keys"
+    assert keys.size is None, "packed tokens stand for themselves alone"
     q_HTd, k_HSd, v_HSd = split_heads(q_TD, heads), split_heads(keys.k, heads), split_heads(keys.v, heads)
     context_HTd = torch.zeros_like(q_HTd)
     for row in range(len(starts) - 1):

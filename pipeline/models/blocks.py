@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.attention import Keys, attention, cls_probabilities
-from pipeline.models.schedule import HeadMasks, TokenStream
+from pipeline.models.attention import Asked, Keys, attention, cls_probabilities
+from pipeline.models.schedule import InBlock, TokenStream
 
 Activation = Literal["gelu", "quick_gelu"]
 """GELU in its erf form, or OpenAI's x * sigmoid(1.702 x)."""
@@ -37,11 +37,15 @@ class FusedAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, stream: TokenStream, head_mask_BH: Tensor | None) -> Tensor:
-        """Attend inside the stream, whose `x` is already normalised; returns the projected context."""
+    def ask(self, stream: TokenStream) -> Asked:
+        """Queries, keys and values of a stream whose `x` is already normalised."""
         q, k, v = self.qkv(stream.x).chunk(3, -1)
-        keys = Keys(k, v, stream.present, None, stream.offsets, stream.causal)
-        context = attention(q, keys, self.heads, head_mask_BH=head_mask_BH, offsets=stream.offsets)
+        keys = Keys(k, v, stream.present, None, stream.offsets, stream.causal, stream.size)
+        return Asked(q, keys, self.heads)
+
+    def forward(self, asked: Asked, head_mask_BH: Tensor | None) -> Tensor:
+        """Attend inside the stream; returns the projected context."""
+        context = attention(asked.q, asked.keys, self.heads, head_mask_BH=head_mask_BH, offsets=asked.keys.offsets)
         return self.proj(context)
 
     def cls_row(self, x_BND: Tensor) -> Tensor:
@@ -85,10 +89,13 @@ class PreNormBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * mlp_ratio), activation)
 
-    def forward(self, stream: TokenStream, sources: Sequence[TokenStream], heads: HeadMasks) -> TokenStream:
+    def forward(self, stream: TokenStream, sources: Sequence[TokenStream], inside: InBlock) -> TokenStream:
         """Advance the stream; there is no cross-attention, so `sources` is empty."""
-        x = stream.x + self.attn(stream.with_x(self.norm1(stream.x)), heads.self_BH)
-        return stream.with_x(x + self.mlp(self.norm2(x)))
+        asked = self.attn.ask(stream.with_x(self.norm1(stream.x)))
+        stream = stream.with_x(stream.x + self.attn(asked, inside.self_BH))
+        if inside.between is not None:
+            stream = inside.between(stream, asked)
+        return stream.with_x(stream.x + self.mlp(self.norm2(stream.x)))
 
     def cls_attention(self, x_BND: Tensor) -> Tensor:
         """(B, n) attention of CLS to the other n = N - 1 tokens, mean over heads, softmax over all N."""
@@ -190,7 +197,7 @@ class PairAttention(nn.Module):
 def keys_of(projections: Projections, source: TokenStream) -> Keys:
     """Keys and values of a stream, made once however many rows attend to it."""
     k, v = projections.key(source.x), projections.value(source.x)
-    return Keys(k, v, source.present, source.rows, source.offsets, source.causal)
+    return Keys(k, v, source.present, source.rows, source.offsets, source.causal, source.size)
 
 
 def context_of(
@@ -258,11 +265,12 @@ class PostNormBlock(nn.Module):
         self.intermediate = Intermediate(width, hidden)
         self.output = ResidualNorm(hidden, width, eps, dropout)
 
-    def forward(self, stream: TokenStream, sources: Sequence[TokenStream], heads: HeadMasks) -> TokenStream:
+    def forward(self, stream: TokenStream, sources: Sequence[TokenStream], inside: InBlock) -> TokenStream:
         """Advance the stream; no sources skip the cross-attention."""
-        stream = self.attention(stream, [stream], heads.self_BH)
+        assert inside.between is None, "only pre-norm blocks let a method act between attention and MLP"
+        stream = self.attention(stream, [stream], inside.self_BH)
         if sources:
-            stream = self.crossattention(stream, sources, heads.cross_BH)
+            stream = self.crossattention(stream, sources, inside.cross_BH)
         return stream.with_x(self.output(self.intermediate(stream.x), stream.x))
 
 

@@ -106,7 +106,8 @@ class Meter(Backbone):
         if image.rows is not None:
             present = None if image.present is None else image.present[image.rows]
             origin = None if image.origin is None else image.origin[image.rows]
-            image = replace(image, x=image.x[image.rows], present=present, origin=origin, rows=None)
+            size = None if image.size is None else image.size[image.rows]
+            image = replace(image, x=image.x[image.rows], present=present, origin=origin, size=size, rows=None)
         types = self.token_type_embeddings.weight
         streams = {
             "text": text.with_x(self.text_transform(text.x) + types[0]),

@@ -1,7 +1,8 @@
 """The layer schedule: which stream advances through which block, what it attends to, where a method may act.
 
-A backbone is a list of `Step`s. `execute` walks them; every method (ELIP, momentum replay, SmartTrim masked or
-packed, analyses) is an `Intervention` that sees the streams before a step. There is no other forward.
+A backbone is a list of `Step`s. `execute` walks them; every method (ELIP, EViT, ToMe, FLIP, momentum replay, SmartTrim
+masked or packed, analyses) is an `Intervention` that sees the streams before a step and may leave word for the inside
+of its blocks. There is no other forward.
 
 B batch, N tokens, T packed tokens of all instances, D width, H heads.
 """
@@ -11,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
+
+from pipeline.models.attention import Asked
 
 CLS = -1  # origin of the class token; -2, -3, ... are merged tokens in the order they were made
 
@@ -27,6 +30,8 @@ class TokenStream:
         rows: (B',) as something attended to: the row of `x` that belongs to each query row. It lets several
             texts share one image's keys and values. None where row b belongs to query row b.
         causal: Whether each token attends only to those before it and to itself.
+        size: (B, N) how many tokens each one stands for since ToMe merged them; whatever attends to it gives it the
+            weight of that many. None where each stands for itself.
     """
 
     x: Tensor
@@ -35,6 +40,7 @@ class TokenStream:
     offsets: tuple[int, ...] | None = None
     rows: Tensor | None = None
     causal: bool = False
+    size: Tensor | None = None
 
     @property
     def cls(self) -> Tensor:
@@ -46,16 +52,35 @@ class TokenStream:
         return replace(self, x=x)
 
 
+Between = Callable[[TokenStream, Asked], TokenStream]
+"""Maps the stream after a block's self-attention, and what that attention was asked, to what its MLP gets."""
+
+
 @dataclass(frozen=True)
-class HeadMasks:
-    """Which heads work in one block: (B, H) with 1 or 0 each; None where all do."""
+class InBlock:
+    """What methods want inside one block; None changes nothing.
+
+    Attributes:
+        self_BH: (B, H) which heads of the self-attention work, 1 or 0 each.
+        cross_BH: Likewise of the cross-attention.
+        between: What happens between attention and MLP; only pre-norm blocks have such a place.
+    """
 
     self_BH: Tensor | None = None
     cross_BH: Tensor | None = None
+    between: Between | None = None
+
+    def joined(self, other: "InBlock") -> "InBlock":
+        """Both methods' wishes; of two for the same thing the later one's."""
+        return InBlock(
+            self.self_BH if other.self_BH is None else other.self_BH,
+            self.cross_BH if other.cross_BH is None else other.cross_BH,
+            self.between if other.between is None else other.between,
+        )
 
 
 Streams = Mapping[str, TokenStream]
-Block = Callable[[TokenStream, Sequence[TokenStream], HeadMasks], TokenStream]
+Block = Callable[[TokenStream, Sequence[TokenStream], InBlock], TokenStream]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +89,7 @@ class Advance:
 
     Attributes:
         stream: Name of the stream that advances.
-        block: A module that maps (stream, sources, head masks) to the stream.
+        block: A module that maps (stream, sources, wishes of methods) to the stream.
         sources: Names of the streams it cross-attends to: none, one, or two for a pair of images.
         guide: Name of the stream whose CLS speaks for the other modality; its own name where there is none.
     """
@@ -95,14 +120,14 @@ def site(step: Step, advance: Advance) -> str:
     return f"{step.part}_{step.layer}_{advance.stream}"
 
 
-NO_HEAD_MASKS: Mapping[str, HeadMasks] = {}
+PLAIN = InBlock()
 
 
 class Intervention(Protocol):
-    """A method: it may change the streams and switch heads off before a step, or only look."""
+    """A method: it may change the streams before a step and act inside its blocks, or only look."""
 
-    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
-        """Return the streams that the step shall see, and head masks by stream name."""
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
+        """Return the streams that the step shall see, and by stream name what shall happen inside its block."""
         ...
 
 
@@ -118,14 +143,14 @@ def execute(steps: Sequence[Step], streams: Streams, interventions: Sequence[Int
         The streams after the last step.
     """
     for step in steps:
-        heads = NO_HEAD_MASKS
+        inside: dict[str, InBlock] = {}
         for intervention in interventions:
-            streams, masks = intervention.before(step, streams)
-            heads = {**heads, **masks} if masks else heads
-        streams = {**streams, **{a.stream: _advance(a, streams, heads) for a in step.advances}}
+            streams, wishes = intervention.before(step, streams)
+            inside |= {name: inside.get(name, PLAIN).joined(wish) for name, wish in wishes.items()}
+        streams = {**streams, **{a.stream: _advance(a, streams, inside) for a in step.advances}}
     return streams
 
 
-def _advance(advance: Advance, streams: Streams, heads: Mapping[str, HeadMasks]) -> TokenStream:
+def _advance(advance: Advance, streams: Streams, inside: Mapping[str, InBlock]) -> TokenStream:
     sources = [streams[name] for name in advance.sources]
-    return advance.block(streams[advance.stream], sources, heads.get(advance.stream, HeadMasks()))
+    return advance.block(streams[advance.stream], sources, inside.get(advance.stream, PLAIN))

@@ -1,1 +1,1 @@
-"""Fewer vision tokens while pre-training: ELIP's text-guided selection and merging."""
+"""Fewer vision tokens while pre-training: text-guided (ELIP), vision-only (EViT, ToMe) and random (FLIP)."""

@@ -3,8 +3,8 @@
 B batch, N tokens with CLS, n = N - 1, P patches of the input, D width.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,9 +12,13 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.limits import a_share
+from pipeline.measure.flops import LayerTokens, layer_macs
+from pipeline.models.attention import Asked
 from pipeline.models.blocks import PreNormBlock
-from pipeline.models.schedule import CLS, HeadMasks, Step, Streams, TokenStream, execute
-from pipeline.pruning.selection import Selection, apply_selection, select, select_origin
+from pipeline.models.schedule import Step, TokenStream, execute
+from pipeline.models.vision import VisionTower
+from pipeline.pruning.intervention import Pruning
+from pipeline.pruning.selection import Selection, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,6 @@ class ElipConfig:
         vision_weight: λ, the share of the vision CLS in the blend with the sentence vector.
         merge: Whether tokens that go are merged into one.
         count_base: Whether ratios count ``patches`` (P) or ``tokens`` (P + 1, CLIP's variant).
-        prune_momentum: Whether the momentum tower prunes with the online tower's selection.
     """
 
     guidance: Literal["stage", "query", "none"] = "query"
@@ -38,7 +41,6 @@ class ElipConfig:
     vision_weight: float = 0.8
     merge: bool = True
     count_base: Literal["patches", "tokens"] = "patches"
-    prune_momentum: bool = False
 
     def __post_init__(self) -> None:
         if len(self.depths) < 2 or min(self.depths) < 1:
@@ -87,8 +89,30 @@ class ElipConfig:
                 )
             present = keep + self.merge
 
+    def tokens_by_layer(self, depth: int, patches: int) -> list[LayerTokens]:
+        """Tokens, CLS included, at each layer's attention and MLP: a stage's layers are all alike."""
+        present = [1 + patches, *(1 + keep + self.merge for keep in self.keeps(patches))]
+        return [LayerTokens(n, n) for n, layers in zip(present, self.depths, strict=True) for _ in range(layers)]
 
-class TextGuidedPruning:
+    def choosing_macs(self, tower: VisionTower) -> int:
+        """MACs of guidance and merging: a folded query, scores, the merged token; ``stage`` runs layers besides."""
+        width, steps = tower.config.width, tower.steps
+        layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
+        total = 0
+        for begin, end in zip(self.begins, [*self.begins[1:], len(steps)], strict=True):
+            tokens = layers[begin - 1].mlp
+            total += 2 * width**2 + tokens * width * tower.config.heads + self.merge * tokens * width
+            if self.guidance == "stage":
+                entering = LayerTokens(tokens, tokens)
+                total += layer_macs(steps[begin : end - 1], [entering] * (end - 1 - begin))
+        return total
+
+    def begin(self, tower: VisionTower, sentence_BD: Tensor, seeds_B: Tensor) -> Pruning:
+        """The intervention for a batch, by its sentences."""
+        return TextGuidedPruning(self, tower.steps, tower.config.patches, sentence_BD)
+
+
+class TextGuidedPruning(Pruning):
     """ELIP's intervention for one batch.
 
     Args:
@@ -99,6 +123,7 @@ class TextGuidedPruning:
     """
 
     def __init__(self, config: ElipConfig, steps: Sequence[Step], patches: int, sentence_BD: Tensor) -> None:
+        super().__init__(config.begins, between=False)
         self.config = config
         self.sentence_BD = sentence_BD.detach()
         ends = [*config.begins[1:], len(steps)]
@@ -106,20 +131,13 @@ class TextGuidedPruning:
             begin: (keep, steps[begin:end])
             for begin, end, keep in zip(config.begins, ends, config.keeps(patches), strict=True)
         }
-        self.selections: dict[int, Selection] = {}
         self.scores: dict[int, Tensor] = {}
 
-    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
-        """Select and merge where a stage begins."""
-        if step.part != "vision" or step.layer not in self.stages:
-            return streams, {}
-        keep, coming = self.stages[step.layer]
-        score_Bn = self._score(streams["image"], coming)
-        selection = select(score_Bn, keep, self.config.merge)
-        self.scores[step.layer] = score_Bn
-        self.selections[step.layer] = selection
-        merged_as = CLS - len(self.selections)
-        return {**streams, "image": prune(streams["image"], selection, merged_as)}, {}
+    def choose(self, layer: int, image: TokenStream, asked: Asked | None) -> Selection:
+        """Keep what the blended CLS attends to most in the coming stage."""
+        keep, coming = self.stages[layer]
+        self.scores[layer] = self._score(image, coming)
+        return select(self.scores[layer], keep, self.config.merge)
 
     @torch.no_grad()
     def _score(self, image: TokenStream, coming: Sequence[Step]) -> Tensor:
@@ -134,23 +152,3 @@ class TextGuidedPruning:
         block = judge.advances[0].block
         assert isinstance(block, PreNormBlock)
         return block.cls_attention(asked.x)
-
-
-class ReplayedPruning:
-    """Prunes a second tower with the selections that a first one made, layer by layer."""
-
-    def __init__(self, selections: Mapping[int, Selection]) -> None:
-        self.selections = selections
-
-    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
-        """Apply the recorded selection where there is one."""
-        if step.part != "vision" or step.layer not in self.selections:
-            return streams, {}
-        merged_as = CLS - 1 - sorted(self.selections).index(step.layer)
-        return {**streams, "image": prune(streams["image"], self.selections[step.layer], merged_as)}, {}
-
-
-def prune(image: TokenStream, selection: Selection, merged_as: int) -> TokenStream:
-    """The stream with only the selected tokens and the merged one, origins followed."""
-    origin = None if image.origin is None else select_origin(image.origin, selection, merged_as)
-    return replace(image, x=apply_selection(image.x, selection), origin=origin)

@@ -40,14 +40,43 @@ def select(score_Bn: Tensor, keep: int, merge: bool = True) -> Selection:
     Raises:
         ValueError: `keep` is not below the number of tokens.
     """
-    if not 0 < keep < score_Bn.shape[1]:
-        raise ValueError(f"keep={keep} of {score_Bn.shape[1]} tokens: at least one must stay and one go")
     score_Bn = score_Bn.detach()
-    kept_BK = score_Bn.sort(dim=1, descending=True, stable=True).indices[:, :keep].sort(dim=1).values
+    kept_BK = largest(score_Bn, keep)
     if not merge:
         return Selection(kept_BK, None)
     left_Bn = score_Bn.scatter(1, kept_BK, 0.0)
     return Selection(kept_BK, left_Bn / (left_Bn.sum(1, keepdim=True) + MERGE_EPS))
+
+
+def select_attentive(score_Bn: Tensor, keep: int, fuse: bool = True) -> Selection:
+    """Keep the tokens of largest attention and fuse the others (EViT, arXiv 2202.07800, section 3.2).
+
+    Unlike ELIP's, the fused token is the plain sum of attention times token, and its weights carry a gradient.
+
+    Args:
+        score_Bn: Attention of CLS to each token.
+        keep: K, less than n.
+        fuse: Whether the others will be fused into one token.
+
+    Returns:
+        The selection.
+
+    Raises:
+        ValueError: `keep` is not below the number of tokens.
+    """
+    kept_BK = largest(score_Bn.detach(), keep)
+    return Selection(kept_BK, score_Bn.scatter(1, kept_BK, 0.0) if fuse else None)
+
+
+def largest(score_Bn: Tensor, keep: int) -> Tensor:
+    """(B, K) positions of the `keep` largest scores, rising; ties go to the lower position.
+
+    Raises:
+        ValueError: `keep` is not below the number of tokens.
+    """
+    if not 0 < keep < score_Bn.shape[1]:
+        raise ValueError(f"keep={keep} of {score_Bn.shape[1]} tokens: at least one must stay and one go")
+    return score_Bn.sort(dim=1, descending=True, stable=True).indices[:, :keep].sort(dim=1).values
 
 
 def apply_selection(x_BND: Tensor, selection: Selection) -> Tensor:
@@ -55,7 +84,7 @@ def apply_selection(x_BND: Tensor, selection: Selection) -> Tensor:
 
     Args:
         x_BND: CLS, then n tokens.
-        selection: Made by `select` from scores of these n tokens.
+        selection: Made from scores of these n tokens.
 
     Returns:
         (B, 1 + K, D), or (B, 2 + K, D) with the merged token last.

@@ -6,7 +6,7 @@ symmetric contrast. Each is put together from the same encoders, pruning, pools 
 B batch of this process, N rows that negatives are drawn from, L text tokens, D width, V vocabulary, M words to tell.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,7 +19,7 @@ from pipeline.limits import a_share, at_least
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import Blip
 from pipeline.models.config import BackboneName
-from pipeline.models.schedule import Intervention, TokenStream
+from pipeline.models.schedule import TokenStream
 from pipeline.objectives.gather import gather_constant, gather_with_gradient
 from pipeline.objectives.infonce import symmetric_contrast
 from pipeline.objectives.itc import Contrast, FeatureQueue, contrast, own_columns
@@ -27,8 +27,8 @@ from pipeline.objectives.itm import Negatives, draw_rows, matching_loss, negativ
 from pipeline.objectives.lm import caption_loss, next_words
 from pipeline.objectives.mlm import MaskedWords, Vocabulary, mask_words, word_loss
 from pipeline.objectives.momentum import MomentumTower
-from pipeline.pruning.elip import ElipConfig, ReplayedPruning, TextGuidedPruning
-from pipeline.pruning.selection import Selection
+from pipeline.pruning.config import PruningConfig
+from pipeline.pruning.intervention import Pruning, ReplayedPruning
 
 # Tells the draws of negatives from those of masked words, which begin at the sample's own seed.
 _NEGATIVES = 0x6E656761746976
@@ -115,7 +115,8 @@ class Pool:
         if len(self.image.x) == len(self.same_BN):
             return replace(self.image, rows=rows)
         needed, inverse = rows.unique(return_inverse=True)
-        return TokenStream(self.image.x[needed], rows=inverse)
+        size = None if self.image.size is None else self.image.size[needed]
+        return TokenStream(self.image.x[needed], rows=inverse, size=size)
 
 
 class OnlineModel(nn.Module):
@@ -124,15 +125,15 @@ class OnlineModel(nn.Module):
     Args:
         model: The online model.
         objectives: Constants.
-        elip: Pruning.
+        pruning: Of the vision tower.
         words: Mask id and vocabulary size.
     """
 
-    def __init__(self, model: Backbone, objectives: ObjectiveConfig, elip: ElipConfig, words: Vocabulary) -> None:
+    def __init__(self, model: Backbone, objectives: ObjectiveConfig, pruning: PruningConfig, words: Vocabulary) -> None:
         super().__init__()
         self.model = model
         self.objectives = objectives
-        self.elip = elip
+        self.pruning = pruning
         self.words = words
 
     def draw(self, batch: ImageTextBatch) -> Draws:
@@ -144,17 +145,15 @@ class OnlineModel(nn.Module):
         share = self.objectives.mask_share
         return mask_words(batch.token_ids, batch.token_mask, batch.draw_seeds, share, self.words)
 
-    def pruned_image(self, pixels: Tensor, text: TokenStream) -> tuple[TokenStream, Mapping[int, Selection]]:
-        """Images pruned by these texts, and what was selected."""
-        if self.elip.guidance == "none":
-            return self.model.encode_image(pixels), {}
-        tower = self.model.visual_encoder
-        pruning = TextGuidedPruning(self.elip, tower.steps, tower.config.patches, self.model.sentence(text))
-        return self.model.encode_image(pixels, [pruning]), pruning.selections
+    def pruned_image(self, pixels: Tensor, text: TokenStream, seeds_B: Tensor) -> tuple[TokenStream, Pruning | None]:
+        """Images pruned by these texts, by themselves or by chance, and what was chosen."""
+        pruning = self.pruning.begin(self.model.visual_encoder, self.model.sentence(text), seeds_B)
+        return self.model.encode_image(pixels, [] if pruning is None else [pruning]), pruning
 
-    def replay(self, selections: Mapping[int, Selection]) -> Sequence[Intervention]:
-        """How the momentum tower prunes."""
-        return [ReplayedPruning(selections)] if self.elip.prune_momentum and selections else []
+    def teach_image(self, teacher: Backbone, pixels: Tensor, pruning: Pruning | None) -> TokenStream:
+        """Images of the momentum tower, pruned as the online ones if they are to be."""
+        repeated = pruning if self.pruning.prune_momentum else None
+        return teacher.encode_image(pixels, [] if repeated is None else [ReplayedPruning(repeated)])
 
     def pool(self, batch: ImageTextBatch, text: TokenStream, image: TokenStream) -> Pool:
         """Rows to draw negatives from: the batch's own, or those of all processes."""
@@ -167,7 +166,8 @@ class OnlineModel(nn.Module):
             return Pool(text, image, slice(0, len(batch)), same_BN)
         assert text.present is not None
         text = TokenStream(gather_with_gradient(text.x), gather_constant(text.present), causal=text.causal)
-        image = TokenStream(gather_with_gradient(image.x))
+        size = None if image.size is None else gather_constant(image.size)
+        image = TokenStream(gather_with_gradient(image.x), size=size)
         return Pool(text, image, own_columns(len(batch)), same_BN)
 
     def hard_negatives(self, pool: Pool, contrasted: Contrast, chances_B3: Tensor) -> Negatives:
@@ -207,11 +207,11 @@ class AlbefStep(OnlineModel):
         words = draws.words
         assert words is not None
         plain, masked = encode_both_texts(self.model, batch, words)
-        image, selections = self.pruned_image(pixels, plain)
+        image, pruning = self.pruned_image(pixels, plain, batch.draw_seeds)
         teacher = memory.teacher.model
         with torch.no_grad():
             plain_m, masked_m = encode_both_texts(teacher, batch, words)
-            image_m = teacher.encode_image(pixels, self.replay(selections))
+            image_m = self.teach_image(teacher, pixels, pruning)
             told_m = teacher.fuse(masked_m, image_m).text.x[words.drawn_BL]
             momentum_scores_MV = teacher.word_scores(told_m)
         contrasted = contrast_of(self.model, image, plain, memory, image_m, plain_m, alpha)
@@ -246,11 +246,11 @@ class BlipStep(OnlineModel):
         model = self.model
         assert isinstance(model, Blip)
         text = model.encode_text(batch.token_ids, batch.token_mask)
-        image, selections = self.pruned_image(pixels, text)
+        image, pruning = self.pruned_image(pixels, text, batch.draw_seeds)
         teacher = memory.teacher.model
         with torch.no_grad():
             text_m = teacher.encode_text(batch.token_ids, batch.token_mask)
-            image_m = teacher.encode_image(pixels, self.replay(selections))
+            image_m = self.teach_image(teacher, pixels, pruning)
         contrasted = contrast_of(model, image, text, memory, image_m, text_m, alpha)
         pool = self.pool(batch, model.begin_fusion(text, batch.token_ids, batch.token_mask), image)
         negatives = draws.negatives or self.hard_negatives(pool, contrasted, draws.chances_B3)
@@ -282,7 +282,7 @@ class MeterStep(OnlineModel):
         plain, masked = encode_both_texts(self.model, batch, words)
         shown_B, true_B = self._replace(batch, draws)
         text = both(plain, masked)
-        fused = self.model.fuse(text, self._images(pixels, text, shown_B))
+        fused = self.model.fuse(text, self._images(pixels, text, shown_B, batch.draw_seeds))
         size = len(pixels)
         scores_MV = self.model.word_scores(fused.text.x[size:][words.drawn_BL])
         return {
@@ -290,14 +290,14 @@ class MeterStep(OnlineModel):
             "mlm": word_loss(scores_MV, words.target_M),
         }
 
-    def _images(self, pixels: Tensor, text: TokenStream, shown_B: Tensor) -> TokenStream:
+    def _images(self, pixels: Tensor, text: TokenStream, shown_B: Tensor, seeds_B: Tensor) -> TokenStream:
         """The images that the plain texts are shown, then those of the masked texts."""
         size = len(pixels)
         everywhere = self.objectives.negatives == "global"
-        if self.elip.guidance != "none":
+        if self.pruning.chosen is not None:
             # An image pruned by one text is not the image that another text would have left.
             shown = (gather_constant(pixels) if everywhere else pixels)[shown_B]
-            return self.pruned_image(torch.cat([shown, pixels]), text)[0]
+            return self.pruned_image(torch.cat([shown, pixels]), text, seeds_B.repeat(2))[0]
         image = self.model.encode_image(pixels)
         own = own_columns(size) if everywhere else slice(0, size)
         own_B = torch.arange(own.start, own.stop, device=pixels.device)
@@ -325,7 +325,7 @@ class ClipStep(OnlineModel):
     ) -> dict[str, Tensor]:
         """``itc``; arguments as in `AlbefStep.forward`, there is no memory."""
         text = self.model.encode_text(batch.token_ids, batch.token_mask)
-        image, _ = self.pruned_image(pixels, text)
+        image, _ = self.pruned_image(pixels, text, batch.draw_seeds)
         features = self.model.image_feature(image), self.model.text_feature(text)
         return {"itc": symmetric_contrast(*features, self.model.temp)}
 

@@ -11,7 +11,7 @@ from pipeline.models.backbone import Backbone
 from pipeline.objectives.itc import FeatureQueue
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.objectives.momentum import MomentumTower
-from pipeline.pruning.elip import ElipConfig
+from pipeline.pruning.config import PruningConfig
 from pipeline.tasks.online import STEPS, Memory, ObjectiveConfig, OnlineModel
 from pipeline.tasks.task import Losses, with_prefix, without_prefix
 
@@ -22,7 +22,7 @@ class Pretraining:
     Args:
         model: The online model.
         objectives: Constants.
-        elip: Pruning of the online tower (and of the momentum tower if it says so).
+        pruning: Of the online tower (and of the momentum tower if it says so).
         words: Mask id and vocabulary size.
         normalise: Maps uint8 pixels to the model's input.
         generator: Draws the queue's first content.
@@ -32,13 +32,13 @@ class Pretraining:
         self,
         model: Backbone,
         objectives: ObjectiveConfig,
-        elip: ElipConfig,
+        pruning: PruningConfig,
         words: Vocabulary,
         normalise: Callable[[Tensor], Tensor],
         generator: torch.Generator,
     ) -> None:
-        elip.check(model.config.vision.depth, model.config.vision.patches)
-        self.online: OnlineModel = STEPS[model.config.backbone](model, objectives, elip, words)
+        pruning.check(model.config.vision.depth, model.config.vision.patches)
+        self.online: OnlineModel = STEPS[model.config.backbone](model, objectives, pruning, words)
         self.module: nn.Module = self.online
         self.model = model
         self.objectives = objectives

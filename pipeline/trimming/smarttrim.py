@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.models.schedule import HeadMasks, Step, Streams, TokenStream, site
+from pipeline.models.schedule import InBlock, Step, Streams, TokenStream, site
 from pipeline.precision import at_least_float32
 from pipeline.trimming.trimmers import StepTrimmers, Trimmers
 
@@ -88,7 +88,7 @@ class MaskedTrimming:
         self.gate = gate
         self.decisions: dict[str, Decision] = {}
 
-    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
         """Decide for every stream that advances, all from the values before the step."""
         changed, masks = {}, {}
         for advance in step.advances:
@@ -128,7 +128,7 @@ class PackedTrimming:
         self.trimmers = trimmers
         self.decisions: dict[str, Decision] = {}
 
-    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, HeadMasks]]:
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
         """Decide for every stream that advances and gather what stays."""
         changed, masks = {}, {}
         for advance in step.advances:
@@ -147,18 +147,19 @@ class PackedTrimming:
         return {**streams, **changed}, masks
 
 
-def score_heads(trimmers: StepTrimmers, gate: Gate, cls_BD: Tensor, guide_BD: Tensor) -> HeadMasks:
+def score_heads(trimmers: StepTrimmers, gate: Gate, cls_BD: Tensor, guide_BD: Tensor) -> InBlock:
     """MSA heads from the stream's CLS; MCA heads from both CLS."""
     self_BH = gate(trimmers.self_heads(cls_BD))
     if trimmers.cross_heads is None:
-        return HeadMasks(self_BH)
-    return HeadMasks(self_BH, gate(trimmers.cross_heads(torch.cat([cls_BD, guide_BD], -1))))
+        return InBlock(self_BH)
+    return InBlock(self_BH, gate(trimmers.cross_heads(torch.cat([cls_BD, guide_BD], -1))))
 
 
 def pack(stream: TokenStream) -> TokenStream:
     """Padded -> packed: only tokens that are there, instance after instance. A packed stream stays as it is."""
     if stream.offsets is not None:
         return stream
+    assert stream.size is None, "packed tokens stand for themselves alone"
     size, length = stream.x.shape[:2]
     if stream.present is None:
         offsets = tuple(range(0, size * length + 1, length))

@@ -13,6 +13,7 @@ from pipeline.models.vision import VisionConfig
 from pipeline.objectives.itm import Negatives, negative_weights
 from pipeline.objectives.mlm import MaskedWords, Vocabulary
 from pipeline.objectives.momentum import averaged_parameters
+from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.online import Draws, ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
@@ -38,7 +39,7 @@ def task_of(vectors: Vectors) -> Pretraining:
     model.load_state_dict({name: tensor for name, tensor in weights.items() if "_m." not in name})
     objectives = ObjectiveConfig(queue=c["Q"], momentum=c["mom"], alpha=0.4, alpha_ramp=0.0)
     words = Vocabulary(mask=4, size=c["V"])
-    task = Pretraining(model, objectives, elip_of(vectors), words, lambda pixels: pixels, torch.Generator())
+    task = Pretraining(model, objectives, pruning_of(vectors), words, lambda pixels: pixels, torch.Generator())
     assert task.memory is not None
     for head in ("vision_proj", "text_proj"):
         getattr(task.memory.teacher.model, head).load_state_dict(
@@ -49,13 +50,13 @@ def task_of(vectors: Vectors) -> Pretraining:
     return task
 
 
-def elip_of(vectors: Vectors) -> ElipConfig:
+def pruning_of(vectors: Vectors) -> PruningConfig:
     prune = vectors.constants.get("prune")
     if not prune:
-        return ElipConfig(guidance="none")
+        return PruningConfig(method="none")
     begins = prune["begin_layer"]
     depths = tuple(b - a for a, b in zip([0, *begins], [*begins, vectors.constants["vit_depth"]], strict=True))
-    return ElipConfig(guidance="stage", depths=depths, ratios=tuple(prune["keep_ratio"]))
+    return PruningConfig(elip=ElipConfig(guidance="stage", depths=depths, ratios=tuple(prune["keep_ratio"])))
 
 
 def batch_of(vectors: Vectors, step: str) -> ImageTextBatch:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.attention import Keys, attention, cls_probabilities
+from pipeline.models.attention import Asked, Keys, attention, cls_probabilities, cls_row
 
 HEADS, HEAD_WIDTH = 3, 4
 WIDTH = HEADS * HEAD_WIDTH
@@ -101,3 +101,39 @@ def test_sixteen_bits_on_a_cpu_agree_with_float32(qkv: tuple[Tensor, ...]) -> No
     q, k, v, present = qkv
     half = attention(q.bfloat16(), Keys(k.bfloat16(), v.bfloat16(), present), HEADS)
     torch.testing.assert_close(half.double(), by_definition(q, k, v, present), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_a_key_of_size_three_weighs_as_three_equal_keys(
+    qkv: tuple[Tensor, ...], padded: bool, straight_through: bool
+) -> None:
+    q, k, v, present = qkv
+    size = torch.tensor([[1.0, 3, 1, 2, 1, 1, 2], [2.0, 1, 1, 1, 4, 1, 1]]).double()
+    present = present if padded else torch.ones_like(present)
+    mask = present.double().requires_grad_(straight_through)
+    got = attention(q, Keys(k, v, mask, size=size), HEADS)
+    for row in range(2):
+        times = size[row].int()
+        one = [t[row : row + 1].repeat_interleave(times, 1) for t in (k, v, present)]
+        torch.testing.assert_close(got[row : row + 1], by_definition(q[row : row + 1], *one))
+
+
+def test_sizes_go_with_the_rows_that_share_keys(qkv: tuple[Tensor, ...]) -> None:
+    q, k, v, _ = qkv
+    size = torch.tensor([[1.0, 3, 1, 2, 1, 1, 2], [2.0, 1, 1, 1, 4, 1, 1]]).double()
+    rows = torch.tensor([1, 1])
+    wanted = attention(q, Keys(k[rows], v[rows], size=size[rows]), HEADS)
+    torch.testing.assert_close(attention(q, Keys(k, v, rows=rows, size=size), HEADS), wanted)
+
+
+@pytest.mark.parametrize("size", [None, torch.tensor([[1.0, 3, 1, 2, 5], [2.0, 1, 1, 1, 4]]).double()])
+def test_the_cls_row_is_what_attention_gives_cls(size: Tensor | None) -> None:
+    """With values that are unit vectors the context is the row itself, head by head."""
+    q, k = numbers(2, 5, WIDTH), numbers(2, 5, WIDTH, seed=1)
+    rows = []
+    for token in range(5):
+        v = torch.zeros(2, 5, WIDTH, dtype=torch.float64)
+        v[:, token] = 1.0
+        rows.append(attention(q, Keys(k, v, size=size), HEADS)[:, 0].mean(-1))
+    torch.testing.assert_close(cls_row(Asked(q, Keys(k, k, size=size), HEADS)), torch.stack(rows, 1))

@@ -1,13 +1,18 @@
 """Our blocks against timm's and Hugging Face's, with their weights loaded by name."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch import Tensor
 
+from pipeline.models.attention import Asked
 from pipeline.models.blocks import PostNormBlock, PreNormBlock
-from pipeline.models.schedule import HeadMasks, TokenStream
+from pipeline.models.schedule import Advance, InBlock, Step, Streams, TokenStream, execute
 from pipeline.models.vision import VisionConfig, VisionTower
 
-PLAIN = HeadMasks()
+PLAIN = InBlock()
 
 
 def test_pre_norm_block_is_timms() -> None:
@@ -63,3 +68,46 @@ def test_padding_changes_no_real_token() -> None:
     mask = torch.tensor([[1, 1, 1, 1, 0, 0]]).bool()
     padded = block(TokenStream(x, mask), (), PLAIN).x[:, :4]
     torch.testing.assert_close(padded, block(TokenStream(x[:, :4]), (), PLAIN).x)
+
+
+@dataclass
+class Wish:
+    """An intervention that wants the same inside every block."""
+
+    inside: InBlock
+
+    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
+        return streams, {"image": self.inside}
+
+
+def test_a_method_between_attention_and_mlp_sees_the_one_and_feeds_the_other() -> None:
+    torch.manual_seed(0)
+    block, x = PreNormBlock(24, 3).double(), torch.randn(2, 5, 24, dtype=torch.float64)
+    seen: list[Tensor] = []
+
+    def halve(stream: TokenStream, asked: Asked) -> TokenStream:
+        seen.append(stream.x)
+        assert torch.equal(asked.keys.k, block.attn.qkv(block.norm1(x))[..., 24:48])
+        return stream.with_x(stream.x[:, :3])
+
+    out = block(TokenStream(x), (), InBlock(between=halve)).x
+    kept = seen[0][:, :3]
+    torch.testing.assert_close(out, kept + block.mlp(block.norm2(kept)))
+    torch.testing.assert_close(out, block(TokenStream(x), (), PLAIN).x[:, :3])
+
+
+def test_two_methods_act_in_the_same_block() -> None:
+    torch.manual_seed(0)
+    block, x = PreNormBlock(24, 3), torch.randn(2, 5, 24)
+    heads = torch.tensor([[1.0, 0, 1], [0, 1, 1]])
+    first: Callable[[TokenStream, Asked], TokenStream] = lambda stream, _: stream.with_x(stream.x[:, :2])  # noqa: E731
+    step = Step("vision", 0, (Advance("image", block),))
+    both = [Wish(InBlock(self_BH=heads)), Wish(InBlock(between=first))]
+    wanted = block(TokenStream(x), (), InBlock(self_BH=heads)).x[:, :2]
+    for order in (both, both[::-1]):
+        torch.testing.assert_close(execute([step], {"image": TokenStream(x)}, order)["image"].x, wanted)
+
+
+def test_a_block_without_such_a_place_refuses() -> None:
+    with pytest.raises(AssertionError, match="only pre-norm"):
+        PostNormBlock(24, 3, 48)(TokenStream(torch.randn(1, 2, 24)), (), InBlock(between=lambda stream, _: stream))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.models.schedule import CLS, execute
-from pipeline.pruning.elip import ElipConfig, ReplayedPruning, TextGuidedPruning
+from pipeline.pruning.elip import ElipConfig, TextGuidedPruning
+from pipeline.pruning.intervention import ReplayedPruning
 from pipeline.pruning.selection import apply_selection, select
 from tests.pipeline.small import small_albef
 
@@ -95,7 +96,7 @@ def test_a_replay_prunes_another_tower_alike() -> None:
     tower = model.visual_encoder
     pruning = TextGuidedPruning(ElipConfig(**STAGES), tower.steps, 16, torch.randn(2, 32))  # type: ignore[arg-type]
     first = execute(tower.steps, {"image": tower.embed(pixels)}, [pruning])["image"]
-    again = execute(tower.steps, {"image": tower.embed(pixels)}, [ReplayedPruning(pruning.selections)])["image"]
+    again = execute(tower.steps, {"image": tower.embed(pixels)}, [ReplayedPruning(pruning)])["image"]
     torch.testing.assert_close(again.x, first.x)
     assert first.origin is not None and again.origin is not None
     assert torch.equal(first.origin, again.origin)

@@ -9,7 +9,10 @@ from pipeline.models.config import BackboneName
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pretrain import check_guidance
 from pipeline.process import Process
+from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
+from pipeline.pruning.evit import EvitConfig
+from pipeline.pruning.tome import TomeConfig
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from tests.pipeline.distributed import run_ranks
@@ -17,18 +20,24 @@ from tests.pipeline.small import WORDS, scale, small_batch, small_config, small_
 
 BACKBONES: list[BackboneName] = ["albef", "blip", "meter", "clip"]
 LOSSES = {"albef": {"itc", "itm", "mlm"}, "blip": {"itc", "itm", "lm"}, "meter": {"itm", "mlm"}, "clip": {"itc"}}
-PRUNED = ElipConfig(depths=(1, 1, 2), ratios=(0.8, 0.5), prune_momentum=True)
+ELIP = ElipConfig(depths=(1, 1, 2), ratios=(0.8, 0.5))
+
+
+def pruning_by(method: str) -> PruningConfig:
+    evit, tome = EvitConfig(keep=0.7, layers=(1, 2)), TomeConfig(merged_per_layer=2)
+    return PruningConfig(method=method, prune_momentum=True, elip=ELIP, evit=evit, tome=tome)  # type: ignore[arg-type]
+
+
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
-def step_of_rank(process: Process, backbone: BackboneName, guidance: str, negatives: str) -> Result:
+def step_of_rank(process: Process, backbone: BackboneName, method: str, negatives: str) -> Result:
     """Losses and gradients of this rank's share of eight samples."""
     torch.set_default_dtype(torch.float64)
     try:
-        elip = ElipConfig(guidance=guidance, depths=PRUNED.depths, ratios=PRUNED.ratios, prune_momentum=True)  # type: ignore[arg-type]
         objectives = ObjectiveConfig(queue=6, mask_share=0.4, negatives=negatives)  # type: ignore[arg-type]
         model, words = small_model(backbone), Vocabulary(mask=4, size=WORDS - 2)
-        task = Pretraining(model, objectives, elip, words, scale, torch.Generator().manual_seed(0))
+        task = Pretraining(model, objectives, pruning_by(method), words, scale, torch.Generator().manual_seed(0))
         share = 8 // process.world_size
         batch = small_batch(8).part(slice(process.rank * share, (process.rank + 1) * share))
         losses = task.losses(task.module, batch, 1.0)
@@ -39,11 +48,11 @@ def step_of_rank(process: Process, backbone: BackboneName, guidance: str, negati
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("guidance", ["query", "none"])
+@pytest.mark.parametrize("method", ["elip", "tome", "none"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_two_processes_compute_losses_and_gradients_of_the_whole_batch(backbone: BackboneName, guidance: str) -> None:
-    losses, gradients = step_of_rank(Process(), backbone, guidance, "global")
-    parts = run_ranks(step_of_rank, 2, backbone, guidance, "global")
+def test_two_processes_compute_losses_and_gradients_of_the_whole_batch(backbone: BackboneName, method: str) -> None:
+    losses, gradients = step_of_rank(Process(), backbone, method, "global")
+    parts = run_ranks(step_of_rank, 2, backbone, method, "global")
     assert set(losses) == LOSSES[backbone]
     for name, loss in losses.items():
         torch.testing.assert_close(sum(part[0][name] for part in parts) / 2, loss)
@@ -54,7 +63,7 @@ def test_two_processes_compute_losses_and_gradients_of_the_whole_batch(backbone:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_step_repeats_and_trains_every_weight(backbone: BackboneName) -> None:
-    first, again = (step_of_rank(Process(), backbone, "query", "local") for _ in range(2))
+    first, again = (step_of_rank(Process(), backbone, "elip", "local") for _ in range(2))
     assert all(torch.equal(first[0][name], again[0][name]) for name in first[0])
     untouched = {name for name, _ in small_model(backbone).named_parameters()} - set(first[1])
     assert not untouched, untouched
@@ -69,8 +78,8 @@ def test_text_of_another_width_than_vision_cannot_guide(backbone: BackboneName) 
     config = small_config(backbone=backbone)
     config = replace(config, text=replace(config.text, width=24))
     with pytest.raises(UserError, match=r"model\.text\.width=24 must equal model\.vision\.width=32"):
-        check_guidance(PRUNED, config)
-    check_guidance(ElipConfig(guidance="none"), config)
+        check_guidance(pruning_by("elip"), config)
+    check_guidance(pruning_by("flip"), config)
 
 
 def test_clips_text_of_another_width_guides_through_the_projection() -> None:
@@ -78,7 +87,7 @@ def test_clips_text_of_another_width_guides_through_the_projection() -> None:
 
     config = small_config(backbone="clip")
     config = replace(config, text=replace(config.text, width=24))
-    check_guidance(PRUNED, config)
+    check_guidance(pruning_by("elip"), config)
     from pipeline.models.build import build_model
 
     model = build_model(config)

@@ -44,7 +44,7 @@ SMALL: dict[str, Any] = {
     "pretrain": {
         "loop": {"samples": 48, "global_batch": 8, "log_every": 1},
         "objectives": {"queue": 16},
-        "elip": {"depths": [1, 1, 1, 1], "ratios": [0.9, 0.6, 0.3]},
+        "pruning": {"elip": {"depths": [1, 1, 1, 1], "ratios": [0.9, 0.6, 0.3]}},
     },
     "trim": {
         "loop": {"samples": 48, "global_batch": 8, "log_every": 1},
@@ -302,7 +302,7 @@ def test_a_budget_ends_training_in_time_with_its_schedule_complete(data: Path, t
         ({"loader.height": 40}, "the loader gives 40 x 32"),
         ({"loader.max_tokens": 30}, "max_positions=24"),
         ({"model.text.vocab_size": 10}, "set it to 0"),
-        ({"pretrain.elip.depths": [2, 2, 6, 2]}, "add up to 12"),
+        ({"pretrain.pruning.elip.depths": [2, 2, 6, 2]}, "add up to 12"),
         ({"engine.zero_stage": 3}, "zero_stage=3"),
     ],
 )
