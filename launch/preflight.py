@@ -93,12 +93,12 @@ def _check_splits(config: RunConfig) -> None:
     """Looks for the raw files, and whether every split that a stage wants will be there."""
     plan = plan_source(config.data)
     splits = {name for name, split in plan.items() if split.size != 0 and config.data.sizes.get(name) != 0}
-    wanted = {"pretrain.split": [config.pretrain.split]}
+    wanted = {"pretrain.splits": list(config.pretrain.splits)}
     wanted["evaluate.retrieval_splits"] = list(config.evaluate.retrieval_splits)
     if config.evaluate.picture_split is not None and config.evaluate.pictures:
         wanted["evaluate.picture_split"] = [config.evaluate.picture_split]
     if config.trim.targets:
-        wanted["trim.split"] = [config.trim.split]
+        wanted["trim.splits"] = list(config.trim.splits)
         wanted["evaluate.statement_splits"] = list(config.evaluate.statement_splits)
     for key, names in wanted.items():
         for name in names:

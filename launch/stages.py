@@ -1,10 +1,11 @@
 """The stages of a run, made from its configuration: shard -> pretrain -> trim -> evaluate -> survivors."""
 
 import importlib
+import itertools
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class _Builder:
             name="shard",
             folder=self._folder("shard"),
             run=self._write_shards,
-            parts={"data": data, "tokenizer": self._run["tokenizer"], "split": self._config.pretrain.split},
+            parts={"data": data, "tokenizer": self._run["tokenizer"], "splits": self._config.pretrain.splits},
             outputs=(*splits, self._out / "tokenizer"),
         )
 
@@ -121,7 +122,7 @@ class _Builder:
 
         account = prepare(self._config.data, data, show)
         progress.show(progress.total, "training the tokenizer", now=True)
-        vocabulary = self._train_tokenizer(data / self._config.pretrain.split)
+        vocabulary = self._train_tokenizer([data / name for name in self._config.pretrain.splits])
         return {"data": str(data), "tokenizer": str(self._out / "tokenizer"), "vocabulary": vocabulary, **account}
 
     def _remove_other_splits(self, data: Path) -> None:
@@ -130,8 +131,9 @@ class _Builder:
             if folder.name not in wanted:
                 shutil.rmtree(folder)
 
-    def _train_tokenizer(self, split: Path) -> int:
-        tokenizer = Tokenizer.train(texts_of(split), self._config.tokenizer)
+    def _train_tokenizer(self, splits: Sequence[Path]) -> int:
+        texts = itertools.chain.from_iterable(texts_of(split) for split in splits)
+        tokenizer = Tokenizer.train(texts, self._config.tokenizer)
         tokenizer.save(self._out / "tokenizer")
         return tokenizer.vocab_size
 

@@ -1,5 +1,7 @@
 """Checks of a configuration's numbers, in one wording; NaN passes none of them."""
 
+from collections.abc import Mapping
+
 from data_prep.errors import UserError
 
 
@@ -26,3 +28,13 @@ def a_share(config: object, group: str, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"{group}.{name}={getattr(config, name)} must lie in [0, 1]")
+
+
+def weights_above_zero(weights: Mapping[str, float], key: str) -> None:
+    """Refuses an empty mix, and weights that are not numbers above 0.
+
+    Raises:
+        UserError: Naming the key.
+    """
+    if not weights or any(not 0 < weight < float("inf") for weight in weights.values()):
+        raise UserError(f"{key}={dict(weights)} must name at least one split, each with a weight above 0: {{train: 1}}")

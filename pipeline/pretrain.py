@@ -9,6 +9,7 @@ from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
+from pipeline.limits import weights_above_zero
 from pipeline.models.build import build_model
 from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
 from pipeline.objectives.mlm import Vocabulary
@@ -24,7 +25,7 @@ class PretrainConfig:
     """What pre-training does with the model and the data.
 
     Attributes:
-        split: Split folder to stream.
+        splits: Split folders to train on, and the weight of each in every batch.
         unit: ``image`` visits each image once an epoch with a caption drawn by seed, ``pair`` each pair.
         loop: Durations and learning-rate schedule.
         optimizer: AdamW.
@@ -32,12 +33,15 @@ class PretrainConfig:
         pruning: Which method leaves out vision tokens, and how many.
     """
 
-    split: str = "train"
+    splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
     unit: Literal["image", "pair"] = "image"
     loop: LoopConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
+
+    def __post_init__(self) -> None:
+        weights_above_zero(self.splits, "pretrain.splits")
 
 
 def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:
@@ -65,7 +69,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
 
     def batches(start: int, end: int) -> Any:
         return train_loader(
-            [(inputs.data / config.split, 1.0)],
+            inputs.sources(config.splits),
             text="captions",
             unit=config.unit,
             config=inputs.loader,

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,10 @@ class Inputs:
     loader: LoaderConfig
     engine: EngineConfig
     seed: int
+
+    def sources(self, splits: Mapping[str, float]) -> list[tuple[Path, float]]:
+        """Folders of splits with their weights, for a loader."""
+        return [(self.data / name, weight) for name, weight in splits.items()]
 
     def load_tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""

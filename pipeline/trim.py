@@ -14,7 +14,7 @@ from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.text import Tokenizer
 from pipeline.engine import OptimizerConfig, build_engine, split_decay
 from pipeline.exports import load_backbone
-from pipeline.limits import above_zero
+from pipeline.limits import above_zero, weights_above_zero
 from pipeline.models.backbone import Backbone
 from pipeline.process import Process
 from pipeline.setup import Inputs, check_batch, export_config, seed_everything
@@ -31,7 +31,7 @@ class TrimConfig:
 
     Attributes:
         task: ``statement``: is a sentence true of a picture?
-        split: Split folder to train on.
+        splits: Split folders to train on, and the weight of each in every batch.
         targets: Wanted ratios of multiply-accumulates; 1.0 is the full model.
         max_tokens: Length of statements in training, where they are shorter than what the loader pads captions to;
             None for the loader's. Longer ones are cut.
@@ -43,7 +43,7 @@ class TrimConfig:
     """
 
     task: Literal["statement"] = "statement"
-    split: str = "train"
+    splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
     targets: tuple[float, ...] = (1.0, 2.0)
     max_tokens: int | None = None
     loop: LoopConfig
@@ -53,6 +53,7 @@ class TrimConfig:
     smarttrim: SmartTrimConfig = field(default_factory=SmartTrimConfig)
 
     def __post_init__(self) -> None:
+        weights_above_zero(self.splits, "trim.splits")
         if any(target < 1 for target in self.targets) or len(set(self.targets)) != len(self.targets):
             raise UserError(
                 f"trim.targets={list(self.targets)} must be different speed-ups of at least 1.0, such as [1.0, 2.0]"
@@ -90,7 +91,7 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
 
     def batches(start: int, end: int) -> Iterable[ImageTextBatch]:
         return train_loader(
-            [(inputs.data / config.split, 1.0)],
+            inputs.sources(config.splits),
             text="statements",
             unit="pair",
             config=inputs.loader,
@@ -126,9 +127,9 @@ def _model(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, to
 
 
 def _typical(model: Backbone, config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer) -> Units:
-    """Text lengths of some training statements, for the cost model."""
+    """Text lengths of some training statements (of the first split), for the cost model."""
     batches = eval_loader(
-        inputs.data / config.split,
+        inputs.data / next(iter(config.splits)),
         text="statements",
         unit="pair",
         config=inputs.loader,
