@@ -39,9 +39,14 @@ def self_attention_macs(n: Tensor, width: int, share: Tensor) -> Tensor:
     return share * (4 * n * width**2 + 2 * n**2 * width)
 
 
+def key_value_macs(m: Tensor, width: int, source_width: int) -> Tensor:
+    """Keys and values of a source; several rows that attend to it can share them."""
+    return 2 * m * width * source_width
+
+
 def cross_attention_macs(n: Tensor, m: Tensor, width: int, source_width: int, share: Tensor) -> Tensor:
     """Query and output maps, keys and values of the source, scores and context."""
-    return share * (2 * n * width**2 + 2 * m * width * source_width + 2 * n * m * width)
+    return share * (2 * n * width**2 + key_value_macs(m, width, source_width) + 2 * n * m * width)
 
 
 def block_macs(advance: Advance, counts: StepCounts) -> Tensor:
