@@ -1,0 +1,249 @@
+"""What `trimline bench vision` and `trimline bench step` compare: the real towers and the real task, pruned or not.
+
+All variants of a bench run the same weights on the same input; they differ in ELIP's configuration alone.
+
+B batch, N tokens, L text tokens, D width.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.errors import UserError
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.transforms import TransformConfig, normalise
+from pipeline.limits import at_least
+from pipeline.measure.training_macs import Macs, StepSizes, albef_step_macs, token_counts, vision_macs
+from pipeline.models.albef import Albef, AlbefConfig
+from pipeline.models.schedule import execute
+from pipeline.models.text import TextConfig
+from pipeline.models.vision import VisionConfig, VisionTower
+from pipeline.objectives.mlm import Vocabulary, mask_words
+from pipeline.pruning.elip import ElipConfig, TextGuidedPruning
+from pipeline.tasks.pretraining import AlbefPretraining, ObjectiveConfig, OnlineAlbef
+
+REFERENCE = "unpruned"
+WIDTHS = {"base": (768, 12), "small": (384, 6), "tiny": (192, 3)}
+"""Width and heads of DeiT's three sizes; all have 12 layers."""
+
+_UNPRUNED = ElipConfig(guidance="none")
+VISION_VARIANTS: Mapping[str, ElipConfig] = {
+    REFERENCE: _UNPRUNED,
+    "query": ElipConfig(guidance="query"),
+    "stage": ElipConfig(guidance="stage"),
+}
+STEP_VARIANTS: Mapping[str, ElipConfig] = {
+    **VISION_VARIANTS,
+    "query_momentum": ElipConfig(guidance="query", prune_momentum=True),
+    "stage_momentum": ElipConfig(guidance="stage", prune_momentum=True),
+}
+_WORDS = Vocabulary(mask=103, size=30522)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What is measured, and how.
+
+    Attributes:
+        what: ``vision``, the vision tower alone; ``step``, ALBEF's pre-training step.
+        model: Width of all towers, see `WIDTHS`.
+        image_size: Height and width in pixels.
+        patch: Side of a patch in pixels.
+        text_length: L; all texts are that long (``step``).
+        batch: B.
+        dtype: ``bfloat16`` runs forwards under autocast, as training does.
+        device: Where it runs.
+        threads: Of torch on the CPU.
+        compile: Whether torch.compile makes each variant's forward and backward.
+        rounds: Rounds that count; each runs every variant once.
+        warmup: Rounds before them.
+        seed: Of weights, inputs and the order in a round.
+    """
+
+    what: Literal["vision", "step"]
+    model: str = "base"
+    image_size: int = 224
+    patch: int = 16
+    text_length: int = 25
+    batch: int = 8
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1
+    compile: bool = False
+    rounds: int = 10
+    warmup: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, "bench", 1, "image_size", "patch", "batch", "threads", "rounds", "warmup")
+        if self.what == "step":
+            # Matching needs a wrong image and a wrong text for each pair; the class token is never masked.
+            at_least(self, "bench", 2, "batch", "text_length")
+            if self.text_length > TextConfig.max_positions:
+                raise UserError(f"bench.text_length={self.text_length} must be at most {TextConfig.max_positions}")
+        if self.image_size % self.patch:
+            near = max(1, round(self.image_size / self.patch)) * self.patch
+            raise UserError(
+                f"bench.image_size={self.image_size} must be a multiple of bench.patch={self.patch}; try {near}"
+            )
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("bench.device=cuda: torch finds no GPU on this machine; give cpu")
+
+    @property
+    def vision(self) -> VisionConfig:
+        """Sizes of the vision tower."""
+        width, heads = WIDTHS[self.model]
+        return VisionConfig(
+            height=self.image_size, width_px=self.image_size, patch=self.patch, width=width, heads=heads
+        )
+
+    @property
+    def albef(self) -> AlbefConfig:
+        """Sizes of the whole model."""
+        width, heads = WIDTHS[self.model]
+        return AlbefConfig(vision=self.vision, text=TextConfig(vocab_size=_WORDS.size, width=width, heads=heads))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One variant, ready to run.
+
+    Attributes:
+        forward: Computes what the backward starts from.
+        gradient: Of that; None for a scalar.
+        macs: Of one sample.
+    """
+
+    forward: Callable[[], Tensor]
+    gradient: Tensor | None
+    macs: Macs
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The variants of one bench.
+
+    Attributes:
+        cases: By name, the reference among them.
+        module: Whose gradients they leave.
+        standing: Gives the tensors that are there in any case: weights, momentum tower, queue.
+        after: To be called after each run, untimed.
+        includes: What a run is, in words.
+    """
+
+    cases: Mapping[str, Case]
+    module: nn.Module
+    standing: Callable[[], Iterator[Tensor]]
+    after: Callable[[], None]
+    includes: str
+
+
+def variants_of(what: str) -> Mapping[str, ElipConfig]:
+    """ELIP's configurations that a bench compares, by name."""
+    return VISION_VARIANTS if what == "vision" else STEP_VARIANTS
+
+
+def build_bench(config: BenchConfig) -> Bench:
+    """Weights, inputs and variants.
+
+    Raises:
+        UserError: Sizes that cannot be pruned so.
+    """
+    variants = variants_of(config.what)
+    for elip in variants.values():
+        elip.check(config.vision.depth, config.vision.patches)
+    torch.manual_seed(config.seed)
+    return _vision_bench(config, variants) if config.what == "vision" else _step_bench(config, variants)
+
+
+def _prepared(config: BenchConfig, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function as training would run it: compiled if asked for, under autocast for 16 bits."""
+    made = torch.compile(forward, dynamic=False) if config.compile else forward
+
+    def run(*inputs: Any) -> Any:
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            return made(*inputs)
+
+    return run
+
+
+def _vision_bench(config: BenchConfig, variants: Mapping[str, ElipConfig]) -> Bench:
+    tower = VisionTower(config.vision).to(config.device)
+    width, patches = config.vision.width, config.vision.patches
+    pixels = torch.randn(config.batch, 3, config.image_size, config.image_size, device=config.device)
+    sentence_BD = torch.randn(config.batch, width, device=config.device)
+    cases = {}
+    for name, elip in variants.items():
+        tokens = token_counts(elip, config.vision.depth, patches)[-1]
+        forward = partial(_prepared(config, partial(_tower_forward, tower, elip)), pixels, sentence_BD)
+        # Drawn: ones would vanish in the last norm's backward.
+        gradient = torch.randn(config.batch, tokens, width, device=config.device)
+        cases[name] = Case(forward, gradient, vision_macs(tower, elip))
+    return Bench(cases, tower, tower.parameters, lambda: None, "vision tower: forward and backward to the weights")
+
+
+def _tower_forward(tower: VisionTower, elip: ElipConfig, pixels: Tensor, sentence_BD: Tensor) -> Tensor:
+    """(B, N, D) the tower's last tokens."""
+    pruning = (
+        [] if elip.guidance == "none" else [TextGuidedPruning(elip, tower.steps, tower.config.patches, sentence_BD)]
+    )
+    return tower.finish(execute(tower.steps, {"image": tower.embed(pixels)}, pruning)["image"]).x
+
+
+def _step_bench(config: BenchConfig, variants: Mapping[str, ElipConfig]) -> Bench:
+    model = Albef(config.albef).to(config.device)
+    objectives, batch = ObjectiveConfig(), _batch(config)
+    to_input = partial(normalise, mean=TransformConfig.mean, std=TransformConfig.std)
+    task = AlbefPretraining(model, objectives, _UNPRUNED, _WORDS, to_input, torch.Generator().manual_seed(config.seed))
+    masked = mask_words(batch.token_ids, batch.token_mask, batch.draw_seeds, objectives.mask_share, _WORDS)
+    sizes = StepSizes(
+        text_length=config.text_length,
+        keys=config.batch + objectives.queue,
+        words=len(masked.target_M) / config.batch,
+    )
+    cases = {}
+    for name, elip in variants.items():
+        # The task is one for all: what varies is the module that it is given to run.
+        online = _prepared(config, OnlineAlbef(model, objectives, elip))
+        cases[name] = Case(partial(_total, task, online, batch), None, albef_step_macs(model, elip, sizes))
+
+    def standing() -> Iterator[Tensor]:
+        yield from model.parameters()
+        yield from task.tensors().values()
+
+    return Bench(
+        cases,
+        model,
+        standing,
+        lambda: task.after_update(1.0),
+        "pre-training step: pixels to float, masking, online and momentum towers, itc + itm + mlm, backward; "
+        "without optimizer, momentum update and queue update",
+    )
+
+
+def _total(task: AlbefPretraining, online: Callable[..., Any], batch: ImageTextBatch) -> Tensor:
+    return task.losses(online, batch, 1.0).total
+
+
+def _batch(config: BenchConfig) -> ImageTextBatch:
+    """Random pixels and words; no text is padded."""
+    size, rows = config.image_size, torch.arange(config.batch)
+    names = [str(row) for row in range(config.batch)]
+    return ImageTextBatch(
+        pixels=torch.randint(0, 256, (config.batch, 3, size, size), dtype=torch.uint8),
+        token_ids=torch.randint(_WORDS.mask + 1, _WORDS.size, (config.batch, config.text_length)),
+        token_mask=torch.ones(config.batch, config.text_length, dtype=torch.bool),
+        labels=torch.ones(config.batch, dtype=torch.long),
+        sample_ids=rows,
+        draw_seeds=rows,
+        texts=names,
+        captions=[[name] for name in names],
+        keys=names,
+        groups=names,
+        clusters=names,
+        skipped=[],
+    ).to(config.device)
