@@ -66,6 +66,7 @@ def _config(what: str, options: argparse.Namespace) -> BenchConfig:
         threads=given(options.threads, min(torch.get_num_threads(), machine.available_cpus())),
         compile=given(options.compile, on_gpu),
         rounds=given(options.rounds, _ROUNDS[what]),
+        warmup=options.warmup,
         seed=options.seed,
     )
 

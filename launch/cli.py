@@ -232,7 +232,8 @@ def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
         "--dtype", choices=["float32", "bfloat16"], help="bfloat16 is autocast (float32 on a CPU, else bfloat16)"
     )
     parser.add_argument("--threads", **whole, help="of torch on the CPU (one for each CPU that is granted)")
-    parser.add_argument("--rounds", **whole, help="each runs every variant once, in turn, after 2 to warm up")
+    parser.add_argument("--rounds", **whole, help="that count; each runs every variant once, in turn")
+    parser.add_argument("--warmup", **whole, default=2, help="rounds before them (%(default)s)")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="use torch.compile (on a GPU only, if not given)"
     )

@@ -1,12 +1,13 @@
 """Runs a bench: every variant in turn, compared with the unpruned one of the same round."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from data_prep.errors import UserError
 from pipeline.measure.bench_cases import REFERENCE, Bench, BenchConfig, Case, build_bench, variants_of
 from pipeline.measure.peak import peak_flops
 from pipeline.measure.saved_bytes import saved_bytes
@@ -16,6 +17,20 @@ from pipeline.measure.training_macs import Macs
 FLOPS_RULE = (
     "matrix products by arithmetic, a backward as two forwards; guidance and the momentum tower have no backward"
 )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one run.
+
+    Attributes:
+        saved: Kept for backward.
+        peak: The most that was allocated: on a GPU by all of a step, weights included. On a CPU nobody counts
+            allocations; there the bytes kept for backward stand for it.
+    """
+
+    saved: int
+    peak: int
 
 
 def run_bench(config: BenchConfig, tick: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
@@ -34,25 +49,27 @@ def run_bench(config: BenchConfig, tick: Callable[[str], None] = lambda name: No
     torch.set_num_threads(config.threads)
     bench, device = build_bench(config), torch.device(config.device)
     runs = {name: partial(_run, bench, case, device) for name, case in bench.cases.items()}
-    laps = interleave(runs, rounds=config.rounds, warmup=config.warmup, seed=config.seed, tick=tick)
-    saved, peak = {}, {}
-    for name, case in bench.cases.items():
-        saved[name], peak[name] = _memory(bench, case, device)
-        tick(name)
+    memory = {}
+    try:
+        laps = interleave(runs, rounds=config.rounds, warmup=config.warmup, seed=config.seed, tick=tick)
+        for name, case in bench.cases.items():
+            memory[name] = _memory(bench, case, device)
+            tick(name)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"bench.batch={config.batch} does not fit into the GPU's memory; give a smaller one") from error
     name_of_gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
     limit = peak_flops(name_of_gpu or "", config.dtype)
-    rows = []
-    for name, case in bench.cases.items():
-        row = timing_row(name, laps[name], laps[REFERENCE])
-        row |= promised(case.macs, bench.cases[REFERENCE].macs)
-        row |= {"peak_bytes": peak[name], "saved_bytes": saved[name], "saved_share": saved[name] / saved[REFERENCE]}
-        row["mfu"] = None if limit is None else 2 * case.macs.step * config.batch / row["value"] / limit
-        rows.append(row)
     return {
         "reference": REFERENCE,
         "device": config.device,
         "device_name": name_of_gpu,
-        "rows": rows,
+        "rows": [
+            timing_row(name, laps[name], laps[REFERENCE])
+            | promised(case.macs, bench.cases[REFERENCE].macs)
+            | memory_row(memory[name], memory[REFERENCE])
+            | {"mfu": utilisation(case.macs, config.batch, spread([lap.total for lap in laps[name]]).median, limit)}
+            for name, case in bench.cases.items()
+        ],
         **_stated(config),
         "includes": bench.includes,
         "flops_rule": FLOPS_RULE,
@@ -90,6 +107,20 @@ def promised(macs: Macs, reference: Macs) -> dict[str, float]:
     return {"flops_ratio": reference.step / macs.step, "gmacs": macs.step / 1e9}
 
 
+def memory_row(memory: Memory, reference: Memory) -> dict[str, float]:
+    """A variant's bytes, and what share of the reference's it keeps for backward."""
+    return {
+        "peak_bytes": memory.peak,
+        "saved_bytes": memory.saved,
+        "saved_share": memory.saved / reference.saved,
+    }
+
+
+def utilisation(macs: Macs, batch: int, seconds: float, limit: float | None) -> float | None:
+    """Model FLOPs utilisation: what a step's own FLOPs took of the device's peak; None where that is not known."""
+    return None if limit is None else 2 * macs.step * batch / seconds / limit
+
+
 def _stated(config: BenchConfig) -> Mapping[str, Any]:
     """The settings that a result must be read with."""
     values = asdict(config)
@@ -105,15 +136,11 @@ def _run(bench: Bench, case: Case, device: torch.device) -> Lap:
     return lap
 
 
-def _memory(bench: Bench, case: Case, device: torch.device) -> tuple[int, int]:
-    """Bytes kept for backward, and the most that was allocated: on a GPU by all of a step, weights included.
-
-    On a CPU nobody counts allocations; there the bytes kept for backward stand for the peak.
-    """
+def _memory(bench: Bench, case: Case, device: torch.device) -> Memory:
     kept = saved_bytes(case.forward, bench.standing())
     bench.after()
     if device.type != "cuda":
-        return kept, kept
+        return Memory(kept, kept)
     torch.cuda.reset_peak_memory_stats()
     _run(bench, case, device)
-    return kept, torch.cuda.max_memory_allocated()
+    return Memory(kept, torch.cuda.max_memory_allocated())

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import launch
 from launch.bench import bench_text
 from launch.cli import main
-from pipeline.measure.bench import timing_row
+from pipeline.measure.bench import timing_row, utilisation
+from pipeline.measure.bench_cases import BenchConfig, build_bench
 from pipeline.measure.peak import peak_flops
+from pipeline.measure.saved_bytes import saved_bytes
 from pipeline.measure.timing import Lap
+from pipeline.measure.training_macs import Macs
 
 ROOT = Path(launch.__file__).resolve().parent.parent
 TINY = ["--model", "tiny", "--image-size", "32", "--batch", "2", "--rounds", "2", "--threads", "1", "--device", "cpu"]
@@ -62,12 +66,18 @@ def test_the_vision_bench_compares_all_guidances_and_states_its_settings() -> No
 
 
 def test_the_step_bench_also_prunes_the_momentum_tower() -> None:
-    answer = bench("step", *TINY, "--text-length", "6", "--dtype", "bfloat16", "--rounds", "1")
+    answer = bench("step", *TINY, "--text-length", "6", "--dtype", "bfloat16", "--rounds", "1", "--warmup", "1")
     assert (answer["text_length"], answer["dtype"]) == (6, "bfloat16")
     rows = {row["name"]: row for row in answer["rows"]}
     assert list(rows) == ["unpruned", "query", "stage", "query_momentum", "stage_momentum"]
     assert all(set(row) == ROW for row in rows.values())
     assert rows["query_momentum"]["flops_ratio"] > rows["query"]["flops_ratio"] > rows["stage"]["flops_ratio"] > 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_a_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "vision", "--device", "cuda"]) == 2
+    assert "finds no GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -81,6 +91,7 @@ def test_the_step_bench_also_prunes_the_momentum_tower() -> None:
         (["vision", "--image-size", "16"], "keeps 0 of 1 tokens"),
         (["vision", "--dtype", "float8"], "float8"),
         (["vision", "--rounds", "0"], "bench.rounds=0"),
+        (["vision", "--warmup", "0"], "bench.warmup=0"),
         (["vision", "--threads", "-1"], "bench.threads=-1"),
         (["vision", "--patch", "0"], "bench.patch=0"),
         (["vision", "--model", "huge"], "huge"),
@@ -112,6 +123,18 @@ def test_a_row_by_hand() -> None:
     assert row["ratio"] == pytest.approx(8 / 5)
     assert row["ratio_min"] == pytest.approx(4 / 3)
     assert (row["forward_ratio"], row["backward_ratio"]) == (2.0, 1.5)
+
+
+def test_a_pruned_tower_keeps_at_most_074_of_the_bytes_for_its_backward() -> None:
+    bench = build_bench(BenchConfig(what="vision", model="tiny", batch=1))
+    kept = {name: saved_bytes(case.forward, bench.standing()) for name, case in bench.cases.items()}
+    assert kept["stage"] == kept["query"] <= 0.74 * kept["unpruned"]
+
+
+def test_utilisation_is_what_the_steps_own_flops_take_of_the_peak() -> None:
+    # (3 * 10 + 2) MACs of 2 FLOPs for each of 4 samples, in half a second.
+    assert utilisation(Macs(10.0, 2.0), batch=4, seconds=0.5, limit=1024.0) == 0.5
+    assert utilisation(Macs(10.0, 2.0), batch=4, seconds=0.5, limit=None) is None
 
 
 def test_peaks_are_known_for_the_boards_that_are_named() -> None:
