@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_run(commands, name, text)
     _add_data_commands(commands)
     _add_run_folder_commands(commands)
+    _add_bench_commands(commands)
     return parser
 
 
@@ -206,6 +207,39 @@ def _add_run_folder_commands(commands: Any) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder")
 
 
+def _add_bench_commands(commands: Any) -> None:
+    text = "measure this machine, always as a ratio to a reference in the same run"
+    example = "example: trimline bench vision --json"
+    parser = commands.add_parser("bench", help=text, description=text, epilog=example, allow_abbrev=False)
+    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    vision = "the vision tower, forward and backward, with each guidance against unpruned"
+    _add_pruning_options(_add(kinds, "vision", vision, "bench vision --batch 8 --json", _bench), pixels=224)
+    step = "ALBEF's pre-training step, online and momentum towers and three losses, pruned against unpruned"
+    parser = _add(kinds, "step", step, "bench step --image-size 256 --text-length 25 --json", _bench)
+    _add_pruning_options(parser, pixels=256)
+    parser.add_argument("--text-length", type=int, default=25, metavar="TOKENS", help="of every text (%(default)s)")
+
+
+def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
+    """What `bench vision` and `bench step` both understand; defaults that hang on the device are chosen later."""
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument("--model", choices=["base", "small", "tiny"], default="base", help="size (%(default)s)")
+    parser.add_argument("--image-size", **whole, default=pixels, help="height and width in pixels (%(default)s)")
+    parser.add_argument("--patch", **whole, default=16, help="side of a patch in pixels (%(default)s)")
+    parser.add_argument("--batch", **whole, help="samples at a time (8 on a CPU, more on a GPU)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to run (a GPU if there is one)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="bfloat16 is autocast (float32 on a CPU, else bfloat16)"
+    )
+    parser.add_argument("--threads", **whole, help="of torch on the CPU (one for each CPU that is granted)")
+    parser.add_argument("--rounds", **whole, help="that count; each runs every variant once, in turn")
+    parser.add_argument("--warmup", **whole, default=2, help="rounds before them (%(default)s)")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="use torch.compile (on a GPU only, if not given)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and the order of runs (%(default)s)")
+
+
 def _run(options: argparse.Namespace, overrides: list[str]) -> Answer:
     from launch.commands import run_command
 
@@ -246,3 +280,9 @@ def _status(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.commands import status_command
 
     return status_command(Path(options.run))
+
+
+def _bench(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.bench import bench_command
+
+    return bench_command(options.what, options)

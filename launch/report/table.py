@@ -1,6 +1,6 @@
 """The results as a plain text table, for the terminal at the end of a run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launch.report.results import Line, TaskTable, group_results
@@ -37,8 +37,18 @@ def _columns(table: TaskTable, interval: bool) -> list[str]:
     head = ["method", "split", *(["seed"] if table.several_seeds else []), *map(metric_name, table.metrics)]
     cells = [[*head, "GMACs", "of untrimmed"]]
     cells += [_cells(line, table, interval) for line in table.lines]
+    return aligned(cells, left=2)
+
+
+def aligned(cells: Sequence[list[str]], left: int) -> list[str]:
+    """Rows of cells as lines in columns, the first row as a head.
+
+    Args:
+        cells: All rows, each with the same number of cells.
+        left: Columns of names, which stand to the left; numbers stand to the right.
+    """
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [_joined(row, widths) for row in cells]
+    lines = [_joined(row, widths, left) for row in cells]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
@@ -48,8 +58,7 @@ def _cells(line: Line, table: TaskTable, interval: bool) -> list[str]:
     return [line.label, line.split, *seed, *values, cost(line), ratio(line)]
 
 
-def _joined(row: list[str], widths: list[int]) -> str:
-    """Names to the left, numbers to the right."""
+def _joined(row: list[str], widths: list[int], left: int) -> str:
     pairs = enumerate(zip(row, widths, strict=True))
-    padded = [text.ljust(width) if at < 2 else text.rjust(width) for at, (text, width) in pairs]
+    padded = [text.ljust(width) if at < left else text.rjust(width) for at, (text, width) in pairs]
     return "  ".join(padded).rstrip()

@@ -49,6 +49,11 @@ def self_attention_macs(n: Tensor, width: int, share: Tensor) -> Tensor:
     return share * (4 * n * width**2 + 2 * n**2 * width)
 
 
+def key_value_macs(m: Tensor, width: int, source_width: int) -> Tensor:
+    """Keys and values of a source; several rows that attend to it can share them."""
+    return 2 * m * width * source_width
+
+
 def cross_attention_macs(counts: StepCounts, attention: nn.Module, share: Tensor) -> Tensor:
     """Query and output maps, keys and values of the sources, scores and context."""
     n, m = counts.tokens, counts.source
@@ -60,7 +65,7 @@ def cross_attention_macs(counts: StepCounts, attention: nn.Module, share: Tensor
         assert isinstance(attention, ResidualAttention)
         width, source_width = attention.self.key.out_features, attention.self.key.in_features
         maps = 2 * n * width**2
-    return share * (maps + 2 * m * width * source_width + 2 * n * m * width)
+    return share * (maps + key_value_macs(m, width, source_width) + 2 * n * m * width)
 
 
 def block_macs(advance: Advance, counts: StepCounts) -> Tensor:

@@ -29,7 +29,11 @@ class Method(Protocol):
         ...
 
     def choosing_macs(self, tower: VisionTower) -> int:
-        """Multiply-accumulates that finding and merging the tokens costs by itself."""
+        """Multiply-accumulates that finding the tokens costs by itself, without gradient."""
+        ...
+
+    def merging_macs(self, tower: VisionTower) -> int:
+        """Multiply-accumulates of merging them, which a repeated selection costs too."""
         ...
 
     def begin(self, tower: VisionTower, sentence_BD: Tensor, seeds_B: Tensor) -> Pruning:
@@ -88,9 +92,16 @@ class PruningConfig:
 
     def macs(self, tower: VisionTower) -> int:
         """Multiply-accumulates of a pruned forward of the tower, choosing included: what methods are compared at."""
+        return self.tower_macs(tower) + self.choosing_macs(tower)
+
+    def tower_macs(self, tower: VisionTower) -> int:
+        """Multiply-accumulates of the layers on the tokens that are left, and of merging."""
         layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
-        choosing = 0 if self.chosen is None else self.chosen.choosing_macs(tower)
-        return vision_macs(tower, layers) + choosing
+        return vision_macs(tower, layers) + (0 if self.chosen is None else self.chosen.merging_macs(tower))
+
+    def choosing_macs(self, tower: VisionTower) -> int:
+        """Multiply-accumulates of finding the tokens, which need no backward."""
+        return 0 if self.chosen is None else self.chosen.choosing_macs(tower)
 
     def begin(self, tower: VisionTower, sentence_BD: Tensor, seeds_B: Tensor) -> Pruning | None:
         """The intervention for a batch of training; None where nothing is pruned."""

@@ -95,17 +95,22 @@ class ElipConfig:
         return [LayerTokens(n, n) for n, layers in zip(present, self.depths, strict=True) for _ in range(layers)]
 
     def choosing_macs(self, tower: VisionTower) -> int:
-        """MACs of guidance and merging: a folded query, scores, the merged token; ``stage`` runs layers besides."""
+        """MACs of guidance: a folded query and scores; ``stage`` runs layers besides."""
         width, steps = tower.config.width, tower.steps
         layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
         total = 0
         for begin, end in zip(self.begins, [*self.begins[1:], len(steps)], strict=True):
             tokens = layers[begin - 1].mlp
-            total += 2 * width**2 + tokens * width * tower.config.heads + self.merge * tokens * width
+            total += 2 * width**2 + tokens * width * tower.config.heads
             if self.guidance == "stage":
                 entering = LayerTokens(tokens, tokens)
                 total += layer_macs(steps[begin : end - 1], [entering] * (end - 1 - begin))
         return total
+
+    def merging_macs(self, tower: VisionTower) -> int:
+        """MACs of the merged tokens."""
+        layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
+        return self.merge * sum((layers[begin - 1].mlp - 1) * tower.config.width for begin in self.begins)
 
     def begin(self, tower: VisionTower, sentence_BD: Tensor, seeds_B: Tensor) -> Pruning:
         """The intervention for a batch, by its sentences."""

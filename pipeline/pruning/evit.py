@@ -77,9 +77,14 @@ class EvitConfig:
         return counts
 
     def choosing_macs(self, tower: VisionTower) -> int:
-        """MACs of the CLS row and of the fused token."""
+        """MACs of the CLS row."""
         layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
-        return sum((1 + self.fuse) * layers[layer].attention * tower.config.width for layer in self.layers)
+        return sum(layers[layer].attention * tower.config.width for layer in self.layers)
+
+    def merging_macs(self, tower: VisionTower) -> int:
+        """MACs of the fused token."""
+        layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
+        return self.fuse * sum((layers[layer].attention - 1) * tower.config.width for layer in self.layers)
 
     def begin(self, tower: VisionTower, sentence_BD: Tensor, seeds_B: Tensor) -> Pruning:
         """The intervention for a batch; neither its texts nor its seeds are looked at."""

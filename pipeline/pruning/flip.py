@@ -62,6 +62,10 @@ class FlipConfig:
         """Random numbers need no products."""
         return 0
 
+    def merging_macs(self, tower: VisionTower) -> int:
+        """Nothing is merged."""
+        return 0
+
     def begin(self, tower: VisionTower, sentence_BD: Tensor, seeds_B: Tensor) -> Pruning:
         """The intervention for a batch, by its seeds alone."""
         return RandomDropping(select_random(seeds_B, tower.config.patches, self.keep(tower.config.patches)))

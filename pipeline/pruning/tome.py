@@ -61,12 +61,15 @@ class TomeConfig:
         return counts
 
     def choosing_macs(self, tower: VisionTower) -> int:
-        """MACs of similarities (even x odd x d) and of merging (odd x r x D)."""
-        width, head = tower.config.width, tower.config.width // tower.config.heads
+        """MACs of similarities (even x odd x d)."""
+        head = tower.config.width // tower.config.heads
         layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
-        return sum(
-            (n.attention // 2) * ((n.attention + 1) // 2 * head + (n.attention - n.mlp) * (width + 1)) for n in layers
-        )
+        return sum((n.attention // 2) * ((n.attention + 1) // 2) * head for n in layers)
+
+    def merging_macs(self, tower: VisionTower) -> int:
+        """MACs of adding merged tokens to their partners (odd x r x D), and of their sizes."""
+        layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
+        return sum((n.attention // 2) * (n.attention - n.mlp) * (tower.config.width + 1) for n in layers)
 
     def begin(self, tower: VisionTower, sentence_BD: Tensor, seeds_B: Tensor) -> Pruning:
         """The intervention for a batch; neither its texts nor its seeds are looked at."""

@@ -29,10 +29,23 @@ def trimline(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "pretrain", "trim", "evaluate", "shard", "index", "verify", "report", "status"]
+    "command",
+    [
+        "run",
+        "pretrain",
+        "trim",
+        "evaluate",
+        "shard",
+        "index",
+        "verify",
+        "report",
+        "status",
+        "bench vision",
+        "bench step",
+    ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    done = trimline(command, "--help")
+    done = trimline(*command.split(), "--help")
     assert done.returncode == 0
     assert f"example: trimline {command} " in done.stdout
     assert "--json" in done.stdout

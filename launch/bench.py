@@ -1,0 +1,116 @@
+"""`trimline bench`: measurements of this machine, each a ratio to a reference of the same run."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from launch import machine
+from launch.cli import Answer
+from launch.report.table import aligned
+from launch.report.words import ABSENT
+from pipeline.measure.bench import run_bench, runs_of
+from pipeline.measure.bench_cases import BenchConfig
+
+_ROUNDS = {"vision": 10, "step": 6}
+_GPU_BATCH = {"vision": 128, "step": 64}
+_CPU_BATCH = 8
+
+_SECONDS_UNTIL_PROGRESS = 5.0
+
+
+def bench_command(what: str, options: argparse.Namespace) -> Answer:
+    """`trimline bench vision` and `trimline bench step`.
+
+    Raises:
+        UserError: Options that nothing can be measured with.
+    """
+    config = _config(what, options)
+    total = runs_of(config)
+    # One line, after a while, and gone at the end: a bench of a second needs no bar.
+    shown = {"delay": _SECONDS_UNTIL_PROGRESS, "leave": False, "file": sys.stderr, "unit": " runs"}
+    shown["disable"] = not sys.stderr.isatty()
+    with tqdm(desc=f"bench {what}", total=total, **shown) as bar:
+
+        def tick(name: str) -> None:
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+
+        result = run_bench(config, tick)
+    if result["device_name"] is None:
+        result["device_name"] = machine.hardware()["processor"]
+    result["commit"] = machine.git_commit()
+    return 0, result, bench_text(result)
+
+
+def _config(what: str, options: argparse.Namespace) -> BenchConfig:
+    """What was not asked for is chosen by bench and device: a GPU computes as it trains."""
+    on_gpu = torch.cuda.is_available() if options.device is None else options.device == "cuda"
+
+    def given(value: Any, otherwise: Any) -> Any:
+        return otherwise if value is None else value
+
+    return BenchConfig(
+        what="vision" if what == "vision" else "step",
+        model=options.model,
+        image_size=options.image_size,
+        patch=options.patch,
+        text_length=options.text_length if what == "step" else BenchConfig.text_length,
+        batch=given(options.batch, _GPU_BATCH[what] if on_gpu else _CPU_BATCH),
+        dtype=given(options.dtype, "bfloat16" if on_gpu else "float32"),
+        device="cuda" if on_gpu else "cpu",
+        # torch would start a thread for each core of the machine, also where a container grants fewer.
+        threads=given(options.threads, min(torch.get_num_threads(), machine.available_cpus())),
+        compile=given(options.compile, on_gpu),
+        rounds=given(options.rounds, _ROUNDS[what]),
+        warmup=options.warmup,
+        seed=options.seed,
+    )
+
+
+def bench_text(result: Mapping[str, Any]) -> str:
+    """The result for people: what was measured, a table, how to read it."""
+    has_mfu = any(row["mfu"] is not None for row in result["rows"])
+    head = ["variant", "ms", "ratio", "quartiles", "promised", "forward", "backward", "kept MB", "peak MB"]
+    cells = [[*head, *(["MFU"] if has_mfu else [])]]
+    cells += [[*_cells(row), *([_mfu(row)] if has_mfu else [])] for row in result["rows"]]
+    return "\n".join([_title(result), *aligned(cells, left=1), *_notes(result)])
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    text = "" if result["text_length"] is None else f", text of {result['text_length']} tokens"
+    how = f"{result['dtype']}, {'compiled' if result['compile'] else 'not compiled'}"
+    place = result["device_name"] + (f", threads: {result['threads']}" if result["device"] == "cpu" else "")
+    return (
+        f"{result['model']} model, {result['image_size']} px, patch {result['patch']}{text}, "
+        f"batch {result['batch']}, {how}, {place}"
+    )
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        f"{1000 * row['value']:.1f}",
+        f"{row['ratio']:.3f}",
+        f"{row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}",
+        f"{row['flops_ratio']:.3f}",
+        f"{row['forward_ratio']:.3f}",
+        f"{row['backward_ratio']:.3f}",
+        f"{row['saved_bytes'] / 1e6:.1f}",
+        f"{row['peak_bytes'] / 1e6:.1f}",
+    ]
+
+
+def _mfu(row: Mapping[str, Any]) -> str:
+    return ABSENT if row["mfu"] is None else f"{row['mfu']:.1%}"
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    return [
+        f"measured: {result['includes']}",
+        f"ratio, forward, backward: times as fast as {result['reference']} in the same round, median of "
+        f"{result['rounds']} rounds; promised: by FLOPs ({result['flops_rule']})",
+    ]

@@ -1,0 +1,116 @@
+"""Times of several variants of one computation, taken in turn, and what they say of each other.
+
+A machine's speed drifts; two variants timed one after the other differ by that too. Here every round runs each variant
+once, in an order drawn anew, and a variant is compared with the reference of its own round.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Lap:
+    """Seconds of one forward and its backward."""
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A sample's minimum, quartiles and median."""
+
+    least: float
+    low: float
+    median: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Minimum, lower quartile, median, upper quartile (linear between neighbours) of at least one value."""
+    return Spread(*(float(np.percentile(values, share)) for share in (0, 25, 50, 75)))
+
+
+def paired_ratios(reference: Sequence[float], variant: Sequence[float]) -> list[float]:
+    """How many times as fast as the reference the variant was, round by round."""
+    return [mine / its for mine, its in zip(reference, variant, strict=True)]
+
+
+def timed_lap(forward: Callable[[], Tensor], gradient: Tensor | None, device: torch.device) -> Lap:
+    """Seconds from calling `forward` to its result and from there to the gradients.
+
+    On a GPU they are seconds of the device: events mark them, and nothing waits between forward and backward.
+
+    Args:
+        forward: Gives what the backward starts from.
+        gradient: Of the result; None for a scalar.
+        device: Where it runs.
+    """
+    marks = [_mark(device)]
+    result = forward()
+    marks.append(_mark(device))
+    result.backward(gradient)
+    marks.append(_mark(device))
+    return Lap(_between(marks[0], marks[1]), _between(marks[1], marks[2]))
+
+
+Mark = float | torch.cuda.Event
+
+
+def _mark(device: torch.device) -> Mark:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(first: Mark, second: Mark) -> float:
+    if isinstance(first, torch.cuda.Event):
+        assert isinstance(second, torch.cuda.Event)
+        second.synchronize()
+        return first.elapsed_time(second) / 1000
+    assert not isinstance(second, torch.cuda.Event)
+    return second - first
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], Lap]],
+    *,
+    rounds: int,
+    warmup: int,
+    seed: int,
+    tick: Callable[[str], None] = lambda name: None,
+) -> dict[str, list[Lap]]:
+    """Runs every variant once a round, in an order shuffled by `seed`.
+
+    Args:
+        runs: The variants.
+        rounds: Rounds that count.
+        warmup: Rounds before them that do not: first calls allocate, choose kernels and compile.
+        seed: Of the order.
+        tick: Called with a variant's name after each run of it.
+
+    Returns:
+        The laps of each variant, by round.
+    """
+    draw = random.Random(seed)
+    laps: dict[str, list[Lap]] = {name: [] for name in runs}
+    for count in range(warmup + rounds):
+        for name in draw.sample(list(runs), len(runs)):
+            lap = runs[name]()
+            if count >= warmup:
+                laps[name].append(lap)
+            tick(name)
+    return laps
