@@ -113,18 +113,21 @@ def contrast(
     image_BE, text_BE, image_m_BE, text_m_BE = map(at_least_float32, (image_BE, text_BE, image_m_BE, text_m_BE))
     image_GE, text_GE = gather_constant(image_m_BE), gather_constant(text_m_BE)
     image_EQ, text_EQ = queue.keys()
-    image_KE = torch.cat([image_GE, image_EQ.T.to(image_GE.dtype)])
-    text_KE = torch.cat([text_GE, text_EQ.T.to(text_GE.dtype)])
     # 16 bits would round a logit of 14 to steps of 1/16.
     with torch.autocast(image_BE.device.type, enabled=False):
-        image_to_text = image_BE @ text_KE.T / temperature
-        text_to_image = text_BE @ image_KE.T / temperature
+        image_to_text = _scores(image_BE, text_GE, text_EQ) / temperature
+        text_to_image = _scores(text_BE, image_GE, image_EQ) / temperature
         with torch.no_grad():
-            target_i2t = _targets(image_m_BE @ text_KE.T / temperature, alpha)
-            target_t2i = _targets(text_m_BE @ image_KE.T / temperature, alpha)
+            target_i2t = _targets(_scores(image_m_BE, text_GE, text_EQ) / temperature, alpha)
+            target_t2i = _targets(_scores(text_m_BE, image_GE, image_EQ) / temperature, alpha)
         loss = (F.cross_entropy(image_to_text, target_i2t) + F.cross_entropy(text_to_image, target_t2i)) / 2
     queue.put_aside(image_GE, text_GE)
     return Contrast(loss, image_to_text[:, : len(image_GE)], text_to_image[:, : len(image_GE)])
+
+
+def _scores(feature_BE: Tensor, batch_GE: Tensor, queue_EQ: Tensor) -> Tensor:
+    """(B, K) products with the batch's keys and the queue's; joining the keys instead would copy the queue."""
+    return torch.cat([feature_BE @ batch_GE.T, feature_BE @ queue_EQ.to(feature_BE.dtype)], 1)
 
 
 def own_columns(size: int) -> slice:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 MERGE_EPS = 1e-6
 
@@ -89,11 +90,13 @@ def apply_selection(x_BND: Tensor, selection: Selection) -> Tensor:
     Returns:
         (B, 1 + K, D), or (B, 2 + K, D) with the merged token last.
     """
-    index = (selection.kept_BK + 1)[..., None].expand(-1, -1, x_BND.shape[-1])
-    parts = [x_BND[:, :1], x_BND.gather(1, index)]
-    if selection.weight_Bn is not None:
-        parts.append((selection.weight_Bn[:, None] @ x_BND[:, 1:]).to(x_BND.dtype))
-    return torch.cat(parts, 1)
+    batch, tokens, _ = x_BND.shape
+    rows_BK = F.pad(selection.kept_BK + 1, (1, 0)) + tokens * torch.arange(batch, device=x_BND.device)[:, None]
+    # Whole rows of the flattened batch: half the time of a gather whose index names every number.
+    left = x_BND.flatten(0, 1).index_select(0, rows_BK.flatten()).unflatten(0, (batch, -1))
+    if selection.weight_Bn is None:
+        return left
+    return torch.cat([left, (selection.weight_Bn[:, None] @ x_BND[:, 1:]).to(x_BND.dtype)], 1)
 
 
 def select_origin(origin_BN: Tensor, selection: Selection, merged_as: int) -> Tensor:

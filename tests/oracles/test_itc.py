@@ -92,12 +92,12 @@ def test_whole_steps_are_the_references(path: Path | None) -> None:
         queue = task.memory.queue
         for ours, theirs in NAMES.items():
             assert_same(losses[ours], vectors[step + theirs], TOLERANCE)
+        task.model.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
         task.after_update(1.0)
         assert_same(queue.image_EQ, vectors[step + "image_queue_after"], TOLERANCE)
         assert_same(queue.text_EQ, vectors[step + "text_queue_after"], TOLERANCE)
         assert queue.next == int(vectors[step + "queue_ptr_after"])
-        task.model.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
         check_step(vectors, task, number)
         with torch.no_grad():
             for parameter in task.model.parameters():
