@@ -3,7 +3,8 @@
 Files: `train.json`, `dev.json` (JSON lines), `images-train.tar`, `images-dev.tar`, as in the corpus. Train
 has the first of the six orders of the boxes, dev all six: six samples of one group, over which consistency
 is measured. `val` is whole `directory` folders of train, as the corpus's README recommends, so that it shares no
-presentation with what is trained on; train is the rest.
+presentation with what is trained on; train is the rest. `drawn`, only where `sizes.drawn` asks for it, is no part of
+the corpus: pictures of the same kind drawn from the seed (see `data_prep.nlvr_drawn`), to be trained on.
 """
 
 import functools
@@ -14,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.nlvr_drawn import NlvrDrawnSplit
 from data_prep.records import Record, Skipped, Split
 from data_prep.sources import PlannedSplit, SourceConfig, find_root
 from data_prep.sources.raw import TarPictures, checksums, lines_of, shuffled
 
-SPLITS = ("train", "val", "dev")
+_REAL = ("train", "val", "dev")
+SPLITS = (*_REAL, "drawn")
+# A change of what is drawn or said for a seed needs another number.
+DRAWING = 1
 VAL_FOLDERS = 8
 # The held-out folders never change with the run's seed: recipes are chosen on them.
 _VAL_SEED = "nlvr/val"
@@ -83,15 +88,16 @@ def _record(example: Example, key: str, order: int, data: bytes) -> Record:
 
 
 def plan(config: SourceConfig) -> dict[str, PlannedSplit]:
-    """Plans train, val and dev.
+    """Plans train, val and dev, and drawn where its size is given.
 
     Raises:
-        UserError: where a file is missing or not as the corpus has it.
+        UserError: where a file is missing or not as the corpus has it; for an odd size of drawn, whose pictures come
+            in twos.
     """
     root = find_root(config, (*_FILES["train"], *_FILES["dev"]), "nlvr")
     sums = {part: checksums(root, files) for part, files in _FILES.items()}
     plans = {}
-    for name in SPLITS:
+    for name in _REAL:
         limit = config.sizes.get(name)
         if limit == 0:
             continue
@@ -99,7 +105,21 @@ def plan(config: SourceConfig) -> dict[str, PlannedSplit]:
         identity = {"files": sums[part], "limit": limit, "seed": config.seed if limit else None}
         load = functools.partial(_load, root, name, part, limit, config.seed)
         plans[name] = PlannedSplit(identity=identity, load=load)
-    return plans
+    return plans | _plan_drawn(config)
+
+
+def _plan_drawn(config: SourceConfig) -> dict[str, PlannedSplit]:
+    size = config.sizes.get("drawn", 0)
+    if size % 2:
+        raise UserError(f"data.sizes.drawn={size} must be even, for drawn pictures come in twos; try {size + 1}")
+    if size == 0:
+        return {}
+    split = NlvrDrawnSplit(size=size, seed=config.seed)
+    return {
+        "drawn": PlannedSplit(
+            identity={"drawing": DRAWING, "size": size, "seed": config.seed}, load=lambda: split, size=size
+        )
+    }
 
 
 def _load(root: Path, name: str, part: str, limit: int | None, seed: int) -> Split:

@@ -1,0 +1,151 @@
+"""The `drawn` split of NLVR: pictures of the corpus's kind, drawn from a seed, and what is true and false of them.
+
+Pictures come in twos, A and B, as in `data_prep.shapes`: a statement that is true of A and false of B is told of
+both, and so is one that is true of B and false of A. So every text is true exactly as often as it is false, and
+every picture has two true statements and two false ones. In half of the twos B is A with one thing changed.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.nlvr_draw import Scene, changed, draw_picture, draw_scene
+from data_prep.nlvr_language import Claim, kinds, propose, sentence
+from data_prep.records import Record
+from data_prep.shapes_world import Dice
+
+EDITED_SHARE = 0.5
+CAPTIONS = 5
+_SLOTS = 2  # each gives every picture one true and one false statement
+_KINDS = 20  # kinds that are tried for a slot, and claims of a kind
+_TRIES = 6
+_CAPTION_TRIES = 40
+# The first caption says much of the picture: training to match pictures and texts needs such.
+_SPECIFIC = ("several", "inventory", "several blocks", "whole tower", "ends", "height and end")
+# What says little for all its words.
+_VAGUE = re.compile(r"\b(no|none|at most)\b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """A claim's text, what it is of, and whether it is the first picture that it is true of."""
+
+    text: str
+    form: str
+    of_first: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twins:
+    """Two scenes and the texts that tell them apart."""
+
+    a: Scene
+    b: Scene
+    told: Sequence[_Told]
+    edited: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class NlvrDrawnSplit:
+    """A split of drawn pictures.
+
+    Attributes:
+        size: Pictures; an even number, for they come in twos.
+        seed: Decides everything.
+    """
+
+    size: int
+    seed: int
+
+    def __len__(self) -> int:
+        """How many pictures there are."""
+        return self.size
+
+    def records(self, start: int, stop: int) -> Iterator[Record]:
+        """Draws the pictures of the positions start to stop - 1."""
+        for number in range(start // 2, (stop + 1) // 2):
+            name = f"nlvr/drawn/{self.seed}/{number}"
+            twins = draw_twins(Dice(name))
+            for half in (0, 1):
+                if start <= 2 * number + half < stop:
+                    # Dice of its own: the bytes must not depend on where a shard begins.
+                    yield self._record(twins, 2 * number + half, Dice(f"{name}/{half}"))
+
+    def _record(self, twins: Twins, number: int, dice: Dice) -> Record:
+        first = number % 2 == 0
+        scene = twins.a if first else twins.b
+        # No number of the corpus begins with a letter: nothing drawn is taken for one of its presentations.
+        pair = f"drawn-{self.seed}-{number // 2}"
+        return Record(
+            key=f"drawn-{number:08d}",
+            source="nlvr",
+            id=f"drawn-{self.seed}-{number}",
+            images={"": draw_picture(scene)},
+            captions=captions(scene, dice),
+            statements=dice.order(_statements(twins, first)),
+            group=pair,
+            fields={"presentation": pair, "directory": "drawn", "permutation": 0},
+        )
+
+
+def _statements(twins: Twins, first: bool) -> list[dict[str, Any]]:
+    return [
+        {"text": told.text, "label": told.of_first == first, "kind": told.form, "edited": twins.edited}
+        for told in twins.told
+    ]
+
+
+def draw_twins(dice: Dice) -> Twins:
+    """Draws two scenes and finds the claims that tell them apart."""
+    # Decided before trying: what is hard to find would be rarer otherwise.
+    edited = dice.chance(EDITED_SHARE)
+    while True:
+        a = draw_scene(dice)
+        b = changed(a, dice) if edited else draw_scene(dice, a.towers)
+        told = _find(a, b, dice) if b is not None else None
+        if b is not None and told is not None:
+            return Twins(a=a, b=b, told=told, edited=edited)
+
+
+def _find(a: Scene, b: Scene, dice: Dice) -> list[_Told] | None:
+    """Finds as many claims that are true of the one scene alone as of the other alone, or gives up with None."""
+    weights = kinds(towers=a.towers)
+    found: dict[str, _Told] = {}
+    for number in range(2 * _SLOTS):
+        first = number % 2 == 0
+        scene, other = (a, b) if first else (b, a)
+        for _ in range(_KINDS):
+            claim = _claim(dice.weighted(weights), scene, other, dice)
+            if claim is not None and claim.text not in found:
+                found[claim.text] = _Told(text=sentence(claim.text, dice), form=claim.form, of_first=first)
+                break
+        else:
+            return None
+    return list(found.values())
+
+
+def _claim(kind: str, scene: Scene, other: Scene, dice: Dice) -> Claim | None:
+    for _ in range(_TRIES):
+        claim = propose(kind, scene, dice)
+        if claim is not None and claim.holds(scene) is True and claim.holds(other) is False:
+            return claim
+    return None
+
+
+def captions(scene: Scene, dice: Dice) -> list[str]:
+    """True sentences about a scene, the first a specific one where one is found."""
+    weights = kinds(towers=scene.towers)
+    specific = [(kind, weight) for kind, weight in weights if kind in _SPECIFIC]
+    found: list[str] = []
+    for trial in range(_CAPTION_TRIES):
+        # The second is specific as well, for it may be asked for as often; boxes of one item have nothing specific.
+        wanted = len(found) < 2 and trial < _CAPTION_TRIES // 2
+        claim = propose(dice.weighted(specific if wanted else weights), scene, dice)
+        if claim is None or (wanted and _VAGUE.search(claim.text)):
+            continue
+        if claim.text not in found and claim.holds(scene) is True:
+            found.append(claim.text)
+        if len(found) == CAPTIONS:
+            break
+    return [sentence(text, dice) for text in found]
