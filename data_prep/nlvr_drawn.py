@@ -5,11 +5,11 @@ both, and so is one that is true of B and false of A. So every text is true exac
 every picture has two true statements and two false ones. In half of the twos B is A with one thing changed.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.nlvr_describe import describe
 from data_prep.nlvr_draw import Scene, changed, draw_picture, draw_scene
 from data_prep.nlvr_language import Claim, kinds, propose, sentence
 from data_prep.records import Record
@@ -21,10 +21,7 @@ _SLOTS = 2  # each gives every picture one true and one false statement
 _KINDS = 20  # kinds that are tried for a slot, and claims of a kind
 _TRIES = 6
 _CAPTION_TRIES = 40
-# The first caption says much of the picture: training to match pictures and texts needs such.
-_SPECIFIC = ("several", "inventory", "several blocks", "whole tower", "ends", "height and end")
-# What says little for all its words.
-_VAGUE = re.compile(r"\b(no|none|at most)\b")
+_DESCRIPTIONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,17 +131,12 @@ def _claim(kind: str, scene: Scene, other: Scene, dice: Dice) -> Claim | None:
 
 
 def captions(scene: Scene, dice: Dice) -> list[str]:
-    """True sentences about a scene, the first a specific one where one is found."""
+    """True sentences about a scene: descriptions of it first, then claims as people make them."""
+    found = list(dict.fromkeys(describe(scene, dice) for _ in range(_DESCRIPTIONS)))
     weights = kinds(towers=scene.towers)
-    specific = [(kind, weight) for kind, weight in weights if kind in _SPECIFIC]
-    found: list[str] = []
-    for trial in range(_CAPTION_TRIES):
-        # The second is specific as well, for it may be asked for as often; boxes of one item have nothing specific.
-        wanted = len(found) < 2 and trial < _CAPTION_TRIES // 2
-        claim = propose(dice.weighted(specific if wanted else weights), scene, dice)
-        if claim is None or (wanted and _VAGUE.search(claim.text)):
-            continue
-        if claim.text not in found and claim.holds(scene) is True:
+    for _ in range(_CAPTION_TRIES):
+        claim = propose(dice.weighted(weights), scene, dice)
+        if claim is not None and claim.text not in found and claim.holds(scene) is True:
             found.append(claim.text)
         if len(found) == CAPTIONS:
             break

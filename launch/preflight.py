@@ -8,6 +8,7 @@ from data_prep.errors import UserError
 from launch.config import RunConfig
 from launch.machine import available_cpus, available_gpus
 from launch.stages import plan_source
+from pipeline.data.text import Tokenizer
 from pipeline.engine import preflight_deepspeed
 from pipeline.pretrain import check_pretrain
 from pipeline.setup import check_batch
@@ -29,6 +30,8 @@ def check(config: RunConfig, out: Path) -> None:
     _check_engine(config)
     _check_evaluation(config)
     _check_splits(config)
+    if config.tokenizer.path is not None:
+        Tokenizer.from_pretrained(Path(config.tokenizer.path).expanduser(), config.tokenizer.max_words)
     _check_disk(config, out)
 
 
@@ -131,6 +134,8 @@ def needed_bytes(config: RunConfig) -> int:
 
 
 def _shard_bytes(config: RunConfig) -> int:
+    if config.data.name == "shards":
+        return 0  # they are linked
     if config.data.root is None:
         plan = plan_source(config.data)
         samples = sum(split.size or int(split.identity.get("size", 0)) for split in plan.values())

@@ -121,19 +121,27 @@ class _Builder:
             progress.show(done, "writing shards")
 
         account = prepare(self._config.data, data, show)
-        progress.show(progress.total, "training the tokenizer", now=True)
-        vocabulary = self._train_tokenizer([data / name for name in self._config.pretrain.splits])
+        progress.show(progress.total, "making the tokenizer", now=True)
+        vocabulary = self._make_tokenizer([data / name for name in self._config.pretrain.splits])
         return {"data": str(data), "tokenizer": str(self._out / "tokenizer"), "vocabulary": vocabulary, **account}
 
     def _remove_other_splits(self, data: Path) -> None:
         wanted = set(plan_source(self._config.data))
         for folder in data.iterdir() if data.is_dir() else ():
-            if folder.name not in wanted:
+            if folder.name in wanted:
+                continue
+            if folder.is_symlink():
+                folder.unlink()
+            else:
                 shutil.rmtree(folder)
 
-    def _train_tokenizer(self, splits: Sequence[Path]) -> int:
-        texts = itertools.chain.from_iterable(texts_of(split) for split in splits)
-        tokenizer = Tokenizer.train(texts, self._config.tokenizer)
+    def _make_tokenizer(self, splits: Sequence[Path]) -> int:
+        config = self._config.tokenizer
+        if config.path is not None:
+            tokenizer = Tokenizer.from_pretrained(Path(config.path).expanduser(), config.max_words)
+        else:
+            texts = itertools.chain.from_iterable(texts_of(split) for split in splits)
+            tokenizer = Tokenizer.train(texts, config)
         tokenizer.save(self._out / "tokenizer")
         return tokenizer.vocab_size
 

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -12,13 +13,16 @@ from pipeline.objectives.gather import world_size
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Learning rate over training: linear warm-up, then a cosine.
+    """Learning rate over training: linear warm-up, then a fall from the peak to `final_scale` of it.
 
     Attributes:
+        shape: How it falls: ``cosine``, ``linear``, or ``exponential`` (by the same factor in equal times: BLIP's 0.9
+            an epoch over 20 epochs is a `final_scale` of 0.12).
         warmup_share: Share of training that warms up.
         final_scale: Learning rate at the end over its peak.
     """
 
+    shape: Literal["cosine", "linear", "exponential"] = "cosine"
     warmup_share: float = 0.05
     final_scale: float = 0.1
 
@@ -28,14 +32,18 @@ class ScheduleConfig:
                 f"schedule.warmup_share={self.warmup_share} must lie in [0, 1) and "
                 f"schedule.final_scale={self.final_scale} in [0, 1]"
             )
+        if self.shape == "exponential" and not self.final_scale:
+            raise UserError("schedule.final_scale=0 is never reached by schedule.shape=exponential; give 0.1, say")
 
     def lr_scale(self, progress: float) -> float:
         """Share of the peak learning rate at a share of training."""
         if progress < self.warmup_share:
             return progress / self.warmup_share
         done = (progress - self.warmup_share) / (1 - self.warmup_share)
-        cosine = 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
-        return self.final_scale + (1 - self.final_scale) * cosine
+        if self.shape == "exponential":
+            return float(self.final_scale**done)
+        left = 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi)))) if self.shape == "cosine" else 1 - done
+        return self.final_scale + (1 - self.final_scale) * left
 
 
 @dataclass(frozen=True)

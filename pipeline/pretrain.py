@@ -1,15 +1,18 @@
 """The pre-training stage: shards -> ALBEF with pruning -> checkpoint -> export."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
 from pipeline.limits import weights_above_zero
+from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
 from pipeline.objectives.mlm import Vocabulary
@@ -29,6 +32,8 @@ class PretrainConfig:
         unit: ``image`` visits each image once an epoch with a caption drawn by seed, ``pair`` each pair.
         loop: Durations and learning-rate schedule.
         optimizer: AdamW.
+        lr_scales: Learning rates of parts over the optimizer's, by the beginning of their parameters' names: METER's
+            fusion layers learn five times as fast as its encoders.
         objectives: Constants of the losses.
         pruning: Which method leaves out vision tokens, and how many.
     """
@@ -37,11 +42,15 @@ class PretrainConfig:
     unit: Literal["image", "pair"] = "image"
     loop: LoopConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lr_scales: dict[str, float] = field(default_factory=dict)
     objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
 
     def __post_init__(self) -> None:
         weights_above_zero(self.splits, "pretrain.splits")
+        for part, scale in self.lr_scales.items():
+            if not 0 < scale < float("inf"):
+                raise UserError(f"pretrain.lr_scales.{part}={scale} must be above 0")
 
 
 def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:
@@ -56,6 +65,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     seed_everything(inputs.seed, 0)
     tokenizer = inputs.load_tokenizer()
     model = build_model(sized_model(model_config, tokenizer, inputs.loader)).to(device)
+    check_lr_scales(model, config.lr_scales)
     task = Pretraining(
         model,
         config.objectives,
@@ -64,7 +74,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
         inputs.normalise,
         torch.Generator().manual_seed(inputs.seed),
     )
-    engine = build_engine(inputs.engine, config.optimizer, task.module, _param_groups(task, config), stage.process)
+    engine = build_engine(inputs.engine, config.optimizer, task.module, _param_groups(model, config), stage.process)
     seed_everything(inputs.seed, 1 + stage.process.rank)
 
     def batches(start: int, end: int) -> Any:
@@ -90,19 +100,41 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     return counts
 
 
-def _param_groups(task: Pretraining, config: PretrainConfig) -> list[ParamGroup]:
-    """Weights with decay, biases and norms without, the temperature at its own rate and between its limits."""
-    if not task.model.has_contrast:
-        return split_decay(task.module)
-    temperature = task.model.temp
-    groups = [
-        replace(group, params=tuple(p for p in group.params if p is not temperature))
-        for group in split_decay(task.module)
-    ]
-    own = ParamGroup(
-        params=(temperature,), decay=False, lr_scale=config.objectives.temperature_lr, limits=TEMPERATURE_LIMITS
-    )
-    return [*groups, own]
+def _param_groups(model: Backbone, config: PretrainConfig) -> list[ParamGroup]:
+    """Weights with decay, biases and norms without, each at its part's rate; the temperature between its limits."""
+    scales = {id(p): _lr_scale(name, config.lr_scales) for name, p in model.named_parameters()}
+    groups = []
+    for scale in sorted(set(scales.values())):
+        for group in split_decay(model, scale):
+            params = tuple(p for p in group.params if scales[id(p)] == scale and not _is_temperature(p, model))
+            groups += [replace(group, params=params)] if params else []
+    if not model.has_contrast:
+        return groups
+    scale = config.objectives.temperature_lr
+    return [*groups, ParamGroup(params=(model.temp,), decay=False, lr_scale=scale, limits=TEMPERATURE_LIMITS)]
+
+
+def _is_temperature(parameter: nn.Parameter, model: Backbone) -> bool:
+    return model.has_contrast and parameter is model.temp
+
+
+def _lr_scale(name: str, scales: Mapping[str, float]) -> float:
+    """The scale of the longest part that a parameter's name begins with; 1 where none does."""
+    parts = [part for part in scales if name == part or name.startswith(f"{part}.")]
+    return scales[max(parts, key=len)] if parts else 1.0
+
+
+def check_lr_scales(model: Backbone, scales: Mapping[str, float]) -> None:
+    """Refuses parts that the model does not have.
+
+    Raises:
+        UserError: Naming the parts that there are.
+    """
+    known = [name for name, _ in model.named_modules() if name] + [name for name, _ in model.named_parameters()]
+    for part in scales:
+        if part not in known:
+            parts = ", ".join(name for name, _ in model.named_children())
+            raise UserError(f"pretrain.lr_scales names {part!r}, which {model.config.backbone} has not; it has {parts}")
 
 
 def check_pretrain(

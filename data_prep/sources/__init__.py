@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from data_prep.errors import UserError
+from data_prep.index import INDEX, load_index
 from data_prep.records import Split
 from data_prep.writer import finished_account, write_split
 
-SourceName = Literal["shapes", "nlvr", "flickr8k"]
+SourceName = Literal["shapes", "nlvr", "flickr8k", "shards"]
 # A change of what any source writes needs another number: older shards are then written anew.
 FORMAT = 1
 
@@ -60,11 +61,13 @@ class PlannedSplit:
         identity: Everything that the split's bytes depend on besides `shard_samples`, as JSON values.
         load: Makes the split; called only where it is not yet written, for it may be slow.
         size: Samples, where known without loading.
+        folder: Where the split is sharded already; it is linked then, and `load` is not called.
     """
 
     identity: Mapping[str, Any]
     load: Callable[[], Split]
     size: int | None = None
+    folder: Path | None = None
 
 
 class Source(Protocol):
@@ -77,7 +80,7 @@ class Source(Protocol):
         ...
 
 
-_MODULES = {name: f"data_prep.sources.{name}" for name in ("shapes", "nlvr", "flickr8k")}
+_MODULES = {name: f"data_prep.sources.{name}" for name in ("shapes", "nlvr", "flickr8k", "shards")}
 
 
 def find_root(config: SourceConfig, files: tuple[str, ...], folder: str) -> Path:
@@ -130,6 +133,11 @@ def prepare(
     accounts: dict[str, Any] = {}
     todo: dict[str, tuple[Split, str]] = {}
     for name, plan in plans.items():
+        if plan.folder is not None:
+            accounts[name] = _link(out / name, plan.folder)
+            continue
+        if (out / name).is_symlink():
+            (out / name).unlink()  # nothing of ours may be written into somebody's own shards
         fingerprint = _fingerprint(config, name, plan)
         done = finished_account(out / name, fingerprint)
         if done is None:
@@ -149,6 +157,27 @@ def prepare(
         )
         meter.finished(len(split))
     return _sum({name: accounts[name] for name in plans})
+
+
+def _link(link: Path, folder: Path) -> dict[str, Any]:
+    """Makes `link` lead to a folder of shards; returns the account of its index.
+
+    Raises:
+        UserError: a shard of the index is missing or of another size, or `link` is a folder with something in it.
+    """
+    index, _ = load_index(folder)
+    for shard in index["shardlist"]:
+        path = folder / shard["url"]
+        if not path.exists() or path.stat().st_size != shard["filesize"]:
+            raise UserError(f"{path} is missing or not of the size in {folder / INDEX}; run `trimline index {folder}`")
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        raise UserError(f"{link} holds other shards; remove it, or give another folder with --out DIR")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(folder.resolve(), target_is_directory=True)
+    account: dict[str, Any] = index["account"]
+    return account
 
 
 def _fingerprint(config: SourceConfig, name: str, plan: PlannedSplit) -> str:

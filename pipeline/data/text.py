@@ -27,10 +27,12 @@ class TokenizerConfig:
     """How texts become tokens.
 
     Attributes:
+        path: folder of a tokenizer as transformers keeps it, to be used as it is; None to train one on the data.
         vocab_size: most entries that a tokenizer trained on the data may have.
         max_words: a text is cut after so many words.
     """
 
+    path: str | None = None
     vocab_size: int = 4096
     max_words: int = 30
 

@@ -19,10 +19,36 @@ LOOK = rf"(?:(?P<size>small|medium|big) )?(?:(?P<colour>yellow|black|blue) )?{_N
 WHERE = r"(?P<where>(?:not |closely )?touching .+)"
 
 
+def _described(one_box: bool, listed: str, boxes: list[list[dict]]) -> bool:
+    """Whether a list of numbers of items is all that one box holds, or what all three hold by colour or shape."""
+    told = {name: int(number) for number, name in re.findall(r"(\d+) (\D+?)s?(?= and| \d|$)", listed)}
+    assert " ".join(re.findall(r"\d+", listed)).split() == [str(n) for n in told.values()], listed
+    if one_box:
+        return any(told == _count(box, lambda item: f"{item['colour']} {item['shape']}") for box in boxes)
+    items = list(itertools.chain(*boxes))
+    by_colour, by_shape = (
+        _count(items, lambda item: f"{item['colour']} item"),
+        _count(items, lambda item: item["shape"]),
+    )
+    return {name: number for name, number in told.items() if number} in (by_colour, by_shape)
+
+
+def _count(items: list[dict], name: Callable[[dict], str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for item in items:
+        counts[name(item)] = counts.get(name(item), 0) + 1
+    return counts
+
+
 def judge(text: str, boxes: list[list[dict]]) -> bool:
     """Whether a sentence is true of three boxes of items, of which towers begin at their base."""
     text = text.lower().rstrip(".")
     items = list(itertools.chain(*boxes))
+    if found := re.fullmatch(r"the towers from (base|top) to (?:base|top) are (.+)", text):
+        told = [tower.split()[:: 1 if found[1] == "base" else -1] for tower in found[2].split(" and ")]
+        return sorted(told) == sorted([item["colour"] for item in box] for box in boxes)
+    if found := re.fullmatch(r"(a box has|in all there are) (.+)", text):
+        return _described(found[1].startswith("a box"), found[2], boxes)
     if found := re.fullmatch(r"the (base|top) of the tower with (\w+) blocks? is (\w+)", text):
         return _known(boxes, found[2], found[3], found[1])
     if found := re.fullmatch(r"the tower with (\w+) blocks? has a (\w+) block at the (base|top)", text):

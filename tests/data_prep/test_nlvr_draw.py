@@ -112,6 +112,7 @@ def test_statements_are_true_or_false_as_told_and_captions_true(records, twins):
         for statement in record.statements:
             assert judge(statement["text"], boxes) == statement["label"], (statement, boxes)
         assert 4 <= len(set(record.captions)) == len(record.captions) <= 5
+        assert max(len(text.split()) for text in record.captions) <= 30
         assert all(judge(text, boxes) for text in record.captions), (record.captions, boxes)
 
 
@@ -120,14 +121,14 @@ def test_every_kind_of_claim_is_told():
     assert set(told) - {"place no"} >= {k for towers in (True, False) for k, _ in kinds(towers=towers)}
 
 
-def test_captions_tell_their_scene_from_most_others(twins):
+def test_descriptions_tell_their_scene_from_nearly_all_others(twins):
     boxes = [plain(pair.a) for pair in twins]
     ranks = []
     for number in range(40):
-        told = captions(twins[number].a, Dice(str(number)))[:2]
+        told = captions(twins[number].a, Dice(str(number)))[:1]
         same = [other for other, pair in zip(boxes, twins, strict=True) if pair.a.towers == twins[number].a.towers]
         ranks.append(np.mean([all(judge(text, other) for text in told) for other in same]))
-    assert np.median(ranks) < 0.25
+    assert np.median(ranks) < 0.05 and np.mean(ranks) < 0.1
 
 
 def test_text_alone_tells_nothing_and_every_picture_has_two_of_each(records):

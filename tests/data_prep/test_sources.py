@@ -238,6 +238,29 @@ def test_shapes_are_prepared_once_and_pairs_only_where_asked_for(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "test", "train", "unseen", "val"]
 
 
+def test_shards_that_are_there_are_linked_and_never_written_into(nlvr, tmp_path):
+    made = prepare(SourceConfig(name="nlvr", root=str(nlvr)), tmp_path / "made", workers=1)
+    before = contents(tmp_path / "made")
+    config = SourceConfig(name="shards", root=str(tmp_path / "made"))
+    for _ in range(2):
+        account = prepare(config, tmp_path / "run")
+        assert account["written"] == made["written"] and set(account["splits"]) == {"train", "val", "dev"}
+    assert all((tmp_path / "run" / name).resolve() == tmp_path / "made" / name for name in account["splits"])
+    prepare(SourceConfig(name="nlvr", root=str(nlvr), sizes={"train": 2}), tmp_path / "run", workers=1)
+    assert contents(tmp_path / "made") == before
+    with pytest.raises(UserError, match="holds other shards"):
+        prepare(config, tmp_path / "run")
+
+
+def test_shards_without_an_index_or_with_a_part_missing_are_named(nlvr, tmp_path):
+    with pytest.raises(UserError, match="trimline index DIR"):
+        prepare(SourceConfig(name="shards", root=str(nlvr)), tmp_path / "run")
+    prepare(SourceConfig(name="nlvr", root=str(nlvr)), tmp_path / "made", workers=1)
+    next((tmp_path / "made/dev").glob("*.tar")).unlink()
+    with pytest.raises(UserError, match=r"missing or not of the size.*trimline index"):
+        prepare(SourceConfig(name="shards", root=str(tmp_path / "made")), tmp_path / "run")
+
+
 def test_an_output_that_cannot_be_a_folder_is_the_users_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot make the folder"):

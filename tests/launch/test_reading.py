@@ -1,16 +1,19 @@
 """Typed configurations from YAML and overrides; every recipe that is shipped."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 import yaml
 
 from data_prep.errors import UserError
 from launch.config import RunConfig
 from launch.reading import as_json, dump_config, known_keys, read_config
 from launch.recipes import find_recipe, recipe_folder, recipes
+from pipeline.models.build import BACKBONES, build_model
+from pipeline.pretrain import check_lr_scales, check_pretrain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,30 @@ def test_every_recipe_of_a_run_parses_and_prints_a_config_that_reads_back(recipe
     again.write_text(dump_config(config))
     assert read_config(RunConfig, [again], []) == config
     assert yaml.safe_load(again.read_text()) == as_json(config)
+
+
+SIZES = [name for name in recipes() if name.startswith("configs/models/")]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_pretraining_recipe_fits_every_size_of_its_backbone(size: str) -> None:
+    backbone = Path(size).stem.partition("_")[0]
+    config = read_config(RunConfig, [find_recipe(size), find_recipe(f"configs/pretrain/{backbone}_4m.yaml")], [])
+    check_pretrain(config.pretrain, config.model, config.loader, config.engine, config.cluster.workers)
+    words = config.tokenizer.vocab_size
+    sized = replace(config.model, text=replace(config.model.text, vocab_size=words))
+    with torch.device("meta"):
+        model = build_model(sized)
+    check_lr_scales(model, config.pretrain.lr_scales)
+    assert config.pretrain.pruning.chosen is config.pretrain.pruning.elip
+    smallest = min(config.pretrain.pruning.tokens_by_layer(model.visual_encoder.config.depth, sized.vision.patches))
+    assert smallest.attention < 0.5 * sized.vision.patches
+
+
+def test_every_pretraining_recipe_has_sizes_to_lie_over() -> None:
+    backbones = {Path(name).stem.partition("_")[0] for name in recipes() if name.startswith("configs/pretrain/")}
+    assert backbones == set(BACKBONES)
+    assert {Path(name).stem for name in SIZES} == {f"{b}_{s}" for b in BACKBONES for s in ("tiny", "small", "base")}
 
 
 def test_a_recipe_is_found_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
