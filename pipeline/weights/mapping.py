@@ -36,7 +36,7 @@ class Rule:
         ours: Templates of our names; none where the tensors are left out on purpose.
         to_ours: From theirs to ours.
         to_foreign: From ours to theirs.
-        optional: Their names, counted from the end, that a file may lack (one tensor under several names).
+        optional: How many of their names a file may lack (one tensor under several names).
     """
 
     foreign: tuple[str, ...]
@@ -80,7 +80,7 @@ def join_rows(foreign: Sequence[str], ours: str) -> Rule:
 
 
 def tied(ours: str, *foreign: str) -> Rule:
-    """One tensor under several of their names, of which a file may lack all but the first; they must be equal."""
+    """One tensor under several of their names, of which a file may lack all but one; they must be equal."""
     copies = len(foreign)
     return Rule(foreign, (ours,), lambda t: [_equal(t, foreign)], lambda t: [t[0]] * copies, copies - 1)
 
@@ -187,7 +187,7 @@ def _translate(given: Mapping[str, Tensor], name_map: NameMap, side: str, other:
     for (number, values), names in groups.items():
         rule = name_map.rules[number]
         needed = len(getattr(rule, side)) - (rule.optional if side == "foreign" else 0)
-        if not set(range(needed)) <= set(names):
+        if len(names) < needed:
             result.unknown.extend(names.values())
             continue
         transform = rule.to_ours if side == "foreign" else rule.to_foreign
