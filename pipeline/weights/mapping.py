@@ -150,10 +150,22 @@ def fill(
         unknown: Foreign names that no rule knew (`Imported.unknown`): they are an error here.
 
     Raises:
-        UserError: Names are missing or unknown, or shapes differ; the first ten of each are listed.
+        UserError: Names are missing or unknown, or shapes differ; the first ten of each are listed. Or the module has
+            one parameter under two names, for which different values are given.
     """
-    wanted = module.state_dict()
-    missing = [name for name in wanted if name not in tensors and not name.startswith(tuple(allow_missing))]
+    wanted = module.state_dict(keep_vars=True)
+    shared: dict[int, list[str]] = {}
+    for name, parameter in wanted.items():
+        shared.setdefault(id(parameter), []).append(name)
+    missing = [
+        name
+        for name, parameter in wanted.items()
+        if not any(alias in tensors for alias in shared[id(parameter)]) and not name.startswith(tuple(allow_missing))
+    ]
+    for names in shared.values():
+        given = [name for name in names if name in tensors]
+        if given:
+            _equal([tensors[name] for name in given], given)
     strangers = [*unknown, *(name for name in tensors if name not in wanted)]
     misshapen = [
         f"{name} {_shape(tensors[name])} where {_shape(wanted[name])} is wanted"
