@@ -45,6 +45,8 @@ def read_foreign(path: Path) -> Foreign:
         return _read_folder(path)
     if path.suffix == ".safetensors":
         return Foreign(read_tensors(path), None, path)
+    if not path.suffix and not path.exists():
+        raise UserError(f"there is no file or folder {path}")
     if path.suffix not in _PICKLES:
         raise UserError(
             f"{path} is not a file of weights; give a folder, a .safetensors or one of {', '.join(_PICKLES)}"
