@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
@@ -14,9 +15,9 @@ from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blip_tasks import BLIP_MODELS, BlipKind
 from pipeline.models.config import ModelConfig
 from pipeline.weights.blip import TEXT_RULES, blip_kind, blip_sizes
-from pipeline.weights.loaded import Hints, Loaded
+from pipeline.weights.loaded import Hints, Loaded, Written
 from pipeline.weights.mapping import NameMap, export_tensors, fill, import_tensors, rename
-from pipeline.weights.sizes import with_positions
+from pipeline.weights.sizes import POSITIONS, new_model, with_positions
 
 _LAYER, _BLOCK = "vision_model.encoder.layers.{i}.", "visual_encoder.blocks.{i}."
 
@@ -64,8 +65,8 @@ def read_blip_hf(tensors: Mapping[str, Tensor], config: Mapping[str, Any], hints
         raise UserError(f"the names are those of {kind}, which transformers has no class for; check --kind")
     hints = replace(
         hints,
-        vision_heads=hints.vision_heads or int(vision["num_attention_heads"]),
-        text_heads=hints.text_heads or int(text["num_attention_heads"]),
+        vision_heads=int(vision["num_attention_heads"]) if hints.vision_heads is None else hints.vision_heads,
+        text_heads=int(text["num_attention_heads"]) if hints.text_heads is None else hints.text_heads,
     )
     imported = import_tensors(tensors, BLIP_HF)
     sizes = blip_sizes(imported.tensors, hints)
@@ -74,23 +75,18 @@ def read_blip_hf(tensors: Mapping[str, Tensor], config: Mapping[str, Any], hints
         vision=replace(sizes.vision, eps=float(vision["layer_norm_eps"])),
         text=replace(sizes.text, eps=float(text["layer_norm_eps"])),
     )
-    with next(iter(tensors.values())).device:
-        model = BLIP_MODELS[kind](sizes)
-    model.to(imported.tensors["visual_encoder.pos_embed"].dtype)
+    model = new_model(BLIP_MODELS[kind], sizes, imported.tensors)
     fill(model, with_positions(imported.tensors, sizes.vision), ("temp",), imported.unknown)
     return Loaded(kind=kind, config=sizes, model=model.eval(), dropped=tuple(imported.dropped))
 
 
-def to_blip_hf(kind: BlipKind, config: ModelConfig, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_blip_hf(kind: BlipKind, config: ModelConfig, model: nn.Module) -> Written:
     """Tensors and config.json as transformers loads them.
 
     Args:
         kind: Of ``model``. Of a pre-training model (``blip``) what its retrieval class has is written.
         config: Its sizes.
         model: The weights.
-
-    Returns:
-        By the names of transformers; and the config.
 
     Raises:
         UserError: transformers has no class for it.
@@ -100,16 +96,17 @@ def to_blip_hf(kind: BlipKind, config: ModelConfig, model: nn.Module) -> tuple[d
         raise UserError(
             f"transformers has no class for {kind}; it has them for {', '.join(CLASSES)} and the encoders of blip"
         )
-    described = hf_config(target, config)
     state = model.state_dict()
-    if kind == "blip":
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("text_decoder.")}
-    exported = export_tensors({name: tensor for name, tensor in state.items() if name != "temp"}, BLIP_HF)
+    # Nothing there has a temperature, and their retrieval model no decoder.
+    left_out = tuple(name for name in state if name == "temp" or (kind == "blip" and name.startswith("text_decoder.")))
+    exported = export_tensors({name: tensor for name, tensor in state.items() if name not in left_out}, BLIP_HF)
     assert not exported.unknown, f"no rule for {exported.unknown}"
-    return exported.tensors, described
+    return Written(
+        tensors=exported.tensors, config=hf_config(target, config, state[POSITIONS].dtype), left_out=left_out
+    )
 
 
-def hf_config(kind: BlipKind, config: ModelConfig) -> dict[str, Any]:
+def hf_config(kind: BlipKind, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """What transformers' config.json says of a model of these sizes.
 
     Raises:
@@ -126,6 +123,7 @@ def hf_config(kind: BlipKind, config: ModelConfig) -> dict[str, Any]:
     return {
         "model_type": "blip",
         "architectures": [CLASSES[kind]],
+        "dtype": str(dtype).removeprefix("torch."),
         "image_text_hidden_size": config.embed,
         "tie_word_embeddings": True,
         "text_config": _hf_text(config),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -43,6 +44,21 @@ class Loaded:
     momentum: Mapping[str, Tensor] = field(default_factory=dict)
     queue: Mapping[str, Tensor] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Weights as another library stores them.
+
+    Attributes:
+        tensors: By its names.
+        config: Its config.json.
+        left_out: Names of ours that it has no place for.
+    """
+
+    tensors: Mapping[str, Tensor]
+    config: dict[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 def heads_of(width: int, given: int | None, what: str) -> int:

@@ -11,7 +11,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.weights.loaded import Hints, Loaded
 from pipeline.weights.mapping import Imported, NameMap, fill, import_tensors
 from pipeline.weights.momentum import Parts, take_apart
-from pipeline.weights.sizes import with_positions
+from pipeline.weights.sizes import new_model, with_positions
 
 
 def read_official(
@@ -39,9 +39,7 @@ def read_official(
     imported = import_tensors(parts.online, name_map)
     config = sizes(imported.tensors, hints)
     kind, make = build
-    with next(iter(imported.tensors.values())).device:
-        model = make(config)
-    model.to(imported.tensors["visual_encoder.pos_embed"].dtype)
+    model = new_model(make, config, imported.tensors)
     fill(model, with_positions(imported.tensors, config.vision), unknown=imported.unknown)
     momentum = _momentum_of(parts, name_map, config, model) if keep_momentum else Imported()
     aside = () if keep_momentum else parts.aside
@@ -56,7 +54,7 @@ def read_official(
 
 
 def _momentum_of(parts: Parts, name_map: NameMap, config: ModelConfig, model: Backbone) -> Imported:
-    """The copies under our names; all of them or none."""
+    """The copies under our names: none, or at least all that a momentum tower has."""
     if not parts.momentum:
         return Imported()
     imported = import_tensors(parts.momentum, name_map)
@@ -64,7 +62,7 @@ def _momentum_of(parts: Parts, name_map: NameMap, config: ModelConfig, model: Ba
     online = model.state_dict()
     fits = {name for name, tensor in tensors.items() if name in online and online[name].shape == tensor.shape}
     wanted = {name for name in online if name.startswith(tuple(f"{part}." for part in model.averaged))}
-    wrong = sorted(wanted ^ fits) + imported.unknown
+    wrong = sorted((wanted | set(tensors)) - fits) + imported.unknown
     if wrong:
         listed = ", ".join(wrong[:10]) + (f" and {len(wrong) - 10} more" if len(wrong) > 10 else "")
         raise UserError(f"the momentum copies do not fit the model ({listed}); import without them")

@@ -58,7 +58,9 @@ def _read_folder(folder: Path) -> Foreign:
     found = [folder / name for name in _FOLDER_FILES if (folder / name).is_file()]
     if not found or not (folder / _CONFIG).is_file():
         raise UserError(f"{folder} needs {_CONFIG} and {' or '.join(_FOLDER_FILES)} in one piece; give such a folder")
-    config: dict[str, Any] = read_json(folder / _CONFIG)
+    config = read_json(folder / _CONFIG)
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / _CONFIG} holds no JSON object; give a folder of transformers")
     return Foreign(read_foreign(found[0]).tensors, config, folder)
 
 

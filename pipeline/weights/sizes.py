@@ -2,15 +2,19 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from pipeline.models.config import ModelConfig
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig, resize_positions
 from pipeline.weights.loaded import Hints, heads_of
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 POSITIONS = "visual_encoder.pos_embed"
 
@@ -21,7 +25,7 @@ def vision_sizes(tensors: Mapping[str, Tensor], hints: Hints) -> VisionConfig:
     Raises:
         UserError: Tensors are missing that tell its size, or its position table is not square.
     """
-    filters = _tensor(tensors, "visual_encoder.patch_embed.proj.weight")
+    filters = _tensor(tensors, "visual_encoder.patch_embed.proj.weight", 4)
     width, patch = filters.shape[0], filters.shape[-1]
     side = _grid(tensors) * patch if hints.image_size is None else hints.image_size
     return VisionConfig(
@@ -31,7 +35,7 @@ def vision_sizes(tensors: Mapping[str, Tensor], hints: Hints) -> VisionConfig:
         width=width,
         depth=count(tensors, "visual_encoder.blocks."),
         heads=heads_of(width, hints.vision_heads, "vision"),
-        mlp_ratio=len(_tensor(tensors, "visual_encoder.blocks.0.mlp.fc1.weight")) / width,
+        mlp_ratio=len(_tensor(tensors, "visual_encoder.blocks.0.mlp.fc1.weight", 2)) / width,
     )
 
 
@@ -47,23 +51,24 @@ def text_sizes(tensors: Mapping[str, Tensor], prefix: str, hints: Hints, fusion_
     Raises:
         UserError: Tensors are missing that tell its size.
     """
-    vocab_size, width = _tensor(tensors, f"{prefix}embeddings.word_embeddings.weight").shape
-    types = tensors.get(f"{prefix}embeddings.token_type_embeddings.weight")
+    vocab_size, width = _tensor(tensors, f"{prefix}embeddings.word_embeddings.weight", 2).shape
+    types = f"{prefix}embeddings.token_type_embeddings.weight"
     return TextConfig(
         vocab_size=vocab_size,
         width=width,
         text_layers=count(tensors, f"{prefix}encoder.layer.") - fusion_layers,
         fusion_layers=fusion_layers,
         heads=heads_of(width, hints.text_heads, "text"),
-        hidden=len(_tensor(tensors, f"{prefix}encoder.layer.0.intermediate.dense.weight")),
-        max_positions=len(_tensor(tensors, f"{prefix}embeddings.position_embeddings.weight")),
-        type_rows=0 if types is None else len(types),
+        hidden=len(_tensor(tensors, f"{prefix}encoder.layer.0.intermediate.dense.weight", 2)),
+        max_positions=len(_tensor(tensors, f"{prefix}embeddings.position_embeddings.weight", 2)),
+        type_rows=len(_tensor(tensors, types, 2)) if types in tensors else 0,
     )
 
 
 def embed_size(tensors: Mapping[str, Tensor]) -> int:
     """E; the usual one for models without contrast."""
-    return len(tensors["vision_proj.weight"]) if "vision_proj.weight" in tensors else ModelConfig().embed
+    name = "vision_proj.weight"
+    return len(_tensor(tensors, name, 2)) if name in tensors else ModelConfig().embed
 
 
 def count(tensors: Mapping[str, Tensor], prefix: str, inside: str = "") -> int:
@@ -79,16 +84,26 @@ def with_positions(tensors: Mapping[str, Tensor], vision: VisionConfig) -> dict[
     return {**tensors, POSITIONS: resize_positions(tensors[POSITIONS], (grid, grid), vision.grid)}
 
 
+def new_model(make: Callable[[ModelConfig], _Model], config: ModelConfig, like: Mapping[str, Tensor]) -> _Model:
+    """A model on the device of these tensors and in their precision, at least float32."""
+    table = like[POSITIONS]
+    with table.device:
+        return make(config).to(torch.promote_types(table.dtype, torch.float32))
+
+
 def _grid(tensors: Mapping[str, Tensor]) -> int:
     """Patches along a side."""
-    patches = _tensor(tensors, POSITIONS).shape[1] - 1
+    patches = _tensor(tensors, POSITIONS, 3).shape[1] - 1
     side = math.isqrt(patches)
     if side * side != patches:
         raise UserError(f"{POSITIONS} has {patches} patches, which is no square; only square pictures can be read")
     return side
 
 
-def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+def _tensor(tensors: Mapping[str, Tensor], name: str, axes: int) -> Tensor:
     if name not in tensors:
         raise UserError(f"{name} is missing, so the sizes cannot be told; check that --kind is that of the file")
-    return tensors[name]
+    tensor = tensors[name]
+    if tensor.ndim != axes or not tensor.is_floating_point():
+        raise UserError(f"{name} is {tuple(tensor.shape)} of {tensor.dtype}; numbers with {axes} axes are wanted")
+    return tensor

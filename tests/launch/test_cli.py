@@ -29,7 +29,8 @@ def trimline(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "pretrain", "trim", "evaluate", "shard", "index", "verify", "report", "status"]
+    "command",
+    ["run", "pretrain", "trim", "evaluate", "shard", "index", "verify", "report", "status", "import", "export"],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = trimline(command, "--help")

@@ -122,7 +122,7 @@ class Malicious:
 
 def test_nothing_but_tensors_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model": {"x": Malicious()}}, tmp_path / "evil.pth")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious()))
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious(), protocol=2))
     for name in ("evil.pth", "plain.pt"):
         with pytest.raises(UserError, match="objects of other programs"):
             read_foreign(tmp_path / name)
