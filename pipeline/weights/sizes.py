@@ -35,7 +35,7 @@ def vision_sizes(tensors: Mapping[str, Tensor], hints: Hints) -> VisionConfig:
         width=width,
         depth=count(tensors, "visual_encoder.blocks."),
         heads=heads_of(width, hints.vision_heads, "vision"),
-        mlp_ratio=len(_tensor(tensors, "visual_encoder.blocks.0.mlp.fc1.weight", 2)) / width,
+        mlp_ratio=_ratio(len(_tensor(tensors, "visual_encoder.blocks.0.mlp.fc1.weight", 2)), width),
     )
 
 
@@ -89,6 +89,12 @@ def new_model(make: Callable[[ModelConfig], _Model], config: ModelConfig, like: 
     table = like[POSITIONS]
     with table.device:
         return make(config).to(torch.promote_types(table.dtype, torch.float32))
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """What a width is multiplied by, and rounded down, to give `hidden`."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _grid(tensors: Mapping[str, Tensor]) -> int:
