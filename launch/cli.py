@@ -148,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_commands(commands)
     _add_run_folder_commands(commands)
     _add_bench_commands(commands)
+    _add_weight_commands(commands)
     return parser
 
 
@@ -240,6 +241,26 @@ def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and the order of runs (%(default)s)")
 
 
+FOREIGN_KINDS = ("albef", "blip", "blip-hf")
+"""Those of pipeline.weights.folders, which takes torch to import."""
+
+
+def _add_weight_commands(commands: Any) -> None:
+    text = "read weights of another project into a folder as pre-training exports it"
+    parser = _add(commands, "import", text, "import model_base.pth --kind blip --out weights/blip", _import)
+    parser.add_argument("path", metavar="PATH", help="a .pth, .pt, .ckpt, .bin or .safetensors file, or a folder")
+    parser.add_argument("--kind", required=True, choices=FOREIGN_KINDS, help="whose names they have")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; not there yet, or empty")
+    parser.add_argument("--vision-heads", type=int, help="attention heads of the vision tower; default: width / 64")
+    parser.add_argument("--text-heads", type=int, help="attention heads of the text layers; default: width / 64")
+    parser.add_argument("--image-size", type=int, help="side of the pictures in pixels; default: the file's")
+    text = "write weights in the format of another library"
+    parser = _add(commands, "export", text, "export weights/blip --format hf --out weights/blip-hf", _export)
+    parser.add_argument("folder", metavar="CKPT", help="folder that pre-training or `trimline import` wrote")
+    parser.add_argument("--format", required=True, choices=("hf",), help="hf: what transformers' from_pretrained loads")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; not there yet, or empty")
+
+
 def _run(options: argparse.Namespace, overrides: list[str]) -> Answer:
     from launch.commands import run_command
 
@@ -286,3 +307,16 @@ def _bench(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.bench import bench_command
 
     return bench_command(options.what, options)
+
+
+def _import(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.commands import import_command
+
+    heads = {"vision_heads": options.vision_heads, "text_heads": options.text_heads}
+    return import_command(Path(options.path), options.kind, Path(options.out), image_size=options.image_size, **heads)
+
+
+def _export(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.commands import export_command
+
+    return export_command(Path(options.folder), Path(options.out))

@@ -112,6 +112,35 @@ def status_command(run: Path) -> Answer:
     return 0, state, state_text(state)
 
 
+def import_command(path: Path, kind: str, out: Path, **hints: int | None) -> Answer:
+    """`trimline import`; `hints` are those of `pipeline.weights.loaded.Hints`."""
+    from pipeline.weights.folders import import_weights
+    from pipeline.weights.loaded import Hints
+
+    path, out = path.expanduser(), out.expanduser()
+    loaded = import_weights(path, kind, out, Hints(**hints))
+    count = len(loaded.model.state_dict())
+    lines = [f"{out}: {loaded.kind} of {loaded.config.backbone}, {count} tensors", *_left_out(loaded.dropped)]
+    data = {"out": str(out), "kind": loaded.kind, "tensors": count, "left_out": list(loaded.dropped)}
+    return 0, data, "\n".join(lines)
+
+
+def export_command(folder: Path, out: Path) -> Answer:
+    """`trimline export`."""
+    from pipeline.weights.folders import export_to_hf
+
+    folder, out = folder.expanduser(), out.expanduser()
+    written = export_to_hf(folder, out)
+    name = written.config["architectures"][0]
+    lines = [f"{out}: for transformers.{name}.from_pretrained", *_left_out(written.left_out)]
+    return 0, {"out": str(out), "class": name, "left_out": list(written.left_out)}, "\n".join(lines)
+
+
+def _left_out(names: Sequence[str]) -> list[str]:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"  left out {len(names)} that have no place there (--json lists them): {shown}"] if names else []
+
+
 def summary(result: "RunResult") -> str:
     """The end of a run: a table of the results, what failed, and where to look."""
     from launch.progress import clock

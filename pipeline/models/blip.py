@@ -38,23 +38,37 @@ def shared_decoder(config: TextConfig, source_width: int, encoder: Bert) -> Text
     return decoder
 
 
-class Blip(Backbone):
-    """Encoders, decoder and the heads of pre-training.
+def decode(decoder: TextTower, ids_BL: Tensor, mask_BL: Tensor, source: TokenStream) -> Tensor:
+    """(B, L, D) a decoder's last states; position t has seen the tokens up to t and the source.
+
+    Args:
+        decoder: Layers with cross-attention.
+        ids_BL: Texts; their first token is replaced by [DEC].
+        mask_BL: True at real tokens.
+        source: What it tells of: an image, or a question that has seen one.
+    """
+    ids_BL = begin_with(ids_BL, "decode", decoder.bert.embeddings.word_embeddings.num_embeddings)
+    text = decoder.bert.embed(ids_BL, mask_BL, causal=True)
+    steps = decoder.bert.steps("decoder", slice(None), ("source",))
+    return execute(steps, {"text": text, "source": source})["text"].x
+
+
+class GroundedBlip(Backbone):
+    """The two encoders, of which every text layer can attend to the image.
 
     Args:
         config: Sizes; `text.vocab_size` is set and counts [DEC] and [ENC].
     """
 
-    averaged = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         text = config.text
-        self.text_encoder = Bert(text, [text_block(text, config.vision.width) for _ in range(text.text_layers)])
+        self.text_encoder = Bert(text, self.text_blocks(config))
         init_transformer(self.text_encoder, text.width)
-        self.text_decoder = shared_decoder(text, config.vision.width, self.text_encoder)
-        self.add_contrast(config)
-        self.itm_head = matching_head(text.width)
+
+    def text_blocks(self, config: ModelConfig) -> list[PostNormBlock]:
+        """The layers of the text encoder."""
+        return [text_block(config.text, config.vision.width) for _ in range(config.text.text_layers)]
 
     @property
     def text_steps(self) -> list[Step]:
@@ -66,11 +80,6 @@ class Blip(Backbone):
         """The same layers, now attending to the image."""
         return self.text_encoder.steps("fusion", slice(None), ("image",))
 
-    @property
-    def decoder_steps(self) -> list[Step]:
-        """The decoder's layers."""
-        return self.text_decoder.bert.steps("decoder", slice(None), ("image",))
-
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
         """Words and positions."""
         return self.text_encoder.embed(ids_BL, mask_BL)
@@ -79,17 +88,25 @@ class Blip(Backbone):
         """The text once more from its words, beginning with [ENC]."""
         return self.embed_text(begin_with(ids_BL, "ground", self.config.text.vocab_size), mask_BL)
 
-    def decode(self, ids_BL: Tensor, mask_BL: Tensor, image: TokenStream) -> Tensor:
-        """(B, L, D) the decoder's last states; position t has seen the tokens up to t and the image.
 
-        Args:
-            ids_BL: Texts; their first token is replaced by [DEC].
-            mask_BL: True at real tokens.
-            image: From `encode_image`.
-        """
-        ids_BL = begin_with(ids_BL, "decode", self.config.text.vocab_size)
-        text = self.text_decoder.bert.embed(ids_BL, mask_BL, causal=True)
-        return execute(self.decoder_steps, {"text": text, "image": image})["text"].x
+class Blip(GroundedBlip):
+    """Encoders, decoder and the heads of pre-training.
+
+    Args:
+        config: Sizes; `text.vocab_size` is set and counts [DEC] and [ENC].
+    """
+
+    averaged = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.text_decoder = shared_decoder(config.text, config.vision.width, self.text_encoder)
+        self.add_contrast(config)
+        self.itm_head = matching_head(config.text.width)
+
+    def decode(self, ids_BL: Tensor, mask_BL: Tensor, image: TokenStream) -> Tensor:
+        """(B, L, D) the decoder's states of captions of the images; see `decode`."""
+        return decode(self.text_decoder, ids_BL, mask_BL, image)
 
     def word_scores(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V) of the decoder."""

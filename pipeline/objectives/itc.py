@@ -92,6 +92,7 @@ def contrast(
     queue: FeatureQueue,
     temperature: Tensor,
     alpha: float,
+    positive_BK: Tensor | None = None,
 ) -> Contrast:
     """Cross entropy against ``alpha * softmax(momentum scores) + (1 - alpha) * one-hot``.
 
@@ -106,6 +107,7 @@ def contrast(
         queue: Keys of earlier updates; these keys are put aside in it.
         temperature: Scalar, with gradient through the online logits only.
         alpha: Weight of the momentum model's targets.
+        positive_BK: The hard part of the targets (`same_image`); None for the own pair alone.
 
     Returns:
         Loss and logits.
@@ -118,8 +120,8 @@ def contrast(
         image_to_text = _scores(image_BE, text_GE, text_EQ) / temperature
         text_to_image = _scores(text_BE, image_GE, image_EQ) / temperature
         with torch.no_grad():
-            target_i2t = _targets(_scores(image_m_BE, text_GE, text_EQ) / temperature, alpha)
-            target_t2i = _targets(_scores(text_m_BE, image_GE, image_EQ) / temperature, alpha)
+            target_i2t = _targets(_scores(image_m_BE, text_GE, text_EQ) / temperature, alpha, positive_BK)
+            target_t2i = _targets(_scores(text_m_BE, image_GE, image_EQ) / temperature, alpha, positive_BK)
         loss = (F.cross_entropy(image_to_text, target_i2t) + F.cross_entropy(text_to_image, target_t2i)) / 2
     queue.put_aside(image_GE, text_GE)
     return Contrast(loss, image_to_text[:, : len(image_GE)], text_to_image[:, : len(image_GE)])
@@ -135,8 +137,23 @@ def own_columns(size: int) -> slice:
     return slice(rank() * size, (rank() + 1) * size)
 
 
-def _targets(momentum_logits_BK: Tensor, alpha: float) -> Tensor:
+def same_image(ids_B: Tensor, queue_ids_Q: Tensor) -> Tensor:
+    """(B, K) the hard targets of BLIP's retrieval: all keys of the same image, in equal parts.
+
+    Args:
+        ids_B: Image of each pair of this process.
+        queue_ids_Q: Image of each column of the queue that serves as a key; negative where it is not known.
+    """
+    keys_K = torch.cat([gather_constant(ids_B), queue_ids_Q])
+    same_BK = (ids_B[:, None] == keys_K).double()
+    return same_BK / same_BK.sum(1, keepdim=True)
+
+
+def _targets(momentum_logits_BK: Tensor, alpha: float, positive_BK: Tensor | None) -> Tensor:
     """(B, K) soft targets; row b of this process has its match at column b of `own_columns`."""
     targets = alpha * momentum_logits_BK.softmax(1)
-    targets[:, own_columns(len(targets))].diagonal().add_(1 - alpha)
+    if positive_BK is None:
+        targets[:, own_columns(len(targets))].diagonal().add_(1 - alpha)
+    else:
+        targets += (1 - alpha) * positive_BK.to(targets.dtype)
     return targets

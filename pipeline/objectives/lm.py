@@ -12,11 +12,26 @@ from pipeline.objectives.gather import mean_over_global_count
 LABEL_SMOOTHING = 0.1
 
 
-def next_words(mask_BL: Tensor) -> Tensor:
-    """(B, L) True at positions whose next token is a word to tell: padding is not, the end token is."""
+def next_words(mask_BL: Tensor, prompt: int = 0) -> Tensor:
+    """(B, L) True at positions whose next token is a word to tell: padding is not, the end token is.
+
+    Args:
+        mask_BL: True at real tokens.
+        prompt: How many tokens each text begins with that are given and not told.
+    """
     following = torch.zeros_like(mask_BL, dtype=torch.bool)
     following[:, :-1] = mask_BL[:, 1:].bool()
+    following[:, : max(0, prompt - 1)] = False
     return following
+
+
+def text_losses(scores_BLV: Tensor, ids_BL: Tensor, mask_BL: Tensor, smoothing: float = LABEL_SMOOTHING) -> Tensor:
+    """(B,) `caption_loss`'s sum over the words of each text, the first token being given."""
+    told_BL = next_words(mask_BL)[:, :-1]
+    losses_BL = F.cross_entropy(
+        scores_BLV[:, :-1].transpose(1, 2), ids_BL[:, 1:], reduction="none", label_smoothing=smoothing
+    )
+    return (losses_BL * told_BL).sum(1)
 
 
 def caption_loss(scores_MV: Tensor, target_M: Tensor, smoothing: float = LABEL_SMOOTHING) -> Tensor:

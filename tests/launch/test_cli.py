@@ -42,6 +42,8 @@ def trimline(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         "status",
         "bench vision",
         "bench step",
+        "import",
+        "export",
     ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:

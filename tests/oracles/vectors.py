@@ -13,11 +13,12 @@ ROOT = Path(os.environ.get("TRIMLINE_ORACLES", Path(__file__).parents[3] / "shar
 
 
 class Vectors:
-    """Arrays of one .npz as tensors, and the constants beside it."""
+    """Arrays of one .npz as tensors, and what its sidecar says of them."""
 
     def __init__(self, path: Path) -> None:
         self.arrays = np.load(path, allow_pickle=False)
-        self.constants: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())["constants"]
+        self.sidecar: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+        self.constants: dict[str, Any] = self.sidecar.get("constants", {})
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays

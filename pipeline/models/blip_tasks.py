@@ -1,0 +1,175 @@
+"""BLIP's fine-tuned models: retrieval, question answering, captioning, pairs of images (NLVR2).
+
+Compositions of the same encoders, layers and steps, with the official parameter names.
+
+B batch, L text tokens, A answers of all questions, D width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.backbone import Backbone, Fused, matching_head
+from pipeline.models.blip import Blip, GroundedBlip, begin_with, decode
+from pipeline.models.blocks import PostNormBlock, init_transformer
+from pipeline.models.config import ModelConfig
+from pipeline.models.schedule import Intervention, Step, TokenStream, execute
+from pipeline.models.text import TextTower, text_block
+
+FIRST_MERGING_LAYER = 6
+"""From this layer on a linear map joins what is found in two images; fixed, also for other depths."""
+
+
+class BlipRetrieval(GroundedBlip):
+    """Encoders with the heads of contrast and matching.
+
+    Args:
+        config: Sizes; `text.vocab_size` is set and counts [DEC] and [ENC].
+    """
+
+    averaged = Blip.averaged
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.add_contrast(config)
+        self.itm_head = matching_head(config.text.width)
+
+
+class BlipAnswering(GroundedBlip):
+    """The question reads the image, an answer decoder with weights of its own reads the question.
+
+    Args:
+        config: Sizes; `text.vocab_size` is set and counts [DEC] and [ENC].
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        text = config.text
+        self.text_decoder = TextTower(text, [text_block(text, text.width) for _ in range(text.text_layers)])
+
+    def ask(self, ids_BL: Tensor, mask_BL: Tensor, image: TokenStream) -> TokenStream:
+        """The question's states, beginning with [ENC]; padding stays marked and is never answered from."""
+        text = self.embed_text(begin_with(ids_BL, "ground", self.config.text.vocab_size), mask_BL)
+        return self.fuse(text, image).text
+
+    def answer(self, ids_AL: Tensor, mask_AL: Tensor, question: TokenStream, rows_A: Tensor) -> Tensor:
+        """(A, L, V) word scores of answers.
+
+        Args:
+            ids_AL: Answers; their first token is replaced by [DEC].
+            mask_AL: True at real tokens.
+            question: From `ask`.
+            rows_A: Which question each answer belongs to.
+        """
+        source = replace(question, rows=rows_A)
+        return self.text_decoder.word_scores(decode(self.text_decoder, ids_AL, mask_AL, source))
+
+    def first_words(self, question: TokenStream) -> Tensor:
+        """(B, V) scores of an answer's first word."""
+        begin_B1 = torch.zeros(len(question.x), 1, dtype=torch.long, device=question.x.device)
+        rows_B = torch.arange(len(begin_B1), device=begin_B1.device)
+        return self.answer(begin_B1, torch.ones_like(begin_B1), question, rows_B)[:, 0]
+
+
+class BlipCaptioner(Backbone):
+    """A decoder that tells of an image.
+
+    Args:
+        config: Sizes; `text.vocab_size` is set and counts [DEC] and [ENC].
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        text = config.text
+        self.text_decoder = TextTower(text, [text_block(text, config.vision.width) for _ in range(text.text_layers)])
+
+    @property
+    def text_steps(self) -> list[Step]:
+        """None: words are only decoded."""
+        return []
+
+    @property
+    def fusion_steps(self) -> list[Step]:
+        """The decoder's layers."""
+        return self.text_decoder.bert.steps("decoder", slice(None), ("image",))
+
+    def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
+        """Words and positions behind [DEC], each token seeing those before it."""
+        return self.text_decoder.bert.embed(
+            begin_with(ids_BL, "decode", self.config.text.vocab_size), mask_BL, causal=True
+        )
+
+    def word_scores(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return self.text_decoder.word_scores(x)
+
+    @torch.no_grad()
+    def greedy(self, prompt_BL: Tensor, image: TokenStream, words: int, end: int | None = None) -> Tensor:
+        """(B, L + words or less) the prompt and the likeliest word after it, again and again.
+
+        Args:
+            prompt_BL: [DEC] and the first words, without an end token.
+            image: From `encode_image`.
+            words: How many to add at most.
+            end: The end token: behind it a text has only end tokens, and where all have ended no more are added.
+        """
+        ids = prompt_BL.expand(len(image.x), -1)
+        ended_B = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        for _ in range(words):
+            states = self.fuse(self.embed_text(ids, torch.ones_like(ids)), image).text.x[:, -1]
+            next_B = self.word_scores(states).argmax(-1)
+            if end is not None:
+                next_B = next_B.masked_fill(ended_B, end)
+                ended_B = next_B == end
+            ids = torch.cat([ids, next_B[:, None]], 1)
+            if ended_B.all():
+                break
+        return ids
+
+
+class BlipPair(GroundedBlip):
+    """Is a sentence true of two images? Each layer attends to both, with projections for each.
+
+    Args:
+        config: Sizes; `text.vocab_size` is set and counts [DEC] and [ENC].
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        width = config.text.width
+        self.cls_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+        init_transformer(self.cls_head, width)
+
+    def text_blocks(self, config: ModelConfig) -> list[PostNormBlock]:
+        """Layers that average two images first, and merge them further up."""
+        return [
+            text_block(config.text, config.vision.width, "merge" if layer >= FIRST_MERGING_LAYER else "average")
+            for layer in range(config.text.text_layers)
+        ]
+
+    @property
+    def fusion_steps(self) -> list[Step]:
+        """All layers, attending to both images."""
+        return self.text_encoder.steps("fusion", slice(None), ("image", "other"))
+
+    def fuse_pair(
+        self, text: TokenStream, image: TokenStream, other: TokenStream, interventions: Sequence[Intervention] = ()
+    ) -> Fused:
+        """Fusion layers on the stream of `begin_fusion` and two images from `encode_image`."""
+        streams = execute(self.fusion_steps, {"text": text, "image": image, "other": other}, interventions)
+        return Fused(streams["text"], streams["text"].cls)
+
+
+BlipKind = Literal["blip", "blip_retrieval", "blip_vqa", "blip_caption", "blip_nlvr"]
+
+BLIP_MODELS: dict[BlipKind, type[Backbone]] = {
+    "blip": Blip,
+    "blip_retrieval": BlipRetrieval,
+    "blip_vqa": BlipAnswering,
+    "blip_caption": BlipCaptioner,
+    "blip_nlvr": BlipPair,
+}
+"""The five models by what they are called in a config.json."""

@@ -1,0 +1,59 @@
+"""BLIP's question answering: losses of answers, and the ranking of candidates.
+
+B questions, A answers of all of them, L tokens, C candidate answers, K kept ones.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.models.blip_tasks import BlipAnswering
+from pipeline.models.schedule import TokenStream
+from pipeline.objectives.lm import text_losses
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best candidates of each question.
+
+    Attributes:
+        kept_BK: Numbers of the candidates whose first word is likeliest, likeliest first.
+        scores_BK: Minus the loss of each of them.
+        best_B: Number of the one with the highest score.
+    """
+
+    kept_BK: Tensor
+    scores_BK: Tensor
+    best_B: Tensor
+
+
+def answer_losses(
+    model: BlipAnswering, ids_AL: Tensor, mask_AL: Tensor, question: TokenStream, rows_A: Tensor
+) -> Tensor:
+    """(A,) smoothed loss of each answer, summed over its words; arguments as in `BlipAnswering.answer`."""
+    return text_losses(model.answer(ids_AL, mask_AL, question, rows_A), ids_AL, mask_AL)
+
+
+def answering_loss(losses_A: Tensor, weights_A: Tensor, questions: int) -> Tensor:
+    """Sum of the answers' losses by their weights, over the number of questions."""
+    return (losses_A * weights_A).sum() / questions
+
+
+def rank(model: BlipAnswering, ids_CL: Tensor, mask_CL: Tensor, question: TokenStream, keep: int) -> Ranking:
+    """Which of the same candidates answers each question best.
+
+    Args:
+        model: Question encoder and answer decoder.
+        ids_CL: Candidate answers.
+        mask_CL: True at real tokens.
+        question: From `BlipAnswering.ask`.
+        keep: K, how many to score whole; they are chosen by their first word.
+    """
+    chance_BC = model.first_words(question).softmax(-1)[:, ids_CL[:, 1]]
+    kept_BK = chance_BC.topk(min(keep, len(ids_CL)), 1).indices
+    chosen = kept_BK.flatten()
+    rows = torch.arange(len(kept_BK), device=chosen.device).repeat_interleave(kept_BK.shape[1])
+    scores_BK = -answer_losses(model, ids_CL[chosen], mask_CL[chosen], question, rows).view_as(kept_BK)
+    best_B = kept_BK.gather(1, scores_BK.argmax(1, keepdim=True))[:, 0]
+    return Ranking(kept_BK, scores_BK, best_B)

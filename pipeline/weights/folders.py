@@ -1,0 +1,123 @@
+"""Foreign weights to our export folders and back: `trimline import` and `trimline export`."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast, get_args
+
+from torch import nn
+
+from data_prep.errors import UserError
+from pipeline.checkpoint import export_weights, load_weights
+from pipeline.models.blip_tasks import BLIP_MODELS, BlipKind
+from pipeline.models.build import BACKBONES
+from pipeline.models.config import ModelConfig
+from pipeline.weights.albef import read_albef
+from pipeline.weights.blip import read_blip
+from pipeline.weights.blip_hf import read_blip_hf, to_blip_hf
+from pipeline.weights.loaded import Hints, Loaded, Written
+from pipeline.weights.mapping import fill
+from pipeline.weights.reading import Foreign, read_foreign
+
+Reader = Callable[[Foreign, Hints], Loaded]
+Writer = Callable[[ModelConfig, nn.Module], Written]
+
+
+def _blip_hf(foreign: Foreign, hints: Hints) -> Loaded:
+    if foreign.config is None:
+        raise UserError(f"{foreign.path} is a single file; blip-hf needs its folder, for config.json says the heads")
+    return read_blip_hf(foreign.tensors, foreign.config, hints)
+
+
+READERS: dict[str, Reader] = {
+    "albef": lambda foreign, hints: read_albef(foreign.tensors, hints),
+    "blip": lambda foreign, hints: read_blip(foreign.tensors, hints),
+    "blip-hf": _blip_hf,
+}
+"""By the names that ``--kind`` knows; launch/cli.py repeats them."""
+
+
+def _blip_writer(kind: BlipKind) -> Writer:
+    return lambda config, model: to_blip_hf(kind, config, model)
+
+
+HF_WRITERS: dict[str, Writer] = {kind: _blip_writer(kind) for kind in get_args(BlipKind)}
+"""To transformers; by the kind of our exports, a backbone's being its name."""
+
+
+def import_weights(path: Path, kind: str, out: Path, hints: Hints) -> Loaded:
+    """A foreign file or folder -> one of our export folders.
+
+    Args:
+        path: What to read.
+        kind: One of `READERS`.
+        out: A folder that is not there yet, or empty.
+        hints: What the file cannot tell.
+
+    Raises:
+        UserError: The file is damaged, of another kind, or does not fit.
+    """
+    _refuse_to_replace(out)
+    foreign = read_foreign(path)
+    try:
+        loaded = READERS[kind](foreign, hints)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    described = {"kind": loaded.kind, "model": asdict(loaded.config), "imported": {"kind": kind, "from": path.name}}
+    export_weights(out, loaded.model.state_dict(), described)
+    return loaded
+
+
+def load_model(folder: Path) -> Loaded:
+    """The model of an export folder: a backbone, or one of BLIP's fine-tuned ones.
+
+    Raises:
+        UserError: The folder holds something else.
+    """
+    tensors, described = load_weights(folder)
+    kind = described.get("kind") if isinstance(described, dict) else None
+    if kind != "backbone" and kind not in BLIP_MODELS:
+        known = ", ".join(["backbone", *(name for name in BLIP_MODELS if name != "blip")])
+        raise UserError(f"{folder} holds a {kind!r} model; {known} can be read; give the export of pre-training")
+    try:
+        config = ModelConfig.from_dict(described["model"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}/config.json does not tell the sizes of a model ({error}); export it again"
+        ) from error
+    model = (BACKBONES[config.backbone] if kind == "backbone" else BLIP_MODELS[cast(BlipKind, kind)])(config)
+    model.to(next(iter(tensors.values())).dtype)
+    try:
+        fill(model, tensors)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    return Loaded(kind=str(kind), config=config, model=model.eval())
+
+
+def export_to_hf(folder: Path, out: Path) -> Written:
+    """One of our export folders -> a folder that transformers' ``from_pretrained`` loads.
+
+    Args:
+        folder: What to read.
+        out: A folder that is not there yet, or empty.
+
+    Returns:
+        What was written; the config names the class of transformers that loads it.
+
+    Raises:
+        UserError: The folder holds something else, or transformers has no class for it.
+    """
+    _refuse_to_replace(out)
+    loaded = load_model(folder)
+    kind = loaded.config.backbone if loaded.kind == "backbone" else loaded.kind
+    if kind not in HF_WRITERS:
+        raise UserError(f"{folder} holds {kind}; transformers' format is written of {', '.join(HF_WRITERS)}")
+    written = HF_WRITERS[kind](loaded.config, loaded.model)
+    export_weights(out, written.tensors, written.config)
+    return written
+
+
+def _refuse_to_replace(out: Path) -> None:
+    """Writing puts a whole folder in the place of `out`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already and would be replaced; give another --out, or delete it")
