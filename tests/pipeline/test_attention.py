@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.attention import Keys, attention, cls_probabilities
+from pipeline.models.attention import (
+    Keys,
+    attention,
+    attention_probabilities,
+    cls_probabilities,
+    merge_heads,
+    split_heads,
+)
 
 HEADS, HEAD_WIDTH = 3, 4
 WIDTH = HEADS * HEAD_WIDTH
@@ -101,3 +108,12 @@ def test_sixteen_bits_on_a_cpu_agree_with_float32(qkv: tuple[Tensor, ...]) -> No
     q, k, v, present = qkv
     half = attention(q.bfloat16(), Keys(k.bfloat16(), v.bfloat16(), present), HEADS)
     torch.testing.assert_close(half.double(), by_definition(q, k, v, present), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_map_times_the_values_is_the_context(qkv: tuple[Tensor, ...], causal: bool) -> None:
+    q, k, v, present = qkv
+    keys = Keys(k, v, present, rows=torch.tensor([1, 0]), causal=causal)
+    map_BHNM = attention_probabilities(q, keys, HEADS)
+    torch.testing.assert_close(map_BHNM.sum(-1), torch.ones(2, HEADS, 5, dtype=torch.float64))
+    torch.testing.assert_close(merge_heads(map_BHNM @ split_heads(v[keys.rows], HEADS)), attention(q, keys, HEADS))
