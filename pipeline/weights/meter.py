@@ -6,7 +6,7 @@ linear.
 D width of the fusion layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,8 +17,8 @@ from pipeline.weights.clip import openai_vision_rules
 from pipeline.weights.mapping import Imported, NameMap, convert, drop, fill, import_tensors, rename
 from pipeline.weights.positions import fit_positions
 
-_OPTIONAL = ("itm_head.", "mlm_head.")
-"""Heads that fine-tuned files lack."""
+_OPTIONAL = {"itm_score.": "itm_head.", "mlm_score.": "mlm_head."}
+"""Heads that fine-tuned files lack: their prefixes and ours."""
 
 
 def _every_type(types_RD: Tensor) -> Tensor:
@@ -79,12 +79,17 @@ def load_meter(model: Meter, foreign: Mapping[str, Tensor]) -> MeterHeads:
     Raises:
         UserError: Names or shapes do not fit.
     """
+    # A head may be missing, but not a part of one.
+    lacking = [ours for theirs, ours in _OPTIONAL.items() if not any(name.startswith(theirs) for name in foreign)]
+    return load_meter_parts(model, foreign, lacking)
+
+
+def load_meter_parts(model: Meter, foreign: Mapping[str, Tensor], allow_missing: Sequence[str]) -> MeterHeads:
+    """As `load_meter`; whatever begins with one of `allow_missing` may be missing and stays as it is."""
     imported = import_tensors(foreign, METER)
     backbone, heads = _parted(imported)
     backbone = fit_positions(backbone, "visual_encoder.pos_embed", model.config.vision.grid)
-    # A head may be missing, but not a part of one.
-    absent = [head for head in _OPTIONAL if not any(name.startswith(head) for name in backbone)]
-    fill(model, backbone, absent, imported.unknown)
+    fill(model, backbone, allow_missing, imported.unknown)
     return MeterHeads(heads, imported.dropped)
 
 
