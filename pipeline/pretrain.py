@@ -17,6 +17,7 @@ from pipeline.setup import Inputs, check_batch, check_sizes, export_config, seed
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.train import LoopConfig, Stage, train
+from pipeline.weights.init import InitConfig, initialise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class PretrainConfig:
         optimizer: AdamW.
         objectives: Constants of the losses.
         elip: Pruning of the vision tower.
+        init: Weights to begin with; none for drawn ones.
     """
 
     split: str = "train"
@@ -38,6 +40,7 @@ class PretrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     elip: ElipConfig = field(default_factory=ElipConfig)
+    init: InitConfig | None = None
 
 
 def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:
@@ -51,7 +54,10 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     # The same on every rank: the momentum tower is copied before the engine evens out the weights.
     seed_everything(inputs.seed, 0)
     tokenizer = inputs.load_tokenizer()
-    model = build_model(sized_model(model_config, tokenizer, inputs.loader)).to(device)
+    model = build_model(sized_model(model_config, tokenizer, inputs.loader))
+    if config.init is not None:
+        initialise(model, config.init)
+    model = model.to(device)
     task = Pretraining(
         model,
         config.objectives,
@@ -120,6 +126,8 @@ def check_pretrain(
     check_batch("pretrain", config.loop.global_batch, processes, engine, loader, least=2)
     check_sizes(model, loader)
     check_guidance(config.elip, model)
+    if config.init is not None:
+        config.init.check()
     if engine.zero_stage == 3 and model.backbone in ("albef", "blip"):
         raise UserError("engine.zero_stage=3 splits the weights that the momentum tower must follow; use 0, 1 or 2")
 

@@ -58,7 +58,7 @@ class Reference:
 
     def __init__(self, path: Path | None) -> None:
         self.vectors: Vectors = load(path)
-        c = self.vectors.constants
+        c = self.vectors.sidecar["config"]
         self.model = Meter(config_of(c)).double()
         heads = load_meter(self.model, self.vectors.under("sd/")).tensors
         eps = c["layer_norm_eps"]["classifier_heads"]
