@@ -8,7 +8,6 @@ from math import isqrt
 
 from torch import Tensor
 
-from data_prep.errors import UserError
 from pipeline.models.vision import resize_positions
 from pipeline.precision import at_least_float32
 
@@ -16,26 +15,19 @@ from pipeline.precision import at_least_float32
 def fit_positions(tensors: Mapping[str, Tensor], name: str, grid: tuple[int, int]) -> dict[str, Tensor]:
     """The same tensors with a (1, N, D) position table resized to a grid of patches.
 
-    A table whose P is a square number is taken to be of a square grid.
+    A table whose P is a square number is taken to be of a square grid. Any other stays as it is, and fits only a model
+    of as many patches.
 
     Args:
         tensors: By our names.
         name: Of the table; nothing happens where it is not there.
         grid: Rows and columns of patches that the model has.
-
-    Raises:
-        UserError: The table's own grid cannot be known.
     """
     table_1ND = tensors.get(name)
     if table_1ND is None or table_1ND.ndim != 3:
         return dict(tensors)
     patches = table_1ND.shape[1] - 1
     side = isqrt(patches)
-    if side * side == patches:
-        return {**tensors, name: resize_positions(at_least_float32(table_1ND), (side, side), grid)}
-    if patches != grid[0] * grid[1]:
-        raise UserError(
-            f"{name} has {patches} patches, which is no square grid, and the model has {grid[0]} x {grid[1]}; "
-            "give model.vision the picture size that the weights were trained with"
-        )
-    return dict(tensors)
+    if side * side != patches:
+        return dict(tensors)
+    return {**tensors, name: resize_positions(at_least_float32(table_1ND), (side, side), grid)}
