@@ -13,7 +13,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.models.clip import Clip
 from pipeline.precision import at_least_float32
-from pipeline.weights.described import Described, check_described
+from pipeline.weights.described import Described, check_described, check_switches
 from pipeline.weights.mapping import (
     NameMap,
     Rule,
@@ -25,7 +25,7 @@ from pipeline.weights.mapping import (
     join_rows,
     rename,
 )
-from pipeline.weights.positions import fit_positions
+from pipeline.weights.positions import POSITIONS, fit_positions
 from pipeline.weights.reading import Foreign
 
 _SIZES = (
@@ -70,7 +70,8 @@ def load_clip(model: Clip, foreign: Foreign) -> list[str]:
     imported = import_tensors(foreign.tensors, clip_map(foreign))
     check_tower("vision", model.config.vision, foreign)
     check_tower("text", model.config.text, foreign)
-    tensors = fit_positions(imported.tensors, "visual_encoder.pos_embed", model.config.vision.grid)
+    check_switches(model.config.vision, imported.tensors, "visual_encoder.")
+    tensors = fit_positions(imported.tensors, POSITIONS, model.config.vision.grid)
     fill(model, tensors, unknown=imported.unknown)
     return imported.dropped
 

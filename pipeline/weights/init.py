@@ -10,10 +10,13 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.clip import Clip
 from pipeline.models.config import BackboneName, ModelConfig
 from pipeline.models.meter import Meter
+from pipeline.weights.albef import ALBEF
+from pipeline.weights.blip import BLIP
 from pipeline.weights.clip import load_clip
-from pipeline.weights.mapping import fill
+from pipeline.weights.mapping import NameMap, fill, import_tensors
 from pipeline.weights.meter import load_meter
-from pipeline.weights.positions import fit_positions
+from pipeline.weights.momentum import take_apart
+from pipeline.weights.positions import POSITIONS, fit_positions
 from pipeline.weights.reading import Foreign, read_foreign
 from pipeline.weights.text import load_text
 from pipeline.weights.vision import load_vision
@@ -27,7 +30,8 @@ class InitConfig:
     """Files of weights, or folders of them; what none of them has is drawn.
 
     Attributes:
-        model: A whole backbone: an export of ours, an official METER, a CLIP of OpenAI or Hugging Face.
+        model: A whole backbone: an export of ours, official weights of the same kind (ALBEF's, BLIP's or
+            METER's authors'; a CLIP of OpenAI or Hugging Face).
         vision: A vision tower: a ViT of timm, a CLIP, or a backbone.
         text: A text encoder: BERT or RoBERTa of Hugging Face; for a CLIP, the text tower of a CLIP.
     """
@@ -78,10 +82,7 @@ def initialise(model: Backbone, config: InitConfig) -> dict[str, list[str]]:
 def _load_model(model: Backbone, foreign: Foreign) -> list[str]:
     if foreign.config is not None and foreign.config.get("kind") == "backbone":
         return _load_export(model, foreign)
-    name = model.config.backbone
-    if name not in _OFFICIAL:
-        raise UserError(f"there is no reader of {name} for it; give an export of `trimline pretrain`")
-    return _OFFICIAL[name](model, foreign)
+    return _OFFICIAL[model.config.backbone](model, foreign)
 
 
 def _load_export(model: Backbone, foreign: Foreign) -> list[str]:
@@ -94,8 +95,17 @@ def _load_export(model: Backbone, foreign: Foreign) -> list[str]:
         for name in ours.keys() - _FREE:
             if ours[name] != theirs[name]:
                 raise UserError(f"model.{part}.{name}={ours[name]}, it was made with {theirs[name]}; set it to that")
-    fill(model, fit_positions(foreign.tensors, "visual_encoder.pos_embed", model.config.vision.grid))
+    fill(model, fit_positions(foreign.tensors, POSITIONS, model.config.vision.grid))
     return []
+
+
+def _load_pretrained(model: Backbone, foreign: Foreign, name_map: NameMap) -> list[str]:
+    """The online model of a file that may hold momentum copies and queues; training makes its own of these."""
+    parts = take_apart(foreign.tensors)
+    imported = import_tensors(parts.online, name_map)
+    tensors = fit_positions(imported.tensors, POSITIONS, model.config.vision.grid)
+    fill(model, tensors, unknown=imported.unknown)
+    return [*imported.dropped, *parts.aside]
 
 
 def _load_vision(model: Backbone, foreign: Foreign) -> list[str]:
@@ -109,6 +119,8 @@ _LOADERS: dict[str, Callable[[Backbone, Foreign], list[str]]] = {
 }
 
 _OFFICIAL: dict[BackboneName, Callable[[Backbone, Foreign], list[str]]] = {
+    "albef": lambda model, foreign: _load_pretrained(model, foreign, ALBEF),
+    "blip": lambda model, foreign: _load_pretrained(model, foreign, BLIP),
     "meter": lambda model, foreign: load_meter(cast(Meter, model), foreign.tensors).dropped,
     "clip": lambda model, foreign: load_clip(cast(Clip, model), foreign),
 }

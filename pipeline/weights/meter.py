@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pipeline.models.meter import IMAGE_TYPES, Meter
 from pipeline.weights.clip import openai_vision_rules
+from pipeline.weights.described import check_switches
 from pipeline.weights.mapping import Imported, NameMap, convert, drop, fill, import_tensors, rename
-from pipeline.weights.positions import fit_positions
+from pipeline.weights.positions import POSITIONS, fit_positions
 
 _OPTIONAL = {"itm_score.": "itm_head.", "mlm_score.": "mlm_head."}
 """Heads that fine-tuned files lack: their prefixes and ours."""
@@ -88,7 +89,9 @@ def load_meter_parts(model: Meter, foreign: Mapping[str, Tensor], allow_missing:
     """As `load_meter`; whatever begins with one of `allow_missing` may be missing and stays as it is."""
     imported = import_tensors(foreign, METER)
     backbone, heads = _parted(imported)
-    backbone = fit_positions(backbone, "visual_encoder.pos_embed", model.config.vision.grid)
+    if POSITIONS in backbone:
+        check_switches(model.config.vision, backbone, "visual_encoder.")
+    backbone = fit_positions(backbone, POSITIONS, model.config.vision.grid)
     fill(model, backbone, allow_missing, imported.unknown)
     return MeterHeads(heads, imported.dropped)
 

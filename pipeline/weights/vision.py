@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipeline.models.vision import VisionConfig, VisionTower
+from pipeline.models.vision import VisionTower
 from pipeline.weights.clip import HUGGINGFACE_CLIP, OPENAI_CLIP, check_tower
+from pipeline.weights.described import check_switches
 from pipeline.weights.mapping import NameMap, drop, fill, import_tensors, keep, rename
 from pipeline.weights.positions import fit_positions
 from pipeline.weights.reading import Foreign
@@ -57,7 +58,7 @@ def load_vision(tower: VisionTower, foreign: Foreign) -> list[str]:
     imported = import_tensors(foreign.tensors, kind)
     own = {name.removeprefix(_TOWER): t for name, t in imported.tensors.items() if name.startswith(_TOWER)}
     fitting, deeper = _up_to(own, tower.config.depth)
-    _check_switches(tower.config, own)
+    check_switches(tower.config, own)
     # A tower that was trained on the mean of its tokens has no norm of its own.
     fresh = ["norm."] if "fc_norm.weight" in foreign.tensors and "norm.weight" not in own else []
     fill(tower, fit_positions(fitting, "pos_embed", tower.config.grid), fresh, imported.unknown)
@@ -76,10 +77,3 @@ def _up_to(tensors: Mapping[str, Tensor], depth: int) -> tuple[dict[str, Tensor]
     """What a tower of so many blocks has use for, and the names of the rest."""
     deeper = [name for name in tensors if (block := _BLOCK.match(name)) and int(block[1]) >= depth]
     return {name: tensor for name, tensor in tensors.items() if name not in deeper}, deeper
-
-
-def _check_switches(config: VisionConfig, tensors: Mapping[str, Tensor]) -> None:
-    there = {"pre_norm": "norm_pre.weight" in tensors, "patch_bias": "patch_embed.proj.bias" in tensors}
-    for name, value in there.items():
-        if getattr(config, name) != value:
-            raise UserError(f"model.vision.{name}={not value} does not fit the weights; set it to {value}")
