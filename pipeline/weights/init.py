@@ -27,7 +27,7 @@ _FREE = {"height", "width_px", "dropout"}
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """Files of weights, or folders of them; what none of them has is drawn.
+    """Files of weights, or folders of them, kept as absolute paths; what none of them has is drawn.
 
     Attributes:
         model: A whole backbone: an export of ours, official weights of the same kind (ALBEF's, BLIP's or
@@ -40,11 +40,17 @@ class InitConfig:
     vision: str | None = None
     text: str | None = None
 
+    def __post_init__(self) -> None:
+        # Worker processes may run in other folders than the command.
+        for part in ("model", "vision", "text"):
+            if path := getattr(self, part):
+                object.__setattr__(self, part, str(Path(path).expanduser().absolute()))
+
     @property
     def paths(self) -> dict[str, Path]:
         """Those that are given, the whole before its parts."""
         given = {"model": self.model, "vision": self.vision, "text": self.text}
-        return {part: Path(path).expanduser() for part, path in given.items() if path is not None}
+        return {part: Path(path) for part, path in given.items() if path is not None}
 
     def check(self) -> None:
         """Refuses paths that are not there.

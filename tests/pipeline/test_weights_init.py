@@ -125,3 +125,8 @@ def test_a_fine_tuned_meter_may_lack_heads_but_no_part_of_one() -> None:
     assert torch.equal(model.itm_head.weight, drawn)
     with pytest.raises(UserError, match=r"1 missing \(itm_head\.bias\)"):
         load_meter(model, {name: t for name, t in official.items() if name != "itm_score.fc.bias"})
+
+
+def test_paths_are_absolute_for_workers_in_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert InitConfig(vision="weights/vit.pth").paths == {"vision": tmp_path / "weights/vit.pth"}

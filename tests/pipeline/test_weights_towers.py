@@ -63,6 +63,27 @@ def test_a_timm_tower_gives_timms_tokens(clip: bool, quick: bool) -> None:
     torch.testing.assert_close(states(tower, pixels), model.forward_features(pixels), **CLOSE)
 
 
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        ("vit_tiny_patch16_224", "gelu"),
+        ("vit_base_patch16_clip_224", "gelu"),
+        ("vit_base_patch16_clip_quickgelu_224", "quick_gelu"),
+    ],
+)
+@torch.no_grad()
+def test_towers_of_timms_registry_are_known(name: str, activation: Any) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, embed_dim=24, depth=2, num_heads=3, img_size=32, patch_size=8).eval()
+    config = CLIP_LIKE if "clip" in name else PLAIN
+    tower = VisionTower(replace(config, activation=activation))
+    load_vision(tower, foreign(model))
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(states(tower, pixels), model.forward_features(pixels), **CLOSE)
+
+
 @torch.no_grad()
 def test_a_timm_tower_at_another_resolution_has_resized_positions() -> None:
     from timm.layers import resample_abs_pos_embed
