@@ -25,15 +25,16 @@ from pipeline.weights.mapping import (
     join_rows,
     rename,
 )
-from pipeline.weights.positions import POSITIONS, fit_positions
+from pipeline.weights.positions import fit_positions
 from pipeline.weights.reading import Foreign
+from pipeline.weights.sizes import POSITIONS
 
 _SIZES = (
     Described("heads", "num_attention_heads", None),
     Described("eps", "layer_norm_eps", 1e-5),
     Described("activation", "hidden_act", "quick_gelu"),
 )
-_DEFAULT_HEADS = {"vision": {"num_attention_heads": 12}, "text": {"num_attention_heads": 8}}
+DEFAULT_HEADS = {"vision": 12, "text": 8}
 """Hugging Face's own, which its files may leave out."""
 
 
@@ -100,7 +101,7 @@ def check_tower(part: Literal["vision", "text"], config: object, foreign: Foreig
         UserError: Heads, eps or activation differ.
     """
     if foreign.config is not None:
-        described = {**_DEFAULT_HEADS[part], **(foreign.config.get(f"{part}_config") or {})}
+        described = {"num_attention_heads": DEFAULT_HEADS[part], **(foreign.config.get(f"{part}_config") or {})}
         check_described(f"model.{part}", config, described, _SIZES)
 
 

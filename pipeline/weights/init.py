@@ -16,8 +16,9 @@ from pipeline.weights.clip import load_clip
 from pipeline.weights.mapping import NameMap, fill, import_tensors
 from pipeline.weights.meter import load_meter
 from pipeline.weights.momentum import take_apart
-from pipeline.weights.positions import POSITIONS, fit_positions
+from pipeline.weights.positions import fit_positions
 from pipeline.weights.reading import Foreign, read_foreign
+from pipeline.weights.sizes import POSITIONS
 from pipeline.weights.text import load_text
 from pipeline.weights.vision import load_vision
 

@@ -16,7 +16,8 @@ from pipeline.models.meter import IMAGE_TYPES, Meter
 from pipeline.weights.clip import openai_vision_rules
 from pipeline.weights.described import check_switches
 from pipeline.weights.mapping import Imported, NameMap, convert, drop, fill, import_tensors, rename
-from pipeline.weights.positions import POSITIONS, fit_positions
+from pipeline.weights.positions import fit_positions
+from pipeline.weights.sizes import POSITIONS
 
 _OPTIONAL = {"itm_score.": "itm_head.", "mlm_score.": "mlm_head."}
 """Heads that fine-tuned files lack: their prefixes and ours."""

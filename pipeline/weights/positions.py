@@ -11,9 +11,6 @@ from torch import Tensor
 from pipeline.models.vision import resize_positions
 from pipeline.precision import at_least_float32
 
-POSITIONS = "visual_encoder.pos_embed"
-"""A backbone's table."""
-
 
 def fit_positions(tensors: Mapping[str, Tensor], name: str, grid: tuple[int, int]) -> dict[str, Tensor]:
     """The same tensors with a (1, N, D) position table resized to a grid of patches.

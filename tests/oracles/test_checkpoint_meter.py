@@ -1,6 +1,7 @@
 """METER's checkpoints: every output of the official model from its weights, read by their official names."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
 from pipeline.objectives.answers import answer_loss
 from pipeline.objectives.mlm import word_loss
+from pipeline.weights.clip_family import read_meter
+from pipeline.weights.loaded import Hints
 from pipeline.weights.mapping import export_tensors, import_tensors
 from pipeline.weights.meter import METER, load_meter
 from tests.oracles.vectors import Vectors, assert_same, files, load
@@ -177,6 +180,18 @@ def test_entries_that_no_output_shows_have_their_names_and_values(path: Path | N
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_a_file_alone_says_its_sizes(path: Path | None) -> None:
+    reference = Reference(path)
+    c = reference.vectors.sidecar["config"]
+    hints = Hints(vision_heads=c["vision_heads"], text_heads=c["text_heads"], fusion_heads=c["fusion_heads"])
+    loaded = read_meter(reference.vectors.under("sd/"), hints)
+    read, wanted = loaded.config, config_of(c)
+    assert read == replace(wanted, text=replace(wanted.text, dropout=read.text.dropout))
+    stored = reference.model.state_dict()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_a_file_from_before_nlvr2_begins_the_second_image_as_the_first(path: Path | None) -> None:
     reference = Reference(path)
     official = reference.vectors.under("sd/")
@@ -193,21 +208,13 @@ def full_size(path: Path | None) -> dict[str, Tensor]:
 @pytest.mark.parametrize("path", files("checkpoints/names_meter_*.json"))
 def test_full_size_names_load_without_unknown_or_missing_ones(path: Path | None) -> None:
     official = full_size(path)
-    patches = len(official["vit_model.visual.positional_embedding"]) - 1
-    pixels = 16 * round(patches**0.5)
-    width, vocab = official["text_transformer.embeddings.word_embeddings.weight"].shape[::-1]
-    config = ModelConfig(
-        backbone="meter",
-        vision=VisionConfig(
-            height=pixels, width_px=pixels, depth=11, eps=1e-5, activation="quick_gelu", patch_bias=False, pre_norm=True
-        ),
-        text=TextConfig(
-            vocab_size=vocab, width=width, text_layers=12, max_positions=514, type_rows=1, pad_id=1, eps=1e-5
-        ),
-    )
-    with torch.device("meta"):
-        model = Meter(config)
-    heads = load_meter(model, official)
+    loaded = read_meter(official, Hints())
+    vision, text, fusion = loaded.config.vision, loaded.config.text, loaded.config.fusion
+    assert (vision.depth, vision.heads, vision.patch) == (11, 12, 16)
+    assert (text.text_layers, text.heads, text.fusion_layers) == (12, 12, 6)
+    assert (fusion.width, fusion.heads, fusion.hidden) == (768, 12, 3072)
+    assert isinstance(loaded.model, Meter)
+    heads = load_meter(loaded.model, official)
     for tensors in (heads.tensors[task] for task in CLASSIFIERS if task in heads.tensors):
         hidden, features = tensors["0.weight"].shape
         with torch.device("meta"):

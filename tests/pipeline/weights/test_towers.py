@@ -20,25 +20,11 @@ from pipeline.weights.reading import Foreign, read_foreign
 from pipeline.weights.text import load_bert, load_text
 from pipeline.weights.vision import load_vision
 from tests.pipeline.small import WORDS, small_config
-from tests.pipeline.test_weights_clip import config_of as clip_config
-from tests.pipeline.test_weights_clip import foreign_of, theirs
+from tests.pipeline.weights.foreign_models import clip_config, foreign_hf, hf_clip, save_text_model, timm_vit
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 PLAIN = VisionConfig(height=32, width_px=32, patch=8, width=24, depth=2, heads=3)
 CLIP_LIKE = replace(PLAIN, eps=1e-5, pre_norm=True, patch_bias=False)
-
-
-def timm_vit(clip: bool, quick: bool = False, **more: Any) -> Any:
-    from timm.layers import QuickGELU
-    from timm.models.vision_transformer import VisionTransformer
-
-    torch.manual_seed(0)
-    own: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
-    if clip:
-        own |= {"pre_norm": True, "norm_layer": torch.nn.LayerNorm}
-    if quick:
-        own |= {"act_layer": QuickGELU}
-    return VisionTransformer(**{**own, **more}).eval()
 
 
 def foreign(model: torch.nn.Module) -> Foreign:
@@ -135,30 +121,15 @@ def test_tokens_that_ours_lacks_are_refused() -> None:
 
 @torch.no_grad()
 def test_a_clip_gives_its_vision_tower() -> None:
-    reference = theirs(torch.float32)
+    reference = hf_clip(torch.float32)
     tower = VisionTower(clip_config(depth=1).vision)
-    dropped = load_vision(tower, foreign_of(reference))
+    dropped = load_vision(tower, foreign_hf(reference))
     assert "text_proj.weight" in dropped
     first = reference.vision_model.encoder.layers[0].layer_norm1.weight
     assert torch.equal(tower.blocks[0].norm1.weight, first)
     backbone = Clip(clip_config())
     load_vision(tower, foreign(backbone))
     assert torch.equal(tower.pos_embed, backbone.visual_encoder.pos_embed)
-
-
-def save_text_model(kind: str, folder: Path, with_head: bool = False) -> Any:
-    import transformers
-
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "intermediate_size": 128, "max_position_embeddings": 10, "initializer_range": 0.3,
-        "type_vocab_size": 2 if kind == "Bert" else 1, "pad_token_id": 0 if kind == "Bert" else 1,
-    }  # fmt: skip
-    config = getattr(transformers, f"{kind}Config")(**sizes)
-    model = getattr(transformers, f"{kind}{'ForMaskedLM' if with_head else 'Model'}")(config).eval()
-    model.save_pretrained(folder)
-    return model
 
 
 def text_config(kind: str, **changes: Any) -> TextConfig:
@@ -253,6 +224,6 @@ def test_each_backbone_begins_from_its_text_encoder(tmp_path: Path) -> None:
     assert torch.equal(meter.text_encoder.embeddings.word_embeddings.weight, roberta.embeddings.word_embeddings.weight)
 
     clip = Clip(clip_config())
-    load_text(clip, foreign_of(theirs(torch.float32)))
-    wanted = theirs(torch.float32).text_model.final_layer_norm.weight
+    load_text(clip, foreign_hf(hf_clip(torch.float32)))
+    wanted = hf_clip(torch.float32).text_model.final_layer_norm.weight
     assert torch.equal(clip.text_encoder.norm.weight, wanted)

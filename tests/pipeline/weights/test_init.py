@@ -20,7 +20,7 @@ from pipeline.weights.mapping import export_tensors
 from pipeline.weights.meter import METER, load_meter
 from pipeline.worker import parse
 from tests.pipeline.small import small_config, small_model
-from tests.pipeline.test_weights_towers import save_text_model, timm_vit
+from tests.pipeline.weights.foreign_models import save_text_model, timm_vit
 
 BACKBONES: list[BackboneName] = ["albef", "blip", "meter", "clip"]
 
