@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from data_prep.errors import UserError
+from data_prep.files import write_json
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
@@ -31,7 +32,7 @@ class PretrainConfig:
         optimizer: AdamW.
         objectives: Constants of the losses.
         elip: Pruning of the vision tower.
-        init: Weights to begin with; none for drawn ones.
+        init: Weights to begin with; none for drawn ones. What was left out of them is written to init.json.
     """
 
     split: str = "train"
@@ -56,7 +57,10 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     tokenizer = inputs.load_tokenizer()
     model = build_model(sized_model(model_config, tokenizer, inputs.loader))
     if config.init is not None:
-        initialise(model, config.init)
+        left_out = initialise(model, config.init)
+        if stage.process.is_main:
+            stage.folder.mkdir(parents=True, exist_ok=True)
+            write_json(stage.folder / "init.json", {"left_out": left_out})
     model = model.to(device)
     task = Pretraining(
         model,

@@ -117,6 +117,7 @@ def test_a_run_may_begin_with_given_weights(
     init = {"pretrain.init": {"model": str(pretrained / "export")}}
     with pytest.raises(KeyboardInterrupt):
         run_job(job_of(data, tmp_path / "p", "pretrain", run=init), Process())
+    assert json.loads((tmp_path / "p/init.json").read_text()) == {"left_out": {"model": []}}
     export, _ = load_weights(pretrained / "export")
     assert all(torch.equal(tensor, begun[0][name]) for name, tensor in export.items())
     # The momentum tower begins as a copy of the given weights.

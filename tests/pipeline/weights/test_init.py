@@ -63,6 +63,9 @@ def test_an_export_with_other_heads_is_refused(tmp_path: Path) -> None:
     other = build_model(replace(config, vision=replace(config.vision, heads=2)))
     with pytest.raises(UserError, match=r"pretrain\.init\.model=.*model\.vision\.heads=2, it was made with 4"):
         initialise(other, init)
+    export_weights(tmp_path / "old", {}, {"kind": "backbone", "model": {}})
+    with pytest.raises(UserError, match=r"does not tell the sizes"):
+        initialise(other, InitConfig(model=str(tmp_path / "old")))
     with pytest.raises(UserError, match=r"an export of albef; set model\.backbone"):
         initialise(small_model("meter"), init)
 
