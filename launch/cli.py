@@ -241,7 +241,7 @@ def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and the order of runs (%(default)s)")
 
 
-FOREIGN_KINDS = ("albef", "blip", "blip-hf")
+FOREIGN_KINDS = ("albef", "blip", "blip-hf", "clip", "meter")
 """Those of pipeline.weights.folders, which takes torch to import."""
 
 
@@ -253,6 +253,7 @@ def _add_weight_commands(commands: Any) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; not there yet, or empty")
     parser.add_argument("--vision-heads", type=int, help="attention heads of the vision tower; default: width / 64")
     parser.add_argument("--text-heads", type=int, help="attention heads of the text layers; default: width / 64")
+    parser.add_argument("--fusion-heads", type=int, help="attention heads of METER's fusion; default: width / 64")
     parser.add_argument("--image-size", type=int, help="side of the pictures in pixels; default: the file's")
     text = "write weights in the format of another library"
     parser = _add(commands, "export", text, "export weights/blip --format hf --out weights/blip-hf", _export)
@@ -312,7 +313,7 @@ def _bench(options: argparse.Namespace, _: list[str]) -> Answer:
 def _import(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.commands import import_command
 
-    heads = {"vision_heads": options.vision_heads, "text_heads": options.text_heads}
+    heads = {f"{part}_heads": getattr(options, f"{part}_heads") for part in ("vision", "text", "fusion")}
     return import_command(Path(options.path), options.kind, Path(options.out), image_size=options.image_size, **heads)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from data_prep.errors import UserError
+from data_prep.files import write_json
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
@@ -21,6 +22,7 @@ from pipeline.setup import Inputs, check_batch, check_sizes, export_config, seed
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.train import LoopConfig, Stage, train
+from pipeline.weights.init import InitConfig, initialise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class PretrainConfig:
             fusion layers learn five times as fast as its encoders.
         objectives: Constants of the losses.
         pruning: Which method leaves out vision tokens, and how many.
+        init: Weights to begin with; none for drawn ones. What was left out of them is written to init.json.
     """
 
     splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
@@ -45,6 +48,7 @@ class PretrainConfig:
     lr_scales: dict[str, float] = field(default_factory=dict)
     objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
+    init: InitConfig | None = None
 
     def __post_init__(self) -> None:
         weights_above_zero(self.splits, "pretrain.splits")
@@ -64,8 +68,14 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     # The same on every rank: the momentum tower is copied before the engine evens out the weights.
     seed_everything(inputs.seed, 0)
     tokenizer = inputs.load_tokenizer()
-    model = build_model(sized_model(model_config, tokenizer, inputs.loader)).to(device)
+    model = build_model(sized_model(model_config, tokenizer, inputs.loader))
     check_lr_scales(model, config.lr_scales)
+    if config.init is not None:
+        left_out = initialise(model, config.init)
+        if stage.process.is_main:
+            stage.folder.mkdir(parents=True, exist_ok=True)
+            write_json(stage.folder / "init.json", {"left_out": left_out})
+    model = model.to(device)
     task = Pretraining(
         model,
         config.objectives,
@@ -156,6 +166,8 @@ def check_pretrain(
     check_batch("pretrain", config.loop.global_batch, processes, engine, loader, least=2)
     check_sizes(model, loader)
     check_guidance(config.pruning, model)
+    if config.init is not None:
+        config.init.check()
     if engine.zero_stage == 3 and model.backbone in ("albef", "blip"):
         raise UserError("engine.zero_stage=3 splits the weights that the momentum tower must follow; use 0, 1 or 2")
 

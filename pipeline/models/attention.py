@@ -4,7 +4,7 @@ B batch, N queries, M keys, T and S packed tokens of all instances, D width, H h
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -86,23 +86,34 @@ def attention(
     if offsets is not None:
         return _packed(q, keys, heads, head_mask_BH, offsets)
     q_BHNd = split_heads(q, heads)
-    k, v = keys.k, keys.v
-    present, size = keys.present, keys.size
-    if keys.rows is not None:
-        # Not k[rows]: the backward of index_select is far faster, the more so before the heads are split.
-        k, v = k.index_select(0, keys.rows), v.index_select(0, keys.rows)
-        present = None if present is None else present[keys.rows]
-        size = None if size is None else size[keys.rows]
-    k_BHMd, v_BHMd = split_heads(k, heads), split_heads(v, heads)
-    allowed = _allowed(q_BHNd, k_BHMd, present, keys.causal)
-    if fused_is_best(q_BHNd, present):
-        mask = _additive(allowed, size, q_BHNd.dtype)
+    keys = _by_query_row(keys)
+    k_BHMd, v_BHMd = split_heads(keys.k, heads), split_heads(keys.v, heads)
+    allowed = _allowed(q_BHNd, k_BHMd, keys.present, keys.causal)
+    if fused_is_best(q_BHNd, keys.present):
+        mask = _additive(allowed, keys.size, q_BHNd.dtype)
         context_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, mask, dropout)
     else:
-        context_BHNd = _plain(q_BHNd, k_BHMd, v_BHMd, present, allowed, size, dropout)
+        probabilities = _probabilities(q_BHNd, k_BHMd, keys, allowed)
+        context_BHNd = F.dropout(probabilities, dropout).to(v_BHMd.dtype) @ v_BHMd
     if head_mask_BH is not None:
         context_BHNd = context_BHNd * head_mask_BH.to(context_BHNd.dtype)[:, :, None, None]
     return merge_heads(context_BHNd)
+
+
+def attention_probabilities(q_BND: Tensor, keys: Keys, heads: int) -> Tensor:
+    """The whole attention map, which `attention` does not write out; for analyses and distillation.
+
+    Args:
+        q_BND: Projected queries.
+        keys: What is attended to, not packed.
+        heads: Number of heads.
+
+    Returns:
+        (B, H, N, M) probabilities, before any dropout; 0 at keys that may not be attended to.
+    """
+    keys = _by_query_row(keys)
+    q_BHNd, k_BHMd = split_heads(q_BND, heads), split_heads(keys.k, heads)
+    return _probabilities(q_BHNd, k_BHMd, keys, _allowed(q_BHNd, k_BHMd, keys.present, keys.causal))
 
 
 def cls_probabilities(q_BD: Tensor, x_BND: Tensor, key_weight_DD: Tensor, heads: int) -> Tensor:
@@ -155,6 +166,18 @@ def fused_is_best(q: Tensor, present: Tensor | None) -> bool:
     return not slow_kernel and not (present is not None and present.requires_grad)
 
 
+def _by_query_row(keys: Keys) -> Keys:
+    """The same with one row for each row of queries."""
+    rows = keys.rows
+    if rows is None:
+        return keys
+    # Not k[rows]: the backward of index_select is far faster, the more so before the heads are split.
+    k, v = keys.k.index_select(0, rows), keys.v.index_select(0, rows)
+    present = None if keys.present is None else keys.present[rows]
+    size = None if keys.size is None else keys.size[rows]
+    return replace(keys, k=k, v=v, present=present, size=size, rows=None)
+
+
 def _allowed(q_BHNd: Tensor, k_BHMd: Tensor, present_BM: Tensor | None, causal: bool) -> Tensor | None:
     """True where a query may see a key: (B, 1, 1, M), (N, M) or (B, 1, N, M); None where all may."""
     present = None if present_BM is None else present_BM.bool()[:, None, None, :]
@@ -173,33 +196,24 @@ def _additive(allowed: Tensor | None, size_BM: Tensor | None, dtype: torch.dtype
     return added if allowed is None else torch.where(allowed, added, -torch.inf)
 
 
-def _plain(
-    q_BHNd: Tensor,
-    k_BHMd: Tensor,
-    v_BHMd: Tensor,
-    present_BM: Tensor | None,
-    allowed: Tensor | None,
-    size_BM: Tensor | None,
-    dropout: float,
-) -> Tensor:
-    """Scores, softmax over the allowed keys, context.
+def _probabilities(q_BHNd: Tensor, k_BHMd: Tensor, keys: Keys, allowed: Tensor | None) -> Tensor:
+    """Scores, softmax over the allowed keys.
 
     The mask multiplies the exponentials, so that it carries a gradient, dropped keys' too (DynamicViT, eq. 10).
     """
     scores = (q_BHNd * q_BHNd.shape[-1] ** -0.5) @ k_BHMd.transpose(-1, -2)
-    if size_BM is not None:
-        scores = scores + size_BM.log()[:, None, None, :]
+    if keys.size is not None:
+        scores = scores + keys.size.log()[:, None, None, :]
+    present_BM = keys.present
     if allowed is None:
-        probabilities = scores.softmax(-1)
-    elif present_BM is None or not present_BM.requires_grad:
-        probabilities = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
-    else:
-        assert allowed.shape[-2] == 1, "a causal stream's tokens are all outputs and are not trimmed"
-        keep = present_BM.to(scores.dtype)[:, None, None, :]
-        largest = scores.detach().masked_fill(keep.detach() < 0.5, -torch.inf).amax(-1, keepdim=True)
-        weights = (scores - largest).clamp(max=LARGEST_EXPONENT).exp() * keep
-        probabilities = weights / weights.sum(-1, keepdim=True)
-    return F.dropout(probabilities, dropout).to(v_BHMd.dtype) @ v_BHMd
+        return scores.softmax(-1)
+    if present_BM is None or not present_BM.requires_grad:
+        return scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+    assert allowed.shape[-2] == 1, "a causal stream's tokens are all outputs and are not trimmed"
+    keep = present_BM.to(scores.dtype)[:, None, None, :]
+    largest = scores.detach().masked_fill(keep.detach() < 0.5, -torch.inf).amax(-1, keepdim=True)
+    weights = (scores - largest).clamp(max=LARGEST_EXPONENT).exp() * keep
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def _packed(q_TD: Tensor, keys: Keys, heads: int, head_mask_BH: Tensor | None, starts: Sequence[int]) -> Tensor:

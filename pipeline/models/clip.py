@@ -82,5 +82,8 @@ class Clip(Backbone):
 
     def sentence(self, text: TokenStream) -> Tensor:
         """(B, D of vision): the text's feature taken back by the vision projection's transpose."""
-        feature_BE = self.text_feature(text).detach()
-        return F.linear(feature_BE, self.vision_proj.weight.detach().T.to(feature_BE.dtype))
+        return self.to_vision_width(self.text_feature(text))
+
+    def to_vision_width(self, feature_BE: Tensor) -> Tensor:
+        """(B, E) -> (B, D of vision) by the vision projection's transpose, without gradient."""
+        return F.linear(feature_BE.detach(), self.vision_proj.weight.detach().T.to(feature_BE.dtype))

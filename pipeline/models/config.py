@@ -22,15 +22,18 @@ class FusionConfig:
     Attributes:
         width: D of both streams.
         heads: Attention heads; divides `width`.
+        hidden: Width of the feed-forward parts; 0 stands for 4 D.
         eps: Of the layer norms.
     """
 
     width: int = 768
     heads: int = 12
+    hidden: int = 0
     eps: float = 1e-12
 
     def __post_init__(self) -> None:
         at_least(self, "model.fusion", 1, "width", "heads")
+        at_least(self, "model.fusion", 0, "hidden")
         if self.width % self.heads:
             raise UserError(f"model.fusion.width={self.width} must be a multiple of model.fusion.heads={self.heads}")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.models.backbone import Backbone, Fused, matching_head
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
-from pipeline.models.schedule import Advance, Intervention, Step, TokenStream, execute
+from pipeline.models.schedule import Advance, Intervention, Step, Streams, TokenStream, execute
 from pipeline.models.text import Bert, Predictions, text_block
 
 IMAGE_TYPES = 2
@@ -103,19 +103,23 @@ class Meter(Backbone):
         Returns:
             Features: the pooled text and the pooled image side by side.
         """
+        begun = self.begin_streams(text, image, image_type)
+        done = execute(self.fusion_steps, begun, interventions)
+        pooled = [self.text_pooler(done["text"]), self.image_pooler(done["image"])]
+        return Fused(done["text"], torch.cat(pooled, -1))
+
+    def begin_streams(self, text: TokenStream, image: TokenStream, image_type: int = 1) -> Streams:
+        """Both streams as the first layer of co-attention sees them; arguments as in `fuse`."""
         if image.rows is not None:
             present = None if image.present is None else image.present[image.rows]
             origin = None if image.origin is None else image.origin[image.rows]
             size = None if image.size is None else image.size[image.rows]
             image = replace(image, x=image.x[image.rows], present=present, origin=origin, size=size, rows=None)
         types = self.token_type_embeddings.weight
-        streams = {
+        return {
             "text": text.with_x(self.text_transform(text.x) + types[0]),
             "image": image.with_x(self.image_transform(image.x) + types[image_type]),
         }
-        done = execute(self.fusion_steps, streams, interventions)
-        pooled = [self.text_pooler(done["text"]), self.image_pooler(done["image"])]
-        return Fused(done["text"], torch.cat(pooled, -1))
 
     def word_scores(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
@@ -125,4 +129,5 @@ class Meter(Backbone):
 
 def _fusion_block(config: ModelConfig) -> PostNormBlock:
     fusion = config.fusion
-    return PostNormBlock(fusion.width, fusion.heads, 4 * fusion.width, fusion.width, fusion.eps, config.text.dropout)
+    hidden = fusion.hidden or 4 * fusion.width
+    return PostNormBlock(fusion.width, fusion.heads, hidden, fusion.width, fusion.eps, config.text.dropout)

@@ -144,12 +144,15 @@ class TextGuidedPruning(Pruning):
         self.scores[layer] = self._score(image, coming)
         return select(self.scores[layer], keep, self.config.merge)
 
+    def blended_cls(self, image: TokenStream) -> Tensor:
+        """(B, D) what asks which tokens matter: the vision CLS with the sentence's share in it."""
+        share = self.config.vision_weight
+        return (1 - share) * self.sentence_BD.to(image.x.dtype) + share * image.cls
+
     @torch.no_grad()
     def _score(self, image: TokenStream, coming: Sequence[Step]) -> Tensor:
         """(B, n) attention of the blended CLS in the last (``stage``) or first (``query``) coming layer."""
-        share = self.config.vision_weight
-        blend_BD = (1 - share) * self.sentence_BD.to(image.x.dtype) + share * image.cls
-        asked = image.with_x(torch.cat([blend_BD[:, None], image.x[:, 1:]], 1))
+        asked = image.with_x(torch.cat([self.blended_cls(image)[:, None], image.x[:, 1:]], 1))
         judge = coming[0]
         if self.config.guidance == "stage":
             asked = execute(coming[:-1], {"image": asked})["image"]

@@ -15,6 +15,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.weights.albef import read_albef
 from pipeline.weights.blip import read_blip
 from pipeline.weights.blip_hf import read_blip_hf, to_blip_hf
+from pipeline.weights.clip_family import read_clip, read_meter
 from pipeline.weights.loaded import Hints, Loaded, Written
 from pipeline.weights.mapping import fill
 from pipeline.weights.reading import Foreign, read_foreign
@@ -33,6 +34,8 @@ READERS: dict[str, Reader] = {
     "albef": lambda foreign, hints: read_albef(foreign.tensors, hints),
     "blip": lambda foreign, hints: read_blip(foreign.tensors, hints),
     "blip-hf": _blip_hf,
+    "clip": read_clip,
+    "meter": lambda foreign, hints: read_meter(foreign.tensors, hints),
 }
 """By the names that ``--kind`` knows; launch/cli.py repeats them."""
 

@@ -17,11 +17,13 @@ class Hints:
     Attributes:
         vision_heads: Heads of the vision tower; None for the width over 64.
         text_heads: Likewise of the text layers.
+        fusion_heads: Likewise of METER's co-attention.
         image_size: Side of the pictures in pixels; None for that of the file, else the position table is resized.
     """
 
     vision_heads: int | None = None
     text_heads: int | None = None
+    fusion_heads: int | None = None
     image_size: int | None = None
 
 

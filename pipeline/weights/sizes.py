@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from data_prep.errors import UserError
 from pipeline.models.config import ModelConfig
 from pipeline.models.text import TextConfig
-from pipeline.models.vision import VisionConfig, resize_positions
+from pipeline.models.vision import VisionConfig
 from pipeline.weights.loaded import Hints, heads_of
+from pipeline.weights.positions import fit_positions
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -80,8 +81,7 @@ def count(tensors: Mapping[str, Tensor], prefix: str, inside: str = "") -> int:
 
 def with_positions(tensors: Mapping[str, Tensor], vision: VisionConfig) -> dict[str, Tensor]:
     """The same tensors with the position table of another resolution."""
-    grid = _grid(tensors)
-    return {**tensors, POSITIONS: resize_positions(tensors[POSITIONS], (grid, grid), vision.grid)}
+    return fit_positions(tensors, POSITIONS, vision.grid)
 
 
 def new_model(make: Callable[[ModelConfig], _Model], config: ModelConfig, like: Mapping[str, Tensor]) -> _Model:

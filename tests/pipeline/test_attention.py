@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.attention import Asked, Keys, attention, cls_probabilities, cls_row
+from pipeline.models.attention import (
+    Asked,
+    Keys,
+    attention,
+    attention_probabilities,
+    cls_probabilities,
+    cls_row,
+    merge_heads,
+    split_heads,
+)
 
 HEADS, HEAD_WIDTH = 3, 4
 WIDTH = HEADS * HEAD_WIDTH
@@ -137,3 +146,12 @@ def test_the_cls_row_is_what_attention_gives_cls(size: Tensor | None) -> None:
         v[:, token] = 1.0
         rows.append(attention(q, Keys(k, v, size=size), HEADS)[:, 0].mean(-1))
     torch.testing.assert_close(cls_row(Asked(q, Keys(k, k, size=size), HEADS)), torch.stack(rows, 1))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_map_times_the_values_is_the_context(qkv: tuple[Tensor, ...], causal: bool) -> None:
+    q, k, v, present = qkv
+    keys = Keys(k, v, present, rows=torch.tensor([1, 0]), causal=causal)
+    map_BHNM = attention_probabilities(q, keys, HEADS)
+    torch.testing.assert_close(map_BHNM.sum(-1), torch.ones(2, HEADS, 5, dtype=torch.float64))
+    torch.testing.assert_close(merge_heads(map_BHNM @ split_heads(v[keys.rows], HEADS)), attention(q, keys, HEADS))

@@ -11,7 +11,7 @@ import torch
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceConfig, prepare
-from pipeline.checkpoint import CheckpointStore
+from pipeline.checkpoint import CheckpointStore, load_weights
 from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.shards import ShardFolder
@@ -102,6 +102,28 @@ def test_all_ranks_begin_with_the_same_weights_and_momentum_tower(
         with pytest.raises(KeyboardInterrupt):
             run_job(job_of(data, tmp_path / "p", "pretrain"), Process(rank=rank, world_size=2))
     assert all(torch.equal(tensor, begun[1][name]) for name, tensor in begun[0].items())
+
+
+def test_a_run_may_begin_with_given_weights(
+    data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict[str, torch.Tensor]] = []
+
+    def stop(task: Pretraining, config: PretrainConfig) -> None:
+        begun.append({**task.model.state_dict(), **task.tensors()})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.pretrain._param_groups", stop)
+    init = {"pretrain.init": {"model": str(pretrained / "export")}}
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job_of(data, tmp_path / "p", "pretrain", run=init), Process())
+    assert json.loads((tmp_path / "p/init.json").read_text()) == {"left_out": {"model": []}}
+    export, _ = load_weights(pretrained / "export")
+    assert all(torch.equal(tensor, begun[0][name]) for name, tensor in export.items())
+    # The momentum tower begins as a copy of the given weights.
+    copied = {name: tensor for name, tensor in begun[0].items() if name.startswith("momentum.")}
+    assert copied
+    assert all(torch.equal(tensor, export[name.removeprefix("momentum.")]) for name, tensor in copied.items())
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,60 @@
+"""Task heads on fused features, with the official METER's parameter names.
+
+B batch, C candidates, F width of the fused features, A classes or answers.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.blocks import init_transformer
+from pipeline.models.meter import Meter
+from pipeline.models.schedule import TokenStream
+
+CLASSIFIER_EPS = 1e-5
+
+
+class TaskClassifier(nn.Sequential):
+    """Linear, norm, GELU (erf), linear: (B, F) features -> (B, A) scores.
+
+    Args:
+        features: F.
+        hidden: Width between the linear maps.
+        classes: A.
+        eps: Of the norm.
+    """
+
+    def __init__(self, features: int, hidden: int, classes: int, eps: float = CLASSIFIER_EPS) -> None:
+        super().__init__(
+            nn.Linear(features, hidden), nn.LayerNorm(hidden, eps=eps), nn.GELU(), nn.Linear(hidden, classes)
+        )
+        init_transformer(self, hidden)
+
+
+def pair_features(model: Meter, text: TokenStream, first: TokenStream, second: TokenStream) -> Tensor:
+    """One sentence with each of two pictures (NLVR2).
+
+    Args:
+        model: METER.
+        text: From `begin_fusion`.
+        first: The first pictures, from `encode_image`.
+        second: The second ones.
+
+    Returns:
+        (B, 2 F): features with the first picture, then with the second, which has a token type of its own.
+    """
+    fused = [model.fuse(text, image, image_type=number) for number, image in enumerate((first, second), start=1)]
+    return torch.cat([each.features_BF for each in fused], -1)
+
+
+def rank_head_of(matching: nn.Linear) -> nn.Linear:
+    """The head that ranks candidates, begun as matching's score of a match."""
+    head = nn.Linear(matching.in_features, 1, device=matching.weight.device, dtype=matching.weight.dtype)
+    with torch.no_grad():
+        head.weight.copy_(matching.weight[1:])
+        head.bias.copy_(matching.bias[1:])
+    return head
+
+
+def candidate_scores(head: nn.Linear, features_BCF: Tensor) -> Tensor:
+    """(B, C, F) features of each query with its candidates -> (B, C) scores, to be compared within a row."""
+    return head(features_BCF).squeeze(-1)
