@@ -10,14 +10,21 @@ from collections.abc import Sequence
 from data_prep.nlvr_draw import COLOURS, SHAPES, Box, Item, Scene
 from data_prep.shapes_world import Dice
 
+FEW_ITEMS = 6
+"""So many are named one by one."""
+
 MOST_GROUPS = 5
 """Kinds of items that a description lists; with more of them it would be cut off as too long."""
+
+_SIZE_WORDS = {10: "small", 20: "medium", 30: "big"}
 
 
 def describe(scene: Scene, dice: Dice) -> str:
     """One description, drawn among those that fit the scene."""
     if scene.towers:
         return _towers(scene.boxes, dice)
+    if len(scene.items()) <= FEW_ITEMS:
+        return f"in all there are {' '.join(_item(item) for item in dice.order(list(scene.items())))}"
     short = [box for box in scene.boxes if len(_groups(box)) <= MOST_GROUPS]
     if short and dice.chance(0.7):
         return f"a box has {_listed(_groups(dice.pick(short)), dice)}"
@@ -29,6 +36,10 @@ def _towers(boxes: Sequence[Box], dice: Dice) -> str:
     upwards = dice.chance(0.5)
     told = [" ".join(item.colour for item in (box if upwards else reversed(box))) for box in dice.order(list(boxes))]
     return f"the towers from {'base to top' if upwards else 'top to base'} are {' and '.join(told)}"
+
+
+def _item(item: Item) -> str:
+    return f"a {_SIZE_WORDS[item.size]} {item.colour} {item.shape}"
 
 
 def _groups(box: Box) -> dict[str, int]:

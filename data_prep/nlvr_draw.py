@@ -32,6 +32,10 @@ _CLEAR = 4
 _TOUCH, _APART = 2.2, 5.0
 _ITEMS = tuple((number, 1.0 if number < MAX_ITEMS else 0.3) for number in range(1, MAX_ITEMS + 1))
 _BLOCKS = ((1, 0.22), (2, 0.27), (3, 0.27), (4, 0.24))
+# A share of the scenes has few things in it: what they are is then all that there is to see. From crowded boxes alone,
+# which hold every colour and shape, a small model learns nothing for very long.
+_SPARSE_SHARE = 0.5
+_FEW = ((1, 0.6), (2, 0.4))
 _WALL_X = (("far", 0.24), ("near", 0.07), ("", 0.69))
 _NEIGHBOUR_SHARE = 0.2
 _TOWERS_SHARE = 0.5
@@ -57,6 +61,8 @@ class Item:
 
 
 Box = tuple[Item, ...]
+Numbers = tuple[tuple[int, float], ...]
+"""How many things, with weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +119,8 @@ def draw_scene(dice: Dice, towers: bool | None = None) -> Scene:
     """Draws a scene, of towers or of scattered items where that is asked for."""
     if towers is None:
         towers = dice.chance(_TOWERS_SHARE)
-    boxes = tuple(_tower(dice) if towers else _scatter(dice) for _ in range(3))
+    number = _FEW if dice.chance(_SPARSE_SHARE) else _BLOCKS if towers else _ITEMS
+    boxes = tuple(_tower(dice, number) if towers else _scatter(dice, number) for _ in range(3))
     return Scene(towers=towers, boxes=boxes)
 
 
@@ -125,17 +132,16 @@ def tower_of(colours: tuple[str, ...]) -> Box:
     )
 
 
-def _tower(dice: Dice) -> Box:
-    return tower_of(tuple(dice.pick(COLOURS) for _ in range(dice.weighted(_BLOCKS))))
+def _tower(dice: Dice, number: Numbers) -> Box:
+    return tower_of(tuple(dice.pick(COLOURS) for _ in range(dice.weighted(number))))
 
 
-def _scatter(dice: Dice) -> Box:
-    number = dice.weighted(_ITEMS)
+def _scatter(dice: Dice, number: Numbers) -> Box:
     box: Box = ()
     # Now and then all items share colour or shape: chance alone hardly makes such boxes.
     colours = (dice.pick(COLOURS),) if dice.chance(0.12) else COLOURS
     shapes = (dice.pick(SHAPES),) if dice.chance(0.1) else SHAPES
-    for _ in range(number):
+    for _ in range(dice.weighted(number)):
         item = _placed(box, dice.pick(colours), dice.pick(shapes), dice.pick(SIZES), dice)
         box = (*box, item) if item else box
     return box

@@ -20,7 +20,10 @@ WHERE = r"(?P<where>(?:not |closely )?touching .+)"
 
 
 def _described(one_box: bool, listed: str, boxes: list[list[dict]]) -> bool:
-    """Whether a list of numbers of items is all that one box holds, or what all three hold by colour or shape."""
+    """Whether a list is of all items, or of numbers of what one box holds, or all three do by colour or shape."""
+    if named := re.findall(r"a (small|medium|big) (\w+) (\w+)", listed):
+        items = [(item["size"], item["colour"], item["shape"]) for item in itertools.chain(*boxes)]
+        return sorted((SIZES[size], colour, shape) for size, colour, shape in named) == sorted(items)
     told = {name: int(number) for number, name in re.findall(r"(\d+) (\D+?)s?(?= and| \d|$)", listed)}
     assert " ".join(re.findall(r"\d+", listed)).split() == [str(n) for n in told.values()], listed
     if one_box:

@@ -42,6 +42,8 @@ def trimline(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         "status",
         "bench vision",
         "bench step",
+        "flops",
+        "compare",
         "import",
         "export",
     ],

@@ -108,7 +108,7 @@ def test_parts_come_after_the_whole(tmp_path: Path) -> None:
 
 def test_a_missing_path_is_told_before_anything_is_read(tmp_path: Path) -> None:
     values = {"loop": {"samples": 4, "global_batch": 4}, "init": {"vision": str(tmp_path / "none.pth")}}
-    values["elip"] = {"guidance": "none"}
+    values["pruning"] = {"method": "none"}
     loader = LoaderConfig(height=32, width=32, streams=2, max_tokens=9)
     with pytest.raises(UserError, match=r"pretrain\.init\.vision=.*none\.pth is missing"):
         check_pretrain(parse(PretrainConfig, values), small_config(), loader, EngineConfig(name="torch"), 1)
