@@ -128,7 +128,7 @@ _RUN_HELP = {
     "evaluate": "a run up to and including evaluation",
 }
 _RUNNING = frozenset(_RUN_HELP)
-_TAKING_OVERRIDES = _RUNNING | {"shard"}
+_TAKING_OVERRIDES = _RUNNING | {"shard", "compare"}
 _FLAGS = frozenset({"--help", "--json", "--verbose", "--fresh", "--print_config"})
 _OPTIONS = _FLAGS | {"--config"}
 
@@ -148,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_commands(commands)
     _add_run_folder_commands(commands)
     _add_bench_commands(commands)
+    _add_flops_command(commands)
+    _add_compare_command(commands)
     _add_weight_commands(commands)
     return parser
 
@@ -219,6 +221,27 @@ def _add_bench_commands(commands: Any) -> None:
     parser = _add(kinds, "step", step, "bench step --image-size 256 --text-length 25 --json", _bench)
     _add_pruning_options(parser, pixels=256)
     parser.add_argument("--text-length", type=int, default=25, metavar="TOKENS", help="of every text (%(default)s)")
+
+
+def _add_flops_command(commands: Any) -> None:
+    text = "count a model's multiply-accumulates on a task, by module"
+    example = "flops --model meter_base --task vqa --image-size 288 --text-length 10 --json"
+    parser = _add(commands, "flops", text, example, _flops)
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument("--model", required=True, help="a name of configs/models, or a YAML file with a `model`")
+    parser.add_argument("--task", required=True, help="retrieval, vqa, nlvr2 or caption")
+    parser.add_argument("--image-size", **whole, help="height and width in pixels (the file's)")
+    parser.add_argument("--text-length", **whole, required=True, help="tokens of the text, special ones included")
+    parser.add_argument("--answers", **whole, help="classes of METER's VQA head (3129)")
+    parser.add_argument("--new-tokens", **whole, help="tokens that BLIP's decoder writes (4)")
+    parser.add_argument("--beams", **whole, help="hypotheses that it carries along (3)")
+
+
+def _add_compare_command(commands: Any) -> None:
+    text = "the same run with one thing changed at a time, over several seeds; goes on where it stopped"
+    example = "compare configs/experiments/pruning.yaml --out runs/pruning"
+    parser = _add(commands, "compare", f"{text}. Keys can be given as --key VALUE", example, _compare)
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
 
 
 def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
@@ -308,6 +331,19 @@ def _bench(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.bench import bench_command
 
     return bench_command(options.what, options)
+
+
+def _flops(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.flops import flops_command
+
+    fields = ("task", "text_length", "answers", "new_tokens", "beams")
+    return flops_command(options.model, options.image_size, {name: getattr(options, name) for name in fields})
+
+
+def _compare(options: argparse.Namespace, overrides: list[str]) -> Answer:
+    from launch.commands import compare_command
+
+    return compare_command(options.configs, overrides)
 
 
 def _import(options: argparse.Namespace, _: list[str]) -> Answer:

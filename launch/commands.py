@@ -58,6 +58,21 @@ def run_command(
     return _exit_code(result.failures.values()), result.as_json(), summary(result)
 
 
+def compare_command(files: Sequence[str], overrides: Sequence[str]) -> Answer:
+    """`trimline compare`.
+
+    Raises:
+        UserError: for a mistake in any of the runs, before the first one starts.
+    """
+    from launch.compare import CompareConfig, compare
+    from launch.compare_table import comparison_text, lines_of
+
+    config = read_config(CompareConfig, [find_recipe(name) for name in files], overrides)
+    data = compare(config, lambda line: print(line, file=sys.stderr))
+    code = INTERNAL if data["failures"] else 0
+    return code, {"out": config.out, "lines": lines_of(data), "failures": data["failures"]}, comparison_text(data)
+
+
 def shard_command(source: str, overrides: Sequence[str]) -> Answer:
     """`trimline shard`."""
     config = read_config(ShardConfig, [], ["--name", source, *overrides])

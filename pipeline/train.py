@@ -1,5 +1,7 @@
 """The one training loop: batch, losses, step, log, checkpoint. It knows no objective and no launcher."""
 
+import resource
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +79,8 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         stage: Folder, process and budget.
 
     Returns:
-        Steps, samples and seconds of the whole training, and samples that no process could use.
+        Steps, samples and seconds of the whole training, samples that no process could use, and the main process's
+        peak memory.
     """
     store = CheckpointStore(stage.folder / "checkpoints")
     start, spent, skipped_before = _restore(store, task, engine, stage.process)
@@ -111,7 +114,16 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         "samples": step * config.global_batch,
         "seconds": round(clock.seconds, 1),
         "skipped": skipped(),
+        "peak_bytes": peak_bytes(stage.process.device),
     }
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory that this process has held: of the GPU where it trains on one, else resident on the CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Process) -> tuple[int, float, int]:

@@ -183,6 +183,7 @@ class TextTower(nn.Module):
 
     def __init__(self, config: TextConfig, blocks: list[PostNormBlock]) -> None:
         super().__init__()
+        self.config = config
         self.bert = Bert(config, blocks)
         self.cls = WordHead(config)
         init_transformer(self, config.width)

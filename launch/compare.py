@@ -1,0 +1,151 @@
+"""`trimline compare`: the same run with one thing changed at a time, over several seeds, against a reference.
+
+Each run is a `trimline run` in a process and a folder of its own, so that one may fail, and the whole goes on where it
+stopped. Two questions may be asked at once: with the same samples seen, and with the same time.
+"""
+
+import concurrent.futures
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.errors import UserError
+from data_prep.files import read_json, write_json
+from launch.config import RunConfig
+from launch.lock import RunLock
+from launch.reading import read_config
+from launch.recipes import find_recipe
+from launch.stages import RESULTS
+from pipeline.limits import above_zero, at_least
+
+Budget = Literal["samples", "minutes"]
+COMPARISON = "comparison.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """What is compared.
+
+    Attributes:
+        out: Folder of all runs, and of comparison.json.
+        base: YAML files of the run that everything shares.
+        shared: Overrides that everything shares, such as ``pretrain.loop.samples: 16000``.
+        reference: Name of the variant that the others are compared with.
+        variants: For each name its overrides.
+        seeds: Of model and data; a variant and the reference of the same seed are a pair.
+        budgets: ``samples``: as many as the recipe says; ``minutes``: `minutes` of training, however many that is.
+        minutes: Of training in each run, for the second.
+        parallel: Runs side by side; times are comparable as long as it stays the same.
+    """
+
+    out: str
+    base: tuple[str, ...]
+    shared: dict[str, Any] = field(default_factory=dict)
+    reference: str
+    variants: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    budgets: tuple[Budget, ...] = ("samples",)
+    minutes: float = 5.0
+    parallel: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(self, "compare", 1, "parallel")
+        above_zero(self, "compare", "minutes")
+        if self.reference not in self.variants:
+            raise UserError(f"reference={self.reference!r} is none of the variants {', '.join(self.variants)}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or not self.budgets or not self.base:
+            raise UserError("compare needs different seeds, at least one budget, and a base configuration")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run of the comparison."""
+
+    variant: str
+    budget: Budget
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.variant}-{self.budget}-{self.seed}"
+
+
+def trials(config: CompareConfig) -> list[Trial]:
+    """All runs: seed by seed, so that whatever is finished can be compared."""
+    return [
+        Trial(variant=variant, budget=budget, seed=seed)
+        for seed in config.seeds
+        for budget in config.budgets
+        for variant in config.variants
+    ]
+
+
+def overrides_of(config: CompareConfig, trial: Trial) -> list[str]:
+    """A trial's overrides, as on the command line."""
+    values = {**config.shared, **config.variants[trial.variant], "seed": trial.seed, "data.seed": trial.seed}
+    values |= {"out": str(Path(config.out).expanduser() / trial.name)}
+    if trial.budget == "minutes":
+        values["budget.minutes"] = config.minutes
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
+
+
+def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any]:
+    """Runs what is not finished and gathers what is.
+
+    Args:
+        config: What is compared.
+        told: Is given a line whenever a run ends.
+
+    Raises:
+        UserError: A variant's configuration is wrong; nothing is started then.
+    """
+    files = [find_recipe(name) for name in config.base]
+    for trial in trials(config):
+        read_config(RunConfig, files, overrides_of(config, trial))
+    out = Path(config.out).expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    with RunLock(out), concurrent.futures.ThreadPoolExecutor(config.parallel) as pool:
+        jobs = {pool.submit(_run, files, overrides_of(config, trial)): trial for trial in trials(config)}
+        failures: dict[str, str] = {}
+        for job in concurrent.futures.as_completed(jobs):
+            trial, error = jobs[job], job.result()
+            if error:
+                failures[trial.name] = error
+            told(f"{trial.name}: {error or 'done'}")
+            write_json(out / COMPARISON, gathered(config, failures))
+    return gathered(config, failures)
+
+
+def _run(files: Sequence[Path], overrides: Sequence[str]) -> str:
+    """Carries out a run; returns why it failed, or nothing."""
+    command = [sys.executable, "-m", "launch", "run", *map(str, files), *overrides]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return "" if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
+
+
+def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, Any]:
+    """What the finished runs gave: for each trial its results, speed and memory."""
+    runs = []
+    for trial in trials(config):
+        folder = Path(config.out).expanduser() / trial.name
+        if not (folder / RESULTS).is_file():
+            continue
+        stage = read_json(folder / "stages" / "pretrain" / "status.json")["outputs"]
+        runs.append(
+            {
+                "variant": trial.variant,
+                "budget": trial.budget,
+                "seed": trial.seed,
+                "samples": stage["samples"],
+                "step_ms": 1000 * stage["seconds"] / stage["steps"],
+                "peak_bytes": stage["peak_bytes"],
+                "results": read_json(folder / RESULTS),
+            }
+        )
+    return {"reference": config.reference, "runs": runs, "failures": dict(failures)}

@@ -1,0 +1,117 @@
+"""`trimline compare`: its runs, its table, and going on where it stopped."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_prep.errors import UserError
+from launch.compare import CompareConfig, Trial, overrides_of, trials
+from launch.compare_table import comparison_text, lines_of, paired_interval
+from launch.config import RunConfig
+from launch.reading import read_config
+from launch.recipes import find_recipe
+
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+def config(**more: Any) -> CompareConfig:
+    variants = {"unpruned": {"pretrain.pruning.method": "none"}, "query": {}}
+    return CompareConfig(**{"out": "cmp", "base": (str(TINY),), "reference": "unpruned", "variants": variants, **more})
+
+
+def run(variant: str, seed: int, accuracy: float, budget: str = "samples") -> dict[str, Any]:
+    row = {"task": "statement", "target": 1.0, "split": "test", "metric": "accuracy", "value": accuracy}
+    other = {"task": "retrieval", "target": None, "split": "test", "metric": "TR R@1", "value": 5.0}
+    return {
+        "variant": variant, "seed": seed, "budget": budget, "samples": 64, "step_ms": 10.0 + seed,
+        "peak_bytes": 2**30, "results": [row, other],
+    }  # fmt: skip
+
+
+def test_trials_come_seed_by_seed_with_the_variants_overrides() -> None:
+    asked = config(seeds=(3, 4), budgets=("samples", "minutes"), minutes=2.0, shared={"trim.targets": [1.0]})
+    found = trials(asked)
+    assert [t.name for t in found[:5]] == [
+        "unpruned-samples-3", "query-samples-3", "unpruned-minutes-3", "query-minutes-3", "unpruned-samples-4",
+    ]  # fmt: skip
+    words = overrides_of(asked, Trial(variant="unpruned", budget="minutes", seed=3))
+    assert {"--pretrain.pruning.method=none", "--seed=3", "--data.seed=3", "--budget.minutes=2.0"} <= set(words)
+    assert {"--trim.targets=[1.0]", "--out=cmp/unpruned-minutes-3"} <= set(words)
+    read = read_config(RunConfig, [TINY], words)
+    assert (read.pretrain.pruning.method, read.seed, read.budget.minutes) == ("none", 3, 2.0)
+
+
+def test_the_interval_is_students_over_pairs() -> None:
+    difference, half = paired_interval([3.0, 4.0, 8.0], [1.0, 3.0, 5.0])
+    assert (difference, half) == (2.0, pytest.approx(4.303 * 1.0 / 3**0.5))
+    assert paired_interval([3.0], [1.0]) == (2.0, None)
+
+
+def test_only_seeds_that_both_finished_are_compared() -> None:
+    runs = [run("unpruned", 0, 70.0), run("unpruned", 1, 72.0), run("query", 0, 71.0), run("query", 2, 99.0)]
+    data = {"reference": "unpruned", "runs": runs, "failures": {"query-samples-1": "it broke"}}
+    lines = {line["variant"]: line for line in lines_of(data)}
+    cell = lines["query"]["metrics"]["statement 1x test accuracy"]
+    assert (cell["mean"], cell["difference"], cell["half_width"]) == (85.0, 1.0, None)
+    assert list(lines["query"]["metrics"]) == ["statement 1x test accuracy"]
+    text = comparison_text(data)
+    assert "85.0 (+1.0)" in text and "failed: query-samples-1: it broke" in text
+    assert comparison_text({"reference": "unpruned", "runs": [], "failures": {}}) == "no run is finished"
+
+
+def test_budgets_are_compared_apart() -> None:
+    runs = [run(v, s, 70.0 + s, b) for v in ("unpruned", "query") for s in (0, 1) for b in ("samples", "minutes")]
+    lines = lines_of({"reference": "unpruned", "runs": runs, "failures": {}})
+    assert [(line["budget"], line["variant"]) for line in lines] == [
+        ("samples", "unpruned"), ("samples", "query"), ("minutes", "unpruned"), ("minutes", "query"),
+    ]  # fmt: skip
+    assert all(line["metrics"]["statement 1x test accuracy"]["half_width"] == 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"reference": "none"}, "reference='none' is none of the variants unpruned, query"),
+        ({"seeds": (1, 1)}, "different seeds"),
+        ({"parallel": 0}, "compare.parallel=0"),
+        ({"minutes": 0.0}, "compare.minutes=0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config(**more)
+
+
+def test_every_variant_of_every_experiment_reads() -> None:
+    for recipe in ("configs/experiments/pruning.yaml",):
+        asked = read_config(CompareConfig, [find_recipe(recipe)], [])
+        base = [find_recipe(name) for name in asked.base]
+        for trial in trials(asked):
+            read = read_config(RunConfig, base, overrides_of(asked, trial))
+            read.pretrain.pruning.check(read.model.vision.depth, read.model.vision.patches)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_comparison_runs_reports_and_goes_on(tmp_path: Path) -> None:
+    asked = {
+        "out": str(tmp_path / "cmp"), "base": [str(TINY)], "shared": {"trim.targets": [1.0], "evaluate.pictures": 0},
+        "reference": "unpruned", "variants": {"unpruned": {"pretrain.pruning.method": "none"}, "query": {}},
+        "seeds": [0, 1], "parallel": 2,
+    }  # fmt: skip
+    (tmp_path / "cmp.yaml").write_text(yaml.safe_dump(asked))
+    command = [sys.executable, "-m", "launch", "compare", str(tmp_path / "cmp.yaml"), "--json"]
+    first, again = (subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2))
+    assert first.returncode == again.returncode == 0, first.stderr + again.stderr
+    lines = json.loads(first.stdout)["lines"]
+    assert lines == json.loads(again.stdout)["lines"]
+    assert [(line["variant"], line["seeds"]) for line in lines] == [("unpruned", [0, 1]), ("query", [0, 1])]
+    assert all(line["peak_bytes"] > 2**27 and line["step_ms"] > 0 for line in lines)
+    wrong = subprocess.run([*command, "--variants", "{query: {pretrain.nothing: 1}}", "--reference", "query"],
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert wrong.returncode == 2 and "nothing" in wrong.stderr and "Traceback" not in wrong.stderr
