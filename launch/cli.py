@@ -150,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench_commands(commands)
     _add_flops_command(commands)
     _add_compare_command(commands)
+    _add_analyse_commands(commands)
     _add_weight_commands(commands)
     return parser
 
@@ -235,6 +236,18 @@ def _add_flops_command(commands: Any) -> None:
     parser.add_argument("--answers", **whole, help="classes of METER's VQA head (3129)")
     parser.add_argument("--new-tokens", **whole, help="tokens that BLIP's decoder writes (4)")
     parser.add_argument("--beams", **whole, help="hypotheses that it carries along (3)")
+
+
+def _add_analyse_commands(commands: Any) -> None:
+    text = "look into a trained model"
+    example = "example: trimline analyse leak runs/demo"
+    parser = commands.add_parser("analyse", help=text, description=text, epilog=example, allow_abbrev=False)
+    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    leak = "what pruning images by captions tells pre-training's tasks that they should not know"
+    parser = _add(kinds, "leak", leak, "analyse leak runs/demo --split test --json", _leak)
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--split", help="held-out split (the first that the run evaluates)")
+    parser.add_argument("--samples", type=int, default=512, metavar="N", help="pairs to look at (%(default)s)")
 
 
 def _add_compare_command(commands: Any) -> None:
@@ -344,6 +357,12 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> Answer:
     from launch.commands import compare_command
 
     return compare_command(options.configs, overrides)
+
+
+def _leak(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.analyse import leak_command
+
+    return leak_command(Path(options.run), options.split, options.samples)
 
 
 def _import(options: argparse.Namespace, _: list[str]) -> Answer:

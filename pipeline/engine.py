@@ -44,6 +44,9 @@ class EngineConfig:
             of the weights does not lose its small updates.
         grad_clip: Largest norm of the whole gradient; 0 leaves it unclipped.
         accumulation: Calls of `Engine.step` that make one update.
+        recompute: Whether blocks keep only their inputs for the backward and are computed again there (activation
+            checkpointing).
+        compile: Whether torch.compile makes the vision towers; worth it on a GPU.
     """
 
     name: Literal["deepspeed", "torch"] = "deepspeed"
@@ -51,6 +54,8 @@ class EngineConfig:
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     grad_clip: float = 1.0
     accumulation: int = 1
+    recompute: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values that no engine could use."""

@@ -14,6 +14,7 @@ from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
 from pipeline.limits import weights_above_zero
 from pipeline.models.backbone import Backbone
+from pipeline.models.blocks import recompute_activations
 from pipeline.models.build import build_model
 from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
 from pipeline.objectives.mlm import Vocabulary
@@ -84,6 +85,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
         inputs.normalise,
         torch.Generator().manual_seed(inputs.seed),
     )
+    _prepare_towers(task, inputs.engine)
     engine = build_engine(inputs.engine, config.optimizer, task.module, _param_groups(model, config), stage.process)
     seed_everything(inputs.seed, 1 + stage.process.rank)
 
@@ -108,6 +110,15 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
         export_weights(stage.folder / "export", plain, export_config("backbone", model.config, inputs.loader))
     engine.close()
     return counts
+
+
+def _prepare_towers(task: Pretraining, engine: EngineConfig) -> None:
+    """Recomputation and compilation as the engine's configuration asks for them."""
+    if engine.recompute:
+        recompute_activations(task.model)
+    if engine.compile:
+        for model in [task.model] + ([] if task.memory is None else [task.memory.teacher.model]):
+            model.visual_encoder.compile(dynamic=False)
 
 
 def _param_groups(model: Backbone, config: PretrainConfig) -> list[ParamGroup]:
@@ -172,6 +183,10 @@ def check_pretrain(
         raise UserError("engine.zero_stage=3 splits the weights that the momentum tower must follow; use 0, 1 or 2")
 
 
+# METER prunes each pair by the text that it fuses, so it has no choice; only ALBEF masks words and contrasts besides.
+_GUIDED = {"own": ("albef", "blip", "meter", "clip"), "masked": ("albef",), "other": ("albef", "blip", "clip")}
+
+
 def check_guidance(pruning: PruningConfig, model: ModelConfig) -> None:
     """Refuses pruning that does not fit the vision tower or the text that guides it.
 
@@ -179,6 +194,11 @@ def check_guidance(pruning: PruningConfig, model: ModelConfig) -> None:
         UserError: Naming the keys that do not fit together.
     """
     pruning.check(model.vision.depth, model.vision.patches)
+    if pruning.chosen is pruning.elip and model.backbone not in _GUIDED[pruning.elip.sentence]:
+        raise UserError(
+            f"pretrain.pruning.elip.sentence={pruning.elip.sentence} is for model.backbone "
+            f"{', '.join(_GUIDED[pruning.elip.sentence])}, not for {model.backbone}; set it to own"
+        )
     # CLIP's text comes back through the projection, whatever its width.
     guided = pruning.chosen is pruning.elip and model.backbone != "clip"
     if guided and model.vision.width != model.text.width:

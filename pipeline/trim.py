@@ -16,6 +16,7 @@ from pipeline.engine import OptimizerConfig, build_engine, split_decay
 from pipeline.exports import load_backbone
 from pipeline.limits import above_zero, weights_above_zero
 from pipeline.models.backbone import Backbone
+from pipeline.models.blocks import recompute_activations
 from pipeline.process import Process
 from pipeline.setup import Inputs, check_batch, export_config, seed_everything
 from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
@@ -82,6 +83,8 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
     tokenizer = inputs.load_tokenizer()
     model = _model(config, target, backbone, inputs, tokenizer).to(process.torch_device)
     typical = _typical(model.backbone, config, inputs, tokenizer)
+    if inputs.engine.recompute:
+        recompute_activations(model)
     task = StatementTask(model, inputs.normalise, target, config.smarttrim, typical)
     groups = [*split_decay(model.backbone), *split_decay(model.cls_head, config.head_scale)]
     if model.trimmers is not None:

@@ -20,7 +20,7 @@ from pipeline.limits import at_least
 from pipeline.measure.training_macs import Macs, StepSizes, albef_step_macs, tower_macs
 from pipeline.models.albef import Albef
 from pipeline.models.config import ModelConfig
-from pipeline.models.schedule import execute
+from pipeline.models.schedule import TokenStream
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig, VisionTower
 from pipeline.objectives.mlm import Vocabulary, mask_words
@@ -206,8 +206,8 @@ def _tower_forward(
 ) -> Tensor:
     """(B, N, D) the tower's last tokens."""
     pruning = config.begin(tower, sentence_BD, seeds_B)
-    streams = {"image": tower.embed(pixels)}
-    return tower.finish(execute(tower.steps, streams, [] if pruning is None else [pruning])["image"]).x
+    encoded: TokenStream = tower(pixels, [] if pruning is None else [pruning])
+    return encoded.x
 
 
 def _step_bench(config: BenchConfig, variants: Mapping[str, PruningConfig]) -> Bench:

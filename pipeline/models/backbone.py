@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.models.blocks import init_transformer
 from pipeline.models.config import ModelConfig
-from pipeline.models.schedule import Intervention, Step, Streams, TokenStream, execute
+from pipeline.models.schedule import NO_STREAMS, Intervention, Step, TokenStream, execute
 from pipeline.models.vision import VisionTower
 from pipeline.precision import at_least_float32
 
@@ -96,11 +96,10 @@ class Backbone(nn.Module):
         Returns:
             The image stream after the final norm.
         """
-        streams: Streams = {"image": self.visual_encoder.embed(pixels)}
-        if text is not None:
-            streams = {**streams, "text": text}
-        streams = execute(self.visual_encoder.steps, streams, interventions)
-        return self.visual_encoder.finish(streams["image"])
+        encoded: TokenStream = self.visual_encoder(
+            pixels, interventions, NO_STREAMS if text is None else {"text": text}
+        )
+        return encoded
 
     def sentence(self, text: TokenStream) -> Tensor:
         """(B, D of vision) the vector that guides pruning (METHODS.md section 1), from the encoded text."""

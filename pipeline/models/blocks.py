@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.attention import Asked, Keys, attention, cls_probabilities
 from pipeline.models.schedule import InBlock, TokenStream
@@ -69,7 +70,41 @@ class Mlp(nn.Module):
         return self.fc2(self.activate(self.fc1(x)))
 
 
-class PreNormBlock(nn.Module):
+class Block(nn.Module):
+    """Base of the two blocks.
+
+    With `recompute` a block keeps only its input for the backward and makes the rest once more there (activation
+    checkpointing): a third more arithmetic for a fraction of the memory.
+    """
+
+    recompute = False
+
+    def forward(self, stream: TokenStream, sources: Sequence[TokenStream], inside: InBlock) -> TokenStream:
+        """Advance the stream.
+
+        Args:
+            stream: The tokens that go through.
+            sources: What they cross-attend to.
+            inside: What methods want of this block.
+        """
+        if self.recompute and torch.is_grad_enabled():
+            done: TokenStream = checkpoint(self.advance, stream, sources, inside, use_reentrant=False)
+            return done
+        return self.advance(stream, sources, inside)
+
+    def advance(self, stream: TokenStream, sources: Sequence[TokenStream], inside: InBlock) -> TokenStream:
+        """The block's arithmetic."""
+        raise NotImplementedError
+
+
+def recompute_activations(module: nn.Module) -> None:
+    """Switch all blocks of a module to `Block.recompute`."""
+    for part in module.modules():
+        if isinstance(part, Block):
+            part.recompute = True
+
+
+class PreNormBlock(Block):
     """``x += attn(norm1(x)); x += mlp(norm2(x))`` (timm's ViT block).
 
     Args:
@@ -89,8 +124,8 @@ class PreNormBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * mlp_ratio), activation)
 
-    def forward(self, stream: TokenStream, sources: Sequence[TokenStream], inside: InBlock) -> TokenStream:
-        """Advance the stream; there is no cross-attention, so `sources` is empty."""
+    def advance(self, stream: TokenStream, sources: Sequence[TokenStream], inside: InBlock) -> TokenStream:
+        """Self-attention and MLP; there is no cross-attention, so `sources` is empty."""
         asked = self.attn.ask(stream.with_x(self.norm1(stream.x)))
         stream = stream.with_x(stream.x + self.attn(asked, inside.self_BH))
         if inside.between is not None:
@@ -231,7 +266,7 @@ class Intermediate(nn.Module):
         return F.gelu(self.dense(x))
 
 
-class PostNormBlock(nn.Module):
+class PostNormBlock(Block):
     """BERT's layer: self-attention, cross-attention where it has one, feed-forward; a norm after each sum.
 
     Args:
@@ -265,8 +300,8 @@ class PostNormBlock(nn.Module):
         self.intermediate = Intermediate(width, hidden)
         self.output = ResidualNorm(hidden, width, eps, dropout)
 
-    def forward(self, stream: TokenStream, sources: Sequence[TokenStream], inside: InBlock) -> TokenStream:
-        """Advance the stream; no sources skip the cross-attention."""
+    def advance(self, stream: TokenStream, sources: Sequence[TokenStream], inside: InBlock) -> TokenStream:
+        """Self-attention, cross-attention where there are sources, feed-forward."""
         assert inside.between is None, "only pre-norm blocks let a method act between attention and MLP"
         stream = self.attention(stream, [stream], inside.self_BH)
         if sources:

@@ -80,6 +80,7 @@ class InBlock:
 
 
 Streams = Mapping[str, TokenStream]
+NO_STREAMS: Streams = {}
 Block = Callable[[TokenStream, Sequence[TokenStream], InBlock], TokenStream]
 
 

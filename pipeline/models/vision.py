@@ -3,6 +3,7 @@
 B batch, P patches, N = P + 1 tokens (class token first), D width, R x C grid of patches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from data_prep.errors import UserError
 from pipeline.limits import above_zero, at_least
 from pipeline.models.blocks import Activation, PreNormBlock, init_transformer
-from pipeline.models.schedule import CLS, Advance, Step, TokenStream
+from pipeline.models.schedule import CLS, NO_STREAMS, Advance, Intervention, Step, Streams, TokenStream, execute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,22 @@ class VisionTower(nn.Module):
         return [
             Step("vision", layer, (Advance("image", block, (), self.guide),)) for layer, block in enumerate(self.blocks)
         ]
+
+    def forward(
+        self, pixels: Tensor, interventions: Sequence[Intervention] = (), others: Streams = NO_STREAMS
+    ) -> TokenStream:
+        """The whole tower.
+
+        Args:
+            pixels: (B, 3, height, width), normalised.
+            interventions: Methods that act on its layers.
+            others: Streams that they may look at, by name.
+
+        Returns:
+            The image stream after the final norm.
+        """
+        streams = execute(self.steps, {**others, "image": self.embed(pixels)}, interventions)
+        return self.finish(streams["image"])
 
     def finish(self, stream: TokenStream) -> TokenStream:
         """The final norm."""

@@ -30,6 +30,9 @@ class ElipConfig:
             ``query`` lets the blended CLS ask with the stage's first layer only; ``none`` prunes nothing.
         depths: Layers of each stage; they add up to the tower's depth. The first stage sees all tokens.
         ratios: Kept share of the original patches, for each stage but the first; falling.
+        sentence: Whose sentence guides: ``own``, each image's caption (the paper's); ``masked``, the caption with words
+            masked (ALBEF: the word task then sees no token that a hidden word has chosen); ``other``, another image's
+            caption (nothing of the own one is told).
         vision_weight: λ, the share of the vision CLS in the blend with the sentence vector.
         merge: Whether tokens that go are merged into one.
         count_base: Whether ratios count ``patches`` (P) or ``tokens`` (P + 1, CLIP's variant).
@@ -38,6 +41,7 @@ class ElipConfig:
     guidance: Literal["stage", "query", "none"] = "query"
     depths: tuple[int, ...] = (2, 2, 6, 2)
     ratios: tuple[float, ...] = (0.90, 0.65, 0.40)
+    sentence: Literal["own", "masked", "other"] = "own"
     vision_weight: float = 0.8
     merge: bool = True
     count_base: Literal["patches", "tokens"] = "patches"

@@ -145,6 +145,16 @@ class OnlineModel(nn.Module):
         share = self.objectives.mask_share
         return mask_words(batch.token_ids, batch.token_mask, batch.draw_seeds, share, self.words)
 
+    def guide(self, plain: TokenStream, masked: TokenStream | None = None) -> TokenStream:
+        """The texts that guide pruning, as the configuration says."""
+        whose = self.pruning.elip.sentence
+        if whose == "other":
+            return picked(plain, torch.arange(len(plain.x), device=plain.x.device).roll(1))
+        if whose == "masked":
+            assert masked is not None, "only steps that mask words can be guided by them"
+            return masked
+        return plain
+
     def pruned_image(self, pixels: Tensor, text: TokenStream, seeds_B: Tensor) -> tuple[TokenStream, Pruning | None]:
         """Images pruned by these texts, by themselves or by chance, and what was chosen."""
         pruning = self.pruning.begin(self.model.visual_encoder, self.model.sentence(text), seeds_B)
@@ -207,7 +217,7 @@ class AlbefStep(OnlineModel):
         words = draws.words
         assert words is not None
         plain, masked = encode_both_texts(self.model, batch, words)
-        image, pruning = self.pruned_image(pixels, plain, batch.draw_seeds)
+        image, pruning = self.pruned_image(pixels, self.guide(plain, masked), batch.draw_seeds)
         teacher = memory.teacher.model
         with torch.no_grad():
             plain_m, masked_m = encode_both_texts(teacher, batch, words)
@@ -246,7 +256,7 @@ class BlipStep(OnlineModel):
         model = self.model
         assert isinstance(model, Blip)
         text = model.encode_text(batch.token_ids, batch.token_mask)
-        image, pruning = self.pruned_image(pixels, text, batch.draw_seeds)
+        image, pruning = self.pruned_image(pixels, self.guide(text), batch.draw_seeds)
         teacher = memory.teacher.model
         with torch.no_grad():
             text_m = teacher.encode_text(batch.token_ids, batch.token_mask)
@@ -325,7 +335,7 @@ class ClipStep(OnlineModel):
     ) -> dict[str, Tensor]:
         """``itc``; arguments as in `AlbefStep.forward`, there is no memory."""
         text = self.model.encode_text(batch.token_ids, batch.token_mask)
-        image, _ = self.pruned_image(pixels, text, batch.draw_seeds)
+        image, _ = self.pruned_image(pixels, self.guide(text), batch.draw_seeds)
         features = self.model.image_feature(image), self.model.text_feature(text)
         return {"itc": symmetric_contrast(*features, self.model.temp)}
 

@@ -44,6 +44,7 @@ def trimline(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         "bench step",
         "flops",
         "compare",
+        "analyse leak",
         "import",
         "export",
     ],

@@ -1,0 +1,210 @@
+"""What text-guided pruning tells the training of what it should not know (METHODS.md section 1).
+
+In pre-training an image is pruned by its own caption. So its feature in contrast, and its tokens where it stands as a
+negative of matching, carry a trace of that caption, and the word task sees tokens that the unmasked text has chosen. At
+retrieval time nothing of this holds. Measured on held-out pairs, of a trained model: how much easier each task becomes.
+
+B batch, N samples, L text tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data_prep.errors import UserError
+from pipeline.data.batch import ImageTextBatch
+from pipeline.measure.bootstrap import group_interval
+from pipeline.models.backbone import Backbone
+from pipeline.models.schedule import TokenStream
+from pipeline.objectives.mlm import Vocabulary, mask_words
+from pipeline.pruning.config import PruningConfig
+
+UNPRUNED, OWN, OTHER = "unpruned", "own caption", "another caption"
+PAIRED, MASKED = "paired text", "masked caption"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A trained model and how it was pruned.
+
+    Attributes:
+        model: In evaluation mode.
+        pruning: ELIP's, as in pre-training.
+        words: Mask id and vocabulary size.
+        mask_share: Probability that a word is masked.
+        normalise: Maps uint8 pixels to the model's input.
+    """
+
+    model: Backbone
+    pruning: PruningConfig
+    words: Vocabulary
+    mask_share: float
+    normalise: Callable[[Tensor], Tensor]
+
+    def image(self, pixels: Tensor, text: TokenStream | None, seeds_B: Tensor) -> TokenStream:
+        """Images pruned by these texts; not pruned where there are none."""
+        if text is None:
+            return self.model.encode_image(pixels)
+        pruning = self.pruning.begin(self.model.visual_encoder, self.model.sentence(text), seeds_B)
+        assert pruning is not None
+        return self.model.encode_image(pixels, [pruning])
+
+
+@dataclass
+class _Found:
+    """Outcomes of single samples, by task, metric and what the images were pruned by."""
+
+    values: dict[tuple[str, str, str], list[float]] = field(default_factory=dict)
+    image_NE: dict[str, list[Tensor]] = field(default_factory=dict)
+    text_NE: list[Tensor] = field(default_factory=list)
+
+    def add(self, task: str, metric: str, by: str, values: Tensor) -> None:
+        self.values.setdefault((task, metric, by), []).extend(values.double().tolist())
+
+
+@torch.no_grad()
+def measure_leak(probe: Probe, batches: Iterable[ImageTextBatch]) -> list[Row]:
+    """Rows {"task", "metric", "pruned_by", "value", "low", "high", "difference", ...} over all samples.
+
+    Args:
+        probe: Model and pruning.
+        batches: Held-out pairs; negatives of matching are the most similar other caption of a batch.
+
+    Returns:
+        For each task and metric one row for each way of pruning; `difference` is from the first of them, paired by
+        sample, with its 95% interval.
+
+    Raises:
+        UserError: The pruning is not guided by text, or there are fewer than two pairs.
+    """
+    if probe.pruning.chosen is not probe.pruning.elip:
+        raise UserError("only text-guided pruning can leak: this run's pretrain.pruning is not elip")
+    found = _Found()
+    for batch in batches:
+        if len(batch) > 1:
+            _look(probe, batch, found)
+    if not found.text_NE and not found.values:
+        raise UserError("the split has fewer than two pairs; give a larger one")
+    _rank(found)
+    return _rows(found)
+
+
+def _look(probe: Probe, batch: ImageTextBatch, found: _Found) -> None:
+    model, pixels = probe.model, probe.normalise(batch.pixels)
+    text = model.encode_text(batch.token_ids, batch.token_mask)
+    rolled = torch.arange(len(batch), device=pixels.device).roll(1)
+    images = {
+        UNPRUNED: probe.image(pixels, None, batch.draw_seeds),
+        OWN: probe.image(pixels, text, batch.draw_seeds),
+        OTHER: probe.image(pixels, _rows_of(text, rolled), batch.draw_seeds),
+    }
+    if model.has_contrast:
+        for by, image in images.items():
+            found.image_NE.setdefault(by, []).append(model.image_feature(image))
+        found.text_NE.append(model.text_feature(text))
+    if model.fusion_steps:
+        _match(probe, batch, pixels, text, images, found)
+    if model.config.backbone in ("albef", "meter"):
+        _tell(probe, batch, pixels, text, images, found)
+
+
+def _match(
+    probe: Probe,
+    batch: ImageTextBatch,
+    pixels: Tensor,
+    text: TokenStream,
+    images: Mapping[str, TokenStream],
+    found: _Found,
+) -> None:
+    """Negatives' images pruned by their own caption, as in pre-training, or by the text they are shown with."""
+    model = probe.model
+    wrong_B = _nearest_other(probe, batch, text, images[UNPRUNED])
+    wrong = _rows_of(text, wrong_B)
+    paired = probe.image(pixels, wrong, batch.draw_seeds)
+    starts = model.begin_fusion(text, batch.token_ids, batch.token_mask)
+    shown = {UNPRUNED: images[UNPRUNED], OWN: images[OWN], PAIRED: paired}
+    for by, image in shown.items():
+        right_image = images[UNPRUNED] if by == UNPRUNED else images[OWN]
+        right_B2 = model.itm_head(model.fuse(starts, right_image).features_BF)
+        wrong_B2 = model.itm_head(model.fuse(_rows_of(starts, wrong_B), image).features_BF)
+        found.add("matching", "negatives told", by, (wrong_B2.argmax(1) == 0).float())
+        found.add(
+            "matching", "loss of negatives", by, F.cross_entropy(wrong_B2, torch.zeros_like(wrong_B), reduction="none")
+        )
+        margin_B = (right_B2[:, 1] - right_B2[:, 0]) - (wrong_B2[:, 1] - wrong_B2[:, 0])
+        found.add("matching", "pair above negative", by, (margin_B > 0).float())
+
+
+def _tell(
+    probe: Probe,
+    batch: ImageTextBatch,
+    pixels: Tensor,
+    text: TokenStream,
+    images: Mapping[str, TokenStream],
+    found: _Found,
+) -> None:
+    """Masked words with images pruned by the unmasked text, as in ALBEF's pre-training, or by the masked one."""
+    seeds_B = torch.arange(len(batch), device=pixels.device) + batch.sample_ids
+    words = mask_words(batch.token_ids, batch.token_mask, seeds_B, probe.mask_share, probe.words)
+    masked = probe.model.encode_text(words.ids_BL, batch.token_mask)
+    shown = {
+        UNPRUNED: images[UNPRUNED],
+        OWN: images[OWN],
+        MASKED: probe.image(pixels, masked, batch.draw_seeds),
+    }
+    starts = probe.model.begin_fusion(masked, words.ids_BL, batch.token_mask)
+    for by, image in shown.items():
+        told_MD = probe.model.fuse(starts, image).text.x[words.drawn_BL]
+        scores_MV = probe.model.word_scores(told_MD)
+        found.add("masked words", "loss", by, F.cross_entropy(scores_MV, words.target_M, reduction="none"))
+        found.add("masked words", "right", by, (scores_MV.argmax(1) == words.target_M).float())
+
+
+def _nearest_other(probe: Probe, batch: ImageTextBatch, text: TokenStream, image: TokenStream) -> Tensor:
+    """(B,) the other caption that is most like each image; the next row's where the model has no contrast."""
+    size = len(batch)
+    if not probe.model.has_contrast:
+        return torch.arange(size, device=image.x.device).roll(1)
+    similar_BB = probe.model.image_feature(image) @ probe.model.text_feature(text).T
+    same_BB = (batch.token_ids[:, None] == batch.token_ids[None]).all(-1)
+    same_BB |= torch.eye(size, dtype=torch.bool, device=same_BB.device)
+    return similar_BB.masked_fill(same_BB, -torch.inf).argmax(1)
+
+
+def _rank(found: _Found) -> None:
+    """Recall of each image's caption among all, and of each caption's image."""
+    if not found.text_NE:
+        return
+    text_NE = torch.cat(found.text_NE)
+    own_N1 = torch.arange(len(text_NE), device=text_NE.device)[:, None]
+    for by, parts in found.image_NE.items():
+        similar_NN = torch.cat(parts) @ text_NE.T
+        for direction, scores in (("TR", similar_NN), ("IR", similar_NN.T)):
+            rank_N = (scores > scores.gather(1, own_N1)).sum(1)
+            for k in (1, 10):
+                found.add("retrieval by contrast", f"{direction} R@{k}", by, (rank_N < k).float())
+
+
+def _rows(found: _Found) -> list[Row]:
+    rows = []
+    for (task, metric, by), values in found.values.items():
+        first = next(v for (t, m, _), v in found.values.items() if (t, m) == (task, metric))
+        items = [str(number) for number in range(len(values))]
+        scale = 1.0 if metric.startswith("loss") else 100.0
+        row: Row = {"task": task, "metric": metric, "pruned_by": by, "samples": len(values)}
+        for prefix, numbers in (("", values), ("difference", [a - b for a, b in zip(values, first, strict=True)])):
+            interval = group_interval([scale * number for number in numbers], items)
+            names = (prefix or "value", f"{prefix}_low".lstrip("_"), f"{prefix}_high".lstrip("_"))
+            row |= dict(zip(names, (interval.value, interval.low, interval.high), strict=True))
+        rows.append(row)
+    return rows
+
+
+def _rows_of(stream: TokenStream, rows_B: Tensor) -> TokenStream:
+    assert stream.present is not None
+    return TokenStream(stream.x[rows_B], stream.present[rows_B], causal=stream.causal)
