@@ -59,6 +59,11 @@ def _check_training(config: RunConfig) -> None:
     workers = _processes(config)
     check_pretrain(config.pretrain, config.model, config.loader, config.engine, workers)
     if config.trim.targets:
+        if config.model.backbone == "clip":
+            raise UserError(
+                "model.backbone=clip has no fusion layers, so it cannot judge statements; set --trim.targets '[]' and "
+                "--evaluate.statement_splits '[]'"
+            )
         trimming = workers if config.launcher == "local" else 1
         check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
 

@@ -1,0 +1,66 @@
+"""Runs of every backbone and pruning method, each of seconds, through the commands that users call."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.files import read_json
+from launch.cli import main
+
+TINY = str(Path(__file__).parent / "tiny.yaml")
+OTHERS = {
+    "blip": ["--model.text.fusion_layers=0", "--model.text.type_rows=0", "--model.text.text_layers=2"],
+    "meter": ["--model.text.type_rows=1", "--model.text.pad_id=0", "--model.fusion={width: 16, heads: 2}",
+              "--model.text.max_positions=25"],
+    "clip": ["--model.text.fusion_layers=0", "--model.text.type_rows=0", "--trim.targets=[]",
+             "--evaluate.statement_splits=[]"],
+}  # fmt: skip
+LOSSES = {"blip": {"itc", "itm", "lm"}, "meter": {"itm", "mlm"}, "clip": {"itc"}}
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("backbone", list(OTHERS))
+def test_a_whole_run_of_another_backbone(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"--model.backbone={backbone}", "--trim.targets=[1.0]", *OTHERS[backbone]]
+    assert main(["run", TINY, "--out", str(tmp_path / "run"), *words]) == 0, capsys.readouterr().err
+    first = lines(tmp_path / "run" / "stages" / "pretrain")[0]
+    assert {name.partition("/")[2] for name in first if name.startswith("loss/")} == LOSSES[backbone]
+    rows = read_json(tmp_path / "run" / "results.json")
+    assert {row["task"] for row in rows} == ({"retrieval"} if backbone == "clip" else {"retrieval", "statement"})
+    assert {row["method"] for row in rows if row["task"] == "retrieval"} == {backbone}
+    assert all(row["gmacs"] > 0 and 0 <= row["low"] <= row["value"] <= row["high"] <= 100 for row in rows)
+
+
+def test_a_backbone_without_fusion_judges_no_statements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model.backbone=clip", *OTHERS["clip"][:2]]
+    assert main(["run", TINY, "--out", str(tmp_path / "run"), *words]) == 2
+    said = capsys.readouterr().err
+    assert "clip has no fusion layers" in said and "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["evit", "tome", "flip"])
+def test_a_whole_pretraining_with_another_method(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--pretrain.pruning.method={method}", "--pretrain.pruning.evit.layers=[1, 2]"]
+    words += ["--pretrain.pruning.tome.merged_per_layer=2", "--pretrain.pruning.prune_momentum=true"]
+    assert main(["pretrain", TINY, "--out", str(tmp_path / "run"), *words]) == 0, capsys.readouterr().err
+    assert all(line["loss"] > 0 for line in lines(tmp_path / "run" / "stages" / "pretrain"))
+
+
+def test_the_leak_is_measured_from_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    assert main(["pretrain", TINY, "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["analyse", "leak", out, "--samples", "16", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["split"] == "test" and {row["task"] for row in told["rows"]} >= {"matching", "masked words"}
+    assert main(["analyse", "leak", out, "--split", "nowhere"]) == 2
+    assert "has no split 'nowhere'; it has" in capsys.readouterr().err
+    assert main(["analyse", "leak", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
