@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_prep.errors import UserError
 from launch.cli import Answer
 from launch.config import RunConfig
@@ -35,7 +37,7 @@ def leak_command(run: Path, split: str | None, samples: int) -> Answer:
     )
     tokenizer = inputs.load_tokenizer()
     splits = config.evaluate.retrieval_splits or config.evaluate.statement_splits
-    chosen = split or splits[0]
+    chosen = split or next(iter(splits), "val")
     if not (inputs.data / chosen).is_dir():
         raise UserError(
             f"{run} has no split {chosen!r}; it has {', '.join(sorted(p.name for p in inputs.data.iterdir()))}"
@@ -48,8 +50,12 @@ def leak_command(run: Path, split: str | None, samples: int) -> Answer:
         normalise=inputs.normalise,
     )
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    probe.model.to(device)
+
     def batches() -> Iterator[ImageTextBatch]:
-        yield from loader_of(inputs, chosen, "captions", BATCH, tokenizer, samples)
+        for batch in loader_of(inputs, chosen, "captions", BATCH, tokenizer, samples):
+            yield batch.to(device)
 
     rows = measure_leak(probe, batches())
     return 0, {"run": str(run), "split": chosen, "rows": rows}, _text(chosen, rows)

@@ -24,6 +24,7 @@ from pipeline.limits import above_zero, at_least
 
 Budget = Literal["samples", "minutes"]
 COMPARISON = "comparison.json"
+_ENDLESS = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,10 @@ def overrides_of(config: CompareConfig, trial: Trial) -> list[str]:
     values = {**config.shared, **config.variants[trial.variant], "seed": trial.seed, "data.seed": trial.seed}
     values |= {"out": str(Path(config.out).expanduser() / trial.name)}
     if trial.budget == "minutes":
-        values["budget.minutes"] = config.minutes
+        # More than anything can see in the time: whichever bound comes first ends a training.
+        values |= {"budget.minutes": config.minutes, "pretrain.loop.samples": _ENDLESS, "trim.loop.samples": _ENDLESS}
+    else:
+        values["budget.minutes"] = None
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
 
 
@@ -134,7 +138,8 @@ def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, An
     runs = []
     for trial in trials(config):
         folder = Path(config.out).expanduser() / trial.name
-        if not (folder / RESULTS).is_file():
+        # What a run that failed now has left may be of another configuration.
+        if trial.name in failures or not (folder / RESULTS).is_file():
             continue
         stage = read_json(folder / "stages" / "pretrain" / "status.json")["outputs"]
         runs.append(

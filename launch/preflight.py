@@ -2,7 +2,10 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from data_prep.errors import UserError
 from launch.config import RunConfig
@@ -10,8 +13,11 @@ from launch.machine import available_cpus, available_gpus
 from launch.stages import plan_source
 from pipeline.data.text import Tokenizer
 from pipeline.engine import preflight_deepspeed
-from pipeline.pretrain import check_pretrain
-from pipeline.setup import check_batch
+from pipeline.models.backbone import Backbone
+from pipeline.models.blip import EXTRA_WORDS
+from pipeline.models.build import build_model
+from pipeline.pretrain import check_lr_scales, check_pretrain
+from pipeline.setup import check_batch, check_padding
 
 _GIB = 2**30
 _SPARE_BYTES = 256 * 2**20
@@ -30,8 +36,8 @@ def check(config: RunConfig, out: Path) -> None:
     _check_engine(config)
     _check_evaluation(config)
     _check_splits(config)
-    if config.tokenizer.path is not None:
-        Tokenizer.from_pretrained(Path(config.tokenizer.path).expanduser(), config.tokenizer.max_words)
+    _check_words(config)
+    check_lr_scales(_meta_model(config), config.pretrain.lr_scales)
     _check_disk(config, out)
 
 
@@ -117,6 +123,14 @@ def _check_splits(config: RunConfig) -> None:
                 )
 
 
+def _check_words(config: RunConfig) -> None:
+    """Looks whether a given tokenizer can be read, and whether the model knows its padding."""
+    given = config.tokenizer.path
+    # Every tokenizer that is trained here pads with its first word.
+    pad_id = 0 if given is None else Tokenizer.from_pretrained(Path(given).expanduser()).pad_id
+    check_padding(config.model, pad_id)
+
+
 def _check_disk(config: RunConfig, out: Path) -> None:
     there = next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())
     if not os.access(there, os.W_OK | os.X_OK):
@@ -151,8 +165,13 @@ def _shard_bytes(config: RunConfig) -> int:
 
 
 def _parameters(config: RunConfig) -> int:
-    """About how many weights the model has: 12 width^2 a layer, 16 where it also attends to pixels."""
-    vision, text = config.model.vision, config.model.text
-    words = max(text.vocab_size, config.tokenizer.vocab_size)
-    layers = 12 * text.text_layers + 16 * text.fusion_layers
-    return 12 * vision.depth * vision.width**2 + (layers + 2) * text.width**2 + words * text.width
+    """How many weights the model has, with as many words as the tokenizer may get."""
+    return sum(parameter.numel() for parameter in _meta_model(config).parameters())
+
+
+def _meta_model(config: RunConfig) -> Backbone:
+    """The model without memory for its weights."""
+    text = config.model.text
+    words = max(text.vocab_size, config.tokenizer.vocab_size + EXTRA_WORDS)
+    with torch.device("meta"):
+        return build_model(replace(config.model, text=replace(text, vocab_size=words)))

@@ -138,7 +138,7 @@ class _Builder:
     def _make_tokenizer(self, splits: Sequence[Path]) -> int:
         config = self._config.tokenizer
         if config.path is not None:
-            tokenizer = Tokenizer.from_pretrained(Path(config.path).expanduser(), config.max_words)
+            tokenizer = Tokenizer.from_pretrained(Path(config.path).expanduser(), config.max_words, config.clean)
         else:
             texts = itertools.chain.from_iterable(texts_of(split) for split in splits)
             tokenizer = Tokenizer.train(texts, config)

@@ -107,6 +107,19 @@ def check_sizes(config: ModelConfig, loader: LoaderConfig) -> None:
         )
 
 
+def check_padding(config: ModelConfig, pad_id: int) -> None:
+    """Refuses a model that counts positions from another padding than the tokenizer's.
+
+    Raises:
+        UserError: Naming both.
+    """
+    if config.text.pad_id not in (None, pad_id):
+        raise UserError(
+            f"model.text.pad_id={config.text.pad_id} is not the tokenizer's padding, {pad_id}; give the tokenizer that "
+            f"the model is made for with --tokenizer.path DIR, or set --model.text.pad_id {pad_id}"
+        )
+
+
 def sized_model(config: ModelConfig, tokenizer: Tokenizer, loader: LoaderConfig) -> ModelConfig:
     """The model's sizes with the tokenizer's vocabulary put in, checked against the data's sizes.
 
@@ -121,10 +134,7 @@ def sized_model(config: ModelConfig, tokenizer: Tokenizer, loader: LoaderConfig)
             f"model.text.vocab_size={text.vocab_size} is less than the {words} of the tokenizer and the model; "
             "set it to 0 to take as many as they need"
         )
-    if text.pad_id not in (None, tokenizer.pad_id):
-        raise UserError(
-            f"model.text.pad_id={text.pad_id} is not the tokenizer's padding, {tokenizer.pad_id}; set it to that"
-        )
+    check_padding(config, tokenizer.pad_id)
     return replace(config, text=replace(text, vocab_size=text.vocab_size or words))
 
 

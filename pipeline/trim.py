@@ -16,6 +16,7 @@ from pipeline.engine import OptimizerConfig, build_engine, split_decay
 from pipeline.exports import load_backbone
 from pipeline.limits import above_zero, weights_above_zero
 from pipeline.models.backbone import Backbone
+from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blocks import recompute_activations
 from pipeline.process import Process
 from pipeline.setup import Inputs, check_batch, export_config, seed_everything
@@ -117,14 +118,15 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
 def _model(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, tokenizer: Tokenizer) -> StatementModel:
     model = load_backbone(backbone)
     sizes = model.config
-    if sizes.text.vocab_size < tokenizer.vocab_size or (sizes.vision.height, sizes.vision.width_px) != (
+    words = tokenizer.vocab_size + (EXTRA_WORDS if sizes.backbone == "blip" else 0)
+    if sizes.text.vocab_size < words or (sizes.vision.height, sizes.vision.width_px) != (
         inputs.loader.height,
         inputs.loader.width,
     ):
         raise UserError(
             f"{backbone} was trained for {sizes.vision.height} x {sizes.vision.width_px} pixels and "
             f"{sizes.text.vocab_size} words, this run gives {inputs.loader.height} x {inputs.loader.width} and "
-            f"{tokenizer.vocab_size}; pre-train again, or set loader and tokenizer to the checkpoint's"
+            f"{words}; pre-train again, or set loader and tokenizer to the checkpoint's"
         )
     return StatementModel(model, config.smarttrim.trimmers if target > 1 else None)
 

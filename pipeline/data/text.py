@@ -1,7 +1,7 @@
 """Texts -> tokens: ALBEF's cleaning, and a WordPiece tokenizer that is trained here or loaded by path."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,15 @@ from data_prep.files import read_json, write_atomic, write_json
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 _PUNCTUATION = re.compile(r"""[,.'!?"()*#:;~]""")
+# Whoever does not say which tokens have these roles has BERT's, RoBERTa's or CLIP's; CLIP masks nothing.
+_USUAL = {
+    "pad_token": ("[PAD]", "<pad>", "<|endoftext|>"),
+    "unk_token": ("[UNK]", "<unk>", "<|endoftext|>"),
+    "cls_token": ("[CLS]", "<s>", "<|startoftext|>"),
+    "sep_token": ("[SEP]", "</s>", "<|endoftext|>"),
+    "mask_token": ("[MASK]", "<mask>", "<|endoftext|>"),
+}
+_ALSO = {"cls_token": "bos_token", "sep_token": "eos_token"}
 _FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 
@@ -30,11 +39,14 @@ class TokenizerConfig:
         path: folder of a tokenizer as transformers keeps it, to be used as it is; None to train one on the data.
         vocab_size: most entries that a tokenizer trained on the data may have.
         max_words: a text is cut after so many words.
+        clean: whether texts are made lower-case and lose their punctuation first, as ALBEF and BLIP do; weights of
+            RoBERTa and CLIP were trained on texts as they are.
     """
 
     path: str | None = None
     vocab_size: int = 4096
     max_words: int = 30
+    clean: bool = True
 
     def __post_init__(self) -> None:
         if self.vocab_size <= len(_SPECIAL) or self.max_words < 1:
@@ -43,8 +55,10 @@ class TokenizerConfig:
             )
 
 
-def clean_text(text: str, max_words: int) -> str:
-    """ALBEF's cleaning: lower case, no punctuation, dashes and slashes as spaces, cut to `max_words`."""
+def clean_text(text: str, max_words: int, clean: bool = True) -> str:
+    """ALBEF's cleaning: lower case, no punctuation, dashes and slashes as spaces; cut to `max_words` in any case."""
+    if not clean:
+        return " ".join(text.split()[:max_words])
     text = _PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
     return " ".join(text.split()[:max_words])
 
@@ -52,24 +66,32 @@ def clean_text(text: str, max_words: int) -> str:
 class Tokenizer:
     """Tokens of cleaned texts: [CLS] words [SEP] [PAD]..., of a fixed length."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, specials: Sequence[str], max_words: int) -> None:
+    def __init__(
+        self, inner: tokenizers.Tokenizer, specials: Sequence[str], max_words: int, clean: bool = True
+    ) -> None:
         """Wraps a tokenizer.
 
         Args:
             inner: of the tokenizers library.
             specials: what stands for padding, unknown, begin, end and masked, in this order.
             max_words: a text is cut after so many words.
+            clean: whether texts are cleaned as `clean_text` does.
 
         Raises:
             UserError: the vocabulary lacks one of them.
         """
-        known = {token: inner.token_to_id(token) for token in specials}
-        ids = [number for number in known.values() if number is not None]
-        if len(ids) < len(_SPECIAL):
-            missing = [token for token, number in known.items() if number is None]
-            raise UserError(f"the tokenizer has no {', '.join(missing)}; choose one with tokens like BERT's")
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
+        ids = [inner.token_to_id(token) for token in specials]
+        missing = [role for role, number in zip(_ROLES, ids, strict=True) if number is None]
+        if missing:
+            raise UserError(
+                f"the tokenizer says of no token that it is its {', '.join(missing)}; name them in {_CONFIG}, as "
+                f'"{missing[0]}": "<token>"'
+            )
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+            number for number in ids if number is not None
+        )
         self.max_words = max_words
+        self.clean = clean
         self.vocab_size: int = inner.get_vocab_size()
         self._inner = inner
         self._specials = tuple(specials)
@@ -83,7 +105,7 @@ class Tokenizer:
         Raises:
             UserError: there is no text.
         """
-        cleaned = sorted(clean_text(text, config.max_words) for text in texts)
+        cleaned = sorted(clean_text(text, config.max_words, config.clean) for text in texts)
         letters = sorted(set("".join(cleaned)) - {" "})
         if not letters:
             raise UserError("no text to train a tokenizer on; the data needs captions or statements")
@@ -96,7 +118,7 @@ class Tokenizer:
         learner = _bert_like({token: number for number, token in enumerate(_SPECIAL)})
         learner.train_from_iterator(cleaned, trainer)
         # Built anew from the vocabulary, because a special token would be found in any text that spells it.
-        return cls(_bert_like(learner.get_vocab()), _SPECIAL, config.max_words)
+        return cls(_bert_like(learner.get_vocab()), _SPECIAL, config.max_words, config.clean)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Tokenizer":
@@ -108,12 +130,15 @@ class Tokenizer:
         return cls.from_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, max_words: int | None = None) -> "Tokenizer":
+    def from_pretrained(
+        cls, folder: Path | str, max_words: int | None = None, clean: bool | None = None
+    ) -> "Tokenizer":
         """Reads a local folder as transformers keeps it: tokenizer.json, or BERT's vocab.txt.
 
         Args:
             folder: where the files are; nothing is downloaded.
             max_words: a text is cut after so many words; by default as saved, or 30.
+            clean: whether texts are cleaned; by default as saved, or yes.
 
         Raises:
             UserError: the folder holds no tokenizer, or one without the tokens that are needed.
@@ -127,15 +152,21 @@ class Tokenizer:
             inner = _bert_like({token: number for number, token in enumerate(lines)})
         else:
             raise UserError(f"{folder} holds neither {_FILE} nor vocab.txt; give the folder of a tokenizer")
-        specials = [_token(config.get(role, usual)) for role, usual in zip(_ROLES, _SPECIAL, strict=True)]
-        return cls(inner, specials, max_words or config.get("max_words", TokenizerConfig.max_words))
+        specials = [_special(role, config, inner) for role in _ROLES]
+        longest = max_words or config.get("max_words", TokenizerConfig.max_words)
+        return cls(inner, specials, longest, config.get("clean", True) if clean is None else clean)
 
     def save(self, folder: Path | str) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which PreTrainedTokenizerFast loads too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         roles = dict(zip(_ROLES, self._specials, strict=True))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "max_words": self.max_words, **roles}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "max_words": self.max_words,
+            "clean": self.clean,
+            **roles,
+        }
         write_json(folder / _CONFIG, config)
         write_atomic(folder / _FILE, self._inner.to_str(pretty=True))
 
@@ -154,7 +185,7 @@ class Tokenizer:
         for row, text in enumerate(texts):
             # One by one: the library's batch call starts threads, which a forked worker must not and a core
             # cannot use.
-            words = self._inner.encode(clean_text(text, self.max_words), add_special_tokens=False).ids
+            words = self._inner.encode(clean_text(text, self.max_words, self.clean), add_special_tokens=False).ids
             tokens = [self.cls_id, *words[: max_tokens - 2], self.sep_id]
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = True
@@ -163,6 +194,14 @@ class Tokenizer:
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """What tokens look like, for reports."""
         return [self._inner.id_to_token(int(number)) or "" for number in ids]
+
+
+def _special(role: str, config: Mapping[str, Any], inner: tokenizers.Tokenizer) -> str:
+    """The token that has a role: as the folder says, else the usual one that the vocabulary knows."""
+    said = config.get(role) or config.get(_ALSO.get(role, role))
+    if said:
+        return _token(said)
+    return next((token for token in _USUAL[role] if inner.token_to_id(token) is not None), _USUAL[role][0])
 
 
 def _token(value: Any) -> str:

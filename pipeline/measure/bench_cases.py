@@ -62,7 +62,7 @@ class BenchConfig:
         dtype: ``bfloat16`` runs forwards under autocast, as training does.
         device: Where it runs.
         threads: Of torch on the CPU.
-        compile: Whether torch.compile makes each variant's forward and backward.
+        compile: Whether torch.compile makes the vision towers, as `engine.compile` does in training.
         rounds: Rounds that count; each runs every variant once.
         warmup: Rounds before them.
         seed: Of weights, inputs and the order in a round.
@@ -175,18 +175,19 @@ def build_bench(config: BenchConfig) -> Bench:
 
 
 def _prepared(config: BenchConfig, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function as training would run it: compiled if asked for, under autocast for 16 bits."""
-    made = torch.compile(forward, dynamic=False) if config.compile else forward
+    """The same function under autocast for 16 bits, as training runs it."""
 
     def run(*inputs: Any) -> Any:
         with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            return made(*inputs)
+            return forward(*inputs)
 
     return run
 
 
 def _vision_bench(config: BenchConfig, variants: Mapping[str, PruningConfig]) -> Bench:
     tower = VisionTower(config.vision).to(config.device)
+    if config.compile:
+        tower.compile(dynamic=False)
     width, patches = config.vision.width, config.vision.patches
     pixels = torch.randn(config.batch, 3, config.image_size, config.image_size, device=config.device)
     sentence_BD = torch.randn(config.batch, width, device=config.device)
@@ -215,6 +216,10 @@ def _step_bench(config: BenchConfig, variants: Mapping[str, PruningConfig]) -> B
     objectives, batch = ObjectiveConfig(), _batch(config)
     to_input = partial(normalise, mean=TransformConfig.mean, std=TransformConfig.std)
     task = Pretraining(model, objectives, _UNPRUNED, _WORDS, to_input, torch.Generator().manual_seed(config.seed))
+    assert task.memory is not None
+    if config.compile:
+        for part in (model, task.memory.teacher.model):
+            part.visual_encoder.compile(dynamic=False)
     masked = mask_words(batch.token_ids, batch.token_mask, batch.draw_seeds, objectives.mask_share, _WORDS)
     sizes = StepSizes(
         text_length=config.text_length,

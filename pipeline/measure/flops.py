@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.blocks import PairAttention, PostNormBlock, PreNormBlock, ResidualAttention
+from pipeline.models.meter import Meter
 from pipeline.models.schedule import Advance, Step, site
 from pipeline.models.vision import VisionConfig, VisionTower
 
@@ -106,6 +107,14 @@ def layer_macs(steps: Sequence[Step], layers: Sequence[LayerTokens]) -> int:
 def vision_macs(tower: VisionTower, layers: Sequence[LayerTokens]) -> int:
     """MACs of the tower's forward, patch projection included, with these tokens in its layers."""
     return patch_macs(tower.config) + layer_macs(tower.steps, layers)
+
+
+def joining_macs(model: nn.Module, text_B: Tensor, image_B: Tensor) -> Tensor:
+    """(B,) MACs of METER's way into its co-attention and out of it: projections of all tokens, poolers; 0 elsewhere."""
+    if not isinstance(model, Meter):
+        return torch.zeros_like(text_B)
+    projected = text_B * linear_macs(model.text_transform) + image_B * linear_macs(model.image_transform)
+    return projected + linear_macs(model.text_pooler) + linear_macs(model.image_pooler)
 
 
 def patch_macs(config: VisionConfig) -> int:

@@ -7,7 +7,7 @@ retrieval time nothing of this holds. Measured on held-out pairs, of a trained m
 B batch, N samples, L text tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,10 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.measure.bootstrap import group_interval
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import TokenStream
+from pipeline.objectives.itm import negative_weights
 from pipeline.objectives.mlm import Vocabulary, mask_words
 from pipeline.pruning.config import PruningConfig
+from pipeline.tasks.candidates import Candidates, picked
 
 UNPRUNED, OWN, OTHER = "unpruned", "own caption", "another caption"
 PAIRED, MASKED = "paired text", "masked caption"
@@ -60,11 +62,15 @@ class _Found:
     """Outcomes of single samples, by task, metric and what the images were pruned by."""
 
     values: dict[tuple[str, str, str], list[float]] = field(default_factory=dict)
+    clusters: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+    pairs: list[str] = field(default_factory=list)
     image_NE: dict[str, list[Tensor]] = field(default_factory=dict)
     text_NE: list[Tensor] = field(default_factory=list)
 
-    def add(self, task: str, metric: str, by: str, values: Tensor) -> None:
+    def add(self, task: str, metric: str, by: str, values: Tensor, clusters: Sequence[str]) -> None:
+        """Outcomes with what each depends on: clusters are resampled whole for intervals."""
         self.values.setdefault((task, metric, by), []).extend(values.double().tolist())
+        self.clusters.setdefault((task, metric, by), []).extend(clusters)
 
 
 @torch.no_grad()
@@ -97,16 +103,17 @@ def measure_leak(probe: Probe, batches: Iterable[ImageTextBatch]) -> list[Row]:
 def _look(probe: Probe, batch: ImageTextBatch, found: _Found) -> None:
     model, pixels = probe.model, probe.normalise(batch.pixels)
     text = model.encode_text(batch.token_ids, batch.token_mask)
-    rolled = torch.arange(len(batch), device=pixels.device).roll(1)
+    others_B = Candidates.of(batch, False).next_other()
     images = {
         UNPRUNED: probe.image(pixels, None, batch.draw_seeds),
         OWN: probe.image(pixels, text, batch.draw_seeds),
-        OTHER: probe.image(pixels, _rows_of(text, rolled), batch.draw_seeds),
+        OTHER: probe.image(pixels, picked(text, others_B), batch.draw_seeds),
     }
     if model.has_contrast:
         for by, image in images.items():
             found.image_NE.setdefault(by, []).append(model.image_feature(image))
         found.text_NE.append(model.text_feature(text))
+        found.pairs += batch.clusters
     if model.fusion_steps:
         _match(probe, batch, pixels, text, images, found)
     if model.config.backbone in ("albef", "meter"):
@@ -124,20 +131,19 @@ def _match(
     """Negatives' images pruned by their own caption, as in pre-training, or by the text they are shown with."""
     model = probe.model
     wrong_B = _nearest_other(probe, batch, text, images[UNPRUNED])
-    wrong = _rows_of(text, wrong_B)
+    wrong = picked(text, wrong_B)
     paired = probe.image(pixels, wrong, batch.draw_seeds)
     starts = model.begin_fusion(text, batch.token_ids, batch.token_mask)
     shown = {UNPRUNED: images[UNPRUNED], OWN: images[OWN], PAIRED: paired}
     for by, image in shown.items():
         right_image = images[UNPRUNED] if by == UNPRUNED else images[OWN]
         right_B2 = model.itm_head(model.fuse(starts, right_image).features_BF)
-        wrong_B2 = model.itm_head(model.fuse(_rows_of(starts, wrong_B), image).features_BF)
-        found.add("matching", "negatives told", by, (wrong_B2.argmax(1) == 0).float())
-        found.add(
-            "matching", "loss of negatives", by, F.cross_entropy(wrong_B2, torch.zeros_like(wrong_B), reduction="none")
-        )
+        wrong_B2 = model.itm_head(model.fuse(picked(starts, wrong_B), image).features_BF)
+        found.add("matching", "negatives told", by, (wrong_B2.argmax(1) == 0).float(), batch.clusters)
+        loss_B = F.cross_entropy(wrong_B2, torch.zeros_like(wrong_B), reduction="none")
+        found.add("matching", "loss of negatives", by, loss_B, batch.clusters)
         margin_B = (right_B2[:, 1] - right_B2[:, 0]) - (wrong_B2[:, 1] - wrong_B2[:, 0])
-        found.add("matching", "pair above negative", by, (margin_B > 0).float())
+        found.add("matching", "pair above negative", by, (margin_B > 0).float(), batch.clusters)
 
 
 def _tell(
@@ -158,22 +164,21 @@ def _tell(
         MASKED: probe.image(pixels, masked, batch.draw_seeds),
     }
     starts = probe.model.begin_fusion(masked, words.ids_BL, batch.token_mask)
+    clusters = [batch.clusters[row] for row in words.drawn_BL.nonzero()[:, 0].tolist()]
     for by, image in shown.items():
         told_MD = probe.model.fuse(starts, image).text.x[words.drawn_BL]
         scores_MV = probe.model.word_scores(told_MD)
-        found.add("masked words", "loss", by, F.cross_entropy(scores_MV, words.target_M, reduction="none"))
-        found.add("masked words", "right", by, (scores_MV.argmax(1) == words.target_M).float())
+        found.add("masked words", "loss", by, F.cross_entropy(scores_MV, words.target_M, reduction="none"), clusters)
+        found.add("masked words", "right", by, (scores_MV.argmax(1) == words.target_M).float(), clusters)
 
 
 def _nearest_other(probe: Probe, batch: ImageTextBatch, text: TokenStream, image: TokenStream) -> Tensor:
-    """(B,) the other caption that is most like each image; the next row's where the model has no contrast."""
-    size = len(batch)
+    """(B,) the other caption that is most like each image; the next other one where the model has no contrast."""
+    candidates = Candidates.of(batch, False)
     if not probe.model.has_contrast:
-        return torch.arange(size, device=image.x.device).roll(1)
+        return candidates.next_other()
     similar_BB = probe.model.image_feature(image) @ probe.model.text_feature(text).T
-    same_BB = (batch.token_ids[:, None] == batch.token_ids[None]).all(-1)
-    same_BB |= torch.eye(size, dtype=torch.bool, device=same_BB.device)
-    return similar_BB.masked_fill(same_BB, -torch.inf).argmax(1)
+    return negative_weights(similar_BB, candidates.same_BN, candidates.own_B).argmax(1)
 
 
 def _rank(found: _Found) -> None:
@@ -185,16 +190,18 @@ def _rank(found: _Found) -> None:
     for by, parts in found.image_NE.items():
         similar_NN = torch.cat(parts) @ text_NE.T
         for direction, scores in (("TR", similar_NN), ("IR", similar_NN.T)):
-            rank_N = (scores > scores.gather(1, own_N1)).sum(1)
+            # As everywhere, the first of equals comes first.
+            order_NN = scores.sort(dim=1, descending=True, stable=True).indices
+            rank_N = (order_NN == own_N1).int().argmax(1)
             for k in (1, 10):
-                found.add("retrieval by contrast", f"{direction} R@{k}", by, (rank_N < k).float())
+                found.add("retrieval by contrast", f"{direction} R@{k}", by, (rank_N < k).float(), found.pairs)
 
 
 def _rows(found: _Found) -> list[Row]:
     rows = []
     for (task, metric, by), values in found.values.items():
         first = next(v for (t, m, _), v in found.values.items() if (t, m) == (task, metric))
-        items = [str(number) for number in range(len(values))]
+        items = found.clusters[task, metric, by]
         scale = 1.0 if metric.startswith("loss") else 100.0
         row: Row = {"task": task, "metric": metric, "pruned_by": by, "samples": len(values)}
         for prefix, numbers in (("", values), ("difference", [a - b for a, b in zip(values, first, strict=True)])):
@@ -203,8 +210,3 @@ def _rows(found: _Found) -> list[Row]:
             row |= dict(zip(names, (interval.value, interval.low, interval.high), strict=True))
         rows.append(row)
     return rows
-
-
-def _rows_of(stream: TokenStream, rows_B: Tensor) -> TokenStream:
-    assert stream.present is not None
-    return TokenStream(stream.x[rows_B], stream.present[rows_B], causal=stream.causal)

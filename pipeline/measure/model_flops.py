@@ -13,13 +13,19 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline.limits import at_least
-from pipeline.measure.flops import StepCounts, key_value_macs, linear_macs, patch_macs, schedule_macs
+from pipeline.measure.flops import (
+    StepCounts,
+    joining_macs,
+    key_value_macs,
+    linear_macs,
+    patch_macs,
+    schedule_macs,
+)
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner, BlipPair
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.models.heads import TaskClassifier
-from pipeline.models.meter import Meter
 from pipeline.models.schedule import Step, site
 from pipeline.models.text import TextTower
 from pipeline.trimming.trimmers import block_size
@@ -104,11 +110,10 @@ def _retrieval(config: ModelConfig, flops: FlopsConfig) -> Parts:
 
 def _fusion(model: Backbone, text_length: int) -> float:
     macs = steps_macs(model.fusion_steps, _streams(model, text_length))
-    if not isinstance(model, Meter):
-        return macs
-    image = 1 + model.config.vision.patches
-    projected = text_length * linear_macs(model.text_transform) + image * linear_macs(model.image_transform)
-    return macs + projected + linear_macs(model.text_pooler) + linear_macs(model.image_pooler)
+    streams = {
+        name: torch.tensor(n, dtype=torch.float64, device="cpu") for name, n in _streams(model, text_length).items()
+    }
+    return macs + float(joining_macs(model, streams["text"], streams["image"]))
 
 
 def _meter_vqa(config: ModelConfig, flops: FlopsConfig) -> Parts:
@@ -160,14 +165,14 @@ def _decoder(decoder: TextTower, source: int, prompt: int, flops: FlopsConfig) -
     block = steps[0].advances[0].block
     source_width = block.crossattention.self.key.in_features  # type: ignore[attr-defined]
     shared = len(steps) * float(key_value_macs(torch.tensor(source, device="cpu"), width, source_width))
-    written = 0.0
+    written, before = 0.0, 0
     for position in range(flops.new_tokens):
-        seen = prompt + position
-        first = prompt if position == 0 and prompt else 1
-        # What a token attends to: all before it; its own maps are made once.
-        own = steps_macs(steps, {"text": first, "source": source}) - shared
-        written += own + len(steps) * 2 * first * (seen - first + (position > 0)) * width
+        asked = max(1, prompt) if position == 0 else 1
+        # The tokens that are asked now attend to each other and to those before, whose maps are there.
+        own = steps_macs(steps, {"text": asked, "source": source}) - shared
+        written += own + len(steps) * 2 * asked * before * width
         written += linear_macs(decoder.cls.predictions.transform) + width * words
+        before += asked
     return shared + flops.beams * written
 
 

@@ -53,7 +53,7 @@ class Watch:
 def pruned_sights(model: Backbone, config: PruningConfig, pixels: Tensor, batch: ImageTextBatch) -> list[Sight]:
     """What pre-training's pruning keeps of each picture (ELIP: for its sentence), wherever tokens go."""
     text = model.encode_text(batch.token_ids, batch.token_mask)
-    pruning, watch = config.begin(model.visual_encoder, text.cls, batch.draw_seeds), Watch()
+    pruning, watch = config.begin(model.visual_encoder, model.sentence(text), batch.draw_seeds), Watch()
     model.encode_image(pixels, [watch] if pruning is None else [pruning, watch])
     return watch.sights
 

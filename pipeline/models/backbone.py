@@ -40,6 +40,9 @@ class Backbone(nn.Module):
     averaged: tuple[str, ...] = ()
     """Parts that have a copy in the momentum tower; empty for a backbone without one."""
 
+    fuses_from_words = False
+    """Whether fusion begins with the text's words once more, and not with the encoded text."""
+
     # Of the backbones that have them: contrast (all but METER), matching and words (all but CLIP).
     vision_proj: nn.Linear
     text_proj: nn.Linear

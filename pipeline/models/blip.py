@@ -60,6 +60,8 @@ class GroundedBlip(Backbone):
         config: Sizes; `text.vocab_size` is set and counts [DEC] and [ENC].
     """
 
+    fuses_from_words = True
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         text = config.text

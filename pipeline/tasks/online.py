@@ -20,15 +20,15 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.blip import Blip
 from pipeline.models.config import BackboneName
 from pipeline.models.schedule import TokenStream
-from pipeline.objectives.gather import gather_constant, gather_with_gradient
 from pipeline.objectives.infonce import symmetric_contrast
-from pipeline.objectives.itc import Contrast, FeatureQueue, contrast, own_columns
+from pipeline.objectives.itc import Contrast, FeatureQueue, contrast
 from pipeline.objectives.itm import Negatives, draw_rows, matching_loss, negative_weights
 from pipeline.objectives.lm import caption_loss, next_words
 from pipeline.objectives.mlm import MaskedWords, Vocabulary, mask_words, word_loss
 from pipeline.objectives.momentum import MomentumTower
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.intervention import Pruning, ReplayedPruning
+from pipeline.tasks.candidates import Candidates, both, picked
 
 # Tells the draws of negatives from those of masked words, which begin at the sample's own seed.
 _NEGATIVES = 0x6E656761746976
@@ -89,36 +89,6 @@ class Memory:
     queue: FeatureQueue
 
 
-@dataclass(frozen=True)
-class Pool:
-    """What negatives are drawn from: the texts as fusion begins with them, the images, and who they are.
-
-    Attributes:
-        text: N rows.
-        image: N rows.
-        own: Where this process's rows stand.
-        same_BN: True where row and column may not be each other's negatives.
-    """
-
-    text: TokenStream
-    image: TokenStream
-    own: slice
-    same_BN: Tensor
-
-    @property
-    def own_B(self) -> Tensor:
-        """Number of each own row."""
-        return torch.arange(self.own.start, self.own.stop, device=self.same_BN.device)
-
-    def shown(self, rows: Tensor) -> TokenStream:
-        """The images for texts that attend to these rows; of other processes' images only those that are needed."""
-        if len(self.image.x) == len(self.same_BN):
-            return replace(self.image, rows=rows)
-        needed, inverse = rows.unique(return_inverse=True)
-        size = None if self.image.size is None else self.image.size[needed]
-        return TokenStream(self.image.x[needed], rows=inverse, size=size)
-
-
 class OnlineModel(nn.Module):
     """Base of the four steps: encoders with pruning, and pools of negatives.
 
@@ -145,19 +115,22 @@ class OnlineModel(nn.Module):
         share = self.objectives.mask_share
         return mask_words(batch.token_ids, batch.token_mask, batch.draw_seeds, share, self.words)
 
-    def guide(self, plain: TokenStream, masked: TokenStream | None = None) -> TokenStream:
-        """The texts that guide pruning, as the configuration says."""
+    def guide(self, batch: ImageTextBatch, plain: TokenStream, masked: TokenStream | None = None) -> Tensor:
+        """(B, D of vision) the sentences that guide pruning, as the configuration says."""
         whose = self.pruning.elip.sentence
-        if whose == "other":
-            return picked(plain, torch.arange(len(plain.x), device=plain.x.device).roll(1))
         if whose == "masked":
             assert masked is not None, "only steps that mask words can be guided by them"
-            return masked
-        return plain
+            return self.model.sentence(masked)
+        sentence_BD = self.model.sentence(plain)
+        if whose == "own" or self.pruning.chosen is not self.pruning.elip:
+            return sentence_BD
+        # Of the whole batch, whatever matching's negatives are drawn from: so that it is the same on any processes.
+        everywhere = Candidates.of(batch, True)
+        return everywhere.constant(sentence_BD)[everywhere.next_other()]
 
-    def pruned_image(self, pixels: Tensor, text: TokenStream, seeds_B: Tensor) -> tuple[TokenStream, Pruning | None]:
-        """Images pruned by these texts, by themselves or by chance, and what was chosen."""
-        pruning = self.pruning.begin(self.model.visual_encoder, self.model.sentence(text), seeds_B)
+    def pruned_image(self, pixels: Tensor, sentence_BD: Tensor, seeds_B: Tensor) -> tuple[TokenStream, Pruning | None]:
+        """Images pruned by sentences, by themselves or by chance, and what was chosen."""
+        pruning = self.pruning.begin(self.model.visual_encoder, sentence_BD, seeds_B)
         return self.model.encode_image(pixels, [] if pruning is None else [pruning]), pruning
 
     def teach_image(self, teacher: Backbone, pixels: Tensor, pruning: Pruning | None) -> TokenStream:
@@ -165,30 +138,19 @@ class OnlineModel(nn.Module):
         repeated = pruning if self.pruning.prune_momentum else None
         return teacher.encode_image(pixels, [] if repeated is None else [ReplayedPruning(repeated)])
 
-    def pool(self, batch: ImageTextBatch, text: TokenStream, image: TokenStream) -> Pool:
-        """Rows to draw negatives from: the batch's own, or those of all processes."""
-        everywhere = self.objectives.negatives == "global"
-        gather = gather_constant if everywhere else _as_it_is
-        ids_NL, samples_N = gather(batch.token_ids), gather(batch.sample_ids)
-        same_words = (batch.token_ids[:, None] == ids_NL[None]).all(-1)
-        same_BN = same_words | (batch.sample_ids[:, None] == samples_N[None])
-        if not everywhere:
-            return Pool(text, image, slice(0, len(batch)), same_BN)
-        assert text.present is not None
-        text = TokenStream(gather_with_gradient(text.x), gather_constant(text.present), causal=text.causal)
-        size = None if image.size is None else gather_constant(image.size)
-        image = TokenStream(gather_with_gradient(image.x), size=size)
-        return Pool(text, image, own_columns(len(batch)), same_BN)
+    def candidates(self, batch: ImageTextBatch) -> Candidates:
+        """The rows that matching draws its negatives from."""
+        return Candidates.of(batch, self.objectives.negatives == "global")
 
-    def hard_negatives(self, pool: Pool, contrasted: Contrast, chances_B3: Tensor) -> Negatives:
-        """Drawn in proportion to similarity (ALBEF, section 3.2)."""
-        columns = slice(None) if self.objectives.negatives == "global" else own_columns(len(chances_B3))
-        logits = contrasted.text_to_image_BG[:, columns], contrasted.image_to_text_BG[:, columns]
-        image_B, text_B = (
-            draw_rows(negative_weights(of, pool.same_BN, pool.own_B), chances_B3[:, way])
-            for way, of in enumerate(logits)
-        )
-        return Negatives(image_B, text_B)
+
+def hard_negatives(candidates: Candidates, contrasted: Contrast, chances_B3: Tensor) -> Negatives:
+    """Drawn in proportion to similarity (ALBEF, section 3.2)."""
+    columns, same_BN, own_B = candidates.columns, candidates.same_BN, candidates.own_B
+    logits = contrasted.text_to_image_BG[:, columns], contrasted.image_to_text_BG[:, columns]
+    image_B, text_B = (
+        draw_rows(negative_weights(of, same_BN, own_B), chances_B3[:, way]) for way, of in enumerate(logits)
+    )
+    return Negatives(image_B, text_B)
 
 
 class AlbefStep(OnlineModel):
@@ -217,7 +179,7 @@ class AlbefStep(OnlineModel):
         words = draws.words
         assert words is not None
         plain, masked = encode_both_texts(self.model, batch, words)
-        image, pruning = self.pruned_image(pixels, self.guide(plain, masked), batch.draw_seeds)
+        image, pruning = self.pruned_image(pixels, self.guide(batch, plain, masked), batch.draw_seeds)
         teacher = memory.teacher.model
         with torch.no_grad():
             plain_m, masked_m = encode_both_texts(teacher, batch, words)
@@ -225,9 +187,9 @@ class AlbefStep(OnlineModel):
             told_m = teacher.fuse(masked_m, image_m).text.x[words.drawn_BL]
             momentum_scores_MV = teacher.word_scores(told_m)
         contrasted = contrast_of(self.model, image, plain, memory, image_m, plain_m, alpha)
-        pool = self.pool(batch, plain, image)
-        negatives = draws.negatives or self.hard_negatives(pool, contrasted, draws.chances_B3)
-        logits_N2, told = self._match_and_tell(pool, negatives, masked)
+        candidates = self.candidates(batch)
+        negatives = draws.negatives or hard_negatives(candidates, contrasted, draws.chances_B3)
+        logits_N2, told = self._match_and_tell(candidates, plain, masked, image, negatives)
         scores_MV = self.model.word_scores(told[words.drawn_BL])
         return {
             "itc": contrasted.loss,
@@ -235,13 +197,15 @@ class AlbefStep(OnlineModel):
             "mlm": word_loss(scores_MV, words.target_M, momentum_scores_MV, alpha),
         }
 
-    def _match_and_tell(self, pool: Pool, negatives: Negatives, masked: TokenStream) -> tuple[Tensor, Tensor]:
+    def _match_and_tell(
+        self, candidates: Candidates, plain: TokenStream, masked: TokenStream, image: TokenStream, negatives: Negatives
+    ) -> tuple[Tensor, Tensor]:
         """Pairs, their two kinds of negatives and the masked texts in one pass; images' keys are made once."""
-        own = pool.own_B
-        text = picked(pool.text, torch.cat([own, own, negatives.text_B]))
-        assert text.present is not None and masked.present is not None
-        text = TokenStream(torch.cat([text.x, masked.x]), torch.cat([text.present, masked.present]))
-        fused = self.model.fuse(text, pool.shown(torch.cat([own, negatives.image_B, own, own])))
+        own = candidates.own_B
+        pairs_and_negatives = picked(candidates.texts(plain), torch.cat([own, own, negatives.text_B]))
+        rows = torch.cat([own, negatives.image_B, own, own])
+        shown = candidates.shown(candidates.images(image), rows)
+        fused = self.model.fuse(both(pairs_and_negatives, masked), shown)
         pairs = 3 * len(own)
         return self.model.itm_head(fused.features_BF[:pairs]), fused.text.x[pairs:]
 
@@ -256,17 +220,19 @@ class BlipStep(OnlineModel):
         model = self.model
         assert isinstance(model, Blip)
         text = model.encode_text(batch.token_ids, batch.token_mask)
-        image, pruning = self.pruned_image(pixels, self.guide(text), batch.draw_seeds)
+        image, pruning = self.pruned_image(pixels, self.guide(batch, text), batch.draw_seeds)
         teacher = memory.teacher.model
         with torch.no_grad():
             text_m = teacher.encode_text(batch.token_ids, batch.token_mask)
             image_m = self.teach_image(teacher, pixels, pruning)
         contrasted = contrast_of(model, image, text, memory, image_m, text_m, alpha)
-        pool = self.pool(batch, model.begin_fusion(text, batch.token_ids, batch.token_mask), image)
-        negatives = draws.negatives or self.hard_negatives(pool, contrasted, draws.chances_B3)
-        own = pool.own_B
-        texts = picked(pool.text, torch.cat([own, own, negatives.text_B]))
-        fused = model.fuse(texts, pool.shown(torch.cat([own, negatives.image_B, own])))
+        candidates = self.candidates(batch)
+        negatives = draws.negatives or hard_negatives(candidates, contrasted, draws.chances_B3)
+        own = candidates.own_B
+        starts = candidates.texts(model.begin_fusion(text, batch.token_ids, batch.token_mask))
+        texts = picked(starts, torch.cat([own, own, negatives.text_B]))
+        shown = candidates.shown(candidates.images(image), torch.cat([own, negatives.image_B, own]))
+        fused = model.fuse(texts, shown)
         told_BL = next_words(batch.token_mask)
         scores_MV = model.word_scores(model.decode(batch.token_ids, batch.token_mask, image)[told_BL])
         return {
@@ -290,9 +256,13 @@ class MeterStep(OnlineModel):
         words = draws.words
         assert words is not None
         plain, masked = encode_both_texts(self.model, batch, words)
-        shown_B, true_B = self._replace(batch, draws)
+        candidates = self.candidates(batch)
+        even_BN = torch.zeros(candidates.same_BN.shape, device=pixels.device)
+        others_B = draw_rows(negative_weights(even_BN, candidates.same_BN, candidates.own_B), draws.chances_B3[:, 0])
+        true_B = draws.chances_B3[:, 2] < 0.5
+        shown_B = torch.where(true_B, candidates.own_B, others_B)
         text = both(plain, masked)
-        fused = self.model.fuse(text, self._images(pixels, text, shown_B, batch.draw_seeds))
+        fused = self.model.fuse(text, self._images(pixels, text, candidates, shown_B, batch.draw_seeds))
         size = len(pixels)
         scores_MV = self.model.word_scores(fused.text.x[size:][words.drawn_BL])
         return {
@@ -300,31 +270,18 @@ class MeterStep(OnlineModel):
             "mlm": word_loss(scores_MV, words.target_M),
         }
 
-    def _images(self, pixels: Tensor, text: TokenStream, shown_B: Tensor, seeds_B: Tensor) -> TokenStream:
+    def _images(
+        self, pixels: Tensor, text: TokenStream, candidates: Candidates, shown_B: Tensor, seeds_B: Tensor
+    ) -> TokenStream:
         """The images that the plain texts are shown, then those of the masked texts."""
-        size = len(pixels)
-        everywhere = self.objectives.negatives == "global"
-        if self.pruning.chosen is not None:
-            # An image pruned by one text is not the image that another text would have left.
-            shown = (gather_constant(pixels) if everywhere else pixels)[shown_B]
-            return self.pruned_image(torch.cat([shown, pixels]), text, seeds_B.repeat(2))[0]
-        image = self.model.encode_image(pixels)
-        own = own_columns(size) if everywhere else slice(0, size)
-        own_B = torch.arange(own.start, own.stop, device=pixels.device)
-        x = gather_with_gradient(image.x) if everywhere else image.x
-        return TokenStream(x, rows=torch.cat([shown_B, own_B]))
-
-    def _replace(self, batch: ImageTextBatch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Row of the image that each text is shown, and whether it is its own."""
-        everywhere = self.objectives.negatives == "global"
-        samples_N = gather_constant(batch.sample_ids) if everywhere else batch.sample_ids
-        own = own_columns(len(batch)) if everywhere else slice(0, len(batch))
-        own_B = torch.arange(own.start, own.stop, device=samples_N.device)
-        same_BN = batch.sample_ids[:, None] == samples_N[None]
-        even_BN = torch.zeros(same_BN.shape, device=same_BN.device)
-        others_B = draw_rows(negative_weights(even_BN, same_BN, own_B), draws.chances_B3[:, 0])
-        true_B = draws.chances_B3[:, 2] < 0.5
-        return torch.where(true_B, own_B, others_B), true_B
+        sentence_BD = self.model.sentence(text)
+        if self.pruning.chosen is self.pruning.elip:
+            # An image pruned by one text is not what another text would have left: each pair has its own, and as in
+            # the reference the masked text prunes for the word loss.
+            shown = candidates.constant(pixels)[shown_B]
+            return self.pruned_image(torch.cat([shown, pixels]), sentence_BD, seeds_B.repeat(2))[0]
+        image, _ = self.pruned_image(pixels, sentence_BD[: len(pixels)], seeds_B)
+        return candidates.shown(candidates.images(image), torch.cat([shown_B, candidates.own_B]))
 
 
 class ClipStep(OnlineModel):
@@ -335,7 +292,7 @@ class ClipStep(OnlineModel):
     ) -> dict[str, Tensor]:
         """``itc``; arguments as in `AlbefStep.forward`, there is no memory."""
         text = self.model.encode_text(batch.token_ids, batch.token_mask)
-        image, _ = self.pruned_image(pixels, self.guide(text), batch.draw_seeds)
+        image, _ = self.pruned_image(pixels, self.guide(batch, text), batch.draw_seeds)
         features = self.model.image_feature(image), self.model.text_feature(text)
         return {"itc": symmetric_contrast(*features, self.model.temp)}
 
@@ -373,22 +330,6 @@ def encode_both_texts(model: Backbone, batch: ImageTextBatch, words: MaskedWords
     return picked(encoded, rows[: len(batch)]), picked(encoded, rows[len(batch) :])
 
 
-def both(first: TokenStream, second: TokenStream) -> TokenStream:
-    """The rows of two text streams, one after the other."""
-    assert first.present is not None and second.present is not None
-    return TokenStream(torch.cat([first.x, second.x]), torch.cat([first.present, second.present]))
-
-
-def picked(stream: TokenStream, rows: Tensor) -> TokenStream:
-    """Chosen rows of a text stream."""
-    assert stream.present is not None
-    return TokenStream(stream.x[rows], stream.present[rows], causal=stream.causal)
-
-
 def true_first(size: int, device: torch.device) -> Tensor:
     """(3 B,) labels of matching where the true pairs come before the two kinds of negatives."""
     return torch.arange(3 * size, device=device) < size
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x

@@ -77,22 +77,29 @@ def rerank(model: Backbone, encoded: Encoded, top: int) -> tuple[Tensor, Tensor]
     Args:
         model: In evaluation mode.
         encoded: All pairs.
-        top: K; candidates beyond it keep their contrastive order behind the re-ranked ones. Without contrast all are
-            candidates, without fusion none.
+        top: K; candidates beyond it keep their contrastive order behind the re-ranked ones. Where there is no contrast
+            every pair is matched, where there is no fusion none.
 
     Returns:
         (I,) and (T,) ranks.
     """
-    similarity_IT = encoded.image_IE @ encoded.text_TE.T
+    similarity_IT = encoded.image_IE @ encoded.text_TE.T if model.has_contrast else _every_pair(model, encoded)
     size = len(similarity_IT)
-    top = min(top, size) if model.has_contrast else size
-    top = top if model.fusion_steps else 0
+    top = min(top, size) if model.has_contrast and model.fusion_steps else 0
     ranks = []
     for direction in (similarity_IT, similarity_IT.T):
         order = direction.sort(dim=1, descending=True, stable=True).indices
         final = order if top == 0 else _matched(model, encoded, order, top, direction is similarity_IT)
         ranks.append((final == torch.arange(size, device=order.device)[:, None]).int().argmax(1))
     return ranks[0], ranks[1]
+
+
+def _every_pair(model: Backbone, encoded: Encoded) -> Tensor:
+    """(I, T) matching scores of all pairs."""
+    size = len(encoded.image.x)
+    images = torch.arange(size, device=encoded.image.x.device).repeat_interleave(size)
+    texts = torch.arange(size, device=images.device).repeat(size)
+    return matching_scores(model, encoded, texts, images).view(size, size)
 
 
 def _matched(model: Backbone, encoded: Encoded, order: Tensor, top: int, by_image: bool) -> Tensor:
@@ -107,8 +114,9 @@ def _matched(model: Backbone, encoded: Encoded, order: Tensor, top: int, by_imag
 
 
 def matching_parts(model: Backbone) -> nn.Module:
-    """What a pair's matching costs beyond the layers: the head, if there is one."""
-    return model.itm_head if model.fusion_steps else nn.ModuleList()
+    """What a pair costs beyond the layers, as linear maps: contrast's projections and matching's head."""
+    parts: list[nn.Module] = [model.itm_head] if model.fusion_steps else []
+    return nn.ModuleList(parts + ([model.vision_proj, model.text_proj] if model.has_contrast else []))
 
 
 def recalls(ranks: Tensor) -> dict[str, list[float]]:

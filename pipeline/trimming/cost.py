@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pipeline.measure.flops import StepCounts, linear_macs, patch_macs, schedule_macs
+from pipeline.measure.flops import StepCounts, joining_macs, linear_macs, patch_macs, schedule_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import Advance, Step, site
 from pipeline.trimming.smarttrim import Decision, group_of
@@ -63,18 +63,19 @@ class CostModel:
     """
 
     def __init__(self, model: Backbone, head: nn.Module, trimmers: Trimmers | None) -> None:
+        self.model = model
         self.steps = model.schedule
         self.trimmers = trimmers
         self.fixed = patch_macs(model.config.vision) + linear_macs(head)
 
     def full(self, units: Units) -> Tensor:
         """(B,) MACs with nothing trimmed and no trimmers."""
-        return self.fixed + schedule_macs(self.steps, self._uniform(units, 1.0))
+        return self._layers(self._uniform(units, 1.0))
 
     def at_share(self, units: Units, share: float) -> Tensor:
         """(B,) MACs where every layer keeps the same share of tokens and heads, trimmers included."""
         counts = self._uniform(units, share)
-        return self.fixed + schedule_macs(self.steps, counts) + self._own(counts, units)
+        return self._layers(counts) + self._own(counts, units)
 
     def of(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of given decisions on instances with these units, trimmers included.
@@ -83,7 +84,13 @@ class CostModel:
         projections are still made there.
         """
         counts = self._decided(decisions)
-        return self.fixed + schedule_macs(self.steps, counts) + self._own(counts, units)
+        return self._layers(counts) + self._own(counts, units)
+
+    def _layers(self, counts: Mapping[str, StepCounts]) -> Tensor:
+        """(B,) MACs of everything but the trimmers, with these tokens and heads."""
+        text, image = (steps[-1] for steps in (self.model.text_steps, self.model.visual_encoder.steps))
+        left = [counts[site(step, step.advances[0])].tokens for step in (text, image)]
+        return self.fixed + schedule_macs(self.steps, counts) + joining_macs(self.model, *left)
 
     def _sites(self) -> list[tuple[Step, Advance, str]]:
         return [(step, advance, site(step, advance)) for step in self.steps for advance in step.advances]
@@ -120,9 +127,11 @@ class CostModel:
         if self.trimmers is None:
             return total
         entering: dict[str, Tensor] = {}
-        for _, advance, name in self._sites():
+        for step, advance, name in self._sites():
             part = self.trimmers[name]
             assert isinstance(part, StepTrimmers)
+            if self.model.fuses_from_words and step.part == "fusion" and step.layer == 0:
+                entering.pop(advance.stream, None)
             tokens = entering.get(advance.stream, 1.0 + units.of(group_of(advance.stream)))
             inner = part.tokens.key.in_features
             per_token = linear_macs(part.tokens.down) + linear_macs(part.tokens.local) + inner

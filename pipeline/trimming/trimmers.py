@@ -133,6 +133,12 @@ def block_size(advance: Advance) -> tuple[int, int]:
     return block.output.LayerNorm.normalized_shape[0], block.attention.heads
 
 
+def _guide_width(step: Step, advance: Advance, widths: dict[str, int]) -> int:
+    """Width of the guiding stream: that of its own block where it advances in the same step, as METER's do."""
+    beside = [other for other in step.advances if other.stream == advance.guide]
+    return block_size(beside[0])[0] if beside else widths[advance.guide]
+
+
 class Trimmers(nn.ModuleDict):
     """All trimmers of a backbone, by `site`.
 
@@ -145,7 +151,7 @@ class Trimmers(nn.ModuleDict):
     def __init__(self, schedule: list[Step], widths: dict[str, int], config: TrimmerConfig) -> None:
         super().__init__(
             {
-                site(step, advance): StepTrimmers(advance, widths[advance.guide], config)
+                site(step, advance): StepTrimmers(advance, _guide_width(step, advance, widths), config)
                 for step in schedule
                 for advance in step.advances
             }

@@ -14,7 +14,7 @@ OTHERS = {
     "meter": ["--model.text.type_rows=1", "--model.text.pad_id=0", "--model.fusion={width: 16, heads: 2}",
               "--model.text.max_positions=25"],
     "clip": ["--model.text.fusion_layers=0", "--model.text.type_rows=0", "--trim.targets=[]",
-             "--evaluate.statement_splits=[]"],
+             "--evaluate.statement_splits=[]", "--model.text.width=16"],
 }  # fmt: skip
 LOSSES = {"blip": {"itc", "itm", "lm"}, "meter": {"itm", "mlm"}, "clip": {"itc"}}
 
@@ -25,7 +25,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("backbone", list(OTHERS))
 def test_a_whole_run_of_another_backbone(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"--model.backbone={backbone}", "--trim.targets=[1.0]", *OTHERS[backbone]]
+    words = [f"--model.backbone={backbone}", "--trim.targets=[1.0, 1.3]", *OTHERS[backbone]]
     assert main(["run", TINY, "--out", str(tmp_path / "run"), *words]) == 0, capsys.readouterr().err
     first = lines(tmp_path / "run" / "stages" / "pretrain")[0]
     assert {name.partition("/")[2] for name in first if name.startswith("loss/")} == LOSSES[backbone]

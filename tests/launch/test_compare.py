@@ -33,7 +33,7 @@ def run(variant: str, seed: int, accuracy: float, budget: str = "samples") -> di
     }  # fmt: skip
 
 
-def test_trials_come_seed_by_seed_with_the_variants_overrides() -> None:
+def test_trials_come_seed_by_seed_with_the_variants_overrides(tmp_path: Path) -> None:
     asked = config(seeds=(3, 4), budgets=("samples", "minutes"), minutes=2.0, shared={"trim.targets": [1.0]})
     found = trials(asked)
     assert [t.name for t in found[:5]] == [
@@ -44,6 +44,12 @@ def test_trials_come_seed_by_seed_with_the_variants_overrides() -> None:
     assert {"--trim.targets=[1.0]", "--out=cmp/unpruned-minutes-3"} <= set(words)
     read = read_config(RunConfig, [TINY], words)
     assert (read.pretrain.pruning.method, read.seed, read.budget.minutes) == ("none", 3, 2.0)
+    assert read.pretrain.loop.samples == read.trim.loop.samples == 10**9  # only the time ends it
+    words = overrides_of(asked, Trial(variant="query", budget="samples", seed=3))
+    timed = tmp_path / "timed.yaml"
+    timed.write_text("budget: {minutes: 60}")
+    read = read_config(RunConfig, [TINY, timed], words)
+    assert (read.budget.minutes, read.pretrain.loop.samples) == (None, 64)  # only the samples end it
 
 
 def test_the_interval_is_students_over_pairs() -> None:

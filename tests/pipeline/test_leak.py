@@ -79,9 +79,9 @@ def selections_of(sentence: str) -> dict[int, torch.Tensor]:
     scores = {}
     inner = task.online.pruned_image
 
-    def look(pixels, text, seeds):
-        scores[0] = task.model.sentence(text)
-        return inner(pixels, text, seeds)
+    def look(pixels, sentence, seeds):
+        scores[0] = sentence
+        return inner(pixels, sentence, seeds)
 
     task.online.pruned_image = look  # type: ignore[method-assign]
     task.losses(task.module, small_batch(4), 1.0)
@@ -90,7 +90,7 @@ def selections_of(sentence: str) -> dict[int, torch.Tensor]:
 
 def test_the_guiding_sentence_is_the_one_asked_for() -> None:
     own, masked, other = (selections_of(sentence)[0] for sentence in ("own", "masked", "other"))
-    torch.testing.assert_close(other, own.roll(1, 0))
+    torch.testing.assert_close(other, own.roll(-1, 0))
     assert not torch.allclose(masked, own)
 
 

@@ -1,5 +1,7 @@
 """Whole pre-training steps of the four backbones: over two processes as on one, repeatable, and with every loss."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.evit import EvitConfig
 from pipeline.pruning.tome import TomeConfig
+from pipeline.tasks.candidates import Candidates
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from tests.pipeline.distributed import run_ranks
@@ -25,7 +28,9 @@ ELIP = ElipConfig(depths=(1, 1, 2), ratios=(0.8, 0.5))
 
 def pruning_by(method: str) -> PruningConfig:
     evit, tome = EvitConfig(keep=0.7, layers=(1, 2)), TomeConfig(merged_per_layer=2)
-    return PruningConfig(method=method, prune_momentum=True, elip=ELIP, evit=evit, tome=tome)  # type: ignore[arg-type]
+    elip = replace(ELIP, sentence="other") if method == "other" else ELIP
+    name = "elip" if method == "other" else method
+    return PruningConfig(method=name, prune_momentum=True, elip=elip, evit=evit, tome=tome)  # type: ignore[arg-type]
 
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -48,8 +53,11 @@ def step_of_rank(process: Process, backbone: BackboneName, method: str, negative
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("method", ["elip", "tome", "none"])
-@pytest.mark.parametrize("backbone", BACKBONES)
+# METER has no "other": it prunes each pair by the text that it fuses.
+WAYS = [(b, m) for b in BACKBONES for m in ("elip", "other", "tome", "none") if (b, m) != ("meter", "other")]
+
+
+@pytest.mark.parametrize(("backbone", "method"), WAYS)
 def test_two_processes_compute_losses_and_gradients_of_the_whole_batch(backbone: BackboneName, method: str) -> None:
     losses, gradients = step_of_rank(Process(), backbone, method, "global")
     parts = run_ranks(step_of_rank, 2, backbone, method, "global")
@@ -73,8 +81,6 @@ def test_a_step_repeats_and_trains_every_weight(backbone: BackboneName) -> None:
 
 @pytest.mark.parametrize("backbone", ["albef", "blip", "meter"])
 def test_text_of_another_width_than_vision_cannot_guide(backbone: BackboneName) -> None:
-    from dataclasses import replace
-
     config = small_config(backbone=backbone)
     config = replace(config, text=replace(config.text, width=24))
     with pytest.raises(UserError, match=r"model\.text\.width=24 must equal model\.vision\.width=32"):
@@ -83,8 +89,6 @@ def test_text_of_another_width_than_vision_cannot_guide(backbone: BackboneName) 
 
 
 def test_clips_text_of_another_width_guides_through_the_projection() -> None:
-    from dataclasses import replace
-
     config = small_config(backbone="clip")
     config = replace(config, text=replace(config.text, width=24))
     check_guidance(pruning_by("elip"), config)
@@ -95,3 +99,13 @@ def test_clips_text_of_another_width_guides_through_the_projection() -> None:
     feature = model.text_feature(text)
     torch.testing.assert_close(model.sentence(text), feature @ model.vision_proj.weight)
     assert not model.sentence(text).requires_grad
+
+
+def test_another_rows_sentence_is_never_that_of_the_same_image_or_words() -> None:
+    batch = small_batch(5)
+    ids = batch.token_ids.clone()
+    ids[2] = ids[1]
+    batch = replace(batch, token_ids=ids, sample_ids=torch.tensor([0, 1, 2, 2, 4]))
+    assert Candidates.of(batch, False).next_other().tolist() == [1, 3, 4, 4, 0]
+    alike = replace(batch, token_ids=ids[:1].expand(5, -1))
+    assert Candidates.of(alike, False).next_other().tolist() == [1, 2, 3, 4, 0]

@@ -1,9 +1,12 @@
+import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
 
 from data_prep.errors import UserError
 from pipeline.data.text import Tokenizer, TokenizerConfig, clean_text
@@ -95,11 +98,43 @@ def test_a_vocabulary_of_bert_loads(tmp_path: Path) -> None:
     assert tokenizer.encode(["a dogs cat"], 6)[0].tolist() == [[3, 1, 6, 7, 2, 4]]
 
 
+def bpe_folder(folder: Path, tokens: list[str], config: dict[str, str]) -> Path:
+    """A folder as transformers keeps RoBERTa's and CLIP's: tokenizer.json with a byte-level BPE."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = tokenizers.Tokenizer(
+        models.BPE(vocab={t: n for n, t in enumerate([*tokens, *letters])}, merges=[], unk_token=tokens[-1])
+    )
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.add_special_tokens(tokens)
+    folder.mkdir()
+    inner.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_robertas_and_clips_tokenizers_load(tmp_path: Path) -> None:
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    roberta = bpe_folder(tmp_path / "roberta", tokens, {"model_max_length": 512})  # type: ignore[dict-item]
+    tokenizer = Tokenizer.from_pretrained(roberta, clean=False)
+    special = [tokenizer.cls_id, tokenizer.pad_id, tokenizer.sep_id, tokenizer.unk_id, tokenizer.mask_id]
+    assert special == [0, 1, 2, 3, 4]
+    ids = tokenizer.encode(["A, b"], 8)[0][0].tolist()
+    assert ids[0] == 0 and ids[5:] == [2, 1, 1] and len(set(ids[1:5])) == 4  # capital, comma, blank and letter stay
+    end = "<|endoftext|>"
+    config = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
+    clip = Tokenizer.from_pretrained(bpe_folder(tmp_path / "clip", ["<|startoftext|>", end], config), clean=False)
+    assert (clip.cls_id, clip.sep_id, clip.pad_id) == (0, 1, 1)
+    clip.save(tmp_path / "again")
+    again = Tokenizer.load(tmp_path / "again")
+    assert (again.clean, again.sep_id) == (False, 1)
+    assert torch.equal(again.encode(["A, b"], 8)[0], clip.encode(["A, b"], 8)[0])
+
+
 def test_missing_tokenizers_tokens_and_texts_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither tokenizer\.json"):
         Tokenizer.load(tmp_path)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ndog")
-    with pytest.raises(UserError, match=r"has no \[MASK\]"):
+    with pytest.raises(UserError, match=r"its mask_token; name them in tokenizer_config\.json"):
         Tokenizer.load(tmp_path)
     with pytest.raises(UserError, match="no text"):
         Tokenizer.train(["", " ."], TokenizerConfig())
