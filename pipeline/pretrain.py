@@ -107,7 +107,9 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     weights = engine.weights()
     if stage.process.is_main:
         plain = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-        export_weights(stage.folder / "export", plain, export_config("backbone", model.config, inputs.loader))
+        tokens = {"pad": tokenizer.pad_id, "begin": tokenizer.cls_id, "end": tokenizer.sep_id}
+        described = export_config("backbone", model.config, inputs.loader, tokens=tokens)
+        export_weights(stage.folder / "export", plain, described)
     engine.close()
     return counts
 

@@ -4,6 +4,7 @@ Both map a token stream to a token stream and work alike on padded (B, N, D) and
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -88,7 +89,9 @@ class Block(nn.Module):
             inside: What methods want of this block.
         """
         if self.recompute and torch.is_grad_enabled():
-            done: TokenStream = checkpoint(self.advance, stream, sources, inside, use_reentrant=False)
+            # What is made inside is made again in the backward; a memo would carry it out.
+            forgetful = [replace(source, memo=None) for source in sources]
+            done: TokenStream = checkpoint(self.advance, stream, forgetful, inside, use_reentrant=False)
             return done
         return self.advance(stream, sources, inside)
 
@@ -230,8 +233,11 @@ class PairAttention(nn.Module):
 
 
 def keys_of(projections: Projections, source: TokenStream) -> Keys:
-    """Keys and values of a stream, made once however many rows attend to it."""
-    k, v = projections.key(source.x), projections.value(source.x)
+    """Keys and values of a stream, made once however many rows attend to it, and however many passes with a memo."""
+    made = None if source.memo is None else source.memo.get(id(projections))
+    k, v = made or (projections.key(source.x), projections.value(source.x))
+    if source.memo is not None:
+        source.memo[id(projections)] = k, v
     return Keys(k, v, source.present, source.rows, source.offsets, source.causal, source.size)
 
 

@@ -29,6 +29,8 @@ class TokenStream:
         offsets: B + 1 starts of the instances in a packed `x`; None where it is not packed.
         rows: (B',) as something attended to: the row of `x` that belongs to each query row. It lets several
             texts share one image's keys and values. None where row b belongs to query row b.
+        memo: Keys and values that have been made of `x`, by the projections that made them, for a stream that several
+            passes attend to through the same projections; None where nothing is remembered.
         causal: Whether each token attends only to those before it and to itself.
         size: (B, N) how many tokens each one stands for since ToMe merged them; whatever attends to it gives it the
             weight of that many. None where each stands for itself.
@@ -41,6 +43,7 @@ class TokenStream:
     rows: Tensor | None = None
     causal: bool = False
     size: Tensor | None = None
+    memo: dict[int, tuple[Tensor, Tensor]] | None = None
 
     @property
     def cls(self) -> Tensor:
@@ -49,7 +52,7 @@ class TokenStream:
 
     def with_x(self, x: Tensor) -> "TokenStream":
         """The same tokens with new features."""
-        return replace(self, x=x)
+        return replace(self, x=x, memo=None)
 
 
 Between = Callable[[TokenStream, Asked], TokenStream]

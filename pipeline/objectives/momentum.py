@@ -20,6 +20,9 @@ class MomentumTower:
     def __init__(self, model: Backbone, momentum: float = 0.995) -> None:
         self.momentum = momentum
         self.model = copy.deepcopy(model).requires_grad_(False)
+        # Heads and decoders that give no labels would only take memory.
+        for name in [name for name, _ in self.model.named_children() if name not in model.averaged]:
+            delattr(self.model, name)
 
     @torch.no_grad()
     def update(self, online: Backbone) -> None:

@@ -226,6 +226,8 @@ class BlipStep(OnlineModel):
             text_m = teacher.encode_text(batch.token_ids, batch.token_mask)
             image_m = self.teach_image(teacher, pixels, pruning)
         contrasted = contrast_of(model, image, text, memory, image_m, text_m, alpha)
+        # The decoder attends to the image through the encoder's own cross-attention: its keys and values are made once.
+        image = replace(image, memo={})
         candidates = self.candidates(batch)
         negatives = draws.negatives or hard_negatives(candidates, contrasted, draws.chances_B3)
         own = candidates.own_B

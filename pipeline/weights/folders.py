@@ -1,13 +1,14 @@
 """Foreign weights to our export folders and back: `trimline import` and `trimline export`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from torch import nn
 
 from data_prep.errors import UserError
+from data_prep.files import read_json
 from pipeline.checkpoint import export_weights, load_weights
 from pipeline.models.blip_tasks import BLIP_MODELS, BlipKind
 from pipeline.models.build import BACKBONES
@@ -16,12 +17,13 @@ from pipeline.weights.albef import read_albef
 from pipeline.weights.blip import read_blip
 from pipeline.weights.blip_hf import read_blip_hf, to_blip_hf
 from pipeline.weights.clip_family import read_clip, read_meter
+from pipeline.weights.clip_hf import to_clip_hf
 from pipeline.weights.loaded import Hints, Loaded, Written
 from pipeline.weights.mapping import fill
 from pipeline.weights.reading import Foreign, read_foreign
 
 Reader = Callable[[Foreign, Hints], Loaded]
-Writer = Callable[[ModelConfig, nn.Module], Written]
+Writer = Callable[[ModelConfig, nn.Module, Mapping[str, Any]], Written]
 
 
 def _blip_hf(foreign: Foreign, hints: Hints) -> Loaded:
@@ -41,10 +43,10 @@ READERS: dict[str, Reader] = {
 
 
 def _blip_writer(kind: BlipKind) -> Writer:
-    return lambda config, model: to_blip_hf(kind, config, model)
+    return lambda config, model, described: to_blip_hf(kind, config, model)
 
 
-HF_WRITERS: dict[str, Writer] = {kind: _blip_writer(kind) for kind in get_args(BlipKind)}
+HF_WRITERS: dict[str, Writer] = {**{kind: _blip_writer(kind) for kind in get_args(BlipKind)}, "clip": to_clip_hf}
 """To transformers; by the kind of our exports, a backbone's being its name."""
 
 
@@ -115,7 +117,7 @@ def export_to_hf(folder: Path, out: Path) -> Written:
     kind = loaded.config.backbone if loaded.kind == "backbone" else loaded.kind
     if kind not in HF_WRITERS:
         raise UserError(f"{folder} holds {kind}; transformers' format is written of {', '.join(HF_WRITERS)}")
-    written = HF_WRITERS[kind](loaded.config, loaded.model)
+    written = HF_WRITERS[kind](loaded.config, loaded.model, read_json(folder / "config.json"))
     export_weights(out, written.tensors, written.config)
     return written
 

@@ -1,6 +1,7 @@
 """`trimline import` and `trimline export`: foreign files in, transformers' folders out, and what is refused."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ from launch.cli import FOREIGN_KINDS, main
 from pipeline.checkpoint import export_weights
 from pipeline.exports import load_backbone
 from pipeline.models.blip_tasks import BLIP_MODELS, BlipAnswering, BlipKind
+from pipeline.models.build import build_model
 from pipeline.weights.albef import ALBEF
 from pipeline.weights.blip import BLIP
 from pipeline.weights.folders import READERS, load_model
 from pipeline.weights.mapping import export_tensors
 from tests.pipeline.small import small_config, small_model
+from tests.pipeline.weights.foreign_models import clip_config
+from tests.pipeline.weights.test_clip import END, texts
 
 HEADS = ("--vision-heads", "4", "--text-heads", "4")
 
@@ -134,3 +138,36 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert "no class for blip_nlvr" in refused("pair")
     assert "'statement' model" in refused("statement")
     assert "does not tell the sizes" in refused("sizes")
+
+
+@torch.no_grad()
+def test_a_clip_is_written_for_transformers_and_gives_the_same_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = clip_config()
+    model = build_model(config).eval()
+    described = {"kind": "backbone", "model": asdict(config), "tokens": {"pad": 1, "begin": 0, "end": END}}
+    export_weights(tmp_path / "ours", model.state_dict(), described)
+    done = answer(capsys, "export", tmp_path / "ours", "--format", "hf", "--out", tmp_path / "hf")
+    assert (done["class"], done["left_out"]) == ("CLIPModel", [])
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "hf").eval()
+    ids, mask = texts()
+    pixels = torch.randn(3, 3, config.vision.height, config.vision.width_px)
+    wanted = theirs(input_ids=ids, attention_mask=mask.long(), pixel_values=pixels)
+    image, text = model.encode_image(pixels), model.encode_text(ids, mask)
+    torch.testing.assert_close(model.image_feature(image), wanted.image_embeds, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.text_feature(text), wanted.text_embeds, rtol=1e-5, atol=1e-5)
+    scores = model.image_feature(image) @ model.text_feature(text).T / model.temp
+    torch.testing.assert_close(scores, wanted.logits_per_image, rtol=1e-4, atol=1e-4)
+
+
+def test_a_clip_that_transformers_cannot_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = clip_config()
+    for name, changed, message in (
+        ("end", config, '"tokens": {"end": ID}'),
+        ("bias", replace(config, vision=replace(config.vision, patch_bias=True)), "vision.patch_bias=True"),
+    ):
+        described = {"kind": "backbone", "model": asdict(changed)}
+        export_weights(tmp_path / name, build_model(changed).state_dict(), described)
+        assert message in refusal(capsys, "export", tmp_path / name, "--format", "hf", "--out", tmp_path / "hf")
+        assert not (tmp_path / "hf").exists()

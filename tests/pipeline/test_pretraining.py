@@ -109,3 +109,20 @@ def test_another_rows_sentence_is_never_that_of_the_same_image_or_words() -> Non
     assert Candidates.of(batch, False).next_other().tolist() == [1, 3, 4, 4, 0]
     alike = replace(batch, token_ids=ids[:1].expand(5, -1))
     assert Candidates.of(alike, False).next_other().tolist() == [1, 2, 3, 4, 0]
+
+
+def test_blip_makes_an_images_keys_once_for_matching_and_captioning() -> None:
+    model = small_model("blip")
+    task = Pretraining(
+        model,
+        ObjectiveConfig(queue=0),
+        pruning_by("elip"),
+        Vocabulary(mask=4, size=WORDS - 2),
+        scale,
+        torch.Generator(),
+    )
+    counts: list[int] = []
+    for block in model.text_encoder.encoder.layer:  # type: ignore[union-attr]
+        block.crossattention.self.key.register_forward_hook(lambda *_: counts.append(1))  # type: ignore[union-attr]
+    task.losses(task.module, small_batch(4), 1.0).total.backward()
+    assert len(counts) == 2  # one for each of the two layers
