@@ -181,8 +181,11 @@ def check_pretrain(
     check_guidance(config.pruning, model)
     if config.init is not None:
         config.init.check()
-    if engine.zero_stage == 3 and model.backbone in ("albef", "blip"):
-        raise UserError("engine.zero_stage=3 splits the weights that the momentum tower must follow; use 0, 1 or 2")
+    if engine.zero_stage == 3:
+        raise UserError(
+            "engine.zero_stage=3 splits weights that the momentum tower must follow and that guidance reads outside "
+            "of their own layers; use 0, 1 or 2"
+        )
 
 
 # METER prunes each pair by the text that it fuses, so it has no choice; only ALBEF masks words and contrasts besides.

@@ -14,7 +14,7 @@ from launch.compare import CompareConfig, Trial, overrides_of, trials
 from launch.compare_table import comparison_text, lines_of, paired_interval
 from launch.config import RunConfig
 from launch.reading import read_config
-from launch.recipes import find_recipe
+from launch.recipes import find_recipe, recipes
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -94,8 +94,10 @@ def test_what_cannot_be_compared_is_refused(more: dict[str, Any], message: str) 
 
 
 def test_every_variant_of_every_experiment_reads() -> None:
-    for recipe in ("configs/experiments/pruning.yaml",):
-        asked = read_config(CompareConfig, [find_recipe(recipe)], [])
+    over = [name for name in recipes() if name.startswith("configs/experiments/") and "_minutes" in name]
+    for layers in (["configs/experiments/pruning.yaml"], ["configs/experiments/pruning.yaml", *over]):
+        asked = read_config(CompareConfig, [find_recipe(name) for name in layers], [])
+        assert len(asked.variants) == (6 if len(layers) > 1 else 11)
         base = [find_recipe(name) for name in asked.base]
         for trial in trials(asked):
             read = read_config(RunConfig, base, overrides_of(asked, trial))

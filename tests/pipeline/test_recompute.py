@@ -39,7 +39,7 @@ def test_recomputed_activations_give_the_same_gradients_with_less_memory(backbon
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-@pytest.mark.parametrize("method", ["elip", "none"])
+@pytest.mark.parametrize("method", ["elip", "evit", "tome", "flip", "none"])
 def test_a_compiled_tower_is_one_graph_for_all_steps(method: str) -> None:
     plain, task = task_of("albef", method), task_of("albef", method)
     assert task.memory is not None

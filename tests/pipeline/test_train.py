@@ -139,17 +139,30 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StepLog, "add", add_and_stop)
 
 
+BACKBONES: dict[str, dict[str, Any]] = {
+    "albef": {},
+    "blip": {"model.text.fusion_layers": 0, "model.text.type_rows": 0},
+    "meter": {"model.text.type_rows": 1, "model.text.pad_id": 0, "model.text.max_positions": 25,
+              "model.fusion": {"width": 16, "heads": 2}},
+    "clip": {"model.text.fusion_layers": 0, "model.text.type_rows": 0, "model.text.width": 16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone", list(BACKBONES))
 def test_pretraining_goes_on_exactly_where_a_checkpoint_left_it(
-    data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: str, data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "pretrain"
+    folder, whole, sizes = tmp_path / "pretrain", pretrained, {"model.backbone": backbone, **BACKBONES[backbone]}
+    if backbone != "albef":
+        whole = tmp_path / "whole"
+        run_job(job_of(data, whole, "pretrain", run=sizes), Process())
     interrupt_after(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run_job(job_of(data, folder, "pretrain", run={"pretrain.loop.checkpoint_seconds": 0.0}), Process())
+        run_job(job_of(data, folder, "pretrain", run={**sizes, "pretrain.loop.checkpoint_seconds": 0.0}), Process())
     assert len(losses(folder)) == 4
-    run_job(job_of(data, folder, "pretrain"), Process())
-    assert losses(folder) == losses(pretrained)
-    assert (folder / "export/model.safetensors").read_bytes() == (pretrained / "export/model.safetensors").read_bytes()
+    run_job(job_of(data, folder, "pretrain", run=sizes), Process())
+    assert losses(folder) == losses(whole)
+    assert (folder / "export/model.safetensors").read_bytes() == (whole / "export/model.safetensors").read_bytes()
 
 
 ALONE = Process()
