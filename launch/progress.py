@@ -24,13 +24,13 @@ class ProgressDisplay:
     """Follows the progress files of running stages and says what begins and ends; used as a context manager.
 
     Args:
-        stream: Where it writes; bars if it is a terminal.
+        stream: Where it writes, stderr by default; bars if it is a terminal.
         line_seconds: Time between lines where it is none.
     """
 
-    def __init__(self, stream: TextIO = sys.stderr, line_seconds: float = _LINE_SECONDS) -> None:
-        self._stream = stream
-        self._bars_wanted = stream.isatty()
+    def __init__(self, stream: TextIO | None = None, line_seconds: float = _LINE_SECONDS) -> None:
+        self._stream = stream or sys.stderr  # what it is now, not what it was when this was imported
+        self._bars_wanted = self._stream.isatty()
         self._line_seconds = line_seconds
         self._lock = threading.Lock()
         self._running: dict[str, Path] = {}

@@ -100,6 +100,17 @@ def measure_leak(probe: Probe, batches: Iterable[ImageTextBatch]) -> list[Row]:
     return _rows(found)
 
 
+@dataclass(frozen=True)
+class _Look:
+    """A batch as the tasks look at it."""
+
+    probe: Probe
+    batch: ImageTextBatch
+    pixels: Tensor
+    text: TokenStream
+    images: Mapping[str, TokenStream]
+
+
 def _look(probe: Probe, batch: ImageTextBatch, found: _Found) -> None:
     model, pixels = probe.model, probe.normalise(batch.pixels)
     text = model.encode_text(batch.token_ids, batch.token_mask)
@@ -109,30 +120,25 @@ def _look(probe: Probe, batch: ImageTextBatch, found: _Found) -> None:
         OWN: probe.image(pixels, text, batch.draw_seeds),
         OTHER: probe.image(pixels, picked(text, others_B), batch.draw_seeds),
     }
+    look = _Look(probe, batch, pixels, text, images)
     if model.has_contrast:
         for by, image in images.items():
             found.image_NE.setdefault(by, []).append(model.image_feature(image))
         found.text_NE.append(model.text_feature(text))
         found.pairs += batch.clusters
     if model.fusion_steps:
-        _match(probe, batch, pixels, text, images, found)
+        _match(look, found)
     if model.config.backbone in ("albef", "meter"):
-        _tell(probe, batch, pixels, text, images, found)
+        _tell(look, found)
 
 
-def _match(
-    probe: Probe,
-    batch: ImageTextBatch,
-    pixels: Tensor,
-    text: TokenStream,
-    images: Mapping[str, TokenStream],
-    found: _Found,
-) -> None:
+def _match(look: _Look, found: _Found) -> None:
     """Negatives' images pruned by their own caption, as in pre-training, or by the text they are shown with."""
+    probe, batch, images, text = look.probe, look.batch, look.images, look.text
     model = probe.model
     wrong_B = _nearest_other(probe, batch, text, images[UNPRUNED])
     wrong = picked(text, wrong_B)
-    paired = probe.image(pixels, wrong, batch.draw_seeds)
+    paired = probe.image(look.pixels, wrong, batch.draw_seeds)
     starts = model.begin_fusion(text, batch.token_ids, batch.token_mask)
     shown = {UNPRUNED: images[UNPRUNED], OWN: images[OWN], PAIRED: paired}
     for by, image in shown.items():
@@ -146,22 +152,16 @@ def _match(
         found.add("matching", "pair above negative", by, (margin_B > 0).float(), batch.clusters)
 
 
-def _tell(
-    probe: Probe,
-    batch: ImageTextBatch,
-    pixels: Tensor,
-    text: TokenStream,
-    images: Mapping[str, TokenStream],
-    found: _Found,
-) -> None:
+def _tell(look: _Look, found: _Found) -> None:
     """Masked words with images pruned by the unmasked text, as in ALBEF's pre-training, or by the masked one."""
-    seeds_B = torch.arange(len(batch), device=pixels.device) + batch.sample_ids
+    probe, batch, images = look.probe, look.batch, look.images
+    seeds_B = torch.arange(len(batch), device=look.pixels.device) + batch.sample_ids
     words = mask_words(batch.token_ids, batch.token_mask, seeds_B, probe.mask_share, probe.words)
     masked = probe.model.encode_text(words.ids_BL, batch.token_mask)
     shown = {
         UNPRUNED: images[UNPRUNED],
         OWN: images[OWN],
-        MASKED: probe.image(pixels, masked, batch.draw_seeds),
+        MASKED: probe.image(look.pixels, masked, batch.draw_seeds),
     }
     starts = probe.model.begin_fusion(masked, words.ids_BL, batch.token_mask)
     clusters = [batch.clusters[row] for row in words.drawn_BL.nonzero()[:, 0].tolist()]

@@ -3,6 +3,7 @@
 B batch, L text tokens, D width, E width of the shared embedding, F width of the fused features.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class Fused:
     features_BF: Tensor
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Base of the four backbones; each names its steps and says what its streams begin with.
 
     Args:
@@ -55,23 +56,23 @@ class Backbone(nn.Module):
         self.visual_encoder = VisionTower(config.vision)
 
     @property
+    @abstractmethod
     def text_steps(self) -> list[Step]:
         """The layers in which the text is alone."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def fusion_steps(self) -> list[Step]:
         """The layers in which text and image meet; empty where they do not."""
-        raise NotImplementedError
 
     @property
     def schedule(self) -> list[Step]:
         """Text first (its CLS guides vision), then vision, then fusion: the one way of every forward."""
         return [*self.text_steps, *self.visual_encoder.steps, *self.fusion_steps]
 
+    @abstractmethod
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
         """What the text layers begin with."""
-        raise NotImplementedError
 
     def encode_text(self, ids_BL: Tensor, mask_BL: Tensor, interventions: Sequence[Intervention] = ()) -> TokenStream:
         """Text-only layers.
@@ -124,8 +125,12 @@ class Backbone(nn.Module):
         return Fused(streams["text"], streams["text"].cls)
 
     def word_scores(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., V): the score of each word."""
-        raise NotImplementedError
+        """(..., D) -> (..., V): the score of each word.
+
+        Raises:
+            TypeError: The backbone tells no words.
+        """
+        raise TypeError(f"{self.config.backbone} has no head that tells words")
 
     @property
     def has_contrast(self) -> bool:

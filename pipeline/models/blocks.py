@@ -3,6 +3,7 @@
 Both map a token stream to a token stream and work alike on padded (B, N, D) and packed (T, D) tokens.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -71,7 +72,7 @@ class Mlp(nn.Module):
         return self.fc2(self.activate(self.fc1(x)))
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """Base of the two blocks.
 
     With `recompute` a block keeps only its input for the backward and makes the rest once more there (activation
@@ -95,9 +96,9 @@ class Block(nn.Module):
             return done
         return self.advance(stream, sources, inside)
 
+    @abstractmethod
     def advance(self, stream: TokenStream, sources: Sequence[TokenStream], inside: InBlock) -> TokenStream:
         """The block's arithmetic."""
-        raise NotImplementedError
 
 
 def recompute_activations(module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 A method says at each of its layers which tokens stay or go together; everything else is here.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from pipeline.pruning.matching import Matching, apply_matching, match_origin
 from pipeline.pruning.selection import Selection, apply_selection, select_origin
 
 
-class Pruning:
+class Pruning(ABC):
     """The intervention of one method for one batch.
 
     Args:
@@ -26,6 +27,7 @@ class Pruning:
         self.between = between
         self.selections: dict[int, Selection | Matching] = {}
 
+    @abstractmethod
     def choose(self, layer: int, image: TokenStream, asked: Asked | None) -> Selection | Matching:
         """Which tokens stay and which go together; the part that a method brings.
 
@@ -34,7 +36,6 @@ class Pruning:
             image: The tokens to choose from.
             asked: What the layer's attention was asked, where the method acts behind it.
         """
-        raise NotImplementedError
 
     def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
         """Act on the image stream, or leave word to act inside the coming block."""

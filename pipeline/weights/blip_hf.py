@@ -15,6 +15,7 @@ from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blip_tasks import BLIP_MODELS, BlipKind
 from pipeline.models.config import ModelConfig
 from pipeline.weights.blip import TEXT_RULES, blip_kind, blip_sizes
+from pipeline.weights.hf_config import vision_section
 from pipeline.weights.loaded import Hints, Loaded, Written
 from pipeline.weights.mapping import NameMap, export_tensors, fill, import_tensors, rename
 from pipeline.weights.sizes import POSITIONS, new_model, with_positions
@@ -127,7 +128,7 @@ def hf_config(kind: BlipKind, config: ModelConfig, dtype: torch.dtype) -> dict[s
         "image_text_hidden_size": config.embed,
         "tie_word_embeddings": True,
         "text_config": _hf_text(config),
-        "vision_config": _hf_vision(config),
+        "vision_config": {"model_type": "blip_vision_model", **vision_section(config.vision)},
     }
 
 
@@ -149,21 +150,6 @@ def _hf_text(config: ModelConfig) -> dict[str, Any]:
         "bos_token_id": text.vocab_size - EXTRA_WORDS,
         "is_decoder": True,
         "tie_word_embeddings": True,
-    }
-
-
-def _hf_vision(config: ModelConfig) -> dict[str, Any]:
-    vision = config.vision
-    return {
-        "model_type": "blip_vision_model",
-        "hidden_size": vision.width,
-        "intermediate_size": int(vision.width * vision.mlp_ratio),
-        "num_hidden_layers": vision.depth,
-        "num_attention_heads": vision.heads,
-        "image_size": vision.height,
-        "patch_size": vision.patch,
-        "hidden_act": vision.activation,
-        "layer_norm_eps": vision.eps,
     }
 
 

@@ -9,6 +9,7 @@ from data_prep.errors import UserError
 from pipeline.models.clip import Clip
 from pipeline.models.config import ModelConfig
 from pipeline.weights.clip import to_huggingface
+from pipeline.weights.hf_config import vision_section
 from pipeline.weights.loaded import Written
 from pipeline.weights.sizes import POSITIONS
 
@@ -44,17 +45,7 @@ def to_clip_hf(config: ModelConfig, model: nn.Module, described: Mapping[str, An
             "architectures": ["CLIPModel"],
             "dtype": str(model.state_dict()[POSITIONS].dtype).removeprefix("torch."),
             "projection_dim": config.embed,
-            "vision_config": {
-                "hidden_size": vision.width,
-                "intermediate_size": int(vision.width * vision.mlp_ratio),
-                "num_hidden_layers": vision.depth,
-                "num_attention_heads": vision.heads,
-                "image_size": vision.height,
-                "patch_size": vision.patch,
-                "hidden_act": vision.activation,
-                "layer_norm_eps": vision.eps,
-                "projection_dim": config.embed,
-            },
+            "vision_config": {**vision_section(vision), "projection_dim": config.embed},
             "text_config": {
                 "vocab_size": text.vocab_size,
                 "hidden_size": text.width,

@@ -7,15 +7,10 @@ import pytest
 
 from data_prep.files import read_json
 from launch.cli import main
+from tests.pipeline.small import OTHER_BACKBONES
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
-OTHERS = {
-    "blip": ["--model.text.fusion_layers=0", "--model.text.type_rows=0", "--model.text.text_layers=2"],
-    "meter": ["--model.text.type_rows=1", "--model.text.pad_id=0", "--model.fusion={width: 16, heads: 2}",
-              "--model.text.max_positions=25"],
-    "clip": ["--model.text.fusion_layers=0", "--model.text.type_rows=0", "--trim.targets=[]",
-             "--evaluate.statement_splits=[]", "--model.text.width=16"],
-}  # fmt: skip
+ALONE = ["--trim.targets=[]", "--evaluate.statement_splits=[]"]
 LOSSES = {"blip": {"itc", "itm", "lm"}, "meter": {"itm", "mlm"}, "clip": {"itc"}}
 
 
@@ -23,9 +18,14 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("backbone", list(OTHERS))
+def sizes(backbone: str) -> list[str]:
+    keys = {"backbone": backbone, **OTHER_BACKBONES[backbone]}
+    return [f"--model.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
+
+
+@pytest.mark.parametrize("backbone", list(OTHER_BACKBONES))
 def test_a_whole_run_of_another_backbone(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"--model.backbone={backbone}", "--trim.targets=[1.0, 1.3]", *OTHERS[backbone]]
+    words = [*sizes(backbone), *(ALONE if backbone == "clip" else ["--trim.targets=[1.0, 1.3]"])]
     assert main(["run", TINY, "--out", str(tmp_path / "run"), *words]) == 0, capsys.readouterr().err
     first = lines(tmp_path / "run" / "stages" / "pretrain")[0]
     assert {name.partition("/")[2] for name in first if name.startswith("loss/")} == LOSSES[backbone]
@@ -36,8 +36,7 @@ def test_a_whole_run_of_another_backbone(backbone: str, tmp_path: Path, capsys: 
 
 
 def test_a_backbone_without_fusion_judges_no_statements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--model.backbone=clip", *OTHERS["clip"][:2]]
-    assert main(["run", TINY, "--out", str(tmp_path / "run"), *words]) == 2
+    assert main(["run", TINY, "--out", str(tmp_path / "run"), *sizes("clip")]) == 2
     said = capsys.readouterr().err
     assert "clip has no fusion layers" in said and "Traceback" not in said
     assert not (tmp_path / "run").exists()

@@ -1,5 +1,7 @@
 """Small models and batches for tests."""
 
+from typing import Any
+
 import torch
 
 from pipeline.data.batch import ImageTextBatch
@@ -9,6 +11,12 @@ from pipeline.models.config import BackboneName, FusionConfig, ModelConfig
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
 
+OTHER_BACKBONES: dict[str, dict[str, Any]] = {
+    "blip": {"text.fusion_layers": 0, "text.type_rows": 0},
+    "meter": {"text.type_rows": 1, "text.pad_id": 0, "text.max_positions": 25, "fusion": {"width": 16, "heads": 2}},
+    "clip": {"text.fusion_layers": 0, "text.type_rows": 0, "text.width": 16},
+}
+"""What makes a small ALBEF's `model` section one of another backbone."""
 WORDS = 50
 MAX_TOKENS = 9
 

@@ -27,7 +27,7 @@ from pipeline.train import LoopConfig, Stage, StepLog, train
 from pipeline.trimming.curriculum import Curriculum
 from pipeline.worker import run_job
 from tests.pipeline.distributed import run_ranks
-from tests.pipeline.small import small_batch
+from tests.pipeline.small import OTHER_BACKBONES, small_batch
 
 SMALL: dict[str, Any] = {
     "seed": 0,
@@ -139,20 +139,14 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StepLog, "add", add_and_stop)
 
 
-BACKBONES: dict[str, dict[str, Any]] = {
-    "albef": {},
-    "blip": {"model.text.fusion_layers": 0, "model.text.type_rows": 0},
-    "meter": {"model.text.type_rows": 1, "model.text.pad_id": 0, "model.text.max_positions": 25,
-              "model.fusion": {"width": 16, "heads": 2}},
-    "clip": {"model.text.fusion_layers": 0, "model.text.type_rows": 0, "model.text.width": 16},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("backbone", list(BACKBONES))
+@pytest.mark.parametrize("backbone", ["albef", *OTHER_BACKBONES])
 def test_pretraining_goes_on_exactly_where_a_checkpoint_left_it(
     backbone: str, data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, whole, sizes = tmp_path / "pretrain", pretrained, {"model.backbone": backbone, **BACKBONES[backbone]}
+    folder, whole = tmp_path / "pretrain", pretrained
+    sizes = {
+        f"model.{key}": value for key, value in {"backbone": backbone, **OTHER_BACKBONES.get(backbone, {})}.items()
+    }
     if backbone != "albef":
         whole = tmp_path / "whole"
         run_job(job_of(data, whole, "pretrain", run=sizes), Process())
