@@ -18,7 +18,6 @@ from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.engine import EngineConfig, OptimizerConfig, build_engine, split_decay
 from pipeline.objectives.momentum import MomentumTower
-from pipeline.pretrain import PretrainConfig
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, read_metrics
 from pipeline.tasks.pretraining import Pretraining
@@ -93,11 +92,11 @@ def test_all_ranks_begin_with_the_same_weights_and_momentum_tower(
 ) -> None:
     begun: list[dict[str, torch.Tensor]] = []
 
-    def stop(task: Pretraining, config: PretrainConfig) -> None:
+    def stop(task: Pretraining, engine: EngineConfig) -> None:
         begun.append({**task.model.state_dict(), **task.tensors()})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.pretrain._param_groups", stop)
+    monkeypatch.setattr("pipeline.pretrain._prepare_towers", stop)
     for rank in range(2):
         with pytest.raises(KeyboardInterrupt):
             run_job(job_of(data, tmp_path / "p", "pretrain"), Process(rank=rank, world_size=2))
@@ -109,11 +108,11 @@ def test_a_run_may_begin_with_given_weights(
 ) -> None:
     begun: list[dict[str, torch.Tensor]] = []
 
-    def stop(task: Pretraining, config: PretrainConfig) -> None:
+    def stop(task: Pretraining, engine: EngineConfig) -> None:
         begun.append({**task.model.state_dict(), **task.tensors()})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.pretrain._param_groups", stop)
+    monkeypatch.setattr("pipeline.pretrain._prepare_towers", stop)
     init = {"pretrain.init": {"model": str(pretrained / "export")}}
     with pytest.raises(KeyboardInterrupt):
         run_job(job_of(data, tmp_path / "p", "pretrain", run=init), Process())
