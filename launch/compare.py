@@ -116,12 +116,17 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
     with RunLock(out), concurrent.futures.ThreadPoolExecutor(config.parallel) as pool:
         jobs = {pool.submit(_run, files, overrides_of(config, trial)): trial for trial in trials(config)}
         failures: dict[str, str] = {}
-        for job in concurrent.futures.as_completed(jobs):
-            trial, error = jobs[job], job.result()
-            if error:
-                failures[trial.name] = error
-            told(f"{trial.name}: {error or 'done'}")
-            write_json(out / COMPARISON, gathered(config, failures))
+        try:
+            for job in concurrent.futures.as_completed(jobs):
+                trial, error = jobs[job], job.result()
+                if error:
+                    failures[trial.name] = error
+                told(f"{trial.name}: {error or 'done'}")
+                write_json(out / COMPARISON, gathered(config, failures))
+        except BaseException:
+            # After Ctrl-C the pool would otherwise go on with every run that has not begun.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return gathered(config, failures)
 
 
