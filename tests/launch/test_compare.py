@@ -112,7 +112,7 @@ def test_a_comparison_runs_reports_and_goes_on(tmp_path: Path) -> None:
         "reference": "unpruned", "variants": {"unpruned": {"pretrain.pruning.method": "none"}, "query": {}},
         "seeds": [0, 1], "parallel": 2,
     }  # fmt: skip
-    (tmp_path / "cmp.yaml").write_text(yaml.safe_dump(asked))
+    (tmp_path / "cmp.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
     command = [sys.executable, "-m", "launch", "compare", str(tmp_path / "cmp.yaml"), "--json"]
     first, again = (subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2))
     assert first.returncode == again.returncode == 0, first.stderr + again.stderr
