@@ -1,5 +1,7 @@
 """Models from the export folders that training stages leave."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.tasks.statements import StatementModel
 from pipeline.trimming.trimmers import TrimmerConfig
+from pipeline.weights.mapping import fill
 
 
 def load_backbone(folder: Path) -> Backbone:
@@ -21,8 +24,9 @@ def load_backbone(folder: Path) -> Backbone:
         UserError: The folder holds something else.
     """
     tensors, described = _load(folder, "backbone", "a pre-trained backbone")
-    model = build_model(ModelConfig.from_dict(described["model"]))
-    model.load_state_dict(tensors)
+    with _named(folder):
+        model = build_model(ModelConfig.from_dict(described.get("model", {})))
+        fill(model, tensors)
     return model.eval()
 
 
@@ -33,10 +37,27 @@ def load_statement_model(folder: Path) -> tuple[StatementModel, dict[str, Any]]:
         UserError: The folder holds something else.
     """
     tensors, described = _load(folder, "statement", "a statement model")
-    trimmers = None if described["trimmers"] is None else TrimmerConfig(**described["trimmers"])
-    model = StatementModel(build_model(ModelConfig.from_dict(described["model"])), trimmers)
-    model.load_state_dict(tensors)
+    with _named(folder):
+        backbone = build_model(ModelConfig.from_dict(described.get("model", {})))
+        model = StatementModel(backbone, _trimmers(described))
+        fill(model, tensors)
     return model.eval(), described
+
+
+def _trimmers(described: dict[str, Any]) -> TrimmerConfig | None:
+    try:
+        return None if described["trimmers"] is None else TrimmerConfig(**described["trimmers"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"its config.json does not tell the sizes of its trimmers ({error}); export it again") from error
+
+
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Puts the folder's name before what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def _load(folder: Path, kind: str, wanted: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

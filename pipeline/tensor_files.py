@@ -18,8 +18,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     Raises:
         OSError: With its number, which safetensors itself hides in the text of an error of its own.
     """
+    # safetensors makes the file for its owner alone; whoever may read the other files of a run may read this one.
+    path.touch()
+    mode = path.stat().st_mode
     try:
         safetensors.torch.save_file(_plain(tensors), path, metadata=metadata)
+        path.chmod(mode)
     except safetensors.SafetensorError as error:
         if match := _OS_ERROR.search(str(error)):
             raise OSError(int(match[2]), match[1].strip(), str(path)) from error

@@ -73,10 +73,17 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """The inverse of `dataclasses.asdict`, for a config.json."""
-        parts = {
-            "vision": VisionConfig(**values["vision"]),
-            "text": TextConfig(**values["text"]),
-            "fusion": FusionConfig(**values["fusion"]),
-        }
-        return cls(**{**values, **parts})
+        """The inverse of `dataclasses.asdict`, for a config.json.
+
+        Raises:
+            UserError: Keys are missing or unknown, as in a file of another version.
+        """
+        try:
+            parts = {
+                "vision": VisionConfig(**values["vision"]),
+                "text": TextConfig(**values["text"]),
+                "fusion": FusionConfig(**values["fusion"]),
+            }
+            return cls(**{**values, **parts})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"its config.json does not tell the sizes of a model ({error}); export it again") from error

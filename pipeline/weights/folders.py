@@ -85,14 +85,9 @@ def load_model(folder: Path) -> Loaded:
         known = ", ".join(["backbone", *(name for name in BLIP_MODELS if name != "blip")])
         raise UserError(f"{folder} holds a {kind!r} model; {known} can be read; give the export of pre-training")
     try:
-        config = ModelConfig.from_dict(described["model"])
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}/config.json does not tell the sizes of a model ({error}); export it again"
-        ) from error
-    model = (BACKBONES[config.backbone] if kind == "backbone" else BLIP_MODELS[cast(BlipKind, kind)])(config)
-    model.to(next(iter(tensors.values())).dtype)
-    try:
+        config = ModelConfig.from_dict(described.get("model", {}))
+        model = (BACKBONES[config.backbone] if kind == "backbone" else BLIP_MODELS[cast(BlipKind, kind)])(config)
+        model.to(next(iter(tensors.values())).dtype)
         fill(model, tensors)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error

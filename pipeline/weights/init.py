@@ -94,10 +94,7 @@ def _load_model(model: Backbone, foreign: Foreign) -> list[str]:
 
 def _load_export(model: Backbone, foreign: Foreign) -> list[str]:
     assert foreign.config is not None
-    try:
-        exported = ModelConfig.from_dict(foreign.config["model"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"its config.json does not tell the sizes of a model ({error}); export it again") from error
+    exported = ModelConfig.from_dict(foreign.config.get("model", {}))
     if exported.backbone != model.config.backbone:
         raise UserError(f"it is an export of {exported.backbone}; set model.backbone to that")
     for part in ("vision", "text", "fusion"):

@@ -1,0 +1,39 @@
+"""What is said of an export that cannot be read, and who may read one."""
+
+import stat
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from pipeline.checkpoint import export_weights
+from pipeline.exports import load_backbone, load_statement_model
+from tests.pipeline.small import small_config, small_model
+
+
+def test_an_export_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    model = asdict(small_config())
+    unknown = {**model, "vision": {**model["vision"], "stem": []}}
+    for kind, load in (("backbone", load_backbone), ("statement", load_statement_model)):
+        for number, described in enumerate(({}, {"model": {}}, {"model": unknown})):
+            folder = tmp_path / f"{kind}{number}"
+            export_weights(folder, {}, {"kind": kind, **described})
+            with pytest.raises(UserError, match=rf"{folder}: .*does not tell the sizes of a model"):
+                load(folder)
+
+
+def test_an_export_without_its_weights_or_trimmers_is_refused(tmp_path: Path) -> None:
+    model = asdict(small_config())
+    export_weights(tmp_path / "bare", {}, {"kind": "backbone", "model": model})
+    with pytest.raises(UserError, match=rf"{tmp_path / 'bare'}: .*visual_encoder"):
+        load_backbone(tmp_path / "bare")
+    export_weights(tmp_path / "old", {}, {"kind": "statement", "model": model, "trimmers": {"sharpness": 1}})
+    with pytest.raises(UserError, match=r"does not tell the sizes of its trimmers"):
+        load_statement_model(tmp_path / "old")
+
+
+def test_whoever_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
+    export_weights(tmp_path / "export", small_model("albef").state_dict(), {"kind": "backbone"})
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "export").iterdir()}
+    assert len(modes) == 1
