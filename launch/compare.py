@@ -6,8 +6,10 @@ stopped. Two questions may be asked at once: with the same samples seen, and wit
 
 import concurrent.futures
 import json
+import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +21,10 @@ from launch.config import RunConfig
 from launch.lock import RunLock
 from launch.reading import read_config
 from launch.recipes import find_recipe
+from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS
 from pipeline.limits import above_zero, at_least
+from pipeline.progress import read_metrics
 
 Budget = Literal["samples", "minutes"]
 COMPARISON = "comparison.json"
@@ -113,9 +117,9 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
         read_config(RunConfig, files, overrides_of(config, trial))
     out = Path(config.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    with RunLock(out), concurrent.futures.ThreadPoolExecutor(config.parallel) as pool:
-        jobs = {pool.submit(_run, files, overrides_of(config, trial)): trial for trial in trials(config)}
-        failures: dict[str, str] = {}
+    runs, failures = _Runs(), dict[str, str]()
+    with RunLock(out), stopped_by_sigterm(), concurrent.futures.ThreadPoolExecutor(config.parallel) as pool:
+        jobs = {pool.submit(runs.run, files, overrides_of(config, trial)): trial for trial in trials(config)}
         try:
             for job in concurrent.futures.as_completed(jobs):
                 trial, error = jobs[job], job.result()
@@ -124,18 +128,52 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
                 told(f"{trial.name}: {error or 'done'}")
                 write_json(out / COMPARISON, gathered(config, failures))
         except BaseException:
-            # After Ctrl-C the pool would otherwise go on with every run that has not begun.
+            # The pool would otherwise go on with every run that has not begun.
             pool.shutdown(wait=False, cancel_futures=True)
+            with uninterrupted():
+                runs.stop()
             raise
     return gathered(config, failures)
 
 
-def _run(files: Sequence[Path], overrides: Sequence[str]) -> str:
-    """Carries out a run; returns why it failed, or nothing."""
-    command = [sys.executable, "-m", "launch", "run", *map(str, files), *overrides]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return "" if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
+class _Runs:
+    """The processes of the runs that are going on, so that none outlives the comparison."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run(self, files: Sequence[Path], overrides: Sequence[str]) -> str:
+        """Carries out a run; returns why it failed, or nothing."""
+        command = [sys.executable, "-m", "launch", "run", *map(str, files), *overrides]
+        with self._lock:
+            if self._stopped:
+                return "not begun"
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            self._running.add(process)
+        lines = [line for line in process.communicate()[1].splitlines() if line.strip()]
+        with self._lock:
+            self._running.remove(process)
+        return "" if process.returncode == 0 else (lines[-1] if lines else f"exit code {process.returncode}")
+
+    def stop(self) -> None:
+        """Stops what is running as SIGTERM does: each run keeps what it has saved, and goes on from there next time."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def _step_ms(folder: Path, stage: Mapping[str, Any]) -> float:
+    """Median time of a step: a mean would hold whatever else the machine did meanwhile, and the restarts."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    speeds = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
+    typical = statistics.median(speeds) if speeds else stage["samples"] / stage["seconds"]
+    return 1000 * stage["samples"] / stage["steps"] / typical
 
 
 def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, Any]:
@@ -146,14 +184,15 @@ def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, An
         # What a run that failed now has left may be of another configuration.
         if trial.name in failures or not (folder / RESULTS).is_file():
             continue
-        stage = read_json(folder / "stages" / "pretrain" / "status.json")["outputs"]
+        pretrain = folder / "stages" / "pretrain"
+        stage = read_json(pretrain / "status.json")["outputs"]
         runs.append(
             {
                 "variant": trial.variant,
                 "budget": trial.budget,
                 "seed": trial.seed,
                 "samples": stage["samples"],
-                "step_ms": 1000 * stage["seconds"] / stage["steps"],
+                "step_ms": _step_ms(pretrain, stage),
                 "peak_bytes": stage["peak_bytes"],
                 "results": read_json(folder / RESULTS),
             }

@@ -5,14 +5,11 @@ import io
 import json
 import logging
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from data_prep.errors import UserError
@@ -25,6 +22,7 @@ from launch.job import LogFile
 from launch.lock import LOCK, RunLock
 from launch.progress import ProgressDisplay
 from launch.reading import dump_config
+from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS, build_stages
 from pipeline.progress import read_metrics
 
@@ -101,7 +99,7 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
     _check_folder(out)
     preflight.check(config, out)
     out.mkdir(parents=True, exist_ok=True)
-    with RunLock(out), _stopped_by_sigterm(), _log_file(out):
+    with RunLock(out), stopped_by_sigterm(), _log_file(out):
         if fresh:
             remove_run(out)
         facts = _begin(config, out)
@@ -185,7 +183,7 @@ def _run_stages(
             result = run_graph(stages, cpus, display, meanwhile=prepare)
             crashed = any(not failure.by_user for failure in result.failures.values())
         finally:
-            with _uninterrupted():
+            with uninterrupted():
                 if crashed:
                     backend.keep_logs(out / "ray_logs")
                 backend.stop()
@@ -274,34 +272,3 @@ class _ToLog(io.TextIOBase):
         for line in filter(None, map(str.strip, text.splitlines())):
             _printed.info("%s", line)
         return len(text)
-
-
-@contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM stop a run as Ctrl-C does: processes are ended, what was saved stays."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Holds Ctrl-C and SIGTERM off while processes are being stopped, which takes a second or two."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -48,7 +48,9 @@ def _trimmers(described: dict[str, Any]) -> TrimmerConfig | None:
     try:
         return None if described["trimmers"] is None else TrimmerConfig(**described["trimmers"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"its config.json does not tell the sizes of its trimmers ({error}); export it again") from error
+        raise UserError(
+            f"its config.json does not tell the sizes of its trimmers ({error}); export it again"
+        ) from error
 
 
 @contextlib.contextmanager

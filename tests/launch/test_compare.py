@@ -1,8 +1,10 @@
 """`trimline compare`: its runs, its table, and going on where it stopped."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,36 @@ def test_every_variant_of_every_experiment_reads() -> None:
         for trial in trials(asked):
             read = read_config(RunConfig, base, overrides_of(asked, trial))
             read.pretrain.pruning.check(read.model.vision.depth, read.model.vision.patches)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_comparison_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    asked = {
+        "out": str(tmp_path / "cmp"), "base": [str(TINY)], "shared": {"pretrain.loop.samples": 10**6},
+        "reference": "query", "variants": {"query": {}}, "seeds": [0, 1, 2], "parallel": 2,
+    }  # fmt: skip
+    (tmp_path / "cmp.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
+    command = [sys.executable, "-m", "launch", "compare", str(tmp_path / "cmp.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = [tmp_path / "cmp" / f"query-samples-{seed}" / "stages" / "pretrain" / "metrics.jsonl" for seed in (0, 1)]
+    while not all(path.exists() for path in metrics):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _bytes(path)]
+    assert not left
+    assert not (tmp_path / "cmp" / "query-samples-2").exists()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has just ended
+        return b""
 
 
 @pytest.mark.slow
