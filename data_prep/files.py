@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from data_prep.errors import UserError
 
+_BUFFER = 1 << 18  # small samples share a system call
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -44,20 +45,26 @@ def fsync_dir(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Opens a file aside that becomes `path` at success and vanishes at failure.
+
+    Args:
+        path: What it will be.
+        durable: Whether to wait until it is on the disk; without it a power cut may leave it empty.
 
     Raises:
         UserError: where the disk is full.
     """
     aside = _aside(path)
     try:
-        with open(aside, "wb") as file:
+        with open(aside, "wb", buffering=_BUFFER) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(aside, path)
-        fsync_dir(path.parent)
+        if durable:
+            fsync_dir(path.parent)
     except OSError as error:
         if is_disk_full(error):
             raise disk_full(path, error) from error

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_prep import writer
+from data_prep.clean import CleanConfig, Cleaner
 from data_prep.errors import UserError
 from data_prep.index import load_index
+from data_prep.job import Layout, ShardJob
+from data_prep.targets import LocalTarget
 from data_prep.verify import verify_folder
 from data_prep.writer import write_split
 from tests.data_prep.samples import Plain, contents, picture
@@ -24,8 +26,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(folder: Path, split: Plain, **changes) -> dict:
-    options = {"name": "plain", "fingerprint": "f", "shard_samples": 10, "workers": 1} | changes
+    options = {"name": "plain", "fingerprint": "f", "layout": Layout(shard_samples=10), "workers": 1} | changes
     return write_split(split, folder, **options)
+
+
+def job_of(split: Plain, folder: Path, fingerprint: str) -> ShardJob:
+    return ShardJob(
+        split=split,
+        target=LocalTarget(folder),
+        fingerprint=fingerprint,
+        layout=Layout(shard_samples=10),
+        cleaner=Cleaner.of(CleanConfig()),
+    )
 
 
 def test_same_split_gives_same_bytes_with_any_number_of_processes(tmp_path):
@@ -106,19 +118,16 @@ def test_shards_of_another_fingerprint_are_replaced(tmp_path):
 
 def test_unfinished_shards_of_another_fingerprint_are_replaced(tmp_path):
     write(tmp_path / "new", Plain())
-    (tmp_path / "old/.parts").mkdir(parents=True)
-    job = writer.ShardJob(split=Plain(size=9), folder=tmp_path / "old", fingerprint="g", shard_samples=10)
-    job.write(0)
+    job_of(Plain(size=9), tmp_path / "old", fingerprint="g")(0)
     write(tmp_path / "old", Plain())
     assert contents(tmp_path / "old") == contents(tmp_path / "new")
 
 
 def test_a_shard_that_was_damaged_in_between_is_written_again(tmp_path):
     write(tmp_path / "whole", Plain())
-    (tmp_path / "cut/.parts").mkdir(parents=True)
-    job = writer.ShardJob(split=Plain(), folder=tmp_path / "cut", fingerprint="f", shard_samples=10)
-    job.write(0)
-    job.write(1)
+    job = job_of(Plain(), tmp_path / "cut", fingerprint="f")
+    job(0)
+    job(1)
     os.truncate(tmp_path / "cut/00001.tar", 1000)
     (tmp_path / "cut/.00002.tar.1.tmp").write_bytes(b"half")
     write(tmp_path / "cut", Plain())
@@ -142,13 +151,14 @@ def test_progress_ends_at_the_total(tmp_path):
 SCRIPT = """
 import sys, time
 from pathlib import Path
+from data_prep.job import Layout
 from data_prep.writer import write_split
 from tests.data_prep.samples import Plain
 class Slow(Plain):
     def records(self, start, stop):
         time.sleep(float(sys.argv[2]))
         yield from super().records(start, stop)
-write_split(Slow(60), Path(sys.argv[1]), name="x", fingerprint="f", shard_samples=5, workers=1)
+write_split(Slow(60), Path(sys.argv[1]), name="x", fingerprint="f", layout=Layout(shard_samples=5), workers=1)
 """
 
 
@@ -159,7 +169,7 @@ def run_script(script: str, *arguments: str, **options) -> subprocess.Popen:
 
 
 def test_killed_and_started_again_gives_the_bytes_of_an_uninterrupted_run(tmp_path):
-    write_split(Plain(60), tmp_path / "whole", name="x", fingerprint="f", shard_samples=5, workers=1)
+    write_split(Plain(60), tmp_path / "whole", name="x", fingerprint="f", layout=Layout(shard_samples=5), workers=1)
     killed = run_script(SCRIPT, str(tmp_path / "killed"), "0.05")
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "killed").glob("0*.tar"))) < 3 and time.monotonic() < deadline:
@@ -179,13 +189,14 @@ FULL_DISK = """
 import sys
 from pathlib import Path
 from data_prep.errors import UserError
+from data_prep.job import Layout
 from data_prep.writer import write_split
 from tests.data_prep.samples import Plain
 try:
     # The third shard has large pictures and does not fit.
     sides = (8,) * 20 + (128,) * 5
     write_split(
-        Plain(25, sides=sides), Path(sys.argv[1]), name="x", fingerprint="f", shard_samples=10,
+        Plain(25, sides=sides), Path(sys.argv[1]), name="x", fingerprint="f", layout=Layout(shard_samples=10),
         workers=int(sys.argv[2]),
     )
 except UserError as error:
@@ -218,9 +229,10 @@ def test_workers_of_a_killed_parent_end(tmp_path):
     script = """
 import sys, time
 from pathlib import Path
+from data_prep.job import Layout
 from data_prep.writer import write_split
 from tests.data_prep.samples import Forever
-write_split(Forever(sys.argv[1]), Path(sys.argv[1]), name="x", fingerprint="f", shard_samples=1, workers=2)
+write_split(Forever(sys.argv[1]), Path(sys.argv[1]), name="x", fingerprint="f", layout=Layout(shard_samples=1), workers=2)
 """
     parent = run_script(script, str(tmp_path))
     deadline = time.monotonic() + 60
