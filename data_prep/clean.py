@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from data_prep.captions import in_one_line, without_control, without_markup
 from data_prep.errors import UserError
@@ -56,8 +57,7 @@ class CleanConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
+class Picture(NamedTuple):
     """A picture's bytes with what its header says."""
 
     data: bytes

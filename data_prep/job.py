@@ -174,10 +174,11 @@ class ShardJob:
         while sample is not None:
             url, digest, end, first = self._shard_name(number, len(shards)), hashlib.sha256(), 0, len(rows)
             with self.target.write(url) as file:
-                while sample is not None and (end == 0 or end + len(sample.blocks) + len(_END) <= limit):
-                    begin, end = end, end + len(sample.blocks)
-                    file.write(sample.blocks)
-                    digest.update(sample.blocks)
+                while sample is not None and (end == 0 or end + sample.size + len(_END) <= limit):
+                    begin, end = end, end + sample.size
+                    for data in sample.parts:
+                        file.write(data)
+                        digest.update(data)
                     rows.append((begin, end, sample.captions, sample.statements))
                     sample = next(samples, None)
                 file.write(_END)

@@ -3,8 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.clean import Picture
 from data_prep.records import Record
@@ -14,25 +13,23 @@ from data_prep.tars import header, padding
 _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(NamedTuple):
     """What the tar takes.
 
     Attributes:
-        key: The sample's key.
-        blocks: Headers, bytes and padding of its members, whole blocks of 512 bytes together.
+        parts: Headers, bytes and padding of its members, one after the other.
+        size: Bytes of all parts, a multiple of 512.
         captions: How many captions it has.
         statements: How many statements it has.
     """
 
-    key: str
-    blocks: bytes
+    parts: list[bytes]
+    size: int
     captions: int
     statements: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Original:
+class Original(NamedTuple):
     """A picture before it was made smaller."""
 
     sha256: str
@@ -40,8 +37,7 @@ class Original:
     height: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stored:
+class Stored(NamedTuple):
     """A picture as it is stored, the SHA-256 of these bytes, and what it was before where it was changed."""
 
     picture: Picture
@@ -62,18 +58,19 @@ def sample_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> S
     """
     parts: list[bytes] = []
     for name, stored in pictures.items():
-        middle = f".{name}" if name else ""
-        _add(parts, f"{record.key}{middle}.{stored.picture.extension}", stored.picture.data)
-    caption = record.captions[0] if record.captions else ""
-    _add(parts, f"{record.key}.txt", _encoded(caption))
-    _add(parts, f"{record.key}.json", _encoded(_encode_json(_json_of(record, pictures, changed))))
-    return Sample(
-        key=record.key, blocks=b"".join(parts), captions=len(record.captions), statements=len(record.statements)
+        extension = stored.picture.extension
+        member = f"{record.key}.{name}.{extension}" if name else f"{record.key}.{extension}"
+        # Pictures are not copied; what is small goes together.
+        parts += (header(member, len(stored.picture.data)), stored.picture.data, padding(len(stored.picture.data)))
+    caption = _encoded(record.captions[0]) if record.captions else b""
+    text = _encoded(_encode_json(_json_of(record, pictures, changed)))
+    parts.append(
+        b"".join(
+            (header(f"{record.key}.txt", len(caption)), caption, padding(len(caption)))
+            + (header(f"{record.key}.json", len(text)), text, padding(len(text)))
+        )
     )
-
-
-def _add(parts: list[bytes], name: str, data: bytes) -> None:
-    parts += (header(name, len(data)), data, padding(len(data)))
+    return Sample(parts, sum(map(len, parts)), len(record.captions), len(record.statements))
 
 
 def _encoded(text: str) -> bytes:
@@ -92,7 +89,7 @@ def _json_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> di
         "sha256": joined_sha256(pictures),
         "captions": list(record.captions),
     }
-    originals = {name or "image": vars(s.original) for name, s in pictures.items() if s.original is not None}
+    originals = {name or "image": s.original._asdict() for name, s in pictures.items() if s.original is not None}
     if originals:
         value |= {"changed": changed, "originals": originals}
     if record.statements:

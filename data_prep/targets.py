@@ -187,7 +187,10 @@ class StoreTarget:
                     raise disk_full(Path(file.name), error) from error
                 raise
             with self._talking() as (fs, root):
-                fs.put_file(file.name, f"{root}/{name}")
+                try:
+                    fs.put_file(file.name, f"{root}/{name}")
+                except FileNotFoundError as error:
+                    raise UserError(f"{self.url} is not there ({error}); make the bucket, or give another") from error
 
     def read(self, name: str) -> bytes:
         """See `Target.read`."""

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 # Starting processes takes about as long as writing so many samples in this one.
 _WORTH_A_POOL = 2000
+_TOLD_SKIPS = 10
 
 
 def write_split(
@@ -192,8 +193,10 @@ def remove_side_records(target: Target) -> None:
 
 
 def _account(asked: int, tally: Tally) -> dict[str, Any]:
-    for key, reason in tally.named:
+    for key, reason in tally.named[:_TOLD_SKIPS]:
         logger.warning("skipped sample %s: %s", key, reason)
+    if tally.skipped.total() > _TOLD_SKIPS:
+        logger.warning("skipped %d samples in all", tally.skipped.total())
     account: dict[str, Any] = {
         "asked": asked,
         "written": asked - tally.skipped.total(),

@@ -2,10 +2,13 @@
 
 import dataclasses
 import hashlib
+import json
 import os
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -49,6 +52,18 @@ class Plain:
 
 
 @dataclasses.dataclass(frozen=True)
+class Picking(Plain):
+    """Plain, but asked for several places at a time; notes what it was asked."""
+
+    asked: list[list[int]] = dataclasses.field(default_factory=list)
+
+    def pick(self, positions: Sequence[int]) -> Iterator[Record | Skipped]:
+        self.asked.append(list(positions))
+        for position in positions:
+            yield from self.records(position, position + 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Forever:
     """Three samples that never come; each process that waits for one says so in `folder`."""
 
@@ -61,6 +76,31 @@ class Forever:
         (Path(self.folder) / f"pid-{os.getpid()}").touch()
         time.sleep(600)
         yield Skipped(key="k", reason="never")
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """These very records."""
+
+    items: tuple[Record | Skipped, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def records(self, start: int, stop: int) -> Iterator[Record | Skipped]:
+        yield from self.items[start:stop]
+
+
+def samples_in(folder: Path) -> dict[str, dict[str, Any]]:
+    """The members of every sample by key and extension; JSON is read."""
+    out: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                data = tar.extractfile(member).read()
+                out.setdefault(key, {})[extension] = json.loads(data) if extension == "json" else data
+    return out
 
 
 def contents(folder: Path) -> dict[str, str]:

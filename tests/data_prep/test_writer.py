@@ -1,12 +1,15 @@
 import io
 import json
 import os
+import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +20,11 @@ from data_prep.clean import CleanConfig, Cleaner
 from data_prep.errors import UserError
 from data_prep.index import load_index
 from data_prep.job import Layout, ShardJob
+from data_prep.tars import list_members
 from data_prep.targets import LocalTarget
 from data_prep.verify import verify_folder
 from data_prep.writer import write_split
-from tests.data_prep.samples import Plain, contents, picture
+from tests.data_prep.samples import Picking, Plain, contents, picture, samples_in
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -245,6 +249,156 @@ write_split(Forever(sys.argv[1]), Path(sys.argv[1]), name="x", fingerprint="f", 
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_shards_end_before_they_exceed_their_bytes(tmp_path):
+    split, limit = Plain(60, sides=(8, 150, 300)), 1 << 20
+    account = write(tmp_path / "one", split, layout=Layout(shard_samples=30, shard_bytes=limit))
+    assert account["written"] == 60
+    shards = load_index(tmp_path / "one")[0]["shardlist"]
+    assert max(shard["filesize"] for shard in shards) <= limit
+    assert [shard["url"] for shard in shards][:3] == ["00000-0000.tar", "00000-0001.tar", "00000-0002.tar"]
+    assert sum(shard["nsamples"] for shard in shards) == 60
+    assert verify_folder(tmp_path / "one") == []
+    write(tmp_path / "two", split, layout=Layout(shard_samples=30, shard_bytes=limit), workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_sample_larger_than_a_shard_has_one_of_its_own(tmp_path):
+    write(tmp_path, Plain(3, sides=(8, 700, 8)), layout=Layout(shard_bytes=1 << 20))
+    shards = load_index(tmp_path)[0]["shardlist"]
+    assert [shard["nsamples"] for shard in shards] == [1, 1, 1]
+    assert shards[1]["filesize"] > 1 << 20
+
+
+def test_shuffled_shards_have_the_same_samples_in_an_order_that_the_seed_decides(tmp_path):
+    folders = {}
+    for name, seed, workers in (("a", "1", 1), ("b", "1", 2), ("c", "2", 1)):
+        folders[name] = tmp_path / name
+        write(folders[name], Plain(), layout=Layout(shard_samples=10, order=seed), workers=workers)
+    assert contents(folders["a"]) == contents(folders["b"])
+    keys = {name: list(samples_in(folder)) for name, folder in folders.items()}
+    plain = [f"k{number:04d}" for number in range(25)]
+    assert sorted(keys["a"]) == sorted(keys["c"]) == plain
+    assert len({tuple(keys["a"]), tuple(keys["c"]), tuple(plain)}) == 3
+    assert verify_folder(folders["a"]) == []
+
+
+def test_a_split_that_picks_is_asked_once_a_shard(tmp_path):
+    split = Picking(25)
+    write(tmp_path / "a", split, layout=Layout(shard_samples=10, order="1"))
+    write(tmp_path / "b", Plain(25), layout=Layout(shard_samples=10, order="1"))
+    assert [len(positions) for positions in split.asked] == [10, 10, 5]
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_more_than_99999_shards_sort_by_number(tmp_path):
+    job = ShardJob(
+        split=Plain(1_000_001),
+        target=LocalTarget(tmp_path),
+        fingerprint="f",
+        layout=Layout(shard_samples=1),
+        cleaner=Cleaner.of(CleanConfig()),
+    )
+    for number in (0, 99_999, 100_000, 1_000_000):
+        job(number)
+    names = sorted(path.name for path in tmp_path.glob("*.tar"))
+    assert names == ["0000000.tar", "0099999.tar", "0100000.tar", "1000000.tar"]
+    assert [name[:-4] for name in names] == [f"{int(key[1:]):07d}" for key in samples_in(tmp_path)]
+
+
+def test_a_split_that_gives_too_few_records_is_an_error_of_ours(tmp_path):
+    class Short(Plain):
+        def records(self, start, stop):
+            yield from super().records(start, stop - 1)
+
+    with pytest.raises(ValueError, match="shorter|for 10 positions"):
+        write(tmp_path, Short())
+
+
+def test_side_records_of_a_job_killed_at_its_very_end_are_removed(tmp_path):
+    write(tmp_path, Plain())
+    before = contents(tmp_path)
+    (tmp_path / ".parts").mkdir()
+    (tmp_path / ".parts/00000").write_bytes(b"old")
+    write(tmp_path, Plain())
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("duplicates", ["", "duplicates"])
+def test_killed_at_ten_random_moments_and_resumed_gives_the_same_bytes(tmp_path, duplicates):
+    """Twice ten: once plainly, once with the pass that looks for duplicates."""
+    draw = random.Random(20 + len(duplicates))
+    whole = run_script(KILLED, str(tmp_path / "whole"), duplicates)
+    begin = time.monotonic()
+    assert (whole.wait(120), whole.stderr.read()) == (0, "")
+    seconds = time.monotonic() - begin
+    expected = contents(tmp_path / "whole")
+    kept = 0
+    for kill in range(10):
+        folder = tmp_path / f"killed{kill}"
+        killed = run_script(KILLED, str(folder), duplicates)
+        # Of the time after the start of Python and its imports, which takes about a third of it.
+        time.sleep(draw.uniform(0.3, 1.0) * seconds)
+        killed.kill()
+        killed.communicate()
+        trusted = {p.name for p in (folder / ".parts").glob("[0-9]*")} if folder.exists() else set()
+        before = {p: p.stat().st_mtime_ns for p in folder.glob("*.tar") if p.stem in trusted}
+        again = run_script(KILLED, str(folder), duplicates)
+        assert (again.wait(120), again.stderr.read()) == (0, "")
+        assert contents(folder) == expected, f"kill {kill}"
+        assert {p: p.stat().st_mtime_ns for p in before} == before, "a finished shard was written again"
+        kept += len(before)
+    assert kept > 0
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from data_prep.clean import CleanConfig
+from data_prep.job import Layout
+from data_prep.writer import write_split
+from tests.data_prep.samples import Plain
+if __name__ == "__main__":
+    write_split(
+        Plain(4000, sides=(8, 30, 60)), Path(sys.argv[1]), name="x", fingerprint="f", workers=2,
+        layout=Layout(shard_samples=40, order="s"), clean=CleanConfig(duplicates=sys.argv[2] == "duplicates"),
+    )
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 300 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    done = subprocess.run(words, capture_output=True, text=True) if shutil.which("mount") else None
+    if done is None or done.returncode:
+        pytest.skip("only root may mount a small disk; the test with a limit on the file size stands for this one")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_runs_full_keeps_whole_shards_and_goes_on_once_there_is_room(small_disk, tmp_path, workers):
+    split = Plain(100, sides=(32,))
+    with pytest.raises(UserError, match="free some space") as full:
+        write(small_disk / "out", split, workers=workers)
+    assert "\n" not in str(full.value)
+    left = sorted((small_disk / "out").glob("*.tar"))
+    assert 2 <= len(left) < 10
+    for path in left:
+        list_members(path)  # raises for one that is cut
+    assert not list((small_disk / "out").glob(".*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
+    before = {path: path.stat().st_mtime_ns for path in left[:-1]}
+    write(small_disk / "out", split)
+    write(tmp_path / "whole", split)
+    assert contents(small_disk / "out") == contents(tmp_path / "whole")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_samples_npy_is_plain_int64(tmp_path):
