@@ -15,7 +15,7 @@ DUPLICATE = "duplicate picture"
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig:
-    """What to leave out of shards. Pictures that are broken or too large are, unless told otherwise; the rest is asked for.
+    """What to leave out of shards: pictures that are broken or far too large, unless told otherwise; the rest if asked.
 
     Attributes:
         decode: Decode every picture in full to find broken ones; without it only its header is read.

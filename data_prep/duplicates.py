@@ -21,7 +21,7 @@ CHUNK = 10_000  # samples that one piece of work hashes
 FOLDER = ".checksums"
 _BITS = "duplicates"
 _ENTRY = np.dtype([("position", "<i8"), ("sha256", "<u8", (4,))])
-_AT_ONCE = 4_000_000  # checksums compared in memory together, 40 bytes each
+_AT_ONCE = 2_000_000  # checksums compared in memory together, 40 bytes each
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,10 @@ _AHEAD = 2
 class Executor(Protocol):
     """Does numbered pieces of work somewhere."""
 
-    in_process: bool
-    """Whether all is done in this very process, so that its memory can be the target."""
+    @property
+    def in_process(self) -> bool:
+        """Whether all is done in this very process, so that its memory can be the target."""
+        ...
 
     def map(self, work: Work, numbers: Iterable[int]) -> Iterator[int]:
         """Does `work(number)` for every number, in any order, and gives the results as they come.

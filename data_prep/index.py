@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.files import read_json, sha256_file
-from data_prep.tars import BadTar, Member, group_samples, list_members, read_member
 from data_prep.targets import LocalTarget, Target, write_json_to
+from data_prep.tars import BadTar, Member, group_samples, list_members, read_member
 
 COLUMNS = ("begin", "end", "captions", "statements")
 INDEX = "index.json"

@@ -19,8 +19,8 @@ from data_prep.members import Original, Sample, Stored, sample_of
 from data_prep.parts import Part, Shard, Tally
 from data_prep.permutation import Permutation
 from data_prep.records import Record, Skipped, Split, records_at
-from data_prep.tars import BLOCK
 from data_prep.targets import Target
+from data_prep.tars import BLOCK
 
 PARTS = ".parts"
 SHARD_NAME = re.compile(r"\d{5,}(-\d{4,})?\.tar")

@@ -66,8 +66,10 @@ def sample_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> S
     text = _encoded(_encode_json(_json_of(record, pictures, changed)))
     parts.append(
         b"".join(
-            (header(f"{record.key}.txt", len(caption)), caption, padding(len(caption)))
-            + (header(f"{record.key}.json", len(text)), text, padding(len(text)))
+            (
+                *(header(f"{record.key}.txt", len(caption)), caption, padding(len(caption))),
+                *(header(f"{record.key}.json", len(text)), text, padding(len(text))),
+            )
         )
     )
     return Sample(parts, sum(map(len, parts)), len(record.captions), len(record.statements))

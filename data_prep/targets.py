@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -23,8 +23,10 @@ _LOCAL = ("file://", "local://")
 class Target(Protocol):
     """A folder somewhere; names are relative to it, with slashes. Picklable."""
 
-    only_here: bool
-    """Whether no other process sees what is written."""
+    @property
+    def only_here(self) -> bool:
+        """Whether no other process sees what is written."""
+        ...
 
     def child(self, name: str) -> "Target":
         """The folder of this name inside."""
@@ -180,7 +182,7 @@ class StoreTarget:
         """See `Target.write`; the file is made in the temporary folder of this machine first."""
         with tempfile.NamedTemporaryFile(prefix="trimline-") as file:
             try:
-                yield file
+                yield cast(BinaryIO, file)
                 file.flush()
             except OSError as error:
                 if is_disk_full(error):

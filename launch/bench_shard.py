@@ -71,7 +71,7 @@ def _pictures(options: argparse.Namespace, scratch: Path) -> tuple[str, ...]:
     if options.images is None:
         return tuple(_make_pictures(scratch / "pictures", options.image_size, options.seed))
     folder = Path(options.images).expanduser()
-    found = []
+    found: list[str] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if len(found) < _MOST_PICTURES and _is_picture(path):
             found.append(str(path))
@@ -144,9 +144,7 @@ def _contenders(split: PictureSplit, folder: Path, executor: Executor) -> dict[s
     def ours(decode: bool) -> Callable[[], None]:
         layout, clean = Layout(shard_samples=split.shard_samples), CleanConfig(decode=decode)
         return lambda: _drain(
-            write_split(
-                split, folder, name="bench", fingerprint="bench", layout=layout, clean=clean, executor=executor
-            )
+            write_split(split, folder, name="bench", fingerprint="bench", layout=layout, clean=clean, executor=executor)
         )
 
     return {
@@ -229,9 +227,8 @@ def shard_bench_text(result: Mapping[str, Any]) -> str:
     )
     notes = [
         f"measured: {result['includes']}",
-        f"ratio: times as fast as {result['reference']} in the same round, median of {result['rounds']} rounds; of "
-        "limit: of the slower of checksums (reading and making them) and disk (writing the bytes); of decoder: of decoding in full to RGB and nothing else",
+        f"ratio: times as fast as {result['reference']} in the same round, median of {result['rounds']} rounds",
+        "of limit: of the slower of checksums (reading, and making them) and disk (writing the bytes alone)",
+        "of decoder: of decoding in full to RGB and nothing else",
     ]
     return "\n".join([title, *aligned(cells, left=1), *notes])
-
-

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from launch.bench_options import add_shard_bench_options
 
 log = logging.getLogger("launch")
 
@@ -204,7 +205,6 @@ def _add_data_commands(commands: Any) -> None:
     parser = _add(commands, "verify", "check shards against their index", "verify data/nlvr/train", _verify)
     parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several")
 
-
     text = "list the pictures of shards, by id and checksum, for `trimline shard --exclude FILE`"
     parser = _add(commands, "exclusions", text, "exclusions data/coco/test --out coco-test.txt", _exclusions)
     parser.add_argument("folders", metavar="DIR", nargs="+", help="folder of a split, or of several")
@@ -230,19 +230,9 @@ def _add_bench_commands(commands: Any) -> None:
     _add_pruning_options(parser, pixels=256)
     parser.add_argument("--text-length", type=int, default=25, metavar="TOKENS", help="of every text (%(default)s)")
 
-
     shard = "writing shards, against webdataset's TarWriter, the disk, the checksums and the bare decoder"
     parser = _add(kinds, "shard", shard, "bench shard --images DIR --json", _bench)
-    whole: dict[str, Any] = {"type": int, "metavar": "N"}
-    parser.add_argument("--images", metavar="DIR", help="pictures to write; without it JPEGs are made")
-    parser.add_argument("--image-size", **whole, default=256, help="longer side of the made ones (%(default)s)")
-    parser.add_argument("--samples", **whole, default=8000, help="of each run (%(default)s)")
-    parser.add_argument("--shard-samples", **whole, default=1000, help="samples a shard (%(default)s)")
-    parser.add_argument("--workers", **whole, help="processes of every contender (one for each CPU)")
-    parser.add_argument("--out", metavar="DIR", help="where shards are written and removed (the temporary folder)")
-    parser.add_argument("--rounds", **whole, default=5, help="that count; each runs every contender once (%(default)s)")
-    parser.add_argument("--warmup", **whole, default=1, help="rounds before them (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of pictures and the order of runs (%(default)s)")
+    add_shard_bench_options(parser)
 
 
 def _add_flops_command(commands: Any) -> None:

@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import json
 import os
+import struct
 import tarfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,35 @@ class Picking(Plain):
         self.asked.append(list(positions))
         for position in positions:
             yield from self.records(position, position + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """Pictures of 2 x 2 pixels, each another one, save that every hundredth is the one before."""
+
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def records(self, start: int, stop: int) -> Iterator[Record | Skipped]:
+        for number in range(start, stop):
+            yield Record(
+                key=f"{number:09d}",
+                source="tiny",
+                id=str(number),
+                images={"": tiny_png(number - (number % 100 == 99))},
+                captions=(f"picture {number}",),
+            )
+
+
+def tiny_png(number: int) -> bytes:
+    pixels = number.to_bytes(12, "big")
+    raw = zlib.compress(b"\0" + pixels[:6] + b"\0" + pixels[6:], 1)
+    chunks = ((b"IHDR", b"\0\0\0\2\0\0\0\2\x08\2\0\0\0"), (b"IDAT", raw), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import tarfile
@@ -8,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_prep import duplicates
 from data_prep.captions import in_one_line, without_control, without_markup
 from data_prep.clean import CleanConfig, Cleaner, Dropped
 from data_prep.errors import UserError
+from data_prep.exclusion import write_exclusions
 from data_prep.images import BadImage
 from data_prep.index import load_index
 from data_prep.job import Layout
@@ -27,7 +30,9 @@ def record(captions=("a dog",), data=None, **changes) -> Record:
 
 def cleaned(captions, **config) -> tuple[list[str], dict[str, int]]:
     changes = Counter()
-    kept = Cleaner.of(CleanConfig(**config)).screen(record(captions, statements=({"text": "t", "label": True},)), changes)
+    kept = Cleaner.of(CleanConfig(**config)).screen(
+        record(captions, statements=({"text": "t", "label": True},)), changes
+    )
     return list(kept.captions), dict(changes)
 
 
@@ -149,8 +154,6 @@ def test_limits_that_nothing_passes_are_the_users_error(changes, said):
 def test_pictures_are_excluded_by_checksum_id_and_another_sets_id(tmp_path):
     write(tmp_path / "test", [record(key="t", id="7", source="coco", data=picture(7))])
     lists = tmp_path / "list.txt"
-    from data_prep.exclusion import write_exclusions
-
     assert write_exclusions([tmp_path / "test"], lists) == {"samples": 1, "ids": 1, "checksums": 1}
     (tmp_path / "more.txt").write_text("# by hand\n\n55\n")
     records = [
@@ -189,8 +192,6 @@ def test_the_first_of_equal_pictures_stays_whatever_the_order(tmp_path, order):
 
 
 def test_duplicates_are_compared_in_groups_where_memory_asks_for_it(tmp_path, monkeypatch):
-    from data_prep import duplicates
-
     monkeypatch.setattr(duplicates, "_AT_ONCE", 4)
     monkeypatch.setattr(duplicates, "CHUNK", 6)
     records = [record(key=f"k{n:02d}", data=picture(n % 11)) for n in range(40)]
@@ -206,8 +207,6 @@ def test_larger_pictures_are_made_smaller_and_the_json_says_so(tmp_path):
     assert samples["b"]["jpg"] == small
     assert "changed" not in b
     assert (a["width"], a["height"]) == (32, 32) == Image.open(io.BytesIO(samples["a"]["jpg"])).size
-    import hashlib
-
     assert a["sha256"] == hashlib.sha256(samples["a"]["jpg"]).hexdigest()
     assert a["originals"] == {"image": {"sha256": hashlib.sha256(big).hexdigest(), "width": 64, "height": 64}}
     assert "32 pixels" in a["changed"]

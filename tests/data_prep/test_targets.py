@@ -1,6 +1,7 @@
 """Where shards go besides a local folder."""
 
 import functools
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from data_prep.clean import CleanConfig, Cleaner
 from data_prep.errors import UserError
 from data_prep.executors import Processes
 from data_prep.job import Layout, ShardJob
@@ -55,11 +57,13 @@ def test_local_urls_are_local_folders(tmp_path, prefix):
 
 
 def test_a_store_keeps_what_is_finished_and_drops_what_is_foreign(memory, tmp_path):
-    from data_prep.clean import CleanConfig, Cleaner
-
     target = open_target(memory)
     job = ShardJob(
-        split=Plain(), target=target, fingerprint="f", layout=Layout(shard_samples=10), cleaner=Cleaner.of(CleanConfig())
+        split=Plain(),
+        target=target,
+        fingerprint="f",
+        layout=Layout(shard_samples=10),
+        cleaner=Cleaner.of(CleanConfig()),
     )
     job(1)
     fs = fsspec.filesystem("memory")
@@ -119,8 +123,6 @@ def test_targets_travel_to_other_processes(tmp_path):
 
 
 def _has(name: str) -> bool:
-    import importlib.util
-
     return importlib.util.find_spec(name) is not None
 
 
@@ -134,8 +136,11 @@ def s3(monkeypatch):
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     for name, value in {
-        "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():  # fmt: skip
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(name, value)
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
