@@ -1,9 +1,10 @@
 """The index of a shard folder: `index.json` (a wids index and checksums), `samples.npy` (byte offsets)."""
 
+import io
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.files import atomic_file, read_json, sha256_file, write_json
+from data_prep.files import read_json, sha256_file
+from data_prep.targets import LocalTarget, Target, write_json_to
 from data_prep.tars import BadTar, Member, group_samples, list_members, read_member
 
 COLUMNS = ("begin", "end", "captions", "statements")
@@ -43,28 +45,73 @@ def write_index(
     Raises:
         UserError: where the disk is full.
     """
-    rows = np.array([row for shard in shards for row in shard.rows], dtype=np.int64).reshape(-1, len(COLUMNS))
-    with atomic_file(folder / SAMPLES) as file:
-        np.save(file, rows, allow_pickle=False)
+    entries = [_listed(shard.url, len(shard.rows), shard.filesize, shard.sha256) for shard in shards]
+    rows = (np.array(shard.rows, dtype=np.int64).reshape(-1, len(COLUMNS)) for shard in shards)
+    target = LocalTarget(folder)
+    write_samples(target, rows)
+    write_shardlist(target, entries, name=name, account=account, fingerprint=fingerprint)
+
+
+def _listed(url: str, samples: int, filesize: int, sha256: str) -> dict[str, Any]:
+    return {"url": url, "nsamples": samples, "filesize": filesize, "sha256": sha256}
+
+
+def write_samples(target: Target, rows: Iterable[NDArray[np.int64]]) -> None:
+    """Writes `samples.npy` block by block, for all rows of a large split would not fit into memory.
+
+    Args:
+        target: The folder of the split.
+        rows: Blocks of int64 (samples, 4), in the order of the shards.
+
+    Raises:
+        UserError: where the disk is full.
+    """
+    total = 0
+    with target.write(SAMPLES) as file:
+        file.write(_npy_header(total))
+        for block in rows:
+            total += len(block)
+            file.write(np.ascontiguousarray(block, dtype="<i8").tobytes())
+        file.seek(0)
+        file.write(_npy_header(total))  # numpy pads it, so that any number of rows takes the same space
+
+
+def _npy_header(rows: int) -> bytes:
+    file = io.BytesIO()
+    header = {"descr": "<i8", "fortran_order": False, "shape": (rows, len(COLUMNS))}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+def samples_size(rows: int) -> int:
+    """The bytes of a `samples.npy` with so many rows."""
+    return len(_npy_header(rows)) + rows * len(COLUMNS) * 8
+
+
+def write_shardlist(
+    target: Target,
+    shardlist: Sequence[Mapping[str, Any]],
+    *,
+    name: str,
+    account: Mapping[str, Any],
+    fingerprint: str | None = None,
+) -> None:
+    """Writes `index.json`, whose presence says that the folder is complete.
+
+    Raises:
+        UserError: where the disk is full.
+    """
     index: dict[str, Any] = {
         "wids_version": 1,
         "name": name,
-        "shardlist": [
-            {
-                "url": shard.url,
-                "nsamples": len(shard.rows),
-                "filesize": shard.filesize,
-                "sha256": shard.sha256,
-            }
-            for shard in shards
-        ],
+        "shardlist": list(shardlist),
         "samples": SAMPLES,
         "columns": list(COLUMNS),
         "account": dict(account),
     }
     if fingerprint is not None:
         index["fingerprint"] = fingerprint
-    write_json(folder / INDEX, index)
+    write_json_to(target, INDEX, index)
 
 
 def load_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.int64]]:

@@ -1,13 +1,13 @@
-"""One sample on its way from a source into a shard, and the members it becomes."""
+"""One sample on its way from a source into a shard."""
 
-import hashlib
-import json
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from data_prep.images import ImageInfo, inspect_image
+import numpy as np
+from numpy.typing import NDArray
 
 # A dot would end the key for every WebDataset reader; 100 characters are what a ustar name holds.
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -68,46 +68,32 @@ class Split(Protocol):
         ...
 
 
-def members_of(record: Record) -> list[tuple[str, bytes]]:
-    """Turns a record into its (name, bytes) members: pictures, first caption, JSON.
+@runtime_checkable
+class PickingSplit(Split, Protocol):
+    """A split that can give samples out of order better than one by one."""
 
-    A sample without captions (a statement that is false) has an empty KEY.txt, so that no reader takes
-    something untrue for a caption.
+    def pick(self, positions: Sequence[int]) -> Iterator[Record | Skipped]:
+        """Gives the samples of these positions, one for each, in their order."""
+        ...
+
+
+def records_at(split: Split, positions: NDArray[np.int64]) -> Iterator[Record | Skipped]:
+    """Gives the samples of these positions, one for each, in their order.
 
     Raises:
-        BadImage: where a picture cannot be used.
+        ValueError: where the split gives more or fewer.
     """
-    infos = {name: inspect_image(data) for name, data in record.images.items()}
-    members = []
-    for name, data in record.images.items():
-        middle = f".{name}" if name else ""
-        members.append((f"{record.key}{middle}.{infos[name].extension}", data))
-    caption = record.captions[0] if record.captions else ""
-    members.append((f"{record.key}.txt", caption.encode()))
-    text = json.dumps(_json_of(record, infos), ensure_ascii=False, allow_nan=False)
-    members.append((f"{record.key}.json", text.encode()))
-    return members
+    given = 0
+    for record in _picked(split, positions):
+        given += 1
+        yield record
+    if given != len(positions):
+        raise ValueError(f"{type(split).__name__} gave {given} records for {len(positions)} positions")
 
 
-def _json_of(record: Record, infos: Mapping[str, ImageInfo]) -> dict[str, Any]:
-    """The JSON member; for a pair, size is the left picture's and sha256 is of left bytes + right bytes."""
-    first = next(iter(infos.values()))
-    value: dict[str, Any] = {
-        "key": record.key,
-        "source": record.source,
-        "id": record.id,
-        "width": first.width,
-        "height": first.height,
-        "sha256": hashlib.sha256(b"".join(record.images.values())).hexdigest(),
-        "captions": list(record.captions),
-    }
-    if record.statements:
-        value["statements"] = [dict(statement) for statement in record.statements]
-    if record.questions:
-        value["questions"] = [dict(question) for question in record.questions]
-    if record.group is not None:
-        value["group"] = record.group
-    clash = set(value) & set(record.fields)
-    if clash:
-        raise ValueError(f"fields={sorted(clash)} of the source are names that every sample already has")
-    return value | dict(record.fields)
+def _picked(split: Split, positions: NDArray[np.int64]) -> Iterator[Record | Skipped]:
+    if len(positions) and (np.diff(positions) == 1).all():
+        return split.records(int(positions[0]), int(positions[-1]) + 1)
+    if isinstance(split, PickingSplit):
+        return split.pick(positions.tolist())
+    return itertools.chain.from_iterable(split.records(at, at + 1) for at in positions.tolist())

@@ -1,273 +1,206 @@
 """Writes the shards of a split: in parallel, deterministically, and so that a stopped job goes on."""
 
-import concurrent.futures as futures
-import contextlib
-import hashlib
+import json
 import logging
-import math
-import multiprocessing
 import os
-import shutil
-import signal
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.clean import CleanConfig, Cleaner
+from data_prep.duplicates import FOLDER as CHECKSUMS
+from data_prep.duplicates import HashJob
 from data_prep.errors import UserError
-from data_prep.files import atomic_file, read_json, sha256_file, write_json
-from data_prep.images import BadImage
-from data_prep.index import INDEX, SAMPLES, ShardEntry, load_index, write_index
-from data_prep.records import Record, Skipped, Split, members_of
-from data_prep.tars import BLOCK, header, padding
+from data_prep.executors import Executor, Work, local_executor
+from data_prep.index import INDEX, SAMPLES, samples_size, write_samples, write_shardlist
+from data_prep.job import PARTS, SHARD_NAME, Layout, ShardJob
+from data_prep.parts import Part, Tally
+from data_prep.records import Split
+from data_prep.targets import Target, open_target
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-_PARTS = ".parts"
-_NAMED_SKIPS = 100
 # Starting processes takes about as long as writing so many samples in this one.
 _WORTH_A_POOL = 2000
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardJob:
-    """What every process needs to know to write any shard of a split."""
-
-    split: Split
-    folder: Path
-    fingerprint: str
-    shard_samples: int
-
-    def write(self, number: int) -> int:
-        """Writes one shard and then its side record, whose presence makes the shard trusted.
-
-        Returns:
-            How many samples were asked of this shard.
-        """
-        start = number * self.shard_samples
-        stop = min(start + self.shard_samples, len(self.split))
-        path = self.folder / shard_name(number)
-        skipped: list[tuple[str, str]] = []
-        with atomic_file(path) as file:
-            rows, sha256 = _write_tar(file, self.split.records(start, stop), skipped)
-        part = {
-            "fingerprint": self.fingerprint,
-            "asked": stop - start,
-            "filesize": path.stat().st_size,
-            "sha256": sha256,
-            "rows": rows,
-            "skipped": skipped,
-        }
-        write_json(self._part(number), part)
-        return stop - start
-
-    def finished(self, number: int) -> dict[str, Any] | None:
-        """The side record of a shard that is whole and of this very job, or None."""
-        path, part_path = self.folder / shard_name(number), self._part(number)
-        if not (path.exists() and part_path.exists()):
-            return None
-        part: dict[str, Any] = read_json(part_path)
-        trusted = part["fingerprint"] == self.fingerprint and part["sha256"] == sha256_file(path)
-        return part if trusted else None
-
-    def _part(self, number: int) -> Path:
-        return self.folder / _PARTS / f"{number:05d}.json"
-
-
-def shard_name(number: int) -> str:
-    """The file name of the shard with this number."""
-    return f"{number:05d}.tar"
-
-
-def _write_tar(
-    file: BinaryIO, records: Iterable[Record | Skipped], skipped: list[tuple[str, str]]
-) -> tuple[list[tuple[int, int, int, int]], str]:
-    """Streams samples into a tar; returns their rows of samples.npy and the tar's SHA-256."""
-    digest, position, rows, keys = hashlib.sha256(), 0, [], set[str]()
-    for record in records:
-        if isinstance(record, Skipped):
-            skipped.append((record.key, record.reason))
-            continue
-        if record.key in keys:
-            raise ValueError(f"key={record.key!r} occurs twice in one shard; keys must be unique in a split")
-        keys.add(record.key)
-        try:
-            members = members_of(record)
-        except BadImage as error:
-            skipped.append((record.key, str(error)))
-            continue
-        sample = b"".join(header(name, len(data)) + data + padding(len(data)) for name, data in members)
-        file.write(sample)
-        digest.update(sample)
-        rows.append((position, position + len(sample), len(record.captions), len(record.statements)))
-        position += len(sample)
-    file.write(bytes(2 * BLOCK))
-    digest.update(bytes(2 * BLOCK))
-    return rows, digest.hexdigest()
+_TOLD_SKIPS = 10
 
 
 def write_split(
     split: Split,
-    folder: Path,
+    out: str | Path | Target,
     *,
     name: str,
     fingerprint: str,
-    shard_samples: int,
+    layout: Layout,
+    clean: CleanConfig | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a split's shards, then its index; goes on where an earlier call was stopped.
 
-    The bytes depend on the split and `shard_samples` alone: not on the number of processes or on stops.
+    The bytes depend on the split, `layout` and `clean` alone: not on the number of processes or on stops.
     Shards of another fingerprint in the folder are removed, never trusted.
 
     Args:
         split: Gives the samples by position.
-        folder: Where the shards go; made where it is missing.
+        out: Where the shards go: a folder, made where it is missing, or a URL that fsspec knows.
         name: The name put into the index.
         fingerprint: Stands for everything the bytes depend on.
-        shard_samples: Samples a shard (fewer where some are skipped, and in the last).
+        layout: How the samples lie in shards.
+        clean: What is left out; by default broken pictures alone.
         workers: Processes; by default as many as this process may use cores, or one for little work.
+        executor: Does the work in place of processes of this machine.
         progress: Called with samples done and samples asked.
 
     Returns:
-        The account: {"asked", "written", "skipped": {reason: count}, "skipped_keys"}.
+        The account: {"asked", "written", "skipped": {reason: count}, "skipped_keys"}, and "captions"
+        {reason: count} where captions were changed or dropped.
 
     Raises:
-        UserError: where the disk is full, or no sample could be written.
+        UserError: where the disk is full, the target cannot be written to, or no sample could be written.
     """
+    target = out if not isinstance(out, str | Path) else open_target(out)
     report = progress or _silent
-    done = finished_account(folder, fingerprint)
+    done = finished_account(target, fingerprint)
     if done is not None:
+        remove_side_records(target)
         report(done["asked"], done["asked"])
         return done
-    try:
-        (folder / _PARTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}; give another one") from error
-    job = ShardJob(split=split, folder=folder, fingerprint=fingerprint, shard_samples=shard_samples)
-    _clean(job)
-    count = math.ceil(len(split) / shard_samples)
-    missing = [number for number in range(count) if job.finished(number) is None]
-    asked = len(split)
-    seen = asked - sum(min(shard_samples, asked - number * shard_samples) for number in missing)
-    report(seen, asked)
-    for samples in _write_all(job, missing, workers or _workers_for(asked - seen)):
+    cleaner = Cleaner.of(clean or CleanConfig())
+    job = ShardJob(split=split, target=target, fingerprint=fingerprint, layout=layout, cleaner=cleaner)
+    target.prepare()
+    missing = _clear(job)
+    todo = sum(map(job.asked, missing))
+    runner = executor or local_executor(_workers_for(target, workers, todo))
+    if target.only_here and not runner.in_process:
+        raise UserError(f"{target} is in the memory of this process, where no other can write; use workers=1")
+    if cleaner.config.duplicates and missing:
+        _find_duplicates(job, runner)
+    seen = len(split) - todo
+    report(seen, len(split))
+    for samples in _run(runner, job, missing):
         seen += samples
-        report(seen, asked)
-    return _finish(job, count, name)
+        report(seen, len(split))
+    return _finish(job, name)
 
 
-def _workers_for(samples: int) -> int:
-    return len(os.sched_getaffinity(0)) if samples >= _WORTH_A_POOL else 1
+def finished_account(out: str | Path | Target, fingerprint: str) -> dict[str, Any] | None:
+    """The account of a folder that is complete and of this fingerprint, or None; checks sizes, not bytes."""
+    target = out if not isinstance(out, str | Path) else open_target(out)
+    try:
+        index = json.loads(target.read(INDEX))
+        shards = {shard["url"]: shard["filesize"] for shard in index["shardlist"]}
+        rows = sum(shard["nsamples"] for shard in index["shardlist"])
+        if index["fingerprint"] != fingerprint:
+            return None
+        account: dict[str, Any] = index["account"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None  # A missing or broken index makes the folder incomplete; it is written again.
+    sizes = target.sizes()
+    wanted = shards | {SAMPLES: samples_size(rows)}
+    return account if all(sizes.get(url) == size for url, size in wanted.items()) else None
 
 
 def _silent(done: int, total: int) -> None:
     pass
 
 
-def finished_account(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The account of a folder that is complete and of this fingerprint, or None; checks sizes, not bytes."""
-    if not (folder / INDEX).exists():
-        return None
-    try:
-        index, _ = load_index(folder)
-    except UserError:
-        return None  # A broken index makes the folder incomplete; it is written again.
-    if index.get("fingerprint") != fingerprint:
-        return None
-    for shard in index["shardlist"]:
-        path = folder / shard["url"]
-        if not path.exists() or path.stat().st_size != shard["filesize"]:
-            return None
-    account: dict[str, Any] = index["account"]
-    return account
+def _workers_for(target: Target, workers: int | None, samples: int) -> int:
+    if workers is not None:
+        return workers
+    return len(os.sched_getaffinity(0)) if samples >= _WORTH_A_POOL and not target.only_here else 1
 
 
-def _clean(job: ShardJob) -> None:
-    """Removes what an earlier job left: the index first, then half-written files and untrusted shards."""
-    for path in (job.folder / INDEX, job.folder / SAMPLES):
-        path.unlink(missing_ok=True)
-    for path in [*job.folder.glob(".*.tmp"), *(job.folder / _PARTS).glob(".*.tmp")]:
-        path.unlink(missing_ok=True)
-    wanted = {shard_name(number) for number in range(math.ceil(len(job.split) / job.shard_samples))}
-    for path in job.folder.glob("[0-9][0-9][0-9][0-9][0-9].tar"):
-        if path.name not in wanted or job.finished(int(path.stem)) is None:
-            path.unlink()
+def _run(runner: Executor, work: Work, numbers: list[int]) -> Iterator[int]:
+    """Leaves the executor alone where there is nothing to do, and spares it where there is one thing."""
+    if len(numbers) < 2 and isinstance(work, ShardJob):
+        return map(work, numbers)
+    return runner.map(work, numbers)
 
 
-def _write_all(job: ShardJob, missing: list[int], workers: int) -> Iterator[int]:
-    """Writes the missing shards in this process or, where that pays, in several."""
-    workers = min(workers, len(missing))
-    if workers <= 1:
-        for number in missing:
-            yield job.write(number)
-        return
-    # spawn: a forked child of a process that runs threads (torch, Ray, a progress bar) may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
-    try:
-        for future in futures.as_completed([pool.submit(_work, number) for number in missing]):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_JOBS: list[ShardJob] = []
-
-
-def _start_worker(job: ShardJob) -> None:
-    _JOBS.append(job)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle.
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """Ends a worker whose parent was killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work(number: int) -> int:
-    return _JOBS[0].write(number)
-
-
-def _finish(job: ShardJob, count: int, name: str) -> dict[str, Any]:
-    """Puts the side records together into the index, and removes them."""
-    entries, skipped = [], list[tuple[str, str]]()
-    for number in range(count):
-        part = job.finished(number)
+def _clear(job: ShardJob) -> list[int]:
+    """Removes what an earlier job left: the index first, then untrusted shards; returns the parts to write."""
+    job.target.remove([INDEX, SAMPLES])
+    sizes, missing, trusted = job.target.sizes(), [], set[str]()
+    for number, part in enumerate(_parts(job, sizes)):
         if part is None:
-            raise UserError(f"{job.folder / shard_name(number)} changed while it was written; run again")
-        skipped += [(key, reason) for key, reason in part["skipped"]]
-        if part["rows"]:
-            entries.append(_entry(number, part))
+            missing.append(number)
         else:
-            (job.folder / shard_name(number)).unlink()
-    account = _account(len(job.split), skipped)
+            trusted.update(shard.url for shard in part.shards)
+    job.target.remove(name for name in sizes if SHARD_NAME.fullmatch(name) and name not in trusted)
+    return missing
+
+
+def _parts(job: ShardJob, sizes: dict[str, int]) -> Iterator[Part | None]:
+    """Every part by its side record, or None for one that has yet to be written."""
+    there = job.target.sizes(PARTS)
+    names = [job.part_name(number) for number in range(job.count)]
+    present = [name for name in names if name.rpartition("/")[2] in there]
+    records = zip(present, job.target.read_many(present), strict=True)
+    found = next(records, None)
+    for name in names:
+        if found is None or found[0] != name:
+            yield None
+        else:
+            yield job.trusted(found[1], sizes)
+            found = next(records, None)
+
+
+def _find_duplicates(job: ShardJob, runner: Executor) -> None:
+    hashing = HashJob(split=job.split, target=job.target, fingerprint=job.fingerprint, cleaner=job.cleaner)
+    missing = hashing.missing()
+    logger.info("%s: reading %d samples to find duplicates", job.target, len(job.split))
+    for _ in runner.map(hashing, missing):
+        pass
+    hashing.decide()
+
+
+def _finish(job: ShardJob, name: str) -> dict[str, Any]:
+    """Puts the side records together into the index, and removes them."""
+    shardlist, tally, sizes = list[dict[str, Any]](), Tally(), job.target.sizes()
+
+    def rows() -> Iterator[NDArray[np.int64]]:
+        for number, part in enumerate(_parts(job, sizes)):
+            if part is None:
+                raise UserError(
+                    f"{job.target}: part {number} changed while it was written, or cannot be seen from here (what "
+                    "several machines write must be a folder that they share, or an object store); run again"
+                )
+            shardlist.extend(asdict(shard) for shard in part.shards)
+            tally.add(part.tally)
+            yield part.rows
+
+    write_samples(job.target, rows())
+    account = _account(len(job.split), tally)
     if not account["written"]:
-        raise UserError(f"no sample of {name} could be written to {job.folder}; skipped: {account['skipped']}")
-    write_index(job.folder, entries, name=name, account=account, fingerprint=job.fingerprint)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(job.folder / _PARTS)
+        job.target.remove([SAMPLES])
+        raise UserError(f"no sample of {name} could be written to {job.target}; skipped: {account['skipped']}")
+    write_shardlist(job.target, shardlist, name=name, account=account, fingerprint=job.fingerprint)
+    remove_side_records(job.target)
     return account
 
 
-def _entry(number: int, part: Mapping[str, Any]) -> ShardEntry:
-    return ShardEntry(url=shard_name(number), filesize=part["filesize"], sha256=part["sha256"], rows=part["rows"])
+def remove_side_records(target: Target) -> None:
+    """Removes what a complete split no longer needs; a job that was killed at its very end leaves it."""
+    for folder in (PARTS, CHECKSUMS):
+        target.remove_folder(folder)
 
 
-def _account(asked: int, skipped: list[tuple[str, str]]) -> dict[str, Any]:
-    for key, reason in skipped[:_NAMED_SKIPS]:
+def _account(asked: int, tally: Tally) -> dict[str, Any]:
+    for key, reason in tally.named[:_TOLD_SKIPS]:
         logger.warning("skipped sample %s: %s", key, reason)
-    return {
+    if tally.skipped.total() > _TOLD_SKIPS:
+        logger.warning("skipped %d samples in all", tally.skipped.total())
+    account: dict[str, Any] = {
         "asked": asked,
-        "written": asked - len(skipped),
-        "skipped": dict(sorted(Counter(reason for _, reason in skipped).items())),
-        "skipped_keys": [key for key, _ in skipped[:_NAMED_SKIPS]],
+        "written": asked - tally.skipped.total(),
+        "skipped": dict(sorted(tally.skipped.items())),
+        "skipped_keys": [key for key, _ in tally.named],
     }
+    return account | ({"captions": dict(sorted(tally.captions.items()))} if tally.captions else {})

@@ -23,11 +23,15 @@ _SECONDS_UNTIL_PROGRESS = 5.0
 
 
 def bench_command(what: str, options: argparse.Namespace) -> Answer:
-    """`trimline bench vision` and `trimline bench step`.
+    """`trimline bench vision`, `trimline bench step` and `trimline bench shard`.
 
     Raises:
         UserError: Options that nothing can be measured with.
     """
+    if what == "shard":
+        from launch.bench_shard import shard_bench_command
+
+        return shard_bench_command(options)
     config = _config(what, options)
     total = runs_of(config)
     # One line, after a while, and gone at the end: a bench of a second needs no bar.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from launch.bench_options import add_shard_bench_options
 
 log = logging.getLogger("launch")
 
@@ -196,12 +197,18 @@ def _add_data_commands(commands: Any) -> None:
     parser.add_argument(
         "source",
         help="shapes, nlvr or flickr8k; its settings are given as --key VALUE, see --out, "
-        "--root, --sizes.SPLIT, --shard_samples, --image_size, --seed, --workers",
+        "--root, --sizes.SPLIT, --shard_samples, --shard_bytes, --max_side, --shuffle, --clean.RULE, --exclude FILE, "
+        "--image_size, --seed, --workers, --executor ray",
     )
     parser = _add(commands, "index", "make the index of shards that came from elsewhere", "index DIR", _index)
     parser.add_argument("folder", metavar="DIR", help="folder with .tar shards")
     parser = _add(commands, "verify", "check shards against their index", "verify data/nlvr/train", _verify)
     parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several")
+
+    text = "list the pictures of shards, by id and checksum, for `trimline shard --exclude FILE`"
+    parser = _add(commands, "exclusions", text, "exclusions data/coco/test --out coco-test.txt", _exclusions)
+    parser.add_argument("folders", metavar="DIR", nargs="+", help="folder of a split, or of several")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the list to write")
 
 
 def _add_run_folder_commands(commands: Any) -> None:
@@ -222,6 +229,10 @@ def _add_bench_commands(commands: Any) -> None:
     parser = _add(kinds, "step", step, "bench step --image-size 256 --text-length 25 --json", _bench)
     _add_pruning_options(parser, pixels=256)
     parser.add_argument("--text-length", type=int, default=25, metavar="TOKENS", help="of every text (%(default)s)")
+
+    shard = "writing shards, against webdataset's TarWriter, the disk, the checksums and the bare decoder"
+    parser = _add(kinds, "shard", shard, "bench shard --images DIR --json", _bench)
+    add_shard_bench_options(parser)
 
 
 def _add_flops_command(commands: Any) -> None:
@@ -326,6 +337,12 @@ def _verify(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.commands import verify_command
 
     return verify_command(Path(options.folder))
+
+
+def _exclusions(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.commands import exclusions_command
+
+    return exclusions_command([Path(folder).expanduser() for folder in options.folders], Path(options.out).expanduser())
 
 
 def _report(options: argparse.Namespace, _: list[str]) -> Answer:

@@ -1,14 +1,18 @@
 """What the commands do; each gives an exit code, a JSON object, and a text for people."""
 
+import contextlib
+import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tqdm import tqdm
 
 from data_prep.errors import UserError
+from data_prep.exclusion import write_exclusions
+from data_prep.executors import Executor
 from data_prep.index import INDEX, index_folder
 from data_prep.sources import SourceConfig, prepare
 from data_prep.verify import verify_folder
@@ -26,12 +30,16 @@ class ShardConfig(SourceConfig):
     """A data set and where its shards go.
 
     Attributes:
-        out: Folder for the splits.
-        workers: Processes to write with; by default one a core.
+        out: Folder for the splits, or a URL such as s3://bucket/folder.
+        workers: Processes to write with, or CPUs of a Ray cluster; by default all.
+        executor: Who writes: processes of this machine, or a Ray cluster.
+        address: The Ray cluster; without it one is started on this machine.
     """
 
     out: str
     workers: int | None = None
+    executor: Literal["processes", "ray"] = "processes"
+    address: str | None = None
 
 
 def run_command(
@@ -74,21 +82,70 @@ def compare_command(files: Sequence[str], overrides: Sequence[str]) -> Answer:
 
 
 def shard_command(source: str, overrides: Sequence[str]) -> Answer:
-    """`trimline shard`."""
-    config = read_config(ShardConfig, [], ["--name", source, *overrides])
-    out = Path(config.out).expanduser()
+    """`trimline shard`.
+
+    Raises:
+        UserError: for a setting that does not fit, missing raw files, or a target that cannot be written to.
+    """
+    config = read_config(ShardConfig, [], ["--name", source, *shard_words(overrides)])
     plain = SourceConfig(**{field.name: getattr(config, field.name) for field in fields(SourceConfig)})
-    with tqdm(desc=source, unit=" samples", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+    with (
+        _executor(config) as executor,
+        tqdm(desc=source, unit=" samples", file=sys.stderr, disable=not sys.stderr.isatty()) as bar,
+    ):
 
         def show(done: int, total: int) -> None:
             bar.total, bar.n = total, done
             bar.refresh()
 
-        account = prepare(plain, out, show, config.workers)
-    lines = [f"{out}: {account['written']} of {account['asked']} samples written"]
+        account = prepare(plain, config.out, show, config.workers, executor)
+    lines = [f"{config.out}: {account['written']} of {account['asked']} samples written"]
     lines += [f"  {split}: {of['written']} of {of['asked']}" for split, of in account["splits"].items()]
     lines += [f"  skipped {count}: {reason}" for reason, count in account["skipped"].items()]
-    return 0, {"out": str(out), **account}, "\n".join(lines)
+    lines += [f"  captions {reason}: {count}" for reason, count in account["captions"].items()]
+    return 0, {"out": config.out, **account}, "\n".join(lines)
+
+
+def shard_words(overrides: Sequence[str]) -> list[str]:
+    """What may be written shorter: `--max-side` for `--max_side`, and `--exclude FILE`, also several times."""
+    words, excluded, waiting = list[str](), list[str](), iter(overrides)
+    for word in waiting:
+        name, equals, value = word.partition("=")
+        if name == "--exclude":
+            excluded.append(value if equals else next(waiting, ""))
+        elif name.startswith("--"):
+            words.append("--" + name[2:].replace("-", "_") + equals + value)
+        else:
+            words.append(word)
+    return words + ([f"--clean.exclude={json.dumps(excluded)}"] if excluded else [])
+
+
+@contextlib.contextmanager
+def _executor(config: ShardConfig) -> Iterator[Executor | None]:
+    """The Ray cluster, where one is wanted; it ends with the command."""
+    if config.executor == "processes":
+        if config.address is not None:
+            raise UserError(f"address={config.address} is a Ray cluster's; add --executor ray")
+        yield None
+        return
+    from launch.ray_executor import ray_executor  # torch and Ray come with it
+
+    with ray_executor(config.address, config.workers) as executor:
+        yield executor
+
+
+def exclusions_command(folders: Sequence[Path], out: Path) -> Answer:
+    """`trimline exclusions`: folders of splits, or of several splits each."""
+    splits = [split for folder in folders for split in _splits_in(folder)]
+    counts = write_exclusions(splits, out)
+    text = f"{out}: {counts['checksums']} checksums and {counts['ids']} ids of {counts['samples']} samples"
+    return 0, {"out": str(out), "folders": [str(split) for split in splits], **counts}, text
+
+
+def _splits_in(folder: Path) -> list[Path]:
+    if any(folder.glob("*.tar")):
+        return [folder]
+    return sorted({path.parent for path in folder.glob("*/*.tar")}) or [folder]
 
 
 def index_command(folder: Path) -> Answer:

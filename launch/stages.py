@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_json
-from data_prep.sources import PlannedSplit, SourceConfig, prepare
+from data_prep.sources import PlannedSplit, SourceConfig, prepare, writing_identity
 from launch.backend import Backend
 from launch.config import RunConfig
 from launch.graph import Attempt, Stage
@@ -98,7 +98,7 @@ class _Builder:
 
     def _shard(self) -> Stage:
         plan = {name: dict(split.identity) for name, split in plan_source(self._config.data).items()}
-        data = {"name": self._config.data.name, "shard_samples": self._config.data.shard_samples, "splits": plan}
+        data = {"name": self._config.data.name, **writing_identity(self._config.data), "splits": plan}
         splits = tuple(self._out / "data" / name / "index.json" for name in plan)
         return Stage(
             name="shard",

@@ -5,18 +5,23 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from data_prep.clean import CleanConfig
 from data_prep.errors import UserError
+from data_prep.exclusion import read_exclusions
+from data_prep.executors import Executor
 from data_prep.index import INDEX, load_index
+from data_prep.job import Layout
 from data_prep.records import Split
-from data_prep.writer import finished_account, write_split
+from data_prep.targets import LocalTarget, Target, open_target
+from data_prep.writer import finished_account, remove_side_records, write_split
 
 SourceName = Literal["shapes", "nlvr", "flickr8k", "shards"]
 # A change of what any source writes needs another number: older shards are then written anew.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +34,23 @@ class SourceConfig:
         sizes: Samples wanted by split, where they shall differ from the source's own numbers; 0 leaves a
             split out. Shapes are drawn in this number; of other data sets a split is cut down to it.
         shard_samples: Samples a shard.
+        shard_bytes: Most bytes of a shard, where `shard_samples` of them would be larger.
+        max_side: Longer side of pictures in pixels; larger ones are made smaller. Without it no byte is changed.
+        shuffle: Put the samples into an order drawn by `seed`, so that every shard is a fair part of the whole; those
+            that come in a random order anyway stay in it.
+        clean: What is left out.
         image_size: Width and height of drawn pictures in pixels (shapes only).
-        seed: Decides what is drawn (shapes), and which samples are held out or cut away.
+        seed: Decides what is drawn (shapes), which samples are held out or cut away, and their order.
     """
 
     name: SourceName = "shapes"
     root: str | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     shard_samples: int = 1000
+    shard_bytes: int | None = None
+    max_side: int | None = None
+    shuffle: bool = True
+    clean: CleanConfig = field(default_factory=CleanConfig)
     image_size: int = 64
     seed: int = 0
 
@@ -44,8 +58,7 @@ class SourceConfig:
         """Refuses numbers that no shards can be made of."""
         if self.name not in _MODULES:
             raise UserError(f"data.name={self.name!r} is no known data set; use one of {', '.join(_MODULES)}")
-        if self.shard_samples < 1:
-            raise UserError(f"data.shard_samples={self.shard_samples} must be at least 1; try 1000")
+        Layout(shard_samples=self.shard_samples, shard_bytes=self.shard_bytes, max_side=self.max_side)
         if not 16 <= self.image_size <= 4096:
             raise UserError(f"data.image_size={self.image_size} must be from 16 to 4096 pixels; try 64")
         for split, size in self.sizes.items():
@@ -62,12 +75,14 @@ class PlannedSplit:
         load: Makes the split; called only where it is not yet written, for it may be slow.
         size: Samples, where known without loading.
         folder: Where the split is sharded already; it is linked then, and `load` is not called.
+        shuffled: Whether its samples come in a random order, so that another one would gain nothing.
     """
 
     identity: Mapping[str, Any]
     load: Callable[[], Split]
     size: int | None = None
     folder: Path | None = None
+    shuffled: bool = False
 
 
 class Source(Protocol):
@@ -107,20 +122,23 @@ def find_root(config: SourceConfig, files: tuple[str, ...], folder: str) -> Path
 
 def prepare(
     config: SourceConfig,
-    out: Path,
+    out: str | Path,
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Writes every split of a data set into `out/<split>/`; finished ones are left as they are.
 
     Args:
         config: The data set and how much of it.
-        out: The folder for the splits.
+        out: Where the splits go: a folder, or a URL that fsspec knows.
         progress: Called with samples done and samples asked, over all splits.
         workers: Processes to write with; by default one a core.
+        executor: Does the work in place of processes of this machine.
 
     Returns:
-        The account: {"asked", "written", "skipped": {reason: count}, "splits": {split: its own account}}.
+        The account: {"asked", "written", "skipped": {reason: count}, "captions": {reason: count}, "splits": {split:
+        its own account}}.
 
     Raises:
         UserError: where raw files are missing or broken, a split is unknown, or the disk is full.
@@ -129,42 +147,74 @@ def prepare(
     unknown = sorted(set(config.sizes) - set(source.SPLITS))
     if unknown:
         raise UserError(f"data.sizes.{unknown[0]} names no split of {config.name}; it has {', '.join(source.SPLITS)}")
-    plans = source.plan(config)
+    plans, target, written = source.plan(config), open_target(out), writing_identity(config)
     accounts: dict[str, Any] = {}
     todo: dict[str, tuple[Split, str]] = {}
     for name, plan in plans.items():
+        place = target.child(name)
         if plan.folder is not None:
-            accounts[name] = _link(out / name, plan.folder)
+            accounts[name] = _link(place, plan.folder)
             continue
-        if (out / name).is_symlink():
-            (out / name).unlink()  # nothing of ours may be written into somebody's own shards
-        fingerprint = _fingerprint(config, name, plan)
-        done = finished_account(out / name, fingerprint)
+        if isinstance(place, LocalTarget) and place.folder.is_symlink():
+            place.folder.unlink()  # nothing of ours may be written into somebody's own shards
+        fingerprint = _fingerprint(config, name, plan, written)
+        done = finished_account(place, fingerprint)
         if done is None:
             todo[name] = (plan.load(), fingerprint)
         else:
+            remove_side_records(place)
             accounts[name] = done
     meter = _Meter(progress, [a["asked"] for a in accounts.values()], [len(s) for s, _ in todo.values()])
     for name, (split, fingerprint) in todo.items():
         accounts[name] = write_split(
             split,
-            out / name,
+            target.child(name),
             name=f"{config.name}/{name}",
             fingerprint=fingerprint,
-            shard_samples=config.shard_samples,
+            layout=_layout(config, name, plans[name]),
+            clean=config.clean,
             workers=workers,
+            executor=executor,
             progress=meter.report,
         )
         meter.finished(len(split))
     return _sum({name: accounts[name] for name in plans})
 
 
-def _link(link: Path, folder: Path) -> dict[str, Any]:
-    """Makes `link` lead to a folder of shards; returns the account of its index.
+def writing_identity(config: SourceConfig) -> dict[str, Any]:
+    """Everything that shards depend on besides what is in their source, as JSON values.
 
     Raises:
-        UserError: a shard of the index is missing or of another size, or `link` is a folder with something in it.
+        UserError: where a list of exclusions is missing or holds nothing.
     """
+    clean = asdict(config.clean) | {"exclude": list(read_exclusions(config.clean.exclude).digest)}
+    return {
+        "format": FORMAT,
+        "shard_samples": config.shard_samples,
+        "shard_bytes": config.shard_bytes,
+        "max_side": config.max_side,
+        "shuffle": config.seed if config.shuffle else None,
+        "clean": clean,
+    }
+
+
+def _layout(config: SourceConfig, name: str, plan: PlannedSplit) -> Layout:
+    order = f"{config.name}/{name}/{config.seed}" if config.shuffle and not plan.shuffled else None
+    return Layout(
+        shard_samples=config.shard_samples, shard_bytes=config.shard_bytes, max_side=config.max_side, order=order
+    )
+
+
+def _link(place: Target, folder: Path) -> dict[str, Any]:
+    """Makes `place` lead to a folder of shards; returns the account of its index.
+
+    Raises:
+        UserError: a shard of the index is missing or of another size, or `place` is a folder with something in it, or
+            in an object store.
+    """
+    if not isinstance(place, LocalTarget):
+        raise UserError(f"{place}: shards that are there already can only be linked from a local folder; copy them")
+    link = place.folder
     index, _ = load_index(folder)
     for shard in index["shardlist"]:
         path = folder / shard["url"]
@@ -180,14 +230,8 @@ def _link(link: Path, folder: Path) -> dict[str, Any]:
     return account
 
 
-def _fingerprint(config: SourceConfig, name: str, plan: PlannedSplit) -> str:
-    identity = {
-        "format": FORMAT,
-        "source": config.name,
-        "split": name,
-        "shard_samples": config.shard_samples,
-        **plan.identity,
-    }
+def _fingerprint(config: SourceConfig, name: str, plan: PlannedSplit, written: Mapping[str, Any]) -> str:
+    identity = {"source": config.name, "split": name, **written, **plan.identity}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -208,12 +252,14 @@ class _Meter:
 
 
 def _sum(accounts: dict[str, Any]) -> dict[str, Any]:
-    skipped = Counter[str]()
+    skipped, captions = Counter[str](), Counter[str]()
     for account in accounts.values():
         skipped.update(account["skipped"])
+        captions.update(account.get("captions", {}))
     return {
         "asked": sum(account["asked"] for account in accounts.values()),
         "written": sum(account["written"] for account in accounts.values()),
         "skipped": dict(sorted(skipped.items())),
+        "captions": dict(sorted(captions.items())),
         "splits": accounts,
     }

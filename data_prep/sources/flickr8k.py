@@ -61,7 +61,9 @@ def plan(config: SourceConfig) -> dict[str, PlannedSplit]:
         if config.sizes.get(name) == 0:
             continue
         identity = {"files": sums, "held_out": sizes, "limit": limit if name == "train" else None}
-        plans[name] = PlannedSplit(identity=identity, load=functools.partial(_load, root, name, sizes, limit))
+        plans[name] = PlannedSplit(
+            identity=identity, load=functools.partial(_load, root, name, sizes, limit), shuffled=True
+        )
     return plans
 
 

@@ -117,7 +117,10 @@ def _plan_drawn(config: SourceConfig) -> dict[str, PlannedSplit]:
     split = NlvrDrawnSplit(size=size, seed=config.seed)
     return {
         "drawn": PlannedSplit(
-            identity={"drawing": DRAWING, "size": size, "seed": config.seed}, load=lambda: split, size=size
+            identity={"drawing": DRAWING, "size": size, "seed": config.seed},
+            load=lambda: split,
+            size=size,
+            shuffled=True,
         )
     }
 

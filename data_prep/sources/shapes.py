@@ -32,7 +32,7 @@ def plan(config: SourceConfig) -> dict[str, PlannedSplit]:
                 "seed": config.seed,
             }
             load = functools.partial(_split, name, size, config)
-            plans[name] = PlannedSplit(identity=identity, load=load)
+            plans[name] = PlannedSplit(identity=identity, load=load, shuffled=True)
     return plans
 
 

@@ -8,10 +8,13 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,13 @@ def _between(first: Mark, second: Mark) -> float:
 
 
 def interleave(
-    runs: Mapping[str, Callable[[], Lap]],
+    runs: Mapping[str, Callable[[], T]],
     *,
     rounds: int,
     warmup: int,
     seed: int,
     tick: Callable[[str], None] = lambda name: None,
-) -> dict[str, list[Lap]]:
+) -> dict[str, list[T]]:
     """Runs every variant once a round, in an order shuffled by `seed`.
 
     Args:
@@ -103,10 +106,10 @@ def interleave(
         tick: Called with a variant's name after each run of it.
 
     Returns:
-        The laps of each variant, by round.
+        What each variant gave, its laps, by round.
     """
     draw = random.Random(seed)
-    laps: dict[str, list[Lap]] = {name: [] for name in runs}
+    laps: dict[str, list[T]] = {name: [] for name in runs}
     for count in range(warmup + rounds):
         for name in draw.sample(list(runs), len(runs)):
             lap = runs[name]()

@@ -9,6 +9,7 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.index import index_folder, load_index
+from data_prep.job import Layout
 from data_prep.records import Record
 from data_prep.tars import BadTar, list_members, why_unsafe
 from data_prep.verify import verify_folder
@@ -18,7 +19,7 @@ from tests.data_prep.samples import Plain, picture
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    write_split(Plain(), tmp_path, name="plain", fingerprint="f", shard_samples=10, workers=1)
+    write_split(Plain(), tmp_path, name="plain", fingerprint="f", layout=Layout(shard_samples=10), workers=1)
     return tmp_path
 
 

@@ -1,31 +1,38 @@
 import io
 import json
 import os
-import resource
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 
-from data_prep import writer
+from data_prep.clean import CleanConfig, Cleaner
 from data_prep.errors import UserError
 from data_prep.index import load_index
+from data_prep.job import Layout, ShardJob
+from data_prep.targets import LocalTarget
 from data_prep.verify import verify_folder
 from data_prep.writer import write_split
-from tests.data_prep.samples import Plain, contents, picture
+from tests.data_prep.samples import Picking, Plain, contents, picture, samples_in
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(folder: Path, split: Plain, **changes) -> dict:
-    options = {"name": "plain", "fingerprint": "f", "shard_samples": 10, "workers": 1} | changes
+    options = {"name": "plain", "fingerprint": "f", "layout": Layout(shard_samples=10), "workers": 1} | changes
     return write_split(split, folder, **options)
+
+
+def job_of(split: Plain, folder: Path, fingerprint: str) -> ShardJob:
+    return ShardJob(
+        split=split,
+        target=LocalTarget(folder),
+        fingerprint=fingerprint,
+        layout=Layout(shard_samples=10),
+        cleaner=Cleaner.of(CleanConfig()),
+    )
 
 
 def test_same_split_gives_same_bytes_with_any_number_of_processes(tmp_path):
@@ -106,19 +113,16 @@ def test_shards_of_another_fingerprint_are_replaced(tmp_path):
 
 def test_unfinished_shards_of_another_fingerprint_are_replaced(tmp_path):
     write(tmp_path / "new", Plain())
-    (tmp_path / "old/.parts").mkdir(parents=True)
-    job = writer.ShardJob(split=Plain(size=9), folder=tmp_path / "old", fingerprint="g", shard_samples=10)
-    job.write(0)
+    job_of(Plain(size=9), tmp_path / "old", fingerprint="g")(0)
     write(tmp_path / "old", Plain())
     assert contents(tmp_path / "old") == contents(tmp_path / "new")
 
 
 def test_a_shard_that_was_damaged_in_between_is_written_again(tmp_path):
     write(tmp_path / "whole", Plain())
-    (tmp_path / "cut/.parts").mkdir(parents=True)
-    job = writer.ShardJob(split=Plain(), folder=tmp_path / "cut", fingerprint="f", shard_samples=10)
-    job.write(0)
-    job.write(1)
+    job = job_of(Plain(), tmp_path / "cut", fingerprint="f")
+    job(0)
+    job(1)
     os.truncate(tmp_path / "cut/00001.tar", 1000)
     (tmp_path / "cut/.00002.tar.1.tmp").write_bytes(b"half")
     write(tmp_path / "cut", Plain())
@@ -139,100 +143,78 @@ def test_progress_ends_at_the_total(tmp_path):
     assert seen == [(0, 25), (10, 25), (20, 25), (25, 25)]
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from data_prep.writer import write_split
-from tests.data_prep.samples import Plain
-class Slow(Plain):
-    def records(self, start, stop):
-        time.sleep(float(sys.argv[2]))
-        yield from super().records(start, stop)
-write_split(Slow(60), Path(sys.argv[1]), name="x", fingerprint="f", shard_samples=5, workers=1)
-"""
+def test_shards_end_before_they_exceed_their_bytes(tmp_path):
+    split, limit = Plain(60, sides=(8, 150, 300)), 1 << 20
+    account = write(tmp_path / "one", split, layout=Layout(shard_samples=30, shard_bytes=limit))
+    assert account["written"] == 60
+    shards = load_index(tmp_path / "one")[0]["shardlist"]
+    assert max(shard["filesize"] for shard in shards) <= limit
+    assert [shard["url"] for shard in shards][:3] == ["00000-0000.tar", "00000-0001.tar", "00000-0002.tar"]
+    assert sum(shard["nsamples"] for shard in shards) == 60
+    assert verify_folder(tmp_path / "one") == []
+    write(tmp_path / "two", split, layout=Layout(shard_samples=30, shard_bytes=limit), workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def run_script(script: str, *arguments: str, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options
+def test_a_sample_larger_than_a_shard_has_one_of_its_own(tmp_path):
+    write(tmp_path, Plain(3, sides=(8, 700, 8)), layout=Layout(shard_bytes=1 << 20))
+    shards = load_index(tmp_path)[0]["shardlist"]
+    assert [shard["nsamples"] for shard in shards] == [1, 1, 1]
+    assert shards[1]["filesize"] > 1 << 20
+
+
+def test_shuffled_shards_have_the_same_samples_in_an_order_that_the_seed_decides(tmp_path):
+    folders = {}
+    for name, seed, workers in (("a", "1", 1), ("b", "1", 2), ("c", "2", 1)):
+        folders[name] = tmp_path / name
+        write(folders[name], Plain(), layout=Layout(shard_samples=10, order=seed), workers=workers)
+    assert contents(folders["a"]) == contents(folders["b"])
+    keys = {name: list(samples_in(folder)) for name, folder in folders.items()}
+    plain = [f"k{number:04d}" for number in range(25)]
+    assert sorted(keys["a"]) == sorted(keys["c"]) == plain
+    assert len({tuple(keys["a"]), tuple(keys["c"]), tuple(plain)}) == 3
+    assert verify_folder(folders["a"]) == []
+
+
+def test_a_split_that_picks_is_asked_once_a_shard(tmp_path):
+    split = Picking(25)
+    write(tmp_path / "a", split, layout=Layout(shard_samples=10, order="1"))
+    write(tmp_path / "b", Plain(25), layout=Layout(shard_samples=10, order="1"))
+    assert [len(positions) for positions in split.asked] == [10, 10, 5]
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_more_than_99999_shards_sort_by_number(tmp_path):
+    job = ShardJob(
+        split=Plain(1_000_001),
+        target=LocalTarget(tmp_path),
+        fingerprint="f",
+        layout=Layout(shard_samples=1),
+        cleaner=Cleaner.of(CleanConfig()),
     )
+    for number in (0, 99_999, 100_000, 1_000_000):
+        job(number)
+    names = sorted(path.name for path in tmp_path.glob("*.tar"))
+    assert names == ["0000000.tar", "0099999.tar", "0100000.tar", "1000000.tar"]
+    assert [name[:-4] for name in names] == [f"{int(key[1:]):07d}" for key in samples_in(tmp_path)]
 
 
-def test_killed_and_started_again_gives_the_bytes_of_an_uninterrupted_run(tmp_path):
-    write_split(Plain(60), tmp_path / "whole", name="x", fingerprint="f", shard_samples=5, workers=1)
-    killed = run_script(SCRIPT, str(tmp_path / "killed"), "0.05")
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "killed").glob("0*.tar"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("00000.tar")}
-    assert kept
-    assert not (tmp_path / "killed/index.json").exists()
-    again = run_script(SCRIPT, str(tmp_path / "killed"), "0")
-    assert (again.wait(60), again.stderr.read()) == (0, "")
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # what was finished was kept
+def test_a_split_that_gives_too_few_records_is_an_error_of_ours(tmp_path):
+    class Short(Plain):
+        def records(self, start, stop):
+            yield from super().records(start, stop - 1)
+
+    with pytest.raises(ValueError, match=r"shorter|for 10 positions"):
+        write(tmp_path, Short())
 
 
-FULL_DISK = """
-import sys
-from pathlib import Path
-from data_prep.errors import UserError
-from data_prep.writer import write_split
-from tests.data_prep.samples import Plain
-try:
-    # The third shard has large pictures and does not fit.
-    sides = (8,) * 20 + (128,) * 5
-    write_split(
-        Plain(25, sides=sides), Path(sys.argv[1]), name="x", fingerprint="f", shard_samples=10,
-        workers=int(sys.argv[2]),
-    )
-except UserError as error:
-    sys.stderr.write(str(error))
-    sys.exit(2)
-"""
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_full_disk_is_one_clear_line_and_leaves_only_whole_shards(tmp_path, workers):
-    # A limit on the file size is what an unprivileged test can have of a full disk.
-    limit = 100_000
-    full = run_script(
-        FULL_DISK,
-        str(tmp_path),
-        workers,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    _, message = full.communicate(timeout=60)
-    assert full.returncode == 2, message
-    assert "free some space" in message
-    assert len(message.splitlines()) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".parts", "00000.tar", "00001.tar"]
-    sides = (8,) * 20 + (128,) * 5
-    write(tmp_path, Plain(25, sides=sides))
-    assert verify_folder(tmp_path) == []
-
-
-def test_workers_of_a_killed_parent_end(tmp_path):
-    script = """
-import sys, time
-from pathlib import Path
-from data_prep.writer import write_split
-from tests.data_prep.samples import Forever
-write_split(Forever(sys.argv[1]), Path(sys.argv[1]), name="x", fingerprint="f", shard_samples=1, workers=2)
-"""
-    parent = run_script(script, str(tmp_path))
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("pid-*"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    workers = [int(path.name[4:]) for path in tmp_path.glob("pid-*")]
-    parent.kill()
-    parent.communicate()
-    assert len(workers) == 2
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+def test_side_records_of_a_job_killed_at_its_very_end_are_removed(tmp_path):
+    write(tmp_path, Plain())
+    before = contents(tmp_path)
+    (tmp_path / ".parts").mkdir()
+    (tmp_path / ".parts/00000").write_bytes(b"old")
+    write(tmp_path, Plain())
+    assert contents(tmp_path) == before
 
 
 def test_samples_npy_is_plain_int64(tmp_path):

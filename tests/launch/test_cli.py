@@ -42,6 +42,8 @@ def trimline(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         "status",
         "bench vision",
         "bench step",
+        "bench shard",
+        "exclusions",
         "flops",
         "compare",
         "analyse leak",
@@ -85,6 +87,11 @@ def test_help_imports_neither_torch_nor_ray() -> None:
         (["run", RECIPE, "--out", str(ROOT / "Makefile")], "is a file"),
         (["shard", "shapes"], "out is missing"),
         (["shard", "imagenet", "--out", "x"], "imagenet"),
+        (["shard", "shapes", "--out", "x", "--exclude", "nowhere.txt"], "nowhere.txt"),
+        (["shard", "shapes", "--out", "x", "--clean.max_aspect", "0"], "max_aspect"),
+        (["shard", "shapes", "--out", "nosuch://x"], "nosuch"),
+        (["shard", "shapes", "--out", "x", "--address", "auto"], "--executor ray"),
+        (["exclusions", "nowhere", "--out", "x"], "nowhere"),
         (["verify", "nowhere"], "nowhere"),
         (["index", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
@@ -161,6 +168,20 @@ def test_shards_are_written_checked_and_indexed(tmp_path: Path) -> None:
     broken = trimline("verify", out)
     assert broken.returncode == 2
     assert "00000.tar" in broken.stdout
+
+
+def test_what_is_tested_on_is_left_out_of_what_is_trained_on(tmp_path: Path) -> None:
+    sizes = ["--sizes.train", "0", "--sizes.val", "0", "--sizes.unseen", "0", "--image_size", "32"]
+    test, listed = str(tmp_path / "test"), str(tmp_path / "list.txt")
+    assert trimline("shard", "shapes", "--out", test, *sizes, "--sizes.test", "6").returncode == 0
+    done = trimline("exclusions", test, "--out", listed, "--json")
+    assert (json.loads(done.stdout)["samples"], done.returncode) == (6, 0)
+    more = ["--exclude", listed, "--max-side", "24", "--clean.max_caption", "4", "--clean.min_side", "16"]
+    again = trimline("shard", "shapes", "--out", str(tmp_path / "b"), *sizes, "--sizes.test", "10", *more, "--json")
+    account = json.loads(again.stdout)
+    assert account["skipped"] == {"excluded by id": 6}
+    assert account["captions"]["too long"] > 0
+    assert trimline("verify", str(tmp_path / "b")).returncode == 0
 
 
 @pytest.mark.parametrize(

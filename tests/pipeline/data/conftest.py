@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.job import Layout
 from data_prep.records import Record
 from data_prep.writer import write_split
 from pipeline.data.text import Tokenizer, TokenizerConfig
@@ -28,8 +29,8 @@ def make_split(tmp_path: Path) -> MakeSplit:
             for i in range(count)
         ]
         folder = tmp_path / name
-        options = {"name": name, "fingerprint": "test", "shard_samples": shard_samples, "workers": 1}
-        write_split(Listed(records), folder, **options)
+        options = {"name": name, "fingerprint": "test", "layout": Layout(shard_samples=shard_samples)}
+        write_split(Listed(records), folder, workers=1, **options)
         return folder
 
     return make

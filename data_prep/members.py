@@ -1,0 +1,116 @@
+"""A cleaned sample as the bytes it takes in a shard: pictures, first caption, JSON, each with its tar header."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from data_prep.clean import Picture
+from data_prep.records import Record
+from data_prep.tars import header, padding
+
+# Made once, for json.dumps makes an encoder at every call that asks for something unusual.
+_encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+class Sample(NamedTuple):
+    """What the tar takes.
+
+    Attributes:
+        parts: Headers, bytes and padding of its members, one after the other.
+        size: Bytes of all parts, a multiple of 512.
+        captions: How many captions it has.
+        statements: How many statements it has.
+    """
+
+    parts: list[bytes]
+    size: int
+    captions: int
+    statements: int
+
+
+class Original(NamedTuple):
+    """A picture before it was made smaller."""
+
+    sha256: str
+    width: int
+    height: int
+
+
+class Stored(NamedTuple):
+    """A picture as it is stored, the SHA-256 of these bytes, and what it was before where it was changed."""
+
+    picture: Picture
+    sha256: str
+    original: Original | None = None
+
+
+def sample_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> Sample:
+    """Puts a sample's members together.
+
+    A sample without captions (a statement that is false) has an empty KEY.txt, so that no reader takes
+    something untrue for a caption.
+
+    Args:
+        record: Its texts.
+        pictures: Its pictures by name, as in `Record.images`.
+        changed: What is done to pictures that have an original, in words for the JSON.
+    """
+    parts: list[bytes] = []
+    for name, stored in pictures.items():
+        extension = stored.picture.extension
+        member = f"{record.key}.{name}.{extension}" if name else f"{record.key}.{extension}"
+        # Pictures are not copied; what is small goes together.
+        parts += (header(member, len(stored.picture.data)), stored.picture.data, padding(len(stored.picture.data)))
+    caption = _encoded(record.captions[0]) if record.captions else b""
+    text = _encoded(_encode_json(_json_of(record, pictures, changed)))
+    parts.append(
+        b"".join(
+            (
+                *(header(f"{record.key}.txt", len(caption)), caption, padding(len(caption))),
+                *(header(f"{record.key}.json", len(text)), text, padding(len(text))),
+            )
+        )
+    )
+    return Sample(parts, sum(map(len, parts)), len(record.captions), len(record.statements))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="replace")  # JSON files can hold halves of characters, which UTF-8 cannot
+
+
+def _json_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> dict[str, Any]:
+    """The JSON member; for a pair, size is the left picture's and sha256 is of left bytes + right bytes."""
+    first = next(iter(pictures.values()))
+    value: dict[str, Any] = {
+        "key": record.key,
+        "source": record.source,
+        "id": record.id,
+        "width": first.picture.width,
+        "height": first.picture.height,
+        "sha256": joined_sha256(pictures),
+        "captions": list(record.captions),
+    }
+    originals = {name or "image": s.original._asdict() for name, s in pictures.items() if s.original is not None}
+    if originals:
+        value |= {"changed": changed, "originals": originals}
+    if record.statements:
+        value["statements"] = [dict(statement) for statement in record.statements]
+    if record.questions:
+        value["questions"] = [dict(question) for question in record.questions]
+    if record.group is not None:
+        value["group"] = record.group
+    clash = set(value) & set(record.fields)
+    if clash:
+        raise ValueError(f"fields={sorted(clash)} of the source are names that every sample already has")
+    return value | dict(record.fields)
+
+
+def joined_sha256(pictures: Mapping[str, Stored]) -> str:
+    """The SHA-256 of all pictures' bytes, one after the other; a single one is not hashed again."""
+    if len(pictures) == 1:
+        return next(iter(pictures.values())).sha256
+    digest = hashlib.sha256()
+    for stored in pictures.values():
+        digest.update(stored.picture.data)
+    return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""Side records of a job that is under way: what a finished part of it wrote, so that it need not be done again."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.index import COLUMNS
+
+NAMED_SKIPS = 100
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What was left out and changed on the way, counted by reason.
+
+    Attributes:
+        skipped: Samples, by reason.
+        named: The first of them: (key, reason).
+        captions: Captions that were changed or dropped, by reason.
+    """
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    named: list[tuple[str, str]] = field(default_factory=list)
+    captions: Counter[str] = field(default_factory=Counter)
+
+    def skip(self, key: str, reason: str) -> None:
+        """Counts a sample that is left out."""
+        self.skipped[reason] += 1
+        if len(self.named) < NAMED_SKIPS:
+            self.named.append((key, reason))
+
+    def add(self, other: "Tally") -> None:
+        """Takes another one in, of samples that come later."""
+        self.skipped += other.skipped
+        self.captions += other.captions
+        self.named += other.named[: NAMED_SKIPS - len(self.named)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One finished shard."""
+
+    url: str
+    nsamples: int
+    filesize: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one piece of a job wrote.
+
+    Attributes:
+        fingerprint: Of the job.
+        asked: Samples that it had to write.
+        shards: Its shards, in order; none with no sample.
+        tally: What it left out.
+        rows: int64 (samples, 4), the rows of samples.npy.
+    """
+
+    fingerprint: str
+    asked: int
+    shards: tuple[Shard, ...]
+    tally: Tally
+    rows: NDArray[np.int64]
+
+    def to_bytes(self) -> bytes:
+        """A line of JSON, then the rows."""
+        head = {
+            "fingerprint": self.fingerprint,
+            "asked": self.asked,
+            "shards": [asdict(shard) for shard in self.shards],
+            "tally": vars(self.tally),
+        }
+        return json.dumps(head).encode() + b"\n" + self.rows.astype("<i8").tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Part | None":
+        """Reads one back; None for anything else, such as what a power cut left."""
+        line, _, rest = data.partition(b"\n")
+        try:
+            head: dict[str, Any] = json.loads(line)
+            shards = tuple(Shard(**shard) for shard in head["shards"])
+            tally = Tally(
+                skipped=Counter(head["tally"]["skipped"]),
+                named=[(key, reason) for key, reason in head["tally"]["named"]],
+                captions=Counter(head["tally"]["captions"]),
+            )
+            rows = np.frombuffer(rest, dtype="<i8").reshape(sum(s.nsamples for s in shards), len(COLUMNS))
+        except (ValueError, KeyError, TypeError):
+            return None
+        return cls(fingerprint=head["fingerprint"], asked=head["asked"], shards=shards, tally=tally, rows=rows)

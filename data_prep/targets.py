@@ -1,0 +1,254 @@
+"""Where shards go: a local folder, or any store that fsspec knows (s3://, gs://, memory://, ...)."""
+
+import contextlib
+import itertools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from data_prep.errors import UserError
+from data_prep.files import atomic_file, disk_full, is_disk_full
+
+_BATCH = 64  # files that a store is asked for at a time
+_LOCAL = ("file://", "local://")
+
+
+class Target(Protocol):
+    """A folder somewhere; names are relative to it, with slashes. Picklable."""
+
+    @property
+    def only_here(self) -> bool:
+        """Whether no other process sees what is written."""
+        ...
+
+    def child(self, name: str) -> "Target":
+        """The folder of this name inside."""
+        ...
+
+    def prepare(self) -> None:
+        """Makes the folder, and removes what a killed writer left half-written.
+
+        Raises:
+            UserError: where it cannot be made.
+        """
+        ...
+
+    def write(self, name: str, *, durable: bool = True) -> contextlib.AbstractContextManager[BinaryIO]:
+        """Opens a seekable file that becomes `name` at success and vanishes at failure.
+
+        Args:
+            name: What it will be called.
+            durable: Whether it must outlive a power cut from then on.
+
+        Raises:
+            UserError: where the disk is full or the store refuses.
+        """
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        ...
+
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
+        """The bytes of several files that are there, in order, a few in memory at a time."""
+        ...
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """The files of a folder (not of folders inside) and their bytes; empty where there is no such folder."""
+        ...
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes files; one that is not there is no error."""
+        ...
+
+    def remove_folder(self, name: str) -> None:
+        """Removes a folder with everything in it; one that is not there is no error."""
+        ...
+
+
+def open_target(where: str | Path) -> Target:
+    """The target that a user names.
+
+    Args:
+        where: A path, or a URL such as `s3://bucket/folder`.
+
+    Raises:
+        UserError: for a kind of URL that cannot be used here.
+    """
+    text = str(where)
+    for prefix in _LOCAL:
+        text = text.removeprefix(prefix)
+    if "://" not in text:
+        return LocalTarget(Path(text).expanduser())
+    if "::" in text:
+        raise UserError(f"{where}: chained URLs cannot be written; give a plain one, such as s3://bucket/folder")
+    kind = text.partition("://")[0]
+    try:
+        fsspec.get_filesystem_class(kind)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{where}: nothing here can write to {kind}:// ({error})") from error
+    return StoreTarget(text.rstrip("/"))
+
+
+@dataclass(frozen=True)
+class LocalTarget:
+    """A folder of this machine, or one that it has mounted."""
+
+    folder: Path
+    only_here: bool = False
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def child(self, name: str) -> "LocalTarget":
+        """See `Target.child`."""
+        return LocalTarget(self.folder / name)
+
+    def prepare(self) -> None:
+        """See `Target.prepare`."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {self.folder}: {error.strerror}; give another one") from error
+        for path in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*/.*.tmp")):
+            path.unlink(missing_ok=True)
+
+    def write(self, name: str, *, durable: bool = True) -> contextlib.AbstractContextManager[BinaryIO]:
+        """See `Target.write`."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return atomic_file(path, durable=durable)
+
+    def read(self, name: str) -> bytes:
+        """See `Target.read`."""
+        return (self.folder / name).read_bytes()
+
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
+        """See `Target.read_many`."""
+        return map(self.read, names)
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """See `Target.sizes`."""
+        place = self.folder / folder
+        if not place.is_dir():
+            return {}
+        return {path.name: path.stat().st_size for path in place.iterdir() if path.is_file()}
+
+    def remove(self, names: Iterable[str]) -> None:
+        """See `Target.remove`."""
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def remove_folder(self, name: str) -> None:
+        """See `Target.remove_folder`."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder / name)
+
+
+@dataclass(frozen=True)
+class StoreTarget:
+    """A folder of an object store: whole files are uploaded, for such an upload is there at once or not at all."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def only_here(self) -> bool:
+        """See `Target.only_here`."""
+        return self.url.startswith("memory://")
+
+    def child(self, name: str) -> "StoreTarget":
+        """See `Target.child`."""
+        return StoreTarget(f"{self.url}/{name}")
+
+    def prepare(self) -> None:
+        """See `Target.prepare`; a store has no folders and shows no half-written files."""
+
+    @contextlib.contextmanager
+    def write(self, name: str, *, durable: bool = True) -> Iterator[BinaryIO]:
+        """See `Target.write`; the file is made in the temporary folder of this machine first."""
+        with tempfile.NamedTemporaryFile(prefix="trimline-") as file:
+            try:
+                yield cast(BinaryIO, file)
+                file.flush()
+            except OSError as error:
+                if is_disk_full(error):
+                    raise disk_full(Path(file.name), error) from error
+                raise
+            with self._talking() as (fs, root):
+                try:
+                    fs.put_file(file.name, f"{root}/{name}")
+                except FileNotFoundError as error:
+                    raise UserError(f"{self.url} is not there ({error}); make the bucket, or give another") from error
+
+    def read(self, name: str) -> bytes:
+        """See `Target.read`."""
+        with self._talking() as (fs, root):
+            data: bytes = fs.cat_file(f"{root}/{name}")
+            return data
+
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
+        """See `Target.read_many`."""
+        waiting = iter(names)
+        while batch := list(itertools.islice(waiting, _BATCH)):
+            with self._talking() as (fs, root):
+                paths = [f"{root}/{name}" for name in batch]
+                files = fs.cat_ranges(paths, None, None, on_error="raise")
+            yield from files
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """See `Target.sizes`."""
+        with self._talking() as (fs, root):
+            place = f"{root}/{folder}".rstrip("/")
+            fs.invalidate_cache()
+            try:
+                listed = fs.ls(place, detail=True)
+            except FileNotFoundError:
+                return {}
+        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in listed if entry["type"] == "file"}
+
+    def remove(self, names: Iterable[str]) -> None:
+        """See `Target.remove`."""
+        with self._talking() as (fs, root):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    fs.rm_file(f"{root}/{name}")
+
+    def remove_folder(self, name: str) -> None:
+        """See `Target.remove_folder`."""
+        with self._talking() as (fs, root), contextlib.suppress(FileNotFoundError):
+            fs.rm(f"{root}/{name}", recursive=True)
+
+    @contextlib.contextmanager
+    def _talking(self) -> Iterator[tuple[Any, str]]:
+        """The file system and the folder's path in it; every store has errors of its own, the user needs one line."""
+        try:
+            fs, root = url_to_fs(self.url)
+            yield fs, root.rstrip("/")
+        except (UserError, FileNotFoundError):
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{self.url} cannot be used ({type(error).__name__}: {error}); check the name and your credentials, "
+                "then run the same command again: what is finished is kept"
+            ) from error
+
+
+def write_json_to(target: Target, name: str, value: Any) -> None:
+    """Writes a value as JSON with a final newline; NaN and infinity are refused."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with target.write(name) as file:
+        file.write(text.encode())
