@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from data_prep.errors import UserError
 from data_prep.index import INDEX, index_folder
-from data_prep.sources import SourceConfig, prepare
+from data_prep.sources import SOURCES, SourceConfig, prepare
 from data_prep.verify import verify_folder
 from launch.cli import INTERNAL, USER_MISTAKE, Answer
 from launch.graph import Failure
@@ -89,6 +89,19 @@ def shard_command(source: str, overrides: Sequence[str]) -> Answer:
     lines += [f"  {split}: {of['written']} of {of['asked']}" for split, of in account["splits"].items()]
     lines += [f"  skipped {count}: {reason}" for reason, count in account["skipped"].items()]
     return 0, {"out": str(out), **account}, "\n".join(lines)
+
+
+def shard_help(source: str | None) -> str:
+    """The help of a source, or the list of all.
+
+    Raises:
+        UserError: there is no such source.
+    """
+    from launch.shard_help import source_text, sources_text
+
+    if source is not None and source not in SOURCES:
+        raise UserError(f"source {source!r} is not known; use one of {', '.join(SOURCES)}")
+    return sources_text() if source is None else source_text(source, ShardConfig)
 
 
 def index_command(folder: Path) -> Answer:
