@@ -218,16 +218,19 @@ def _root(data: DataSet, given: str) -> Path:
 
 def _find_annotations(data: DataSet, root: Path) -> list[Path]:
     """The annotation files of the one layout that is there."""
-    found = {}
+    found, missing = {}, ""
     for layout in data.layouts:
         parts = [_find(root, one.names, files_only=True) for one in layout.files]
+        lacking = [one for part, one in zip(parts, layout.files, strict=True) if not (part or one.optional)]
+        if lacking and any(parts):
+            missing = f"{root} has no {' and no '.join('/'.join(one.names) for one in lacking)}"
         if all(part or one.optional for part, one in zip(parts, layout.files, strict=True)) and any(parts):
             found[layout.name] = list(dict.fromkeys(path for part in parts for path in part))
     if not found and _optional(data):
         return []
     if not found:
         raise UserError(
-            f"data.root={root} does not hold the files: {data.name} wants {_wanted(data)}; put them there under these "
+            f"{missing or f'data.root={root} holds none of the files'}: {data.name} wants {_wanted(data)}; put them there under these "
             "names, or give them with --annotations FILE ..."
         )
     if len(found) > 1:
