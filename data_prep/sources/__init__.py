@@ -1,5 +1,6 @@
 """The data sets that Trimline knows, one module each, and the one function that writes their shards."""
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -188,18 +189,24 @@ def prepare(
     plans = source.plan(config)
     accounts: dict[str, Any] = {}
     todo: dict[str, tuple[Split, str]] = {}
-    for name, plan in plans.items():
-        if plan.folder is not None:
-            accounts[name] = _link(out / name, plan.folder)
-            continue
-        if (out / name).is_symlink():
-            (out / name).unlink()  # nothing of ours may be written into somebody's own shards
-        fingerprint = _fingerprint(config, name, plan)
-        done = finished_account(out / name, fingerprint)
-        if done is None:
-            todo[name] = (plan.load(), fingerprint)
-        else:
-            accounts[name] = done
+    try:
+        for name, plan in plans.items():
+            if plan.folder is not None:
+                accounts[name] = _link(out / name, plan.folder)
+                continue
+            if (out / name).is_symlink():
+                (out / name).unlink()  # nothing of ours may be written into somebody's own shards
+            fingerprint = _fingerprint(config, name, plan)
+            done = finished_account(out / name, fingerprint)
+            if done is None:
+                todo[name] = (plan.load(), fingerprint)
+            else:
+                accounts[name] = done
+    except UserError:
+        for folder in (own_cache, out):
+            with contextlib.suppress(OSError):  # only what is empty goes
+                folder.rmdir()
+        raise
     meter = _Meter(progress, [a["asked"] for a in accounts.values()], [len(s) for s, _ in todo.values()])
     for name, (split, fingerprint) in todo.items():
         accounts[name] = write_split(
