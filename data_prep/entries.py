@@ -198,9 +198,13 @@ class EntrySplit:
 
     def records(self, start: int, stop: int) -> Iterator[Record | Skipped]:
         """Reads the samples of the positions start to stop - 1."""
+        return self.pick(range(start, stop))
+
+    def pick(self, positions: Sequence[int]) -> Iterator[Record | Skipped]:
+        """Reads the samples of these positions, one for each, in their order."""
         ends, marks, *chosen = self._maps()
         with open(self._folder / f"{self._name}.jsonl", "rb") as file:
-            for position in range(start, stop):
+            for position in positions:
                 number = int(chosen[0][position]) if chosen else position
                 file.seek(int(ends[number - 1]) if number else 0)
                 yield self._record(json.loads(file.readline()), int(marks[number]))

@@ -1,5 +1,6 @@
 """Where pictures lie: folders, tar and zip files; listed and read without unpacking."""
 
+import itertools
 import os
 import stat
 import struct
@@ -21,6 +22,7 @@ MAX_FILE_BYTES = 256 << 20
 STORED, DEFLATED, UNKNOWN = 0, 1, 2
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _HANDLES = 64
+_ARCHIVES = (".tar", ".zip")
 
 
 class NoPicture(Exception):
@@ -65,7 +67,7 @@ class Store:
 
 
 def find_stores(paths: Sequence[str], option: str) -> list[Store]:
-    """Turns what a user gave into stores; an archive that lies directly in a given folder is one too.
+    """Turns what a user gave into stores; archives in a given folder, or in a folder of it, are stores too.
 
     Raises:
         UserError: naming a path that is neither a folder nor a plain tar or zip.
@@ -75,7 +77,8 @@ def find_stores(paths: Sequence[str], option: str) -> list[Store]:
         path = Path(given).expanduser()
         if path.is_dir():
             stores.append(Store(path=str(path.resolve()), kind="folder"))
-            found = sorted(p for p in path.iterdir() if p.suffix in (".tar", ".zip") and p.is_file())
+            below = itertools.chain(path.glob("*"), path.glob("*/*"))
+            found = sorted(p for p in below if p.suffix in _ARCHIVES and p.is_file())
             stores += [Store(path=str(p.resolve()), kind=_kind(p)) for p in found]
         elif path.is_file():
             stores.append(Store(path=str(path.resolve()), kind=_kind(path)))
@@ -111,7 +114,7 @@ def _list_folder(root: Path, number: int) -> Iterator[Place]:
                 if (info.st_dev, info.st_ino) not in seen:
                     seen.add((info.st_dev, info.st_ino))
                     below.append(f"{name}/")
-            elif stat.S_ISREG(info.st_mode) and not (folder == "" and name.endswith((".tar", ".zip"))):
+            elif stat.S_ISREG(info.st_mode) and not name.endswith(_ARCHIVES):
                 yield Place(number, name, 0, info.st_size, STORED)
         todo += reversed(below)
 

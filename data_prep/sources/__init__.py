@@ -1,10 +1,10 @@
 """The data sets that Trimline knows, one module each, and the one function that writes their shards."""
 
-import contextlib
 import hashlib
 import importlib
 import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -183,30 +183,23 @@ def prepare(
     Raises:
         UserError: where raw files are missing or broken, a split is unknown, or the disk is full.
     """
-    own_cache = out / _CACHE
-    config = config if config.cache else replace(config, cache=str(own_cache))
+    config, own_cache = _with_cache(config, out)
     source: Source = source_module(config.name)
     plans = source.plan(config)
     accounts: dict[str, Any] = {}
     todo: dict[str, tuple[Split, str]] = {}
-    try:
-        for name, plan in plans.items():
-            if plan.folder is not None:
-                accounts[name] = _link(out / name, plan.folder)
-                continue
-            if (out / name).is_symlink():
-                (out / name).unlink()  # nothing of ours may be written into somebody's own shards
-            fingerprint = _fingerprint(config, name, plan)
-            done = finished_account(out / name, fingerprint)
-            if done is None:
-                todo[name] = (plan.load(), fingerprint)
-            else:
-                accounts[name] = done
-    except UserError:
-        for folder in (own_cache, out):
-            with contextlib.suppress(OSError):  # only what is empty goes
-                folder.rmdir()
-        raise
+    for name, plan in plans.items():
+        if plan.folder is not None:
+            accounts[name] = _link(out / name, plan.folder)
+            continue
+        if (out / name).is_symlink():
+            (out / name).unlink()  # nothing of ours may be written into somebody's own shards
+        fingerprint = _fingerprint(config, name, plan)
+        done = finished_account(out / name, fingerprint)
+        if done is None:
+            todo[name] = (plan.load(), fingerprint)
+        else:
+            accounts[name] = done
     meter = _Meter(progress, [a["asked"] for a in accounts.values()], [len(s) for s, _ in todo.values()])
     for name, (split, fingerprint) in todo.items():
         accounts[name] = write_split(
@@ -219,8 +212,18 @@ def prepare(
             progress=meter.report,
         )
         meter.finished(len(split))
-    shutil.rmtree(own_cache, ignore_errors=True)  # not before: a stopped job goes on with it
+    if own_cache is not None:
+        shutil.rmtree(own_cache, ignore_errors=True)  # not before: a stopped job goes on with it
     return _sum({name: accounts[name] for name in plans})
+
+
+def _with_cache(config: SourceConfig, out: str | Path) -> tuple[SourceConfig, Path | None]:
+    """A configuration with a folder for tables: the user's, or one of ours, which is returned to be removed."""
+    if config.cache is not None:
+        return config, None
+    # Tables are mapped into memory, which no object store can do.
+    own = Path(tempfile.mkdtemp(prefix="trimline-")) if "://" in str(out) else Path(out) / _CACHE
+    return replace(config, cache=str(own)), own
 
 
 def _link(link: Path, folder: Path) -> dict[str, Any]:

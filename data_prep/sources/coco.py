@@ -48,7 +48,7 @@ def _read(request: Request) -> Iterator[Entry]:
 
 
 def read_coco(
-    path: Path, split: str, scratch: Path, *, id_field: str = "cocoid", silent: bool = False
+    path: Path, split: str, scratch: Path, *, id_field: str = "coco_id", silent: bool = False
 ) -> Iterator[Entry]:
     """The pictures of a file in COCO's format, each with all of its captions.
 

@@ -47,7 +47,7 @@ def _entry(item: Any) -> Entry:
     if isinstance(item.get("cocoid"), int):
         # The pictures of 2014 have other names in the release of 2017.
         names, own = [name, f"{item['cocoid']:012d}.jpg"], str(item["cocoid"])
-        fields["cocoid"] = item["cocoid"]
+        fields["coco_id"] = item["cocoid"]
         key = f"{item['cocoid']:012d}"
     else:
         key = name.rpartition(".")[0]

@@ -4,6 +4,7 @@ A data set's module says which files it is published as and turns them into entr
 entries and the index of the pictures are written once into a cache folder, from which any process reads any sample.
 """
 
+import contextlib
 import fnmatch
 import functools
 import hashlib
@@ -230,8 +231,8 @@ def _find_annotations(data: DataSet, root: Path) -> list[Path]:
         return []
     if not found:
         raise UserError(
-            f"{missing or f'data.root={root} holds none of the files'}: {data.name} wants {_wanted(data)}; put them there under these "
-            "names, or give them with --annotations FILE ..."
+            f"{missing or f'data.root={root} holds none of the files'}: {data.name} wants {_wanted(data)}; put them "
+            "there under these names, or give them with --annotations FILE ..."
         )
     if len(found) > 1:
         raise UserError(f"{root} holds {data.name} as {' and as '.join(found)}: choose with --annotations FILE ...")
@@ -285,7 +286,13 @@ def _load(
     digest.update(json.dumps(where).encode())
     folder = _cache(config) / f"{data.name}-{digest.hexdigest()[:20]}"
     if not folder.is_dir():
-        _build(data, request, splits, folder)
+        try:
+            _build(data, request, splits, folder)
+        except UserError:
+            for empty in (folder.parent, folder.parent.parent):
+                with contextlib.suppress(OSError):  # only what is empty goes
+                    empty.rmdir()
+            raise
     positions = None
     split = EntrySplit(folder, name, source=data.name, match=_match(data, config))
     if limit is not None and limit < len(split):

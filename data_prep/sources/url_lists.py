@@ -1,8 +1,8 @@
 """Lists of captions and URLs (SBU, CC3M, CC12M): the list says what was asked for, the pictures are what was got.
 
-`url_rows` reads the lists as they are published. With a list given, every row of it is a sample that is asked for,
-and its picture is found by its URL in what img2dataset wrote; a row without one is counted as a missing picture.
-Without a list the samples are what img2dataset got, captions included.
+With a list given, every row of it is a sample that is asked for, and its picture is found by its URL in what
+img2dataset or `trimline download` wrote; a row without one is counted as a missing picture. Without a list the samples
+are what was got, captions included.
 """
 
 import itertools
@@ -77,9 +77,9 @@ def url_data_set(
         read=read,
         match="exact",
         places=find,
-        notes=f"Two ways: `trimline download` fetches the pictures of the list into DIR, then `trimline shard {name} "
-        "--annotations LIST --images DIR` counts every row of the list, those without a picture as missing; with "
-        "--images DIR alone the samples are what was got, in one split, train (or --images train=DIR val=DIR).",
+        notes="DIR is what `trimline download` or img2dataset wrote (the former are shards already: this source writes "
+        f"them anew, cleaned or merged). `trimline shard {name} --annotations LIST --images DIR` asks for every row of "
+        "the list and counts those without a picture as missing; with --images DIR alone the samples are what was got, in one split, train (or --images train=DIR val=DIR).",
     )
 
 

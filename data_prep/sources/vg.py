@@ -53,7 +53,7 @@ def _entry(item: Any, known: Mapping[int, tuple[Any, ...]], config: RegionsConfi
         return Entry(split="train", id=str(number), skip="regions of a picture that is not listed")
     width, height, coco, flickr = known[number]
     chosen = choose_regions(regions, width, height, config)
-    ids = {"cocoid": coco, "flickr_id": None if flickr is None else str(flickr)}
+    ids = {"coco_id": coco, "flickr_id": None if flickr is None else str(flickr)}
     return Entry(
         split="train",
         id=str(number),

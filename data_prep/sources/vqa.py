@@ -70,7 +70,7 @@ def _entry(split: str, part: str, number: int, asked: list[dict[str, Any]], answ
         pictures={"": [*names, f"{number:012d}.jpg"]},
         questions=questions,
         skip=None if questions else "answers without a question" if answers else "no question",
-        fields={"cocoid": number},
+        fields={"coco_id": number},
     )
 
 

@@ -24,7 +24,7 @@ def opened(tmp_path):
         write_entries(folder, entries, ["train"])
         split = pickle.loads(pickle.dumps(EntrySplit(folder, "train", source="s", match="name")))
         records = list(split.records(0, len(split)))
-        assert [list(split.records(n, n + 1))[0] for n in range(len(split))] == records
+        assert [next(iter(split.records(n, n + 1))) for n in range(len(split))] == records
         return records
 
     return make

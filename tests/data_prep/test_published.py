@@ -68,7 +68,7 @@ def test_coco_raw(kind, tmp_path):
     assert account["written"] == 4
     assert list(found["train"]) == ["000000000003", "000000000001", "000000000002"]
     value = found["val"]["000000000007"]
-    assert (value["captions"], value["cocoid"], value["caption_ids"]) == (["7 says 0.", "7 says 1."], 7, [700, 701])
+    assert (value["captions"], value["coco_id"], value["caption_ids"]) == (["7 says 0.", "7 says 1."], 7, [700, 701])
 
 
 def test_coco_faults_are_counted(tmp_path):
@@ -118,7 +118,7 @@ def test_karpathys_coco_is_found_among_the_pictures_of_either_release(release, t
         "train": ["000000000001", "000000000002"], "val": ["000000000003"], "test": ["000000000000"],
     }  # fmt: skip
     value = found["train"]["000000000001"]
-    assert (value["karpathy_split"], value["cocoid"], value["imgid"], value["sentids"]) == ("restval", 1, 1, [2, 3])
+    assert (value["karpathy_split"], value["coco_id"], value["imgid"], value["sentids"]) == ("restval", 1, 1, [2, 3])
 
 
 def test_karpathys_flickr30k_and_the_original_captions_agree(tmp_path):
@@ -186,7 +186,7 @@ def test_visual_genome_filters_regions_by_size_and_count(tmp_path):
     }  # fmt: skip
     value = found["train"]["vg1"]
     assert value["captions"] == ["thing 2", "thing 3", "thing 4", "thing 5"]
-    assert (value["cocoid"], value["flickr_id"], value["regions"][0]) == (77, "88", [3, 2, 52, 50])
+    assert (value["coco_id"], value["flickr_id"], value["regions"][0]) == (77, "88", [3, 2, 52, 50])
     loose = RegionsConfig(min_side=0, max_count=0)
     _, found = shards(tmp_path / "all", "vg", root=str(root), regions=loose)
     assert found["train"]["vg2"]["captions"] == ["small"]
@@ -278,8 +278,10 @@ def test_img2dataset_shards_of_several_splits(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_nlvr2(kind, tmp_path):
     def line(split: str, number: int, pair: int, sentence: int, label: str) -> dict[str, Any]:
-        return {"identifier": f"{split}-{number}-{pair}-{sentence}", "sentence": f"s{sentence}", "label": label,
-                "left_url": "http://l", "right_url": "http://r", "writer": 1, "validation": {}, "synset": "dog"}  # fmt: skip
+        return {
+            "identifier": f"{split}-{number}-{pair}-{sentence}", "sentence": f"s{sentence}", "label": label,
+            "left_url": "http://l", "right_url": "http://r", "writer": 1, "validation": {}, "synset": "dog",
+        }  # fmt: skip
 
     train = [line("train", 10, 0, 0, "True"), line("train", 10, 1, 0, "False"), line("train", 11, 0, 1, "True")]
     files = [write(tmp_path / "train.json", [*train, {"identifier": "x"}]),
@@ -321,7 +323,7 @@ def test_vqa(tmp_path):
         ("what 0?", 50, "red"), ("what 1?", 51, "red"),
     ]  # fmt: skip
     assert value["questions"][0]["answers"] == ["red"] * 7 + ["blue"] * 3
-    assert value["cocoid"] == 5
+    assert value["coco_id"] == 5
     assert found["test-dev"]["000000000008"]["questions"] == [{"question": "and?", "question_id": 80}]
 
 
@@ -349,14 +351,15 @@ def test_nocaps_keeps_domains_and_pictures_without_captions(tmp_path):
                 "domain": "near-domain", "width": 8, "height": 8}  # fmt: skip
 
     val = {"licenses": [], "info": {}, "images": [image(0), image(1)],
-           "annotations": [{"image_id": n, "id": 10 * n + k, "caption": f"c{k}"} for n in (0, 1) for k in range(10)]}  # fmt: skip
+           "annotations": [{"image_id": n, "id": k, "caption": f"c{k}"} for n in (0, 1) for k in range(10)]}  # fmt: skip
+    test = {"images": [image(2)], "info": {}, "licenses": []}
     files = [write(tmp_path / "nocaps_val_4500_captions.json", val),
-             write(tmp_path / "nocaps_test_image_info.json", {"images": [image(2)], "info": {}, "licenses": []})]  # fmt: skip
+             write(tmp_path / "nocaps_test_image_info.json", test)]  # fmt: skip
     pictures = images(tmp_path, "folder", [f"{n:016x}.jpg" for n in range(3)])
     _, found = shards(tmp_path, "nocaps", annotations=tuple(files), images=(pictures,))
     value = found["val"][f"{1:016x}"]
     assert (len(value["captions"]), value["domain"], value["nocaps_id"]) == (10, "near-domain", 1)
-    assert "cocoid" not in value
+    assert "coco_id" not in value
     assert found["test"][f"{2:016x}"]["captions"] == []
 
 
@@ -389,7 +392,7 @@ def test_albef_lists_of_every_task(tmp_path):
 def test_albef_paths_that_disagree_need_match_name(tmp_path):
     file = write(tmp_path / "vg.json", [{"image": "visual-genome/image/2.jpg", "caption": "x"}])
     pictures = images(tmp_path, "folder", ["VG_100K/2.jpg"])
-    with pytest.raises(UserError, match="only in another folder.*match name"):
+    with pytest.raises(UserError, match=r"only in another folder.*match name"):
         shards(tmp_path, "albef", annotations=(file,), images=(pictures,))
     account, _ = shards(tmp_path / "2", "albef", annotations=(file,), images=(pictures,), match="name")
     assert account["written"] == 1
@@ -397,8 +400,9 @@ def test_albef_paths_that_disagree_need_match_name(tmp_path):
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
 def test_tables(kind, tmp_path):
-    rows = [("a.jpg", 'say "hi", you\nthere', "train", 1.5), ("b.jpg", "b", "test", 2.5), ("a.jpg", "again", "train", 3.5),
-            ("c.jpg", "", "train", 4.5), ("a.jpg", "same name", "test", 5.5), ("d.jpg", "d", "no/split", 1.0)]  # fmt: skip
+    rows = [("a.jpg", 'say "hi", you\nthere', "train", 1.5), ("b.jpg", "b", "test", 2.5),
+            ("a.jpg", "again", "train", 3.5), ("c.jpg", "", "train", 4.5), ("a.jpg", "same name", "test", 5.5),
+            ("d.jpg", "d", "no/split", 1.0)]  # fmt: skip
     names = ("file", "text", "part", "score")
     path = tmp_path / f"table.{kind}"
     if kind == "parquet":
@@ -447,8 +451,9 @@ def test_tables_that_are_none(name, data, columns, message, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_folder_with_texts_beside_the_pictures(kind, tmp_path):
-    files = {"sub/dog.v2.jpg": jpg(0), "sub/dog.v2.txt": b"a dog\n\n two dogs \r\n", "cat.PNG": picture(1), "cat.txt": b"a cat",
-             "alone.jpg": jpg(2), "empty.jpg": jpg(3), "empty.txt": b"\n", "notes.txt": b"no picture"}  # fmt: skip
+    files = {"sub/dog.v2.jpg": jpg(0), "sub/dog.v2.txt": b"a dog\n\n two dogs \r\n", "cat.PNG": picture(1),
+             "cat.txt": b"a cat", "alone.jpg": jpg(2), "empty.jpg": jpg(3), "empty.txt": b"\n",
+             "notes.txt": b"no picture"}  # fmt: skip
     account, found = shards(tmp_path, "folder", images=(str(store(tmp_path / "p", kind, files)),))
     assert account["skipped"] == {"no caption": 2}
     assert {tuple(value["captions"]) for value in found["train"].values()} == {("a dog", "two dogs"), ("a cat",)}
@@ -539,5 +544,5 @@ def test_the_real_coco(tmp_path):
     assert account["skipped"] == {}
     value = found["train"]["000000125870"]
     assert "An airport filled with large passenger jets parked next to each other." in value["captions"]
-    assert (value["width"], value["height"], value["cocoid"]) == (640, 383, 125870)
+    assert (value["width"], value["height"], value["coco_id"]) == (640, 383, 125870)
     assert sum(len(value["captions"]) for value in found["train"].values()) == 400
