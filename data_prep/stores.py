@@ -120,13 +120,16 @@ def _list_folder(root: Path, number: int) -> Iterator[Place]:
 
 
 def _list_tar(path: Path, number: int) -> Iterator[Place]:
-    end = 0
+    end, last = 0, -1
     with open(path, "rb") as file:
         total = os.fstat(file.fileno()).st_size
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (info := tar.next()) is not None:
                 # tarfile remembers every member: millions of them would take gigabytes.
                 tar.members.clear()  # type: ignore[attr-defined]
+                if info.offset <= last or info.size < 0:
+                    raise tarfile.ReadError("its members run backwards")  # for ever, if one let them
+                last = info.offset
                 end = info.offset_data + -(-info.size // BLOCK) * BLOCK if info.isreg() else info.offset_data
                 if info.isreg() and not info.issparse():
                     yield Place(number, info.name, info.offset_data, info.size, STORED)
@@ -138,8 +141,11 @@ def _list_tar(path: Path, number: int) -> Iterator[Place]:
 
 def _list_zip(path: Path, number: int) -> Iterator[Place]:
     packings = {zipfile.ZIP_STORED: STORED, zipfile.ZIP_DEFLATED: DEFLATED}
+    total = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
+            if not 0 <= info.header_offset <= info.header_offset + info.compress_size <= total:
+                raise zipfile.BadZipFile(f"{info.filename[:80]!r} lies outside of it")
             if not info.is_dir():
                 packing = UNKNOWN if info.flag_bits & 1 else packings.get(info.compress_type, UNKNOWN)
                 yield Place(number, info.filename, info.header_offset, info.compress_size, packing)

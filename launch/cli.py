@@ -153,7 +153,7 @@ _RUNNING = frozenset(_RUN_HELP)
 _TAKING_OVERRIDES = _RUNNING | {"shard", "compare"}
 _FLAGS = frozenset({"--help", "--json", "--verbose", "--fresh", "--print_config"})
 _OPTIONS = _FLAGS | {"--config"}
-_LISTS = frozenset({"--annotations", "--images"})
+_LISTS = frozenset({"--annotations", "--images", "--columns.keep", "--columns.names"})
 
 
 def _parser() -> argparse.ArgumentParser:

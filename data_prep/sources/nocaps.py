@@ -42,10 +42,6 @@ DATA = DataSet(
                 Expected(names=("nocaps_test_image_info.json",), what="the same, without captions", optional=True),
             ),
         ),
-        Layout(
-            name="image info",
-            files=(Expected(names=("nocaps_*_image_info.json",), what="https://nocaps.org/download"),),
-        ),
     ),
     pictures=(
         Expected(

@@ -79,7 +79,8 @@ def url_data_set(
         places=find,
         notes="DIR is what `trimline download` or img2dataset wrote (the former are shards already: this source writes "
         f"them anew, cleaned or merged). `trimline shard {name} --annotations LIST --images DIR` asks for every row of "
-        "the list and counts those without a picture as missing; with --images DIR alone the samples are what was got, in one split, train (or --images train=DIR val=DIR).",
+        "the list and counts those without a picture as missing; with --images DIR alone the samples are what was got, "
+        "in one split, train (or --images train=DIR val=DIR).",
     )
 
 

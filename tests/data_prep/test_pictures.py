@@ -192,3 +192,15 @@ def test_a_picture_that_is_gone_since_is_counted(tmp_path):
     (root / "a.jpg").unlink()
     with pytest.raises(NoPicture, match="cannot be read"):
         pictures.read(["a.jpg"], "name")
+
+
+def test_a_tar_whose_members_run_backwards_is_refused_and_not_read_for_ever(tmp_path):
+    path = store(tmp_path / "a", "tar", {"0.jpg": b"x" * 600, "1.jpg": b"y"})
+    data = bytearray(path.read_bytes())
+    # A size below zero, in the binary form that GNU tar knows; the checksum is made to fit.
+    data[1536 + 124 : 1536 + 136] = (-2048).to_bytes(12, "big", signed=True)
+    data[1536 + 148 : 1536 + 156] = b" " * 8
+    data[1536 + 148 : 1536 + 156] = b"%06o\0 " % sum(data[1536:2048])
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.tar: truncated or no tar"):
+        list(find_stores([str(path)], "--images")[0].places(0))

@@ -351,7 +351,7 @@ def test_nocaps_keeps_domains_and_pictures_without_captions(tmp_path):
                 "domain": "near-domain", "width": 8, "height": 8}  # fmt: skip
 
     val = {"licenses": [], "info": {}, "images": [image(0), image(1)],
-           "annotations": [{"image_id": n, "id": k, "caption": f"c{k}"} for n in (0, 1) for k in range(10)]}  # fmt: skip
+           "annotations": [{"image_id": n, "id": k, "caption": "c"} for n in (0, 1) for k in range(10)]}  # fmt: skip
     test = {"images": [image(2)], "info": {}, "licenses": []}
     files = [write(tmp_path / "nocaps_val_4500_captions.json", val),
              write(tmp_path / "nocaps_test_image_info.json", test)]  # fmt: skip
