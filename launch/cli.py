@@ -70,6 +70,8 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         return list(words), []
     own: list[str] = []
     overrides: list[str] = []
+    if words[0] == "shard":
+        words = _gather_lists(words)
     waiting = iter(words)
     for word in waiting:
         known = word.split("=", 1)[0] in _OPTIONS or not word.startswith("--")
@@ -79,6 +81,26 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
             if value is not None:
                 (own if known else overrides).append(value)
     return own, overrides
+
+
+def _gather_lists(words: Sequence[str]) -> list[str]:
+    """Makes ``--images A B --images C`` one option with a JSON list, as the configuration wants it."""
+    rest: list[str] = []
+    lists: dict[str, list[str]] = {}
+    option = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            option = name if name in _LISTS else ""
+            if not option:
+                rest.append(word)
+            elif equals:
+                lists.setdefault(option, []).append(value)
+        elif option:
+            lists.setdefault(option, []).append(word)
+        else:
+            rest.append(word)
+    return [*rest, *(part for name, values in lists.items() for part in (name, json.dumps(values)))]
 
 
 def _refuse(line: str, as_json: bool) -> int:
@@ -132,6 +154,7 @@ _RUNNING = frozenset(_RUN_HELP)
 _TAKING_OVERRIDES = _RUNNING | {"shard", "compare"}
 _FLAGS = frozenset({"--help", "--json", "--verbose", "--fresh", "--print_config"})
 _OPTIONS = _FLAGS | {"--config"}
+_LISTS = frozenset({"--annotations", "--images", "--columns.keep", "--columns.names"})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -192,14 +215,7 @@ def _add_run(commands: Any, name: str, text: str) -> None:
 
 
 def _add_data_commands(commands: Any) -> None:
-    example = "shard nlvr --root DIR --out data/nlvr"
-    parser = _add(commands, "shard", "write WebDataset shards of a data set", example, _shard)
-    parser.add_argument(
-        "source",
-        help="shapes, nlvr or flickr8k; its settings are given as --key VALUE, see --out, "
-        "--root, --sizes.SPLIT, --shard_samples, --shard_bytes, --max_side, --shuffle, --clean.RULE, --exclude FILE, "
-        "--image_size, --seed, --workers, --executor ray",
-    )
+    _add_shard(commands)
     parser = _add(commands, "index", "make the index of shards that came from elsewhere", "index DIR", _index)
     parser.add_argument("folder", metavar="DIR", help="folder with .tar shards")
     parser = _add(commands, "verify", "check shards against their index", "verify data/nlvr/train", _verify)
@@ -209,6 +225,35 @@ def _add_data_commands(commands: Any) -> None:
     parser = _add(commands, "exclusions", text, "exclusions data/coco/test --out coco-test.txt", _exclusions)
     parser.add_argument("folders", metavar="DIR", nargs="+", help="folder of a split, or of several")
     parser.add_argument("--out", required=True, metavar="FILE", help="the list to write")
+
+
+def _add_shard(commands: Any) -> None:
+    text = "write WebDataset shards of a data set"
+    example = (
+        "example: trimline shard coco --annotations captions_train2017.json --images train2017.zip --out data/coco"
+    )
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "shard", help=text, description=text, epilog=example, parents=[_COMMON], allow_abbrev=False, add_help=False
+    )
+    parser.set_defaults(handler=_shard)
+    parser.add_argument("source", help="the data set; its options are given as --key VALUE, see the source's own help")
+    parser.add_argument("-h", "--help", action=_ShowShardHelp, nargs=0, help="show this help, or that of the source")
+
+
+class _ShowShardHelp(argparse.Action):
+    """The help of `trimline shard`, and of a source where one is named before."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        """Prints it and ends."""
+        from launch.commands import shard_help
+
+        source = getattr(namespace, "source", None)
+        try:
+            text = shard_help(source)
+        except UserError as error:
+            parser.error(str(error))
+        sys.stdout.write(f"{text}\n" if source else f"{parser.format_help()}\n{text}\n")
+        parser.exit()
 
 
 def _add_run_folder_commands(commands: Any) -> None:

@@ -14,7 +14,7 @@ from data_prep.errors import UserError
 from data_prep.exclusion import write_exclusions
 from data_prep.executors import Executor
 from data_prep.index import INDEX, index_folder
-from data_prep.sources import SourceConfig, prepare
+from data_prep.sources import SOURCES, SourceConfig, prepare
 from data_prep.verify import verify_folder
 from launch.cli import INTERNAL, USER_MISTAKE, Answer
 from launch.graph import Failure
@@ -146,6 +146,19 @@ def _splits_in(folder: Path) -> list[Path]:
     if any(folder.glob("*.tar")):
         return [folder]
     return sorted({path.parent for path in folder.glob("*/*.tar")}) or [folder]
+
+
+def shard_help(source: str | None) -> str:
+    """The help of a source, or the list of all.
+
+    Raises:
+        UserError: there is no such source.
+    """
+    from launch.shard_help import source_text, sources_text
+
+    if source is not None and source not in SOURCES:
+        raise UserError(f"source {source!r} is not known; use one of {', '.join(SOURCES)}")
+    return sources_text() if source is None else source_text(source, ShardConfig)
 
 
 def index_command(folder: Path) -> Answer:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from data_prep.errors import UserError
+from data_prep.sources.published import split_paths
 from launch.config import RunConfig
 from launch.machine import available_cpus, available_gpus
 from launch.stages import plan_source
@@ -155,12 +156,13 @@ def needed_bytes(config: RunConfig) -> int:
 def _shard_bytes(config: RunConfig) -> int:
     if config.data.name == "shards":
         return 0  # they are linked
-    if config.data.root is None:
+    if config.data.name == "shapes":
         plan = plan_source(config.data)
         samples = sum(split.size or int(split.identity.get("size", 0)) for split in plan.values())
         # A drawn picture takes about 0.4 bytes a pixel as PNG, its texts and tar headers about 6 KiB.
         return int(samples * (0.4 * config.data.image_size**2 + 6 * 2**10))
-    files = (path for path in Path(config.data.root).expanduser().rglob("*") if path.is_file())
+    given = [file.path for file in split_paths([config.data.root or "", *config.data.annotations, *config.data.images])]
+    files = (path for top in given if str(top) != "." for path in (top, *top.rglob("*")) if path.is_file())
     return sum(path.stat().st_size for path in files)
 
 

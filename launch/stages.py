@@ -1,6 +1,5 @@
 """The stages of a run, made from its configuration: shard -> pretrain -> trim -> evaluate -> survivors."""
 
-import importlib
 import itertools
 import logging
 import math
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_json
-from data_prep.sources import PlannedSplit, SourceConfig, prepare, writing_identity
+from data_prep.sources import PlannedSplit, SourceConfig, prepare, source_module, writing_identity
 from launch.backend import Backend
 from launch.config import RunConfig
 from launch.graph import Attempt, Stage
@@ -34,7 +33,7 @@ def plan_source(config: SourceConfig) -> Mapping[str, PlannedSplit]:
     Raises:
         UserError: where its raw files are missing.
     """
-    plan: Mapping[str, PlannedSplit] = importlib.import_module(f"data_prep.sources.{config.name}").plan(config)
+    plan: Mapping[str, PlannedSplit] = source_module(config.name).plan(config)
     return plan
 
 

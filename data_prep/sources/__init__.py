@@ -3,11 +3,13 @@
 import hashlib
 import importlib
 import json
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from data_prep.clean import CleanConfig
 from data_prep.errors import UserError
@@ -19,9 +21,62 @@ from data_prep.records import Split
 from data_prep.targets import LocalTarget, Target, open_target
 from data_prep.writer import finished_account, remove_side_records, write_split
 
-SourceName = Literal["shapes", "nlvr", "flickr8k", "shards"]
+# One module of this name each.
+SourceName = Literal[
+    "shapes", "nlvr", "flickr8k", "shards",
+    "coco", "vg", "sbu", "cc3m", "cc12m", "flickr30k", "nlvr2", "vqa", "snli_ve", "nocaps",
+    "albef", "table", "folder", "img2dataset",
+]  # fmt: skip
+SOURCES: tuple[str, ...] = get_args(SourceName)
 # A change of what any source writes needs another number: older shards are then written anew.
 FORMAT = 2
+_CACHE = ".annotations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionsConfig:
+    """Which phrases of Visual Genome's regions become captions of the picture (vg only).
+
+    Attributes:
+        min_side: Width and height that a region must have at least, in pixels.
+        min_share: Share of the picture's area that it must cover at least.
+        min_words: Words that its phrase must have at least.
+        max_count: Regions of a picture that are taken at most, the largest ones; 0 for all.
+    """
+
+    min_side: int = 32
+    min_share: float = 0.0
+    min_words: int = 1
+    max_count: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that say nothing."""
+        for name in ("min_side", "min_share", "min_words", "max_count"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.regions.{name}={getattr(self, name)} must not be negative; 0 switches it off")
+        if self.min_share > 1:
+            raise UserError(f"data.regions.min_share={self.min_share} is a share of the picture: at most 1; try 0.05")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsConfig:
+    """What the columns of a table are called (table only).
+
+    Attributes:
+        image: The column with the pictures' names.
+        caption: The column with the captions; lists of them in Parquet are fine.
+        id: A column with an identifier; by default the picture's name is it.
+        split: A column that names the split.
+        keep: Further columns that the samples' JSON shall have.
+        names: The names of all columns, in order, where a CSV or TSV has no header.
+    """
+
+    image: str = "image"
+    caption: str = "caption"
+    id: str | None = None
+    split: str | None = None
+    keep: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +85,9 @@ class SourceConfig:
 
     Attributes:
         name: The data set.
-        root: The folder that holds its raw files, or the folder above it; not needed for shapes.
+        root: A folder with its files under the names that they are published by, or a folder above it.
+        annotations: Its annotation files, `FILE` or `SPLIT=FILE`, where `root` is not to find them.
+        images: Folders, tars and zips with its pictures, where `root` is not to find them.
         sizes: Samples wanted by split, where they shall differ from the source's own numbers; 0 leaves a
             split out. Shapes are drawn in this number; of other data sets a split is cut down to it.
         shard_samples: Samples a shard.
@@ -41,10 +98,18 @@ class SourceConfig:
         clean: What is left out.
         image_size: Width and height of drawn pictures in pixels (shapes only).
         seed: Decides what is drawn (shapes), which samples are held out or cut away, and their order.
+        match: How the names of pictures are matched with files (albef, table): path: the folders that both have must
+            agree; name: the file name decides.
+        regions: Which regions of Visual Genome are taken.
+        columns: What the columns of a table are called.
+        cache: Folder for tables made of the annotations, which every worker must reach; by default one beside the
+            shards that goes when they are done.
     """
 
     name: SourceName = "shapes"
     root: str | None = None
+    annotations: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
     shard_samples: int = 1000
     shard_bytes: int | None = None
@@ -53,11 +118,15 @@ class SourceConfig:
     clean: CleanConfig = field(default_factory=CleanConfig)
     image_size: int = 64
     seed: int = 0
+    match: Literal["path", "name"] = "path"
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses numbers that no shards can be made of."""
-        if self.name not in _MODULES:
-            raise UserError(f"data.name={self.name!r} is no known data set; use one of {', '.join(_MODULES)}")
+        if self.name not in SOURCES:
+            raise UserError(f"data.name={self.name!r} is no known data set; use one of {', '.join(SOURCES)}")
         Layout(shard_samples=self.shard_samples, shard_bytes=self.shard_bytes, max_side=self.max_side)
         if not 16 <= self.image_size <= 4096:
             raise UserError(f"data.image_size={self.image_size} must be from 16 to 4096 pixels; try 64")
@@ -88,36 +157,25 @@ class PlannedSplit:
 class Source(Protocol):
     """What a module in this folder offers."""
 
-    SPLITS: tuple[str, ...]
-
     def plan(self, config: SourceConfig) -> dict[str, PlannedSplit]:
         """Says which splits there are, after looking whether the files are there."""
         ...
 
 
-_MODULES = {name: f"data_prep.sources.{name}" for name in ("shapes", "nlvr", "flickr8k", "shards")}
+def source_module(name: str) -> Any:
+    """The module of a data set."""
+    return importlib.import_module(f"data_prep.sources.{name}")
 
 
-def find_root(config: SourceConfig, files: tuple[str, ...], folder: str) -> Path:
-    """Finds the folder that holds a data set's raw files: `root` itself or a folder in it.
+def check_sizes(config: SourceConfig, splits: tuple[str, ...]) -> None:
+    """Refuses sizes of splits that a data set does not have.
 
     Raises:
-        UserError: naming the files that are missing.
+        UserError: naming the splits that there are.
     """
-    wanted = f"{config.name} needs a folder with {', '.join(files)}"
-    if config.root is None:
-        raise UserError(f"data.root is not given: {wanted}; give it with --data.root DIR")
-    root = Path(config.root).expanduser()
-    if not root.is_dir():
-        raise UserError(f"data.root={config.root} is not a folder: {wanted}; give it with --data.root DIR")
-    candidates = [path for path in (root, root / folder) if path.is_dir()]
-    best = max(candidates, key=lambda path: sum((path / name).is_file() for name in files))
-    missing = [name for name in files if not (best / name).is_file()]
-    if len(missing) == len(files):
-        raise UserError(f"data.root={config.root} holds none of the files: {wanted}")
-    if missing:
-        raise UserError(f"{best} has no {', '.join(missing)}: {wanted}; put the missing file there")
-    return best
+    unknown = sorted(set(config.sizes) - set(splits))
+    if unknown:
+        raise UserError(f"data.sizes.{unknown[0]} names no split of {config.name}; it has {', '.join(splits)}")
 
 
 def prepare(
@@ -143,10 +201,8 @@ def prepare(
     Raises:
         UserError: where raw files are missing or broken, a split is unknown, or the disk is full.
     """
-    source: Source = importlib.import_module(_MODULES[config.name])
-    unknown = sorted(set(config.sizes) - set(source.SPLITS))
-    if unknown:
-        raise UserError(f"data.sizes.{unknown[0]} names no split of {config.name}; it has {', '.join(source.SPLITS)}")
+    config, own_cache = _with_cache(config, out)
+    source: Source = source_module(config.name)
     plans, target, written = source.plan(config), open_target(out), writing_identity(config)
     accounts: dict[str, Any] = {}
     todo: dict[str, tuple[Split, str]] = {}
@@ -178,7 +234,18 @@ def prepare(
             progress=meter.report,
         )
         meter.finished(len(split))
+    if own_cache is not None:
+        shutil.rmtree(own_cache, ignore_errors=True)  # not before: a stopped job goes on with it
     return _sum({name: accounts[name] for name in plans})
+
+
+def _with_cache(config: SourceConfig, out: str | Path) -> tuple[SourceConfig, Path | None]:
+    """A configuration with a folder for tables: the user's, or one of ours, which is returned to be removed."""
+    if config.cache is not None:
+        return config, None
+    # Tables are mapped into memory, which no object store can do.
+    own = Path(tempfile.mkdtemp(prefix="trimline-")) if "://" in str(out) else Path(out) / _CACHE
+    return replace(config, cache=str(own)), own
 
 
 def writing_identity(config: SourceConfig) -> dict[str, Any]:

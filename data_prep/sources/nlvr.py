@@ -1,34 +1,32 @@
 """NLVR (version 1): human statements about pictures of three boxes with coloured shapes, true or false.
 
-Files: `train.json`, `dev.json` (JSON lines), `images-train.tar`, `images-dev.tar`, as in the corpus. Train
-has the first of the six orders of the boxes, dev all six: six samples of one group, over which consistency
+Format: https://github.com/lil-lab/nlvr/tree/master/nlvr (Suhr et al., ACL 2017): `train.json`, `dev.json`, `test.json`,
+an object a line with identifier, directory, sentence and label, and pictures `<split>-<identifier>-<order>.png`. Train
+has the first of the six orders of the boxes, dev and test all six: six samples of one group, over which consistency
 is measured. `val` is whole `directory` folders of train, as the corpus's README recommends, so that it shares no
 presentation with what is trained on; train is the rest. `drawn`, only where `sizes.drawn` asks for it, is no part of
 the corpus: pictures of the same kind drawn from the seed (see `data_prep.nlvr_drawn`), to be trained on.
 """
 
-import functools
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.entries import Entry, one_line
 from data_prep.errors import UserError
+from data_prep.json_stream import json_lines
 from data_prep.nlvr_drawn import NlvrDrawnSplit
-from data_prep.records import Record, Skipped, Split
-from data_prep.sources import PlannedSplit, SourceConfig, find_root
-from data_prep.sources.raw import TarPictures, checksums, lines_of, shuffled
+from data_prep.sources import PlannedSplit, SourceConfig, published
+from data_prep.sources.chance import shuffled
+from data_prep.sources.published import Annotation, DataSet, Expected, Layout, Request
 
-_REAL = ("train", "val", "dev")
-SPLITS = (*_REAL, "drawn")
 # A change of what is drawn or said for a seed needs another number.
 DRAWING = 2
 VAL_FOLDERS = 8
 # The held-out folders never change with the run's seed: recipes are chosen on them.
 _VAL_SEED = "nlvr/val"
-_FILES = {"train": ("train.json", "images-train.tar"), "dev": ("dev.json", "images-dev.tar")}
-_PERMUTATIONS = {"train": 1, "dev": 6}
+_PERMUTATIONS = {"train": 1, "dev": 6, "test": 6}
 _LABELS = {"true": True, "false": False}
 
 
@@ -42,70 +40,15 @@ class Example:
     label: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class NlvrSplit:
-    """Examples times permutations; sample i is example i // permutations in order i % permutations."""
-
-    part: str
-    examples: Sequence[Example]
-    pictures: TarPictures
-
-    def __len__(self) -> int:
-        """How many samples there are."""
-        return len(self.examples) * _PERMUTATIONS[self.part]
-
-    def records(self, start: int, stop: int) -> Iterator[Record | Skipped]:
-        """Reads the samples of the positions start to stop - 1."""
-        wanted = [divmod(position, _PERMUTATIONS[self.part]) for position in range(start, stop)]
-        names = [self._picture(self.examples[index], order) for index, order in wanted]
-        for (index, order), data in zip(wanted, self.pictures.read(names), strict=True):
-            example = self.examples[index]
-            key = f"{example.identifier}-{order}"
-            if data is None:
-                yield Skipped(key=key, reason="picture missing")
-            else:
-                yield _record(example, key, order, data)
-
-    def _picture(self, example: Example, order: int) -> str:
-        return f"{self.part}/images/{example.directory}/{self.part}-{example.identifier}-{order}.png"
-
-
-def _record(example: Example, key: str, order: int, data: bytes) -> Record:
-    return Record(
-        key=key,
-        source="nlvr",
-        id=example.identifier,
-        images={"": data},
-        captions=[example.sentence] if example.label else [],
-        statements=[{"text": example.sentence, "label": example.label}],
-        group=example.identifier,
-        fields={
-            "presentation": example.identifier.partition("-")[0],
-            "directory": example.directory,
-            "permutation": order,
-        },
-    )
-
-
 def plan(config: SourceConfig) -> dict[str, PlannedSplit]:
-    """Plans train, val and dev, and drawn where its size is given.
+    """Plans train, val, dev and test, as far as their files are there, and drawn where its size is given.
 
     Raises:
         UserError: where a file is missing or not as the corpus has it; for an odd size of drawn, whose pictures come
             in twos.
     """
-    root = find_root(config, (*_FILES["train"], *_FILES["dev"]), "nlvr")
-    sums = {part: checksums(root, files) for part, files in _FILES.items()}
-    plans = {}
-    for name in _REAL:
-        limit = config.sizes.get(name)
-        if limit == 0:
-            continue
-        part = "dev" if name == "dev" else "train"
-        identity = {"files": sums[part], "limit": limit, "seed": config.seed if limit else None}
-        load = functools.partial(_load, root, name, part, limit, config.seed)
-        plans[name] = PlannedSplit(identity=identity, load=load)
-    return plans | _plan_drawn(config)
+    real = {name: size for name, size in config.sizes.items() if name != "drawn"}
+    return published.plan(DATA, replace(config, sizes=real)) | _plan_drawn(config)
 
 
 def _plan_drawn(config: SourceConfig) -> dict[str, PlannedSplit]:
@@ -125,16 +68,59 @@ def _plan_drawn(config: SourceConfig) -> dict[str, PlannedSplit]:
     }
 
 
-def _load(root: Path, name: str, part: str, limit: int | None, seed: int) -> Split:
-    text, tar = _FILES[part]
-    examples = read_examples(root / text)
-    if part == "train":
-        held_out = val_folders(examples)
-        examples = [e for e in examples if (e.directory in held_out) == (name == "val")]
-    if limit is not None:
-        kept = shuffled(range(len(examples)), f"nlvr/{name}/{seed}")[: max(1, limit // _PERMUTATIONS[part])]
-        examples = [examples[index] for index in sorted(kept)]
-    return NlvrSplit(part=part, examples=examples, pictures=TarPictures.of(root / tar))
+def _part(file: Annotation) -> str:
+    part = file.split or file.path.stem
+    if part not in _PERMUTATIONS:
+        raise UserError(
+            f"{file.path} is not train.json, dev.json or test.json: say which, --annotations dev={file.path}"
+        )
+    return part
+
+
+def _splits(request: Request) -> tuple[str, ...]:
+    parts = [("train", "val") if _part(file) == "train" else (_part(file),) for file in request.files]
+    return tuple(dict.fromkeys(split for part in parts for split in part))
+
+
+def _read(request: Request) -> Iterator[Entry]:
+    sizes, seed = request.config.sizes, request.config.seed
+    for file in request.files:
+        part = _part(file)
+        examples = read_examples(file.path)
+        yield from (Entry(split=part, id=f"line {n}", skip="malformed record") for n, one in examples if one is None)
+        good = [one for _, one in examples if one is not None]
+        held_out = val_folders(good) if part == "train" else frozenset[str]()
+        splits = {part: [one for one in good if one.directory not in held_out]}
+        if part == "train":
+            splits["val"] = [one for one in good if one.directory in held_out]
+        for split, chosen in splits.items():
+            for one in _cut(chosen, part, sizes.get(split), f"nlvr/{split}/{seed}"):
+                yield from (_entry(split, part, one, order) for order in range(_PERMUTATIONS[part]))
+
+
+def _cut(examples: list[Example], part: str, limit: int | None, seed: str) -> list[Example]:
+    """So many examples that their pictures are at most `limit`: those of one example stay together."""
+    if limit is None:
+        return examples
+    kept = shuffled(range(len(examples)), seed)[: max(1, limit // _PERMUTATIONS[part])]
+    return [examples[index] for index in sorted(kept)]
+
+
+def _entry(split: str, part: str, example: Example, order: int) -> Entry:
+    return Entry(
+        split=split,
+        id=example.identifier,
+        key=f"{example.identifier}-{order}",
+        pictures={"": [f"{part}-{example.identifier}-{order}.png"]},
+        captions=[example.sentence] if example.label else [],
+        statements=[{"text": example.sentence, "label": example.label}],
+        group=example.identifier,
+        fields={
+            "presentation": example.identifier.partition("-")[0],
+            "directory": example.directory,
+            "permutation": order,
+        },
+    )
 
 
 def val_folders(examples: Sequence[Example]) -> frozenset[str]:
@@ -143,37 +129,52 @@ def val_folders(examples: Sequence[Example]) -> frozenset[str]:
     return frozenset(shuffled(folders, _VAL_SEED)[: min(VAL_FOLDERS, len(folders) // 2)])
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path) -> list[tuple[int, Example | None]]:
     """Reads a file of the corpus.
 
+    Returns:
+        (line number, example), with None for a line that is not as the corpus has it.
+
     Raises:
-        UserError: naming the first line that is not as the corpus has it.
+        UserError: it is no text file.
     """
-    examples, seen = [], set[str]()
-    for number, line in enumerate(lines_of(path), start=1):
-        try:
-            example = _example(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number}: not an NLVR example ({type(error).__name__}: {error}); wanted: one "
-                "JSON object a line with sentence, label, identifier and directory"
-            ) from error
-        if example.identifier in seen:
-            raise UserError(f"{path}, line {number}: identifier {example.identifier} occurs twice; remove one line")
-        seen.add(example.identifier)
-        examples.append(example)
-    if not examples:
-        raise UserError(f"{path} is empty; wanted: one NLVR example a line")
-    return examples
+    return [(number, _example(value)) for number, value in json_lines(path)]
 
 
-def _example(value: dict[str, Any]) -> Example:
-    presentation, _, position = value["identifier"].partition("-")
-    if not (presentation.isdigit() and position.isdigit() and value["directory"].isdigit()):
-        raise ValueError(f"identifier {value['identifier']!r} in directory {value['directory']!r}")
-    return Example(
-        identifier=value["identifier"],
-        directory=value["directory"],
-        sentence=str(value["sentence"]).strip(),
-        label=_LABELS[value["label"]],
-    )
+def _example(value: dict[str, Any] | None) -> Example | None:
+    value = value or {}
+    identifier, directory = str(value.get("identifier", "")), str(value.get("directory", ""))
+    presentation, _, position = identifier.partition("-")
+    sentence, label = one_line(value.get("sentence")), _LABELS.get(str(value.get("label")))
+    if not (presentation.isdigit() and position.isdigit() and directory.isdigit() and sentence) or label is None:
+        return None
+    return Example(identifier=identifier, directory=directory, sentence=sentence, label=label)
+
+
+_WHERE = "https://github.com/lil-lab/nlvr/tree/master/nlvr"
+DATA = DataSet(
+    name="nlvr",
+    title="NLVR: human statements about drawn pictures of three boxes, true or false",
+    layouts=(
+        Layout(
+            name="json lines",
+            files=(
+                Expected(names=("train.json",), what=_WHERE),
+                Expected(names=("dev.json",), what=_WHERE),
+                Expected(names=("test.json",), what=_WHERE, optional=True),
+            ),
+        ),
+    ),
+    pictures=(
+        Expected(
+            names=("images-train.tar", "images-dev.tar", "images"),
+            what=f"the folders images of {_WHERE}, or tars of them",
+        ),
+    ),
+    splits=("train", "val", "dev", "test", "drawn"),
+    splits_of=_splits,
+    read=_read,
+    sized=True,
+    notes="val is eight whole folders of train. --sizes.drawn N adds a split of N pictures drawn after the corpus's "
+    "manner; dev and test have six pictures an example, and --sizes.dev keeps those of one example together.",
+)

@@ -1,4 +1,7 @@
-"""The embedded data set as a source: nothing to read, everything drawn (see `data_prep.shapes`)."""
+"""Coloured shapes, drawn from a seed: the embedded data set, which needs no files.
+
+What is drawn, and what is said about it, is in `data_prep.shapes`.
+"""
 
 import functools
 
@@ -6,7 +9,7 @@ from data_prep.errors import UserError
 from data_prep.records import Split
 from data_prep.shapes import ShapesSplit
 from data_prep.shapes_pairs import ShapesPairsSplit
-from data_prep.sources import PlannedSplit, SourceConfig
+from data_prep.sources import PlannedSplit, SourceConfig, check_sizes
 
 SIZES = {"train": 20_000, "val": 512, "test": 1024, "unseen": 512, "pairs": 0}
 SPLITS = tuple(SIZES)
@@ -20,6 +23,7 @@ def plan(config: SourceConfig) -> dict[str, PlannedSplit]:
     Raises:
         UserError: for an odd size, since pictures come in twos.
     """
+    check_sizes(config, SPLITS)
     plans = {}
     for name, size in (SIZES | config.sizes).items():
         if size % 2:

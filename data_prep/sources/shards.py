@@ -10,7 +10,7 @@ from data_prep.errors import UserError
 from data_prep.files import sha256_file
 from data_prep.index import INDEX
 from data_prep.records import Split
-from data_prep.sources import PlannedSplit, SourceConfig
+from data_prep.sources import PlannedSplit, SourceConfig, check_sizes
 
 SPLITS: tuple[str, ...] = ()  # whatever folders there are; their sizes are as they are
 
@@ -21,6 +21,7 @@ def plan(config: SourceConfig) -> dict[str, PlannedSplit]:
     Raises:
         UserError: there is no such folder.
     """
+    check_sizes(config, SPLITS)
     wanted = "shards needs a folder with a folder of indexed shards for each split, such as train/index.json"
     if config.root is None:
         raise UserError(f"data.root is not given: {wanted}; give it with --data.root DIR")

@@ -155,7 +155,7 @@ def test_missing_pictures_are_counted(nlvr, tmp_path):
 
 @pytest.mark.parametrize("name", ["nlvr", "flickr8k"])
 def test_a_missing_root_says_which_files_are_wanted(name, tmp_path):
-    first = {"nlvr": "train.json, images-train.tar", "flickr8k": "captions.txt, images.tar"}[name]
+    first = {"nlvr": "train.json and dev.json", "flickr8k": "captions.txt, or Flickr8k.token.txt"}[name]
     (tmp_path / "empty").mkdir()
     for root, what in (
         (None, "is not given"),
@@ -168,8 +168,13 @@ def test_a_missing_root_says_which_files_are_wanted(name, tmp_path):
 
 
 def test_a_missing_file_is_named(nlvr, tmp_path):
-    (nlvr / "images-dev.tar").unlink()
-    with pytest.raises(UserError, match=r"has no images-dev\.tar"):
+    (nlvr / "dev.json").unlink()
+    with pytest.raises(UserError, match=r"has no dev\.json"):
+        prepare(SourceConfig(name="nlvr", root=str(nlvr)), tmp_path / "out")
+    for path in nlvr.glob("*.tar"):
+        path.unlink()
+    (nlvr / "dev.json").touch()
+    with pytest.raises(UserError, match="needs pictures, but none are below"):
         prepare(SourceConfig(name="nlvr", root=str(nlvr)), tmp_path / "out")
 
 
@@ -178,11 +183,12 @@ def test_a_missing_file_is_named(nlvr, tmp_path):
     ["#VALUE!", "{}", '{"sentence": "a", "label": "maybe", "identifier": "1-0", "directory": "0"}',
      '{"sentence": "a", "label": "true", "identifier": "../x", "directory": "0"}', "[1]", "3"],
 )  # fmt: skip
-def test_a_broken_line_is_named(nlvr, tmp_path, line):
+def test_a_broken_line_is_counted(nlvr, tmp_path, line):
     text = (nlvr / "train.json").read_text().splitlines()
     (nlvr / "train.json").write_text("\n".join([*text[:3], line, *text[3:]]))
-    with pytest.raises(UserError, match=r"train\.json, line 4: not an NLVR example"):
-        prepare(SourceConfig(name="nlvr", root=str(nlvr)), tmp_path / "out")
+    account = prepare(SourceConfig(name="nlvr", root=str(nlvr)), tmp_path / "out")
+    assert (account["asked"], account["written"], account["skipped"]) == (43, 42, {"malformed record": 1})
+    assert account["splits"]["train"]["skipped_keys"][0].startswith("line_4")
 
 
 def test_a_truncated_picture_tar_is_named(nlvr, tmp_path):
@@ -194,14 +200,20 @@ def test_a_truncated_picture_tar_is_named(nlvr, tmp_path):
 def test_captions_that_are_not_text_or_have_no_header_are_named(flickr, tmp_path):
     config = SourceConfig(name="flickr8k", root=str(flickr))
     (flickr / "captions.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match="not a text file"):
         prepare(config, tmp_path / "out")
     (flickr / "captions.txt").write_text("a,b\n")
-    with pytest.raises(UserError, match="image,caption"):
+    with pytest.raises(UserError, match="nor a file of captions"):
         prepare(config, tmp_path / "out")
-    (flickr / "captions.txt").write_text("image,caption\na.jpg,b\nc.jpg\n")
-    with pytest.raises(UserError, match="row 3"):
-        prepare(config, tmp_path / "out")
+
+
+def test_rows_without_a_caption_are_counted(flickr, tmp_path):
+    with open(flickr / "captions.txt", "ab") as file:
+        file.write(b"c.jpg\n0_ab.jpg,\nlonely.jpg,\n\xff\xfe,a\n")
+    config = SourceConfig(name="flickr8k", root=str(flickr), sizes={"val": 4, "test": 2})
+    account = prepare(config, tmp_path / "out")
+    assert account["written"] == 12
+    assert account["skipped"] == {"malformed record": 2, "no caption": 1}
 
 
 @pytest.mark.parametrize(
@@ -212,7 +224,7 @@ def test_captions_that_are_not_text_or_have_no_header_are_named(flickr, tmp_path
         ({"sizes": {"train": -2}}, "must not be negative"),
         ({"shard_samples": 0}, "at least 1"),
         ({"image_size": 4}, "from 16 to"),
-        ({"name": "coco"}, "no known data set"),
+        ({"name": "imagenet"}, "no known data set"),
     ],
 )
 def test_wrong_configs_are_the_users_errors(changes, message, tmp_path):
@@ -280,7 +292,7 @@ def test_the_real_nlvr(tmp_path):
     account = prepare(config, tmp_path, workers=1)
     assert account["skipped"] == {}
     assert account["written"] == 460
-    examples = read_examples(DATA / "nlvr/train.json")
+    examples = [example for _, example in read_examples(DATA / "nlvr/train.json") if example]
     assert len(examples) == 12_408
     held_out = val_folders(examples)
     assert len(held_out) == 8

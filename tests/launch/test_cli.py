@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import launch
+from data_prep.sources import SOURCES, source_module
 from launch.cli import _split, main
+from tests.data_prep.samples import picture
 
 ROOT = Path(launch.__file__).resolve().parent.parent
 RECIPE = "tests/launch/tiny.yaml"
@@ -58,6 +60,46 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert "--json" in done.stdout
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_says_which_files_it_wants_and_which_options_it_has(
+    source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["shard", source, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"example: trimline shard {source} " in text
+    assert "--out" in text and "--json" in text
+    assert ("--image_size" in text, "--regions.min_side" in text, "--columns.caption" in text) == (
+        source == "shapes", source == "vg", source == "table",
+    )  # fmt: skip
+    data = getattr(source_module(source), "DATA", None)
+    for one in [file for layout in data.layouts for file in layout.files] if data else []:
+        assert one.names[0] in text and one.what in text
+    assert max(map(len, text.splitlines())) < 200
+
+
+def test_the_help_of_shard_lists_the_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["shard", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(line.startswith(f"  {source} ") for line in lines) for source in SOURCES)
+
+
+def test_lists_of_files_reach_the_source_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number, name in enumerate(("a b.jpg", "c.jpg")):
+        (tmp_path / "pictures" / name).write_bytes(picture(number, 8, ".jpg"))
+    for part, name in (("train", "a b"), ("val", "c")):
+        (tmp_path / f"{part}.csv").write_text(f"file,caption\n{name}.jpg,it is\nnone.jpg,x\n")
+    out = str(tmp_path / "out")
+    files = [f"{part}={tmp_path}/{part}.csv" for part in ("train", "val")]
+    words = ["table", "--annotations", *files, "--images", str(tmp_path / "pictures"), "--columns.image", "file"]
+    done = trimline("shard", *words, "--columns.keep", "file", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    account = json.loads(done.stdout)
+    assert {split: of["written"] for split, of in account["splits"].items()} == {"train": 1, "val": 1}
+    assert account["skipped"] == {"picture missing": 2}
+    assert trimline("verify", out).returncode == 0
+
+
 def test_the_version_is_printed() -> None:
     assert trimline("--version").stdout.startswith("trimline 0.")
 
@@ -92,6 +134,11 @@ def test_help_imports_neither_torch_nor_ray() -> None:
         (["shard", "shapes", "--out", "nosuch://x"], "nosuch"),
         (["shard", "shapes", "--out", "x", "--address", "auto"], "--executor ray"),
         (["exclusions", "nowhere", "--out", "x"], "nowhere"),
+        (["shard", "imagenet", "--help"], "use one of shapes, nlvr"),
+        (["shard", "coco"], "coco wants captions_*2017.json"),
+        (["shard", "coco", "--annotations", "a.json", "b.json", "--images", "c.zip"], "a.json is no file"),
+        (["shard", "coco", "--annotation", "a.json"], "did you mean annotations?"),
+        (["shard", "vg", "--regions.min_share", "7"], "data.regions.min_share=7.0"),
         (["verify", "nowhere"], "nowhere"),
         (["index", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
@@ -194,6 +241,16 @@ def test_what_is_tested_on_is_left_out_of_what_is_trained_on(tmp_path: Path) -> 
         (["run", "a.yaml", "--data.root"], ["run", "a.yaml"], ["--data.root"]),
         (["status", "--seed", "3"], ["status", "--seed", "3"], []),
         (["run", "-h"], ["run", "-h"], []),
+        (
+            ["shard", "coco", "--images", "a b", "c", "--seed", "3"],
+            ["shard", "coco"],
+            ["--seed", "3", "--images", '["a b", "c"]'],
+        ),
+        (
+            ["shard", "--images=a", "--json", "coco", "--images", "b"],
+            ["shard", "--json", "coco"],
+            ["--images", '["a", "b"]'],
+        ),
         ([], [], []),
     ],
 )

@@ -1,0 +1,209 @@
+"""Finds pictures by name in any number of folders, tars and zips, through an index on disk.
+
+The index is made once, by one process; every process that reads maps it into memory, so that ten million names cost
+each of them next to nothing.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.grouping import name_hash
+from data_prep.stores import NoPicture, Place, Store, StoreReader
+
+Match = Literal["path", "name", "exact"]
+"""path: the folders that are named on both sides must agree. name: the file name decides alone. exact: all of it."""
+
+_STORES, _NAMES, _HASHES, _ROWS = "stores.json", "names.bin", "hashes.npy", "rows.npy"
+_ROW = np.dtype(
+    [
+        ("hash", "<u8"),
+        ("at", "<u8"),  # where the wanted name begins in names.bin; the name in the store follows it
+        ("offset", "<u8"),
+        ("size", "<u8"),
+        ("store", "<u4"),
+        ("wanted", "<u4"),  # bytes
+        ("name", "<u4"),  # bytes; 0 where it is the wanted name itself
+        ("packing", "<u4"),
+    ]
+)
+_CHUNK = 1 << 18
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def write_index(folder: Path, stores: Sequence[Store], entries: Iterable[tuple[str, Place]], *, exact: bool) -> int:
+    """Writes an index into an empty folder.
+
+    Args:
+        folder: Where it goes.
+        stores: What the places refer to.
+        entries: (name by which it is wanted, place) of every file.
+        exact: Whether names are looked up whole (URLs) and not by their last part.
+
+    Returns:
+        How many files there are.
+
+    Raises:
+        UserError: a store cannot be listed.
+    """
+    unsorted = folder / "rows.tmp"
+    count = _write_rows(folder / _NAMES, unsorted, entries, exact=exact)
+    _sort_rows(folder, unsorted, count)
+    unsorted.unlink()
+    value = [{"path": store.path, "kind": store.kind} for store in stores]
+    (folder / _STORES).write_text(json.dumps(value))
+    return count
+
+
+def _write_rows(names: Path, rows: Path, entries: Iterable[tuple[str, Place]], *, exact: bool) -> int:
+    at, count = 0, 0
+    with open(names, "wb") as name_file, open(rows, "wb") as row_file:
+        for chunk in _chunks(entries):
+            table = np.zeros(len(chunk), dtype=_ROW)
+            for row, (wanted, place) in enumerate(chunk):
+                key, name = _bytes(wanted), b"" if place.name == wanted else _bytes(place.name)
+                name_file.write(key + name)
+                found = name_hash(wanted if exact else _last(wanted))
+                table[row] = (found, at, place.offset, place.size, place.store, len(key), len(name), place.packing)
+                at += len(key) + len(name)
+            row_file.write(table.tobytes())
+            count += len(chunk)
+    return count
+
+
+def _chunks(entries: Iterable[tuple[str, Place]]) -> Iterator[list[tuple[str, Place]]]:
+    chunk = []
+    for entry in entries:
+        chunk.append(entry)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _sort_rows(folder: Path, unsorted: Path, count: int) -> None:
+    rows: NDArray[Any] = np.memmap(unsorted, dtype=_ROW, mode="r", shape=(count,)) if count else np.zeros(0, _ROW)
+    hashes = np.array(rows["hash"])
+    order = np.argsort(hashes, kind="stable")
+    np.save(folder / _HASHES, hashes[order], allow_pickle=False)
+    del hashes
+    out = np.lib.format.open_memmap(folder / _ROWS, mode="w+", dtype=_ROW, shape=(count,))
+    for start in range(0, count, _CHUNK):
+        out[start : start + _CHUNK] = rows[order[start : start + _CHUNK]]
+    out.flush()
+
+
+class Pictures:
+    """Files by name; picklable, for it holds no more than where the index lies."""
+
+    def __init__(self, folder: Path) -> None:
+        """Takes the folder that `write_index` filled."""
+        self._folder = folder
+        stores = [Store(**value) for value in json.loads((folder / _STORES).read_text())]
+        self._reader = StoreReader(stores)
+        self._open: tuple[NDArray[np.uint64], NDArray[Any], NDArray[np.uint8]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is mapped into memory stays behind."""
+        return self.__dict__ | {"_open": None}
+
+    def _maps(self) -> tuple[NDArray[np.uint64], NDArray[Any], NDArray[np.uint8]]:
+        if self._open is None:
+            names = self._folder / _NAMES
+            self._open = (
+                np.load(self._folder / _HASHES, mmap_mode="r", allow_pickle=False),
+                np.load(self._folder / _ROWS, mmap_mode="r", allow_pickle=False),
+                np.memmap(names, mode="r") if names.stat().st_size else np.zeros(0, np.uint8),
+            )
+        return self._open
+
+    def read(self, names: Sequence[str], match: Match) -> bytes:
+        """The bytes of a picture.
+
+        Args:
+            names: The names under which it may lie; the first that is there counts.
+            match: How much of a name must agree.
+
+        Raises:
+            NoPicture: there is none, or none that can be read, or there are several and they differ.
+        """
+        return self._reader.read(self.find(names, match))
+
+    def find(self, names: Sequence[str], match: Match) -> Place:
+        """The place of a file, as `read` finds it.
+
+        Raises:
+            NoPicture: there is none, or there are several that differ.
+        """
+        elsewhere = False
+        for name in names:
+            candidates = self._candidates(name, exact=match == "exact")
+            if match == "exact":
+                fitting = [place for wanted, place in candidates if wanted == name]
+            else:
+                fitting = self._best(name, candidates, match)
+            if fitting:
+                return self._only(fitting)
+            elsewhere = elsewhere or bool(candidates)
+        raise NoPicture("picture only in another folder (see --match name)" if elsewhere else "picture missing")
+
+    def _candidates(self, name: str, *, exact: bool) -> list[tuple[str, Place]]:
+        hashes, rows, names = self._maps()
+        wanted = name if exact else _last(name)
+        found = np.uint64(name_hash(wanted))
+        out = []
+        for number in range(int(hashes.searchsorted(found)), int(hashes.searchsorted(found, side="right"))):
+            row = rows[number]
+            begin, middle = int(row["at"]), int(row["at"]) + int(row["wanted"])
+            key = _text(names[begin:middle])
+            own = _text(names[middle : middle + int(row["name"])]) if row["name"] else key
+            place = Place(int(row["store"]), own, int(row["offset"]), int(row["size"]), int(row["packing"]))
+            if key == name or (not exact and _last(key) == wanted):
+                out.append((key, place))
+        return out
+
+    def _best(self, name: str, candidates: list[tuple[str, Place]], match: Match) -> list[Place]:
+        """The candidates whose folders agree best with the wanted ones."""
+        parts = [part for part in name.split("/") if part not in ("", ".")][::-1]
+        scores = []
+        for wanted, place in candidates:
+            own = self._parts(wanted, place)
+            agreed = next((i for i, (a, b) in enumerate(zip(parts, own, strict=False)) if a != b), None)
+            if agreed is None or match == "name":
+                scores.append(min(len(parts), len(own)) if agreed is None else agreed)
+            else:
+                scores.append(0)
+        top = max(scores, default=0)
+        return [place for score, (_, place) in zip(scores, candidates, strict=True) if score == top and top]
+
+    def _parts(self, wanted: str, place: Place) -> list[str]:
+        """A file's name and the folders above it, upwards; the folder that was given counts, an archive's name not."""
+        store = self._reader.stores[place.store]
+        root = [Path(store.path).name] if store.kind == "folder" else []
+        return [*root, *(part for part in wanted.split("/") if part not in ("", "."))][::-1]
+
+    def _only(self, places: list[Place]) -> Place:
+        """The first of several places that hold the same bytes.
+
+        Raises:
+            NoPicture: they differ.
+        """
+        if len(places) > 1 and len({self._reader.read(place) for place in places}) > 1:
+            raise NoPicture("several different pictures of this name")
+        return places[0]
+
+
+def _text(data: NDArray[np.uint8]) -> str:
+    return data.tobytes().decode("utf-8", "surrogateescape")

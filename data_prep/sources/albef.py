@@ -1,0 +1,114 @@
+"""Lists of samples as ALBEF, BLIP and LAVIS read them: a json array of objects, each with a path and a text.
+
+Format: the json files of https://github.com/salesforce/ALBEF (Li et al., NeurIPS 2021): {"image", "caption"} with a
+caption or a list of them; {"image", "question", "answer", "question_id"} (VQA); {"image", "sentence", "label"}
+(SNLI-VE); {"images": [left, right], "sentence", "label"} (NLVR2). Lines of one picture become one sample.
+"""
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.entries import Entry, one_line, sentences
+from data_prep.grouping import Groups
+from data_prep.json_stream import stream_json
+from data_prep.sources import published
+from data_prep.sources.published import Annotation, DataSet, Expected, Layout, Request
+
+_SPLITS = ("train", "val", "dev", "test")
+_TRUTH = {"true": True, "false": False, "entailment": True, "neutral": False, "contradiction": False}
+
+
+def _split_of(file: Annotation) -> str:
+    words = re.split(r"[^a-z0-9]+", file.path.stem.lower())
+    return file.split or next((split for split in _SPLITS if split in words), "train")
+
+
+def _read(request: Request) -> Iterator[Entry]:
+    for split in _splits(request):
+        with Groups(Path(request.config.cache or ".")) as groups:
+            for file in request.files:
+                if _split_of(file) == split:
+                    yield from _read_file(file.path, split, groups)
+            for values in groups:
+                yield _entry(split, values)
+
+
+def _splits(request: Request) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_split_of(file) for file in request.files))
+
+
+def _read_file(path: Path, split: str, groups: Groups) -> Iterator[Entry]:
+    for number, (_, item) in enumerate(stream_json(path)):
+        value = item if isinstance(item, dict) else {}
+        pair = value.get("images")
+        if isinstance(value.get("image"), str) and value["image"]:
+            groups.add(value["image"], value)
+        elif isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair):
+            groups.add(f"{path.name} {number}", value | {"number": number})
+        else:
+            yield Entry(split=split, id=f"{path.name} {number}", skip="malformed record")
+
+
+def _entry(split: str, values: list[dict[str, Any]]) -> Entry:
+    first = values[0]
+    captions = dict.fromkeys(line for value in values for line in sentences(value.get("caption")))
+    statements = [one for value in values if (one := _statement(value))]
+    questions = [one for value in values if (one := _question(value))]
+    if "image" in first:
+        name, pictures = first["image"], {"": [first["image"]]}
+        key = name.rpartition("/")[2].rpartition(".")[0]
+    else:
+        left, right = first["images"]
+        pictures = {"left": [left], "right": [right]}
+        name, key = f"{left} {right} {first['number']}", f"pair-{first['number']:08d}"
+    return Entry(
+        split=split,
+        id=name,
+        key=key,
+        pictures=pictures,
+        captions=list(captions),
+        statements=statements,
+        questions=questions,
+        skip=None if captions or statements or questions else "no caption",
+    )
+
+
+def _statement(value: dict[str, Any]) -> dict[str, Any] | None:
+    text, label = one_line(value.get("sentence")), str(value.get("label")).lower()
+    if not text or label not in _TRUTH:
+        return None
+    relation = {} if label in ("true", "false") else {"relation": label}
+    return {"text": text, "label": _TRUTH[label]} | relation
+
+
+def _question(value: dict[str, Any]) -> dict[str, Any] | None:
+    """A question; its answer is the most frequent one of the list."""
+    text, answers = one_line(value.get("question")), sentences(value.get("answer"))
+    if not text:
+        return None
+    question: dict[str, Any] = {"question": text, "question_id": value.get("question_id")}
+    return question | ({"answer": Counter(answers).most_common(1)[0][0], "answers": answers} if answers else {})
+
+
+DATA = DataSet(
+    name="albef",
+    title="ALBEF-style json lists: image and caption (or question, or sentence and label)",
+    layouts=(
+        Layout(
+            name="json lists",
+            files=(Expected(names=("*.json",), what='your own, [{"image": "path", "caption": "text"}, ...]'),),
+        ),
+    ),
+    pictures=(Expected(names=("images",), what="what the paths lead to: folders, tars or zips"),),
+    splits_of=_splits,
+    read=_read,
+    match=None,
+    notes="The split is what the file name says (train, val, dev, test), else train, or --annotations SPLIT=FILE. "
+    "Paths of another machine: with --match path the folders that a path and the pictures share must agree, with "
+    "--match name the file name decides.",
+)
+plan = functools.partial(published.plan, DATA)

@@ -1,0 +1,63 @@
+"""Karpathy's splits of COCO, Flickr30K and Flickr8k: one json with captions and splits for all of a data set.
+
+Format: `dataset_coco.json`, `dataset_flickr30k.json`, `dataset_flickr8k.json` as published with Karpathy and Fei-Fei,
+"Deep Visual-Semantic Alignments for Generating Image Descriptions" (CVPR 2015), in `caption_datasets.zip`:
+{"dataset", "images": [{"filename", "imgid", "split", "sentids", "sentences": [{"raw", "tokens", "sentid"}], and for
+COCO "filepath" and "cocoid"}]}. COCO's fourth split, `restval`, belongs to train.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.entries import Entry, one_line
+from data_prep.json_stream import stream_json
+
+SPLITS = ("train", "val", "test")
+_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+
+
+def is_karpathy(path: Path) -> bool:
+    """Whether a json file is one of Karpathy's: its first image has sentences.
+
+    Raises:
+        UserError: where it is not JSON.
+    """
+    if path.suffix != ".json":
+        return False
+    first = next((item for key, item in stream_json(path) if key == "images"), None)
+    return isinstance(first, dict) and "sentences" in first
+
+
+def read_karpathy(path: Path) -> Iterator[Entry]:
+    """The pictures of the file, each with all of its captions."""
+    for key, item in stream_json(path):
+        if key == "images":
+            yield _entry(item)
+
+
+def _entry(item: Any) -> Entry:
+    if not isinstance(item, dict) or not isinstance(item.get("filename"), str) or item.get("split") not in _SPLITS:
+        return Entry(split="train", id=f"malformed {item!r:.40}", skip="malformed record")
+    told = [(one_line(s.get("raw")), s.get("sentid")) for s in item.get("sentences") or [] if isinstance(s, dict)]
+    told = [(text, number) for text, number in told if text]
+    name = item["filename"]
+    fields = {"imgid": item.get("imgid"), "sentids": [number for _, number in told], "karpathy_split": item["split"]}
+    names, own = [name], name
+    if isinstance(item.get("cocoid"), int):
+        # The pictures of 2014 have other names in the release of 2017.
+        names, own = [name, f"{item['cocoid']:012d}.jpg"], str(item["cocoid"])
+        fields["coco_id"] = item["cocoid"]
+        key = f"{item['cocoid']:012d}"
+    else:
+        key = name.rpartition(".")[0]
+        fields["flickr_id"] = key.partition("_")[0]
+    return Entry(
+        split=_SPLITS[item["split"]],
+        id=own,
+        key=key,
+        pictures={"": names},
+        captions=[text for text, _ in told],
+        skip=None if told else "no caption",
+        fields=fields,
+    )

@@ -1,0 +1,80 @@
+"""NLVR2: human statements about pairs of photographs, true or false.
+
+Format: https://github.com/lil-lab/nlvr/tree/master/nlvr2 (Suhr et al., ACL 2019): `train.json`, `dev.json`,
+`test1.json`, an object a line with identifier (split-set-pair-sentence), sentence, label ("True" or "False") and the
+two URLs; the pictures are `<split>-<set>-<pair>-img0.png` (left) and `-img1.png` (right), whatever format they have.
+Consistency is measured over the pairs of one sentence: identifiers that differ in the pair alone are a group, as in
+the corpus's eval/metrics.py. Its README asks for validation sets made of whole sets: `presentation` is the set.
+"""
+
+import functools
+from collections.abc import Iterator
+
+from data_prep.entries import Entry, one_line
+from data_prep.errors import UserError
+from data_prep.json_stream import json_lines
+from data_prep.sources import published
+from data_prep.sources.published import Annotation, DataSet, Expected, Layout, Request
+
+_SPLITS = ("train", "dev", "test1", "test2")
+
+
+def _split_of(file: Annotation) -> str:
+    stem = file.path.stem
+    if file.split is None and stem not in _SPLITS:
+        raise UserError(f"{file.path}: not a published name, so say which split it is: --annotations dev={file.path}")
+    return file.split or stem
+
+
+def _read(request: Request) -> Iterator[Entry]:
+    for file in request.files:
+        split = _split_of(file)
+        for number, value in json_lines(file.path):
+            value = value or {}
+            name, sentence = str(value.get("identifier", "")), one_line(value.get("sentence"))
+            label = {"true": True, "false": False}.get(str(value.get("label")).lower())
+            if name.count("-") < 3 or not sentence or label is None:
+                yield Entry(split=split, id=f"line {number}", skip="malformed record")
+            else:
+                yield _entry(split, name, sentence, label)
+
+
+def _entry(split: str, name: str, sentence: str, label: bool) -> Entry:
+    part, number, _, told = name.rsplit("-", 3)
+    stem = name.rpartition("-")[0]
+    return Entry(
+        split=split,
+        id=name,
+        pictures={"left": [f"{stem}-img0.png"], "right": [f"{stem}-img1.png"]},
+        captions=[sentence] if label else [],
+        statements=[{"text": sentence, "label": label}],
+        group=f"{part}-{number}-{told}",
+        fields={"presentation": f"{part}-{number}"},
+    )
+
+
+_WHERE = "https://github.com/lil-lab/nlvr/tree/master/nlvr2"
+DATA = DataSet(
+    name="nlvr2",
+    title="NLVR2: statements about pairs of photographs, true or false",
+    layouts=(
+        Layout(
+            name="json lines",
+            files=(Expected(names=("train.json", "dev.json", "test1.json"), what=f"the folder data of {_WHERE}"),),
+        ),
+    ),
+    pictures=(
+        Expected(
+            names=tuple(
+                f"{name}{end}"
+                for name in ("images", "train_img", "dev", "test1", "nlvr2_images")
+                for end in ("", ".zip", ".tar")
+            ),
+            what="the pictures that the authors give on request: images/train, dev, test1",
+        ),
+    ),
+    splits=_SPLITS,
+    splits_of=lambda request: tuple(dict.fromkeys(_split_of(file) for file in request.files)),
+    read=_read,
+)
+plan = functools.partial(published.plan, DATA)
