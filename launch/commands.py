@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from data_prep.errors import UserError
-from data_prep.index import INDEX, index_folder
+from data_prep.index import INDEX
+from data_prep.make_index import index_folder
 from data_prep.sources import SourceConfig, prepare
 from data_prep.verify import verify_folder
 from launch.cli import INTERNAL, USER_MISTAKE, Answer
