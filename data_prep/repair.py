@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_prep.errors import UserError
-from data_prep.faults import NAMED, Fault, FaultList
+from data_prep.faults import NAMED, Fault, FaultKind, FaultList
 from data_prep.files import atomic_file, sha256_file
 from data_prep.index import ShardEntry, write_index
 from data_prep.keys import ShardKeys
@@ -29,7 +29,8 @@ class Lost:
     """Samples that are no longer there: one with its key, or a number of them whose keys nobody can read."""
 
     shard: str
-    reason: str
+    reason: FaultKind
+    what: str
     key: str | None = None
     samples: int = 1
 
@@ -51,7 +52,7 @@ class Repair:
 
     faults: list[Fault] = field(default_factory=list)
     kept: int = 0
-    lost: Counter[str] = field(default_factory=Counter)
+    lost: Counter[FaultKind] = field(default_factory=Counter)
     named: list[Lost] = field(default_factory=list)
     rewritten: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -198,13 +199,14 @@ def _write_shards(
 
 def _lost(shard: ShardFindings, now: Rewritten, stated: int) -> Iterator[Lost]:
     """The samples that a shard no longer has: by key, and the number of those whose keys nobody can read."""
-    for key, reason in now.lost:
-        yield Lost(shard=shard.path.name, reason=reason, key=key)
+    for key, reason, what in now.lost:
+        yield Lost(shard=shard.path.name, reason=reason, what=what, key=key)
     kept = 0 if now.entry is None else len(now.entry.rows)
     unknown = stated - kept - len(now.lost)
     if unknown > 0:
-        reason = "cut off or unreadable" if shard.there else "missing shard"
-        yield Lost(shard=shard.path.name, reason=reason, samples=unknown)
+        reason: FaultKind = "truncated tar" if shard.there else "missing shard"
+        what = "cut off or unreadable" if shard.there else "their shard is missing"
+        yield Lost(shard=shard.path.name, reason=reason, what=what, samples=unknown)
 
 
 def _tell(lost: Lost, file: BinaryIO, repair: Repair) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_prep.errors import UserError
+from data_prep.faults import FaultKind
 from data_prep.files import atomic_file
 from data_prep.index import ShardEntry
 from data_prep.sample_check import Checks, SampleCheck
@@ -16,6 +17,7 @@ from data_prep.tars import BLOCK, Member, padding
 
 _CHUNK = 1 << 20
 Row = tuple[int, int, int, int]
+Left = tuple[str, FaultKind, str]
 
 
 class _NothingGood(Exception):
@@ -43,11 +45,11 @@ class Rewritten:
 
     Attributes:
         entry: For the index; None where no sample is good, and the tar was left as it is.
-        lost: (key, reason) of each sample that is left out.
+        lost: Key, kind of fault and what is wrong of each sample that is left out.
     """
 
     entry: ShardEntry | None
-    lost: list[tuple[str, str]] = field(default_factory=list)
+    lost: list[Left] = field(default_factory=list)
 
 
 def rewrite_shard(task: RewriteTask) -> Rewritten:
@@ -56,7 +58,7 @@ def rewrite_shard(task: RewriteTask) -> Rewritten:
     Raises:
         UserError: where the disk is full, or the shard cannot be read or written.
     """
-    lost: list[tuple[str, str]] = []
+    lost: list[Left] = []
     try:
         with open(task.path, "rb") as file:
             return Rewritten(entry=_write(task, file, lost), lost=lost)
@@ -66,18 +68,18 @@ def rewrite_shard(task: RewriteTask) -> Rewritten:
         raise UserError(f"cannot write {task.path} anew: {error.strerror}; mend the disk or the permissions") from error
 
 
-def _good(task: RewriteTask, file: BinaryIO, lost: list[tuple[str, str]]) -> Iterator[SampleCheck]:
+def _good(task: RewriteTask, file: BinaryIO, lost: list[Left]) -> Iterator[SampleCheck]:
     """The samples that stay; the others are put into `lost`."""
     for number, check in enumerate(samples_of(file, task.checks, lambda damage: None)):
         if check.reasons:
-            lost.append((check.key, check.reasons[0][1]))
+            lost.append((check.key, *check.reasons[0]))
         elif number in task.drop:
-            lost.append((check.key, "duplicate key"))
+            lost.append((check.key, "duplicate key", "another sample before it has its key"))
         else:
             yield check
 
 
-def _write(task: RewriteTask, file: BinaryIO, lost: list[tuple[str, str]]) -> ShardEntry:
+def _write(task: RewriteTask, file: BinaryIO, lost: list[Left]) -> ShardEntry:
     rows: list[Row] = []
     digest = hashlib.sha256()
     with atomic_file(task.path) as out:

@@ -92,7 +92,7 @@ def check_sample(key: str, members: list[Member], file: BinaryIO, checks: Checks
         check.reasons.append(("bad json", str(error)))
     if check.unusable and check.unusable not in check.reasons:
         check.reasons.insert(0, check.unusable)
-    if checks.pictures and not too_large:
+    if checks.pictures and pictures and not too_large:
         check.reasons += _check_pictures([read_member(file, member) for member in pictures], fields, checks)
     missing = sorted(checks.wanted - set(by_extension), reverse=True)
     check.reasons += [("missing member", f"has no .{name} member") for name in missing]
@@ -102,9 +102,10 @@ def check_sample(key: str, members: list[Member], file: BinaryIO, checks: Checks
 
 def _too_large(members: list[Member]) -> str | None:
     for member in members:
-        limit = MAX_PICTURE_BYTES if is_image(member) else MAX_TEXT_BYTES
-        if member.size > limit and (is_image(member) or member.extension in TEXT_MEMBERS):
-            return f"its .{member.extension} has {member.size} bytes, more than {limit}"
+        if is_image(member) and member.size > MAX_PICTURE_BYTES:
+            return f"a picture has more than {MAX_PICTURE_BYTES >> 20} MiB"
+        if member.extension in TEXT_MEMBERS and member.size > MAX_TEXT_BYTES:
+            return f"a text has more than {MAX_TEXT_BYTES >> 20} MiB"
     return None
 
 

@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 # Starting processes takes about as long as looking through so many bytes in this one.
-_WORTH_A_POOL = 64 << 20
+WORTH_A_POOL = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def check_shards(
         progress: Is told how far it is.
     """
     sizes = [task.path.stat().st_size if task.path.is_file() else 0 for task in tasks]
-    workers = workers or (cores() if sum(sizes) >= _WORTH_A_POOL else 1)
+    workers = workers or (cores() if sum(sizes) >= WORTH_A_POOL else 1)
     done = 0
     for size, findings in zip(sizes, map_in_order(check_shard, tasks, min(workers, len(tasks))), strict=True):
         done += size

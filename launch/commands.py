@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from data_prep.errors import UserError
-from data_prep.index import INDEX
-from data_prep.make_index import index_folder
 from data_prep.sources import SourceConfig, prepare
-from data_prep.verify import verify_folder
 from launch.cli import INTERNAL, USER_MISTAKE, Answer
 from launch.graph import Failure
 from launch.reading import dump_config, read_config
@@ -90,26 +87,6 @@ def shard_command(source: str, overrides: Sequence[str]) -> Answer:
     lines += [f"  {split}: {of['written']} of {of['asked']}" for split, of in account["splits"].items()]
     lines += [f"  skipped {count}: {reason}" for reason, count in account["skipped"].items()]
     return 0, {"out": str(out), **account}, "\n".join(lines)
-
-
-def index_command(folder: Path) -> Answer:
-    """`trimline index`."""
-    account = index_folder(folder)
-    text = f"{folder / INDEX}: {account['written']} of {account['asked']} samples"
-    return 0, {"index": str(folder / INDEX), **account}, text
-
-
-def verify_command(folder: Path) -> Answer:
-    """`trimline verify`: a split folder, or a folder of such."""
-    splits = [folder] if (folder / INDEX).exists() else sorted(path.parent for path in folder.glob(f"*/{INDEX}"))
-    if not splits:
-        raise UserError(
-            f"{folder} holds no {INDEX}; give the folder of a split, or run `trimline index {folder}` first"
-        )
-    faults = [(split, fault) for split in splits for fault in verify_folder(split)]
-    lines = [f"{split}: {fault}" for split, fault in faults] or [f"{folder}: all is well"]
-    data = {"splits": [str(split) for split in splits], "faults": lines if faults else []}
-    return USER_MISTAKE if faults else 0, data, "\n".join(lines)
 
 
 def report_command(run: Path) -> Answer:
