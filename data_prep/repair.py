@@ -199,8 +199,8 @@ def _write_shards(
 
 def _lost(shard: ShardFindings, now: Rewritten, stated: int) -> Iterator[Lost]:
     """The samples that a shard no longer has: by key, and the number of those whose keys nobody can read."""
-    for key, reason, what in now.lost:
-        yield Lost(shard=shard.path.name, reason=reason, what=what, key=key)
+    for key, kind, what in now.lost:
+        yield Lost(shard=shard.path.name, reason=kind, what=what, key=key)
     kept = 0 if now.entry is None else len(now.entry.rows)
     unknown = stated - kept - len(now.lost)
     if unknown > 0:

@@ -19,6 +19,7 @@ from data_prep.tar_headers import BadHeader, Extension, Header
 # Readers of WebDataset shards unpickle these by default; nobody should have to trust a shard that far.
 PICKLED = frozenset({"pyd", "pickle", "pkl", "pth", "pt"})
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
+_TEXTS = frozenset({"txt", "json"})
 _CHUNK = 1 << 20
 
 DamageKind = Literal["truncated tar", "broken tar", "unsafe member"]
@@ -109,33 +110,93 @@ def walk(file: BinaryIO, on_damage: OnDamage) -> Iterator[Member]:
         file: The tar, opened; its position is not used.
         on_damage: Called with each stretch that gives no member, in turn with the members.
     """
-    handle = file.fileno()
-    total = os.fstat(handle).st_size
-    position = 0
-    extension = Extension()
-    while position >= 0:
-        try:
-            if _is_zero(os.pread(handle, BLOCK, position)):
-                position = _behind_end_mark(handle, position, total, on_damage)
+    yield from _Walk(file.fileno(), on_damage).members()
+
+
+class _Walk:
+    """One way through a tar."""
+
+    def __init__(self, handle: int, on_damage: OnDamage) -> None:
+        self._handle, self._on_damage = handle, on_damage
+        self._total = os.fstat(handle).st_size
+        self._position = 0
+        self._last: Member | None = None
+        self._overlap = 0
+
+    def members(self) -> Iterator[Member]:
+        extension = Extension()
+        while self._position >= 0:
+            position = self._position
+            try:
+                if _is_zero(os.pread(self._handle, BLOCK, position)):
+                    self._position, extension = self._behind_zeros(), Extension()
+                    continue
+                found = tar_headers.read_header(self._handle, position)
+                if found.kind not in tar_headers.EXTENSIONS:
+                    found = extension.applied(found)
+                found.check_within(self._total)
+                if found.kind in tar_headers.EXTENSIONS:
+                    extension = tar_headers.extend(extension, found, position, self._handle)
+                    self._position = found.end
+                    continue
+            except BadHeader as error:
+                self._position, extension = self._behind_damage(str(error)), Extension()
                 continue
-            found = tar_headers.read_header(handle, position)
-            if found.kind in tar_headers.EXTENSIONS:
-                found.check_within(total)
-                extension = tar_headers.extend(extension, found, position, handle)
-                position = found.end
-                continue
-            found = extension.applied(found)
-            found.check_within(total)
-        except BadHeader as error:
-            position, extension = _behind_damage(handle, position, total, str(error), on_damage), Extension()
-            continue
+            member = self._member(found, position if extension.begin is None else extension.begin)
+            self._position, extension = found.end, Extension()
+            if member is not None:
+                self._last = member
+                yield member
+
+    def _member(self, found: Header, begin: int) -> Member | None:
         reason = _why_refused(found)
         if reason is not None:
-            on_damage(Damage(kind="unsafe member", what=reason, name=found.name))
-        elif found.kind != tar_headers.FOLDER:
-            begin = position if extension.begin is None else extension.begin
-            yield Member(name=found.name, begin=begin, data=found.data, size=found.size, end=found.end)
-        position, extension = found.end, Extension()
+            self._on_damage(Damage(kind="unsafe member", what=reason, name=found.name))
+        if reason is not None or found.kind == tar_headers.FOLDER:
+            return None
+        return Member(name=found.name, begin=begin, data=found.data, size=found.size, end=found.end)
+
+    def _behind_damage(self, what: str) -> int:
+        """Reports a header that cannot be followed; returns where the next good one is, or -1."""
+        if self._position >= self._total:
+            self._on_damage(Damage(kind="truncated tar", what="truncated (no end mark)"))
+            return self._swallowed()
+        following = self._swallowed()
+        if following < 0:
+            following = _next_header(self._handle, self._position + 1, self._total)
+        if following < 0:
+            what = f"truncated or not a tar, from byte {self._position} on: {what}"
+            self._on_damage(Damage(kind="truncated tar", what=what))
+        else:
+            what = f"broken at byte {self._position}, readable again from {following}: {what}"
+            self._on_damage(Damage(kind="broken tar", what=what))
+        return following
+
+    def _behind_zeros(self) -> int:
+        """Looks whether zeros are the end of the tar; returns where it goes on if they are not, or -1."""
+        place = self._position
+        while _is_zero(chunk := os.pread(self._handle, _CHUNK, place)):
+            place += len(chunk)
+        following = self._swallowed()
+        if chunk or following >= 0:
+            self._on_damage(Damage(kind="broken tar", what=f"its end mark at byte {self._position} is not its end"))
+            return following if following >= 0 else _next_header(self._handle, place, self._total)
+        if self._total - self._position < 2 * BLOCK:
+            self._on_damage(Damage(kind="truncated tar", what="truncated (no end mark)"))
+        return -1
+
+    def _swallowed(self) -> int:
+        """Where a header lies inside the member before, which claims bytes that it has lost; -1 where none does.
+
+        A picture or text holds no header by itself. The bytes that are read twice may be as many as the tar has, so
+        that nobody can make a small tar take for ever.
+        """
+        last = self._last
+        if last is None or last.end != self._position or not (is_image(last) or last.extension in _TEXTS):
+            return -1
+        following = _next_header(self._handle, last.data, min(last.end + BLOCK, self._total))
+        self._overlap += self._position - following if following >= 0 else 0
+        return following if self._overlap <= self._total else -1
 
 
 def _why_refused(found: Header) -> str | None:
@@ -144,40 +205,14 @@ def _why_refused(found: Header) -> str | None:
     return "sparse files are not read" if found.kind == tar_headers.SPARSE else "it is a link or a device"
 
 
-def _behind_damage(handle: int, position: int, total: int, what: str, on_damage: OnDamage) -> int:
-    """Reports a header that cannot be followed; returns where the next good one is, or -1."""
-    if position >= total:
-        on_damage(Damage(kind="truncated tar", what="truncated (no end mark)"))
-        return -1
-    following = _next_header(handle, position + 1)
-    if following < 0:
-        on_damage(Damage(kind="truncated tar", what=f"truncated or not a tar, from byte {position} on: {what}"))
-    else:
-        on_damage(Damage(kind="broken tar", what=f"broken from byte {position} to {following}: {what}"))
-    return following
-
-
-def _behind_end_mark(handle: int, position: int, total: int, on_damage: OnDamage) -> int:
-    """Looks whether zeros are the end of the tar; returns where it goes on if they are not, or -1."""
-    place = position
-    while chunk := os.pread(handle, _CHUNK, place):
-        if not _is_zero(chunk):
-            on_damage(Damage(kind="broken tar", what=f"goes on behind an end mark at byte {position}"))
-            return _next_header(handle, place)
-        place += len(chunk)
-    if total - position < 2 * BLOCK:
-        on_damage(Damage(kind="truncated tar", what="truncated (no end mark)"))
-    return -1
-
-
 def _is_zero(block: bytes) -> bool:
     return bool(block) and block.count(0) == len(block)
 
 
-def _next_header(handle: int, position: int) -> int:
-    """Where the next header with a right checksum begins, at whatever byte; -1 where there is none."""
-    magic, overlap = 257, BLOCK
-    while len(chunk := os.pread(handle, _CHUNK + overlap, position)) >= BLOCK:
+def _next_header(handle: int, position: int, end: int) -> int:
+    """Where the next header with a right checksum lies, at whatever byte before an end; -1 where there is none."""
+    magic = 257
+    while len(chunk := os.pread(handle, max(0, min(_CHUNK, end - position)), position)) >= BLOCK:
         found = chunk.find(tar_headers.MAGIC, magic)
         while 0 <= found - magic <= len(chunk) - BLOCK:
             if tar_headers.has_checksum(chunk[found - magic : found - magic + BLOCK]):
