@@ -194,7 +194,8 @@ class _Walk:
         last = self._last
         if last is None or last.end != self._position or not (is_image(last) or last.extension in _TEXTS):
             return -1
-        following = _next_header(self._handle, last.data, min(last.end + BLOCK, self._total))
+        # One that lies at this position is the one that cannot be followed.
+        following = _next_header(self._handle, last.data, min(last.end + BLOCK - 1, self._total))
         self._overlap += self._position - following if following >= 0 else 0
         return following if self._overlap <= self._total else -1
 
