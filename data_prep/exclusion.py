@@ -15,9 +15,8 @@ from pathlib import Path
 
 from data_prep.errors import UserError
 from data_prep.files import atomic_file, sha256_file
-from data_prep.index import is_image
 from data_prep.records import Record
-from data_prep.tars import BadTar, group_samples, list_members, read_member
+from data_prep.tars import BadTar, group_samples, is_image, list_members, read_member
 
 _CHECKSUM = re.compile(r"[0-9a-fA-F]{64}")
 _ID_FIELD = "_id"

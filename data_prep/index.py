@@ -1,21 +1,17 @@
 """The index of a shard folder: `index.json` (a wids index and checksums), `samples.npy` (byte offsets)."""
 
 import io
-import json
-import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.files import read_json, sha256_file
+from data_prep.files import read_json
 from data_prep.targets import LocalTarget, Target, write_json_to
-from data_prep.tars import BadTar, Member, group_samples, list_members, read_member
 
 COLUMNS = ("begin", "end", "captions", "statements")
 INDEX = "index.json"
@@ -29,7 +25,7 @@ class ShardEntry:
     url: str
     filesize: int
     sha256: str
-    rows: Sequence[Sequence[int]]
+    rows: Sequence[Sequence[int]] | NDArray[np.int64]
 
 
 def write_index(
@@ -39,8 +35,17 @@ def write_index(
     name: str,
     account: Mapping[str, Any],
     fingerprint: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `samples.npy`, then `index.json`, whose presence says that the folder is complete.
+
+    Args:
+        folder: Where the shards lie.
+        shards: In their order.
+        name: Of the data.
+        account: Samples asked and written, and why the others are missing.
+        fingerprint: Stands for everything that the bytes depend on, where we wrote them.
+        more: Further keys; those above win.
 
     Raises:
         UserError: where the disk is full.
@@ -49,7 +54,7 @@ def write_index(
     rows = (np.array(shard.rows, dtype=np.int64).reshape(-1, len(COLUMNS)) for shard in shards)
     target = LocalTarget(folder)
     write_samples(target, rows)
-    write_shardlist(target, entries, name=name, account=account, fingerprint=fingerprint)
+    write_shardlist(target, entries, name=name, account=account, fingerprint=fingerprint, more=more)
 
 
 def _listed(url: str, samples: int, filesize: int, sha256: str) -> dict[str, Any]:
@@ -95,6 +100,7 @@ def write_shardlist(
     name: str,
     account: Mapping[str, Any],
     fingerprint: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `index.json`, whose presence says that the folder is complete.
 
@@ -102,6 +108,7 @@ def write_shardlist(
         UserError: where the disk is full.
     """
     index: dict[str, Any] = {
+        **(more or {}),
         "wids_version": 1,
         "name": name,
         "shardlist": list(shardlist),
@@ -123,85 +130,55 @@ def load_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.int64]]:
     Raises:
         UserError: where the folder has no index, or one that does not fit together.
     """
+    index = read_shard_list(folder)
     try:
-        index = read_json(folder / INDEX)
         rows = np.load(folder / SAMPLES, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
+        raise _incomplete(folder, SAMPLES) from error
+    except (ValueError, EOFError, SyntaxError, OverflowError, TypeError) as error:
         raise UserError(
-            f"{folder} has no {Path(str(error.filename)).name}: it is incomplete or not a shard folder; "
-            "run the command that writes it again, which goes on where it stopped"
+            f"{folder} has a broken index ({error}); make it again with `trimline index {folder}`"
         ) from error
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{folder} has a broken index ({error}); delete the folder and write it again") from error
     total = sum(shard["nsamples"] for shard in index["shardlist"])
     if rows.dtype != np.int64 or rows.shape != (total, len(COLUMNS)):
         raise UserError(
             f"{folder / SAMPLES} holds {rows.dtype} {rows.shape}, but {INDEX} wants int64 "
-            f"{(total, len(COLUMNS))}; delete the folder and write it again"
+            f"{(total, len(COLUMNS))}; make the index again with `trimline index {folder}`"
         )
     return index, rows
 
 
-def index_folder(folder: Path) -> dict[str, Any]:
-    """Makes the index of a folder of tars, ours or another tool's (img2dataset's, for example).
-
-    Args:
-        folder: Where the `*.tar` lie; they are taken in the order of their names.
-
-    Returns:
-        The account: samples asked and written, and counts of what was skipped.
+def read_shard_list(folder: Path) -> dict[str, Any]:
+    """Reads `index.json` alone.
 
     Raises:
-        UserError: where there is no tar, or one that cannot be used.
+        UserError: where there is none, or it is not as `write_index` writes it.
     """
-    tars = sorted(folder.glob("*.tar"))
-    if not tars:
-        raise UserError(f"{folder} holds no .tar file; give the folder that holds the shards")
-    shards, skipped, keys = [], Counter[str](), set[str]()
-    for path in tars:
-        try:
-            shards.append(_scan(path, keys, skipped))
-        except BadTar as error:
-            raise UserError(f"{path}: {error}; remove this shard or fetch it again") from error
-    written = sum(len(shard.rows) for shard in shards)
-    account = {
-        "asked": written + skipped.total(),
-        "written": written,
-        "skipped": dict(sorted(skipped.items())),
-    }
-    write_index(folder, shards, name=folder.name, account=account)
-    return account
+    try:
+        index = read_json(folder / INDEX)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _incomplete(folder, INDEX) from error
+    except RecursionError as error:
+        raise UserError(f"{folder / INDEX} does not hold valid JSON (nested too deep); delete it") from error
+    if not (isinstance(index, dict) and isinstance(index.get("account"), dict) and _are_shards(index.get("shardlist"))):
+        raise UserError(
+            f"{folder / INDEX} is not an index as Trimline writes it (shardlist of url, nsamples, filesize; account); "
+            f"make it again with `trimline index {folder}`"
+        )
+    return index
 
 
-def _scan(path: Path, keys: set[str], skipped: Counter[str]) -> ShardEntry:
-    rows = []
-    with open(path, "rb") as file:
-        for key, members in group_samples(list_members(path)):
-            if key in keys:
-                raise BadTar(f"key {key!r} occurs twice in the folder")
-            keys.add(key)
-            if not any(is_image(member) for member in members):
-                skipped["no picture"] += 1
-                continue
-            captions, statements = _texts(members, file)
-            rows.append((members[0].begin, members[-1].end, captions, statements))
-    return ShardEntry(url=path.name, filesize=os.path.getsize(path), sha256=sha256_file(path), rows=rows)
+def _are_shards(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(shard, dict)
+        and isinstance(shard.get("url"), str)
+        and all(isinstance(shard.get(key), int) and 0 <= shard[key] < 1 << 62 for key in ("nsamples", "filesize"))
+        for shard in value
+    )
 
 
-def is_image(member: Member) -> bool:
-    """Whether a member's name says that it is a picture of a sample."""
-    return member.extension.rpartition(".")[2] in {"jpg", "jpeg", "png", "webp"}
-
-
-def _texts(members: list[Member], file: BinaryIO) -> tuple[int, int]:
-    """How many captions and statements a sample has, where other tools' fields count too."""
-    by_extension = {member.extension: member for member in members}
-    captions, statements = int("txt" in by_extension), 0
-    if "json" in by_extension:
-        try:
-            value = json.loads(read_member(file, by_extension["json"]))
-        except ValueError as error:
-            raise BadTar(f"member {by_extension['json'].name!r} is not JSON ({error})") from error
-        captions = len(value["captions"]) if "captions" in value else captions or int("caption" in value)
-        statements = len(value.get("statements", ()))
-    return captions, statements
+def _incomplete(folder: Path, name: str) -> UserError:
+    return UserError(
+        f"{folder} has no {name}: it is incomplete or not a shard folder; "
+        "run the command that writes it again, which goes on where it stopped"
+    )

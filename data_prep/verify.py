@@ -1,135 +1,159 @@
 """Looks through a shard folder and names everything that is wrong with it."""
 
-import hashlib
-import json
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.files import sha256_file
-from data_prep.images import BadImage, inspect_image
-from data_prep.index import is_image, load_index
-from data_prep.tars import BadTar, Member, group_samples, list_members, read_member
+from data_prep.faults import NAMED, Fault, FaultKind, FaultList
+from data_prep.index import INDEX, load_index, read_shard_list
+from data_prep.keys import ShardKeys, key_at
+from data_prep.make_index import MEMBERS, tars_of
+from data_prep.sample_check import TEXT_MEMBERS, Checks
+from data_prep.shard_check import Progress, Rows, ShardTask, check_shards
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
-    """One thing that is wrong.
+class Survey:
+    """What a folder's index says, before any shard is opened.
 
     Attributes:
-        where: The file, and the sample's key after a colon where one sample is meant.
-        what: What is wrong with it.
+        folder: Of a split.
+        index: The parsed `index.json`, or None where none can be used.
+        tasks: The shards to look through: those of the index, or without one all tars.
+        orphans: Tars that the index does not name.
+        faults: Of the index itself.
     """
 
-    where: str
-    what: str
+    folder: Path
+    index: dict[str, Any] | None
+    tasks: list[ShardTask]
+    orphans: list[Path] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
 
-    def __str__(self) -> str:
-        """One line."""
-        return f"{self.where}: {self.what}"
+
+def find_splits(folder: Path) -> list[Path]:
+    """The split folders that a folder is or holds: those with an index or with tars.
+
+    Raises:
+        UserError: there is none.
+    """
+    if _is_split(folder):
+        return [folder]
+    splits = sorted(path for path in folder.glob("*") if path.is_dir() and _is_split(path))
+    if not splits:
+        raise UserError(f"{folder} holds neither {INDEX} nor .tar files; give the folder of a split, or of several")
+    return splits
 
 
-def verify_folder(folder: Path, *, decode: bool = True) -> list[Fault]:
+def _is_split(folder: Path) -> bool:
+    return (folder / INDEX).exists() or bool(tars_of(folder))
+
+
+def verify_folder(
+    folder: Path, *, decode: bool = True, workers: int | None = None, progress: Progress | None = None
+) -> list[Fault]:
     """Checks a shard folder against its index, and every sample against its own JSON.
 
     Args:
         folder: A split folder.
         decode: Whether to decode every picture; the slow part.
+        workers: Processes; by default one a core.
+        progress: Is told bytes done and bytes in all.
 
     Returns:
-        The faults, in the order of the shards; empty where all is well.
+        The faults, in the order of the shards; empty where all is well. Where there are many of a kind the first are
+        named, and one fault stands for the number of the others.
     """
+    survey = survey_folder(folder, decode=decode)
+    faults = FaultList()
+    faults.extend(survey.faults)
+    for path in survey.orphans:
+        faults.add("orphan shard", path.name, "is not in the index")
+    with ShardKeys() as keys:
+        for findings in check_shards(survey.tasks, workers, progress):
+            faults.extend(findings.faults)
+            keys.add_shard(findings.path, findings.digests)
+        faults.extend(repeated_keys(keys))
+    return faults.listed(folder.name)
+
+
+def survey_folder(folder: Path, *, decode: bool) -> Survey:
+    """Reads a folder's index and plans how to look through its shards."""
     try:
-        index, rows = load_index(folder)
+        index = read_shard_list(folder)
     except UserError as error:
-        return [Fault(where=str(folder), what=str(error))]
-    faults = list(_strays(folder, index))
-    keys: dict[str, str] = {}
+        tasks = [ShardTask(path=path, checks=Checks(decode=decode, wanted=frozenset())) for path in tars_of(folder)]
+        return Survey(folder=folder, index=None, tasks=tasks, faults=[_fault("index", folder.name, str(error))])
+    faults = list(_check_index(index))
+    rows = None
+    try:
+        _, rows = load_index(folder)
+    except UserError as error:
+        faults.append(_fault("samples.npy", folder.name, str(error)))
+    tasks = list(_tasks(folder, index, rows, decode))
+    listed = {task.path.name for task in tasks}
+    orphans = [path for path in tars_of(folder) if path.name not in listed]
+    return Survey(folder=folder, index=index, tasks=tasks, orphans=orphans, faults=faults)
+
+
+def _tasks(folder: Path, index: dict[str, Any], rows: Rows | None, decode: bool) -> Iterator[ShardTask]:
+    checks = Checks(decode=decode, wanted=wanted_members(index))
     start = 0
     for shard in index["shardlist"]:
-        own = rows[start : start + shard["nsamples"]]
-        start += shard["nsamples"]
-        faults += _check_shard(folder / shard["url"], shard, own, keys, decode=decode)
-    return faults
+        stop = start + shard["nsamples"]
+        if _is_plain(shard["url"]):
+            yield ShardTask(
+                path=folder / shard["url"],
+                checks=checks,
+                filesize=shard["filesize"],
+                sha256=shard.get("sha256"),
+                samples=shard["nsamples"],
+                rows=None if rows is None else rows[start:stop],
+            )
+        start = stop
 
 
-def _strays(folder: Path, index: dict[str, Any]) -> Iterator[Fault]:
-    listed = {shard["url"] for shard in index["shardlist"]}
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in listed:
-            yield Fault(where=path.name, what="is not in the index")
+def wanted_members(index: dict[str, Any]) -> frozenset[str]:
+    """The text members that every sample of a folder must have: all, where the index does not say."""
+    stated = index.get(MEMBERS)
+    return TEXT_MEMBERS & {str(name) for name in stated} if isinstance(stated, list) else TEXT_MEMBERS
 
 
-def _check_shard(
-    path: Path, shard: dict[str, Any], rows: NDArray[np.int64], keys: dict[str, str], *, decode: bool
-) -> Iterator[Fault]:
-    name = path.name
-    if not path.is_file():
-        yield Fault(where=name, what="is missing")
-        return
-    size = path.stat().st_size
-    if size != shard["filesize"]:
-        yield Fault(where=name, what=f"has {size} bytes, the index says {shard['filesize']}")
-    elif "sha256" in shard and sha256_file(path) != shard["sha256"]:
-        yield Fault(where=name, what="has another checksum than the index says")
-    try:
-        samples = list(group_samples(list_members(path)))
-    except BadTar as error:
-        yield Fault(where=name, what=str(error))
-        return
-    spans = [(members[0].begin, members[-1].end) for _, members in samples if any(map(is_image, members))]
-    if spans != [(int(begin), int(end)) for begin, end in rows[:, :2]]:
-        yield Fault(where=name, what=f"has {len(spans)} samples at other places than samples.npy says")
-    with open(path, "rb") as file:
-        for key, members in samples:
-            where = f"{name}:{key}"
-            if key in keys:
-                yield Fault(where=where, what=f"the key occurs in {keys[key]} too")
-            keys[key] = name
-            yield from (Fault(where=where, what=what) for what in _check_sample(members, file, decode=decode))
+def _check_index(index: dict[str, Any]) -> Iterator[Fault]:
+    for url, count in Counter(shard["url"] for shard in index["shardlist"]).items():
+        if not _is_plain(url):
+            yield _fault("index", INDEX, f"names the shard {url!r}, which is no file of this folder")
+        if count > 1:
+            yield _fault("index", INDEX, f"names the shard {url!r} {count} times")
+    account, total = index["account"], sum(shard["nsamples"] for shard in index["shardlist"])
+    skipped = account.get("skipped")
+    if account.get("written") != total:
+        yield _fault("count", INDEX, f"its account says {account.get('written')} samples, its shards have {total}")
+    elif isinstance(skipped, dict) and account.get("asked") != total + sum(skipped.values()):
+        yield _fault("count", INDEX, f"its account says {account.get('asked')} asked, not written + skipped")
 
 
-def _check_sample(members: list[Member], file: BinaryIO, *, decode: bool) -> Iterator[str]:
-    data = {member.extension: read_member(file, member) for member in members}
-    pictures = [data[member.extension] for member in members if is_image(member)]
-    if not pictures:
-        yield "has no picture"
-    if decode:
-        yield from _check_pictures(pictures)
-    for wanted in ("txt", "json"):
-        if wanted not in data:
-            yield f"has no .{wanted} member"
-    if "json" in data:
-        yield from _check_json(data, pictures)
+def _is_plain(url: str) -> bool:
+    """Whether a shard's name is that of a file in the folder, and neither a path nor a command."""
+    return url == Path(url).name and ":" not in url and url.isprintable()
 
 
-def _check_pictures(pictures: list[bytes]) -> Iterator[str]:
-    for picture in pictures:
-        try:
-            inspect_image(picture)
-        except BadImage as error:
-            yield str(error)
+def repeated_keys(keys: ShardKeys) -> Iterator[Fault]:
+    """One fault for each sample whose key another one had before, those named first that are named at all."""
+    named = 0
+    for positions in keys.repeated():
+        first, number = keys.place(int(positions[0]))
+        for position in positions[1:]:
+            where, what = "", ""
+            if named < NAMED:
+                path = keys.place(int(position))[0]
+                where, what = f"{path.name}:{key_at(first, number)}", f"the key occurs in {first.name} too"
+            named += 1
+            yield _fault("duplicate key", where, what)
 
 
-def _check_json(data: dict[str, bytes], pictures: list[bytes]) -> Iterator[str]:
-    try:
-        value = json.loads(data["json"])
-    except ValueError as error:
-        yield f"its JSON cannot be read ({error})"
-        return
-    if not isinstance(value, dict):
-        yield "its JSON is not an object"
-        return
-    # Other tools' shards may have neither checksum nor captions: only what is said is checked.
-    if "sha256" in value and value["sha256"] != hashlib.sha256(b"".join(pictures)).hexdigest():
-        yield "its picture has another checksum than its JSON says"
-    captions = value.get("captions")
-    if isinstance(captions, list) and "txt" in data:
-        first = str(captions[0]) if captions else ""
-        if data["txt"] != first.encode():
-            yield "its .txt is not its first caption"
+def _fault(kind: FaultKind, where: str, what: str) -> Fault:
+    return Fault(kind=kind, where=where, what=what)

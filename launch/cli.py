@@ -218,13 +218,34 @@ def _add_data_commands(commands: Any) -> None:
     _add_shard(commands)
     parser = _add(commands, "index", "make the index of shards that came from elsewhere", "index DIR", _index)
     parser.add_argument("folder", metavar="DIR", help="folder with .tar shards")
-    parser = _add(commands, "verify", "check shards against their index", "verify data/nlvr/train", _verify)
+    _add_workers(parser)
+    text = "check shards against their index, and every sample; exit code 1 if there is a fault"
+    parser = _add(commands, "verify", text, "verify data/nlvr --repair", _verify)
     parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several")
-
+    mend = "write damaged shards anew from their good samples, and the index; lost.jsonl names what was lost"
+    parser.add_argument("--repair", action="store_true", help=mend)
+    quick = "do not decode the pictures, which takes most of the time; checksums are compared all the same"
+    parser.add_argument("--no-decode", dest="decode", action="store_false", help=quick)
+    _add_workers(parser)
+    text = "count what lies in shards: sources, captions, words, sizes of pictures"
+    parser = _add(commands, "stats", text, "stats data/nlvr --json", _stats)
+    parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several")
+    _add_workers(parser)
     text = "list the pictures of shards, by id and checksum, for `trimline shard --exclude FILE`"
     parser = _add(commands, "exclusions", text, "exclusions data/coco/test --out coco-test.txt", _exclusions)
     parser.add_argument("folders", metavar="DIR", nargs="+", help="folder of a split, or of several")
     parser.add_argument("--out", required=True, metavar="FILE", help="the list to write")
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_positive, metavar="N", help="processes; one a core if not given")
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes: give 1 or more")
+    return number
 
 
 def _add_shard(commands: Any) -> None:
@@ -373,15 +394,22 @@ def _shard(options: argparse.Namespace, overrides: list[str]) -> Answer:
 
 
 def _index(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.commands import index_command
+    from launch.shard_commands import index_command
 
-    return index_command(Path(options.folder))
+    return index_command(Path(options.folder).expanduser(), options.workers)
 
 
 def _verify(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.commands import verify_command
+    from launch.shard_commands import verify_command
 
-    return verify_command(Path(options.folder))
+    folder = Path(options.folder).expanduser()
+    return verify_command(folder, decode=options.decode, repair=options.repair, workers=options.workers)
+
+
+def _stats(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.shard_commands import stats_command
+
+    return stats_command(Path(options.folder).expanduser(), options.workers)
 
 
 def _exclusions(options: argparse.Namespace, _: list[str]) -> Answer:

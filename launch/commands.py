@@ -13,9 +13,7 @@ from tqdm import tqdm
 from data_prep.errors import UserError
 from data_prep.exclusion import write_exclusions
 from data_prep.executors import Executor
-from data_prep.index import INDEX, index_folder
 from data_prep.sources import SOURCES, SourceConfig, prepare
-from data_prep.verify import verify_folder
 from launch.cli import INTERNAL, USER_MISTAKE, Answer
 from launch.graph import Failure
 from launch.reading import dump_config, read_config
@@ -159,26 +157,6 @@ def shard_help(source: str | None) -> str:
     if source is not None and source not in SOURCES:
         raise UserError(f"source {source!r} is not known; use one of {', '.join(SOURCES)}")
     return sources_text() if source is None else source_text(source, ShardConfig)
-
-
-def index_command(folder: Path) -> Answer:
-    """`trimline index`."""
-    account = index_folder(folder)
-    text = f"{folder / INDEX}: {account['written']} of {account['asked']} samples"
-    return 0, {"index": str(folder / INDEX), **account}, text
-
-
-def verify_command(folder: Path) -> Answer:
-    """`trimline verify`: a split folder, or a folder of such."""
-    splits = [folder] if (folder / INDEX).exists() else sorted(path.parent for path in folder.glob(f"*/{INDEX}"))
-    if not splits:
-        raise UserError(
-            f"{folder} holds no {INDEX}; give the folder of a split, or run `trimline index {folder}` first"
-        )
-    faults = [(split, fault) for split in splits for fault in verify_folder(split)]
-    lines = [f"{split}: {fault}" for split, fault in faults] or [f"{folder}: all is well"]
-    data = {"splits": [str(split) for split in splits], "faults": lines if faults else []}
-    return USER_MISTAKE if faults else 0, data, "\n".join(lines)
 
 
 def report_command(run: Path) -> Answer:

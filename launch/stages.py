@@ -125,14 +125,15 @@ class _Builder:
         return {"data": str(data), "tokenizer": str(self._out / "tokenizer"), "vocabulary": vocabulary, **account}
 
     def _remove_other_splits(self, data: Path) -> None:
-        wanted = set(plan_source(self._config.data))
-        for folder in data.iterdir() if data.is_dir() else ():
-            if folder.name in wanted:
+        wanted = {data / name for name in plan_source(self._config.data)}
+        around = {folder.parent for folder in wanted}  # data sets of a mix have their splits in folders of their own
+        for folder in [*data.glob("*"), *(path for parent in around - {data} for path in parent.glob("*"))]:
+            if folder in wanted or (folder in around and not folder.is_symlink()):
                 continue
             if folder.is_symlink():
                 folder.unlink()
             else:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=not folder.exists())
 
     def _make_tokenizer(self, splits: Sequence[Path]) -> int:
         config = self._config.tokenizer

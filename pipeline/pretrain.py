@@ -11,6 +11,7 @@ from data_prep.errors import UserError
 from data_prep.files import write_json
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import LoaderConfig, train_loader
+from pipeline.data.sources import describe_mix, weigh_sources
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
 from pipeline.limits import weights_above_zero
 from pipeline.models.backbone import Backbone
@@ -32,6 +33,8 @@ class PretrainConfig:
 
     Attributes:
         splits: Split folders to train on, and the weight of each in every batch.
+        mix: What the weights are: ``weights`` are shares of every batch, ``epochs`` say how often each split is visited
+            while one with 1 is visited once, whatever their sizes. All 1 is the same as one large data set.
         unit: ``image`` visits each image once an epoch with a caption drawn by seed, ``pair`` each pair.
         loop: Durations and learning-rate schedule.
         optimizer: AdamW.
@@ -43,6 +46,7 @@ class PretrainConfig:
     """
 
     splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
+    mix: Literal["weights", "epochs"] = "weights"
     unit: Literal["image", "pair"] = "image"
     loop: LoopConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -89,9 +93,11 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     engine = build_engine(inputs.engine, config.optimizer, task.module, _param_groups(model, config), stage.process)
     seed_everything(inputs.seed, 1 + stage.process.rank)
 
+    sources = weigh_sources(inputs.sources(config.splits), config.mix, "captions", config.unit)
+
     def batches(start: int, end: int) -> Any:
         return train_loader(
-            inputs.sources(config.splits),
+            sources,
             text="captions",
             unit=config.unit,
             config=inputs.loader,
@@ -111,7 +117,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
         described = export_config("backbone", model.config, inputs.loader, tokens=tokens)
         export_weights(stage.folder / "export", plain, described)
     engine.close()
-    return counts
+    return counts | {"mix": describe_mix(list(config.splits), sources, counts["samples"], "captions", config.unit)}
 
 
 def _prepare_towers(task: Pretraining, engine: EngineConfig) -> None:

@@ -287,6 +287,8 @@ def _link(place: Target, folder: Path) -> dict[str, Any]:
         path = folder / shard["url"]
         if not path.exists() or path.stat().st_size != shard["filesize"]:
             raise UserError(f"{path} is missing or not of the size in {folder / INDEX}; run `trimline index {folder}`")
+    if link.parent.is_symlink():
+        link.parent.unlink()  # nothing of ours may be written into somebody's shards
     if link.is_symlink():
         link.unlink()
     elif link.exists():

@@ -1,7 +1,8 @@
 """Shards that are there already, ours or img2dataset's: used where they lie, linked into the run's folder.
 
 Files: a folder for each split (`train/`, `val/`, ...) with tar shards and the index that `trimline shard` or
-`trimline index` writes.
+`trimline index` writes; or a folder for each data set with such folders in it, whose splits are then called
+`coco/train`, `sbu/train`, as a mix names them (configs/data/4m.yaml). Any of these folders may be a link.
 """
 
 from pathlib import Path
@@ -26,11 +27,13 @@ def plan(config: SourceConfig) -> dict[str, PlannedSplit]:
     if config.root is None:
         raise UserError(f"data.root is not given: {wanted}; give it with --data.root DIR")
     root = Path(config.root).expanduser()
-    folders = sorted(path.parent for path in root.glob(f"*/{INDEX}"))
+    folders = sorted(path.parent for pattern in ("*", "*/*") for path in root.glob(f"{pattern}/{INDEX}"))
     if not folders:
         raise UserError(f"data.root={config.root}: {wanted}; `trimline index DIR` makes the index of a split's folder")
     return {
-        folder.name: PlannedSplit(identity={"index": sha256_file(folder / INDEX)}, load=_nothing, folder=folder)
+        folder.relative_to(root).as_posix(): PlannedSplit(
+            identity={"index": sha256_file(folder / INDEX)}, load=_nothing, folder=folder
+        )
         for folder in folders
     }
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from data_prep.errors import UserError
-from data_prep.index import index_folder, load_index
+from data_prep.index import load_index
 from data_prep.job import Layout
+from data_prep.make_index import index_folder
 from data_prep.records import Record
 from data_prep.tars import BadTar, list_members, why_unsafe
 from data_prep.verify import verify_folder

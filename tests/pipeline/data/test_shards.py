@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import UserError
-from data_prep.index import index_folder
+from data_prep.make_index import index_folder
 from pipeline.data.decode import BadSample
 from pipeline.data.shards import ShardFolder, parse_sample
 from tests.pipeline.data.samples import MakeSplit, png

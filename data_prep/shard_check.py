@@ -1,0 +1,218 @@
+"""Looks through one shard: every member, every sample, and how they agree with the index."""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError
+from data_prep.faults import Fault, FaultList
+from data_prep.files import sha256_file
+from data_prep.keys import digest
+from data_prep.parallel import cores, map_in_order
+from data_prep.sample_check import TEXT_MEMBERS, Checks, SampleCheck, check_sample
+from data_prep.tars import Damage, OnDamage, group_samples, walk
+
+Rows = NDArray[np.int64]
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+# Starting processes takes about as long as looking through so many bytes in this one.
+WORTH_A_POOL = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """A shard to look through.
+
+    Attributes:
+        path: The tar.
+        checks: How closely.
+        filesize: What the index says, as the following; None where there is no index.
+        sha256: Of the tar's bytes.
+        samples: How many there are.
+        rows: Its rows of samples.npy; None where this file is broken.
+    """
+
+    path: Path
+    checks: Checks
+    filesize: int | None = None
+    sha256: str | None = None
+    samples: int | None = None
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFindings:
+    """What was found.
+
+    Attributes:
+        path: The tar.
+        there: Whether there is such a file.
+        filesize: Its size in bytes.
+        sha256: Of its bytes.
+        faults: In their order, the many of one kind as a number.
+        damaged: Whether bytes of the tar have to be left out: it is broken somewhere, or a sample has a fault.
+        samples: How many there are.
+        rows: Of those that can be used, as in samples.npy.
+        digests: The keys' hashes of all samples, in order.
+        good: For each sample, whether nothing is wrong with it.
+        unusable: The samples that can not be used, by reason.
+        texts: How many samples have each text member.
+    """
+
+    path: Path
+    there: bool
+    filesize: int
+    sha256: str
+    faults: list[Fault]
+    damaged: bool
+    samples: int
+    rows: Rows
+    digests: bytes
+    good: bytes
+    unusable: Counter[str]
+    texts: Counter[str]
+
+
+def check_shard(task: ShardTask) -> ShardFindings:
+    """Looks through one shard; memory grows by some dozen bytes a sample.
+
+    Raises:
+        UserError: where the file cannot be read at all.
+    """
+    if not task.path.is_file():
+        fault = Fault(kind="missing shard", where=task.path.name, what="is missing")
+        return _nothing(task.path, fault)
+    try:
+        return _look(task)
+    except OSError as error:
+        raise UserError(f"cannot read {task.path}: {error.strerror}; mend the disk or the permissions") from error
+
+
+def check_shards(
+    tasks: Sequence[ShardTask], workers: int | None = None, progress: Progress | None = None
+) -> Iterator[ShardFindings]:
+    """Looks through shards in several processes; gives what was found in their order.
+
+    Args:
+        tasks: The shards.
+        workers: Processes; by default one a core, or this one alone for little work.
+        progress: Is told how far it is.
+    """
+    sizes = [task.path.stat().st_size if task.path.is_file() else 0 for task in tasks]
+    workers = workers or (cores() if sum(sizes) >= WORTH_A_POOL else 1)
+    done = 0
+    for size, findings in zip(sizes, map_in_order(check_shard, tasks, min(workers, len(tasks))), strict=True):
+        done += size
+        if progress is not None:
+            progress(done, sum(sizes))
+        yield findings
+
+
+def samples_of(file: BinaryIO, checks: Checks, on_damage: OnDamage) -> Iterator[SampleCheck]:
+    """The samples of an opened tar, judged one by one."""
+    for key, members in group_samples(walk(file, on_damage)):
+        yield check_sample(key, members, file, checks)
+
+
+def _nothing(path: Path, fault: Fault) -> ShardFindings:
+    return ShardFindings(
+        path=path,
+        there=False,
+        filesize=0,
+        sha256="",
+        faults=[fault],
+        damaged=True,
+        samples=0,
+        rows=np.empty((0, 4), dtype=np.int64),
+        digests=b"",
+        good=b"",
+        unusable=Counter(),
+        texts=Counter(),
+    )
+
+
+@dataclass(kw_only=True)
+class _Tally:
+    """What is gathered on the way through the samples."""
+
+    faults: FaultList = field(default_factory=FaultList)
+    damages: int = 0
+    rows: "array[int]" = field(default_factory=lambda: array("q"))
+    unusable_at: "array[int]" = field(default_factory=lambda: array("q"))
+    digests: bytearray = field(default_factory=bytearray)
+    good: bytearray = field(default_factory=bytearray)
+    unusable: Counter[str] = field(default_factory=Counter)
+    texts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, check: SampleCheck, name: str) -> None:
+        self.digests += digest(check.key)
+        self.good.append(not check.reasons)
+        self.texts.update(TEXT_MEMBERS & {member.extension for member in check.members})
+        for kind, what in check.reasons:
+            self.faults.add(kind, f"{name}:{check.key}", what)
+        if check.unusable is None:
+            self.rows.extend(check.row)
+        else:
+            self.unusable[check.unusable[1]] += 1
+            self.unusable_at.append(check.begin)
+
+
+def _look(task: ShardTask) -> ShardFindings:
+    name, tally = task.path.name, _Tally()
+
+    def on_damage(damage: Damage) -> None:
+        tally.damages += 1
+        tally.faults.add(damage.kind, name, str(damage))
+
+    size, sha256 = task.path.stat().st_size, sha256_file(task.path)
+    changed = _compare_file(task, size, sha256, tally.faults)
+    with open(task.path, "rb") as file:
+        for check in samples_of(file, task.checks, on_damage):
+            tally.add(check, name)
+    rows = np.array(tally.rows, dtype=np.int64).reshape(-1, 4)
+    _compare_rows(task, rows, np.array(tally.unusable_at, dtype=np.int64), changed, tally.faults)
+    return ShardFindings(
+        path=task.path,
+        there=True,
+        filesize=size,
+        sha256=sha256,
+        faults=tally.faults.listed(name),
+        damaged=bool(tally.damages) or not all(tally.good),
+        samples=len(tally.good),
+        rows=rows,
+        digests=bytes(tally.digests),
+        good=bytes(tally.good),
+        unusable=tally.unusable,
+        texts=tally.texts,
+    )
+
+
+def _compare_file(task: ShardTask, size: int, sha256: str, faults: FaultList) -> bool:
+    """Whether the tar's bytes are others than the index says."""
+    if task.filesize is not None and size != task.filesize:
+        faults.add("count", task.path.name, f"has {size} bytes, the index says {task.filesize}")
+        return True
+    if task.sha256 is not None and sha256 != task.sha256:
+        faults.add("checksum", task.path.name, "has another checksum than the index says")
+        return True
+    return False
+
+
+def _compare_rows(task: ShardTask, rows: Rows, unusable_at: Rows, changed: bool, faults: FaultList) -> None:
+    """Compares the samples that can be used with samples.npy; the others have a fault of their own already."""
+    stated, found = rows, len(rows)
+    if task.rows is not None:
+        stated = task.rows[~np.isin(task.rows[:, 0], unusable_at)]
+        found += len(task.rows) - len(stated)
+    if task.samples is not None and task.samples != found:
+        faults.add("count", task.path.name, f"has {found} samples, the index says {task.samples}")
+    elif not changed and not np.array_equal(stated, rows):
+        what = f"has {found} samples at other places, or with other texts, than samples.npy says"
+        faults.add("samples.npy", task.path.name, what)
