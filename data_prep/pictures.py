@@ -5,6 +5,7 @@ each of them next to nothing.
 """
 
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +19,10 @@ from data_prep.stores import NoPicture, Place, Store, StoreReader
 Match = Literal["path", "name", "exact"]
 """path: the folders that are named on both sides must agree. name: the file name decides alone. exact: all of it."""
 
-_STORES, _NAMES, _HASHES, _ROWS = "stores.json", "names.bin", "hashes.npy", "rows.npy"
+# Hashes are sorted, and the order says which row each belongs to: rows and names stay as they came.
+_STORES, _NAMES, _ROWS, _HASHES, _ORDER = "stores.json", "names.bin", "rows.bin", "hashes.npy", "order.npy"
 _ROW = np.dtype(
     [
-        ("hash", "<u8"),
         ("at", "<u8"),  # where the wanted name begins in names.bin; the name in the store follows it
         ("offset", "<u8"),
         ("size", "<u8"),
@@ -31,7 +32,9 @@ _ROW = np.dtype(
         ("packing", "<u4"),
     ]
 )
-_CHUNK = 1 << 18
+_CHUNK = 1 << 14
+_Maps = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[Any], NDArray[np.uint8]]
+"""Hashes, order, rows, names."""
 
 
 def _last(name: str) -> str:
@@ -53,29 +56,29 @@ def write_index(folder: Path, stores: Sequence[Store], entries: Iterable[tuple[s
     Raises:
         UserError: a store cannot be listed.
     """
-    unsorted = folder / "rows.tmp"
-    count = _write_rows(folder / _NAMES, unsorted, entries, exact=exact)
-    _sort_rows(folder, unsorted, count)
-    unsorted.unlink()
+    hashes = _write_rows(folder, entries, exact=exact)
+    order = np.argsort(hashes, kind="stable")
+    np.save(folder / _HASHES, hashes[order], allow_pickle=False)
+    np.save(folder / _ORDER, order.astype(np.uint64), allow_pickle=False)
     value = [{"path": store.path, "kind": store.kind} for store in stores]
     (folder / _STORES).write_text(json.dumps(value))
-    return count
+    return len(hashes)
 
 
-def _write_rows(names: Path, rows: Path, entries: Iterable[tuple[str, Place]], *, exact: bool) -> int:
-    at, count = 0, 0
-    with open(names, "wb") as name_file, open(rows, "wb") as row_file:
+def _write_rows(folder: Path, entries: Iterable[tuple[str, Place]], *, exact: bool) -> NDArray[np.uint64]:
+    """Writes names and rows as they come; returns the hashes of the names, all that memory has to hold."""
+    at, hashes = 0, array("Q")
+    with open(folder / _NAMES, "wb") as name_file, open(folder / _ROWS, "wb") as row_file:
         for chunk in _chunks(entries):
             table = np.zeros(len(chunk), dtype=_ROW)
             for row, (wanted, place) in enumerate(chunk):
                 key, name = _bytes(wanted), b"" if place.name == wanted else _bytes(place.name)
                 name_file.write(key + name)
-                found = name_hash(wanted if exact else _last(wanted))
-                table[row] = (found, at, place.offset, place.size, place.store, len(key), len(name), place.packing)
+                hashes.append(name_hash(wanted if exact else _last(wanted)))
+                table[row] = (at, place.offset, place.size, place.store, len(key), len(name), place.packing)
                 at += len(key) + len(name)
             row_file.write(table.tobytes())
-            count += len(chunk)
-    return count
+    return np.frombuffer(hashes, dtype=np.uint64)
 
 
 def _chunks(entries: Iterable[tuple[str, Place]]) -> Iterator[list[tuple[str, Place]]]:
@@ -93,18 +96,6 @@ def _bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _sort_rows(folder: Path, unsorted: Path, count: int) -> None:
-    rows: NDArray[Any] = np.memmap(unsorted, dtype=_ROW, mode="r", shape=(count,)) if count else np.zeros(0, _ROW)
-    hashes = np.array(rows["hash"])
-    order = np.argsort(hashes, kind="stable")
-    np.save(folder / _HASHES, hashes[order], allow_pickle=False)
-    del hashes
-    out = np.lib.format.open_memmap(folder / _ROWS, mode="w+", dtype=_ROW, shape=(count,))
-    for start in range(0, count, _CHUNK):
-        out[start : start + _CHUNK] = rows[order[start : start + _CHUNK]]
-    out.flush()
-
-
 class Pictures:
     """Files by name; picklable, for it holds no more than where the index lies."""
 
@@ -113,19 +104,19 @@ class Pictures:
         self._folder = folder
         stores = [Store(**value) for value in json.loads((folder / _STORES).read_text())]
         self._reader = StoreReader(stores)
-        self._open: tuple[NDArray[np.uint64], NDArray[Any], NDArray[np.uint8]] | None = None
+        self._open: _Maps | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What is mapped into memory stays behind."""
         return self.__dict__ | {"_open": None}
 
-    def _maps(self) -> tuple[NDArray[np.uint64], NDArray[Any], NDArray[np.uint8]]:
+    def _maps(self) -> _Maps:
         if self._open is None:
-            names = self._folder / _NAMES
             self._open = (
                 np.load(self._folder / _HASHES, mmap_mode="r", allow_pickle=False),
-                np.load(self._folder / _ROWS, mmap_mode="r", allow_pickle=False),
-                np.memmap(names, mode="r") if names.stat().st_size else np.zeros(0, np.uint8),
+                np.load(self._folder / _ORDER, mmap_mode="r", allow_pickle=False),
+                _map(self._folder / _ROWS, _ROW),
+                _map(self._folder / _NAMES, np.dtype(np.uint8)),
             )
         return self._open
 
@@ -160,12 +151,12 @@ class Pictures:
         raise NoPicture("picture only in another folder (see --match name)" if elsewhere else "picture missing")
 
     def _candidates(self, name: str, *, exact: bool) -> list[tuple[str, Place]]:
-        hashes, rows, names = self._maps()
+        hashes, order, rows, names = self._maps()
         wanted = name if exact else _last(name)
         found = np.uint64(name_hash(wanted))
         out = []
         for number in range(int(hashes.searchsorted(found)), int(hashes.searchsorted(found, side="right"))):
-            row = rows[number]
+            row = rows[int(order[number])]
             begin, middle = int(row["at"]), int(row["at"]) + int(row["wanted"])
             key = _text(names[begin:middle])
             own = _text(names[middle : middle + int(row["name"])]) if row["name"] else key
@@ -203,6 +194,10 @@ class Pictures:
         if len(places) > 1 and len({self._reader.read(place) for place in places}) > 1:
             raise NoPicture("several different pictures of this name")
         return places[0]
+
+
+def _map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
+    return np.memmap(path, dtype=kind, mode="r") if path.stat().st_size else np.zeros(0, kind)
 
 
 def _text(data: NDArray[np.uint8]) -> str:

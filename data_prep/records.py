@@ -25,7 +25,7 @@ class Record:
         images: Encoded pictures by name: {"": bytes}, or {"left": bytes, "right": bytes} for a pair.
         captions: Sentences that are true of the picture; may be empty.
         statements: {"text", "label"} and further fields, true or false of the picture.
-        questions: {"question", "answer"}.
+        questions: {"question", "answer"} and further fields; without "answer" where nobody knows it.
         group: Samples that stand or fall together (the resampling unit of intervals), where there are any.
         fields: Further fields of the source, put into the JSON member as they are.
     """
@@ -36,7 +36,7 @@ class Record:
     images: Mapping[str, bytes]
     captions: Sequence[str] = ()
     statements: Sequence[Mapping[str, Any]] = ()
-    questions: Sequence[Mapping[str, str]] = ()
+    questions: Sequence[Mapping[str, Any]] = ()
     group: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
 

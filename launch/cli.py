@@ -13,6 +13,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from launch.bench_options import add_shard_bench_options
+from launch.shard_words import ShowShardHelp, gather_lists
 
 log = logging.getLogger("launch")
 
@@ -71,7 +72,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     own: list[str] = []
     overrides: list[str] = []
     if words[0] == "shard":
-        words = _gather_lists(words)
+        words = gather_lists(words)
     waiting = iter(words)
     for word in waiting:
         known = word.split("=", 1)[0] in _OPTIONS or not word.startswith("--")
@@ -81,26 +82,6 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
             if value is not None:
                 (own if known else overrides).append(value)
     return own, overrides
-
-
-def _gather_lists(words: Sequence[str]) -> list[str]:
-    """Makes ``--images A B --images C`` one option with a JSON list, as the configuration wants it."""
-    rest: list[str] = []
-    lists: dict[str, list[str]] = {}
-    option = ""
-    for word in words:
-        name, equals, value = word.partition("=")
-        if word.startswith("--"):
-            option = name if name in _LISTS else ""
-            if not option:
-                rest.append(word)
-            elif equals:
-                lists.setdefault(option, []).append(value)
-        elif option:
-            lists.setdefault(option, []).append(word)
-        else:
-            rest.append(word)
-    return [*rest, *(part for name, values in lists.items() for part in (name, json.dumps(values)))]
 
 
 def _refuse(line: str, as_json: bool) -> int:
@@ -154,7 +135,6 @@ _RUNNING = frozenset(_RUN_HELP)
 _TAKING_OVERRIDES = _RUNNING | {"shard", "compare"}
 _FLAGS = frozenset({"--help", "--json", "--verbose", "--fresh", "--print_config"})
 _OPTIONS = _FLAGS | {"--config"}
-_LISTS = frozenset({"--annotations", "--images", "--columns.keep", "--columns.names"})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -258,23 +238,7 @@ def _add_shard(commands: Any) -> None:
     )
     parser.set_defaults(handler=_shard)
     parser.add_argument("source", help="the data set; its options are given as --key VALUE, see the source's own help")
-    parser.add_argument("-h", "--help", action=_ShowShardHelp, nargs=0, help="show this help, or that of the source")
-
-
-class _ShowShardHelp(argparse.Action):
-    """The help of `trimline shard`, and of a source where one is named before."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
-        """Prints it and ends."""
-        from launch.commands import shard_help
-
-        source = getattr(namespace, "source", None)
-        try:
-            text = shard_help(source)
-        except UserError as error:
-            parser.error(str(error))
-        sys.stdout.write(f"{text}\n" if source else f"{parser.format_help()}\n{text}\n")
-        parser.exit()
+    parser.add_argument("-h", "--help", action=ShowShardHelp, nargs=0, help="show this help, or that of the source")
 
 
 def _add_run_folder_commands(commands: Any) -> None:

@@ -1,7 +1,6 @@
 """What the commands do; each gives an exit code, a JSON object, and a text for people."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -85,7 +84,7 @@ def shard_command(source: str, overrides: Sequence[str]) -> Answer:
     Raises:
         UserError: for a setting that does not fit, missing raw files, or a target that cannot be written to.
     """
-    config = read_config(ShardConfig, [], ["--name", source, *shard_words(overrides)])
+    config = read_config(ShardConfig, [], ["--name", source, *overrides])
     plain = SourceConfig(**{field.name: getattr(config, field.name) for field in fields(SourceConfig)})
     with (
         _executor(config) as executor,
@@ -102,20 +101,6 @@ def shard_command(source: str, overrides: Sequence[str]) -> Answer:
     lines += [f"  skipped {count}: {reason}" for reason, count in account["skipped"].items()]
     lines += [f"  captions {reason}: {count}" for reason, count in account["captions"].items()]
     return 0, {"out": config.out, **account}, "\n".join(lines)
-
-
-def shard_words(overrides: Sequence[str]) -> list[str]:
-    """What may be written shorter: `--max-side` for `--max_side`, and `--exclude FILE`, also several times."""
-    words, excluded, waiting = list[str](), list[str](), iter(overrides)
-    for word in waiting:
-        name, equals, value = word.partition("=")
-        if name == "--exclude":
-            excluded.append(value if equals else next(waiting, ""))
-        elif name.startswith("--"):
-            words.append("--" + name[2:].replace("-", "_") + equals + value)
-        else:
-            words.append(word)
-    return words + ([f"--clean.exclude={json.dumps(excluded)}"] if excluded else [])
 
 
 @contextlib.contextmanager

@@ -162,7 +162,7 @@ def find_request(data: DataSet, config: SourceConfig) -> Request:
         if root is None and not _optional(data):
             raise UserError(
                 f"data.root is not given, nor data.annotations: {data.name} wants {_wanted(data)}; give --root DIR or "
-                "--annotations FILE ..."
+                "--annotations FILE ... (in a run --data.root DIR)"
             )
         files = tuple(Annotation(path=path) for path in _find_annotations(data, root)) if root else ()
     for file in files:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from data_prep.errors import UserError
 from data_prep.records import Record, Skipped
 from data_prep.sources import SourceConfig, source_module
+from tests.data_prep.published_files import img2dataset_files, karpathy, region
 from tests.data_prep.samples import picture
 from tests.data_prep.stored import store
-from tests.data_prep.test_published import img2dataset_files, karpathy, region
 
 COCO = {"images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(3)],
         "annotations": [{"image_id": n, "id": n, "caption": "é word"} for n in range(3)]}  # fmt: skip

@@ -1,61 +1,25 @@
 """Every data set from small files in its published format, written here, to shards that verify."""
 
-import csv
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_prep.errors import UserError
-from data_prep.sources import SOURCES, ColumnsConfig, RegionsConfig, SourceConfig, prepare, source_module
-from data_prep.verify import verify_folder
-from tests.data_prep.samples import contents, picture
+from data_prep.sources import SOURCES, RegionsConfig, SourceConfig, prepare, source_module
+from tests.data_prep.published_files import (
+    KINDS,
+    coco_json,
+    images,
+    img2dataset_files,
+    jpg,
+    karpathy,
+    region,
+    shards,
+    write,
+)  # fmt: skip
+from tests.data_prep.samples import contents
 from tests.data_prep.stored import store
-from tests.data_prep.test_sources import DATA, needs_data, samples
-
-KINDS = ("folder", "tar", "zip", "deflated")
-
-
-def jpg(number: int) -> bytes:
-    return picture(number, 8, ".jpg")
-
-
-def write(path: Path, value: Any) -> str:
-    """Writes JSON, or lines of JSON for .jsonl and lists of lines, or text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(value, str):
-        path.write_text(value, "utf-8")
-    elif path.suffix == ".jsonl" or path.name in ("train.json", "dev.json", "test1.json"):
-        path.write_text("".join(json.dumps(line) + "\n" for line in value))
-    else:
-        path.write_text(json.dumps(value))
-    return str(path)
-
-
-def shards(tmp_path: Path, name: str, **more: Any) -> tuple[dict[str, Any], dict[str, dict[str, dict]]]:
-    """Writes a data set's shards and checks them; gives the account and the samples' JSON by split and key."""
-    out = tmp_path / "out"
-    account = prepare(SourceConfig(name=name, shuffle=False, **more), out, workers=1)
-    splits = sorted(path.name for path in out.iterdir())  # the tables must be gone
-    assert splits == sorted(account["splits"])
-    assert all(verify_folder(out / split) == [] for split in splits)
-    return account, {split: samples(out / split) for split in splits}
-
-
-def images(tmp_path: Path, kind: str, names: list[str]) -> str:
-    return str(store(tmp_path / "pictures", kind, {name: jpg(number) for number, name in enumerate(names)}))
-
-
-def coco_json(ids: list[int], prefix: str = "") -> dict[str, Any]:
-    return {
-        "info": {"year": 2017},
-        "licenses": [{"id": 1}],
-        "images": [{"id": n, "file_name": f"{prefix}{n:012d}.jpg", "height": 8, "width": 8} for n in ids],
-        # The captions of the real files lie in no order.
-        "annotations": [{"image_id": n, "id": 100 * n + k, "caption": f" {n} says {k}. "} for k in (0, 1) for n in ids],
-    }
+from tests.data_prep.test_sources import DATA, needs_data
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,19 +53,6 @@ def test_coco_faults_are_counted(tmp_path):
     }  # fmt: skip
     assert (account["asked"], account["written"]) == (8, 1)
     assert found["train"]["000000000001"]["captions"] == ["1 says 0.", "1 says 1."]
-
-
-def karpathy(name: str, pictures: Mapping[str, str], **more: Any) -> dict[str, Any]:
-    return {
-        "images": [
-            {"filename": filename, "imgid": number, "split": split, "sentids": [2 * number, 2 * number + 1],
-             "sentences": [{"tokens": ["a"], "raw": f"{filename} {k}", "imgid": number, "sentid": 2 * number + k}
-                           for k in (0, 1)],
-             **{key: make(number) for key, make in more.items()}}
-            for number, (filename, split) in enumerate(pictures.items())
-        ],
-        "dataset": name,
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("release", ["2014", "2017"])
@@ -163,10 +114,6 @@ def test_flickr8ks_original_files(tmp_path):
     assert len(found["test"]["3_ab"]["captions"]) == 5
 
 
-def region(phrase: str, width: int, height: int, number: int) -> dict[str, Any]:
-    return {"region_id": number, "width": width, "height": height, "image_id": 1, "phrase": phrase, "y": 2, "x": 3}
-
-
 def test_visual_genome_filters_regions_by_size_and_count(tmp_path):
     root = tmp_path / "root"
     first = [region(f"thing {n}", 50 + n, 50, n) for n in range(6)]
@@ -191,18 +138,6 @@ def test_visual_genome_filters_regions_by_size_and_count(tmp_path):
     _, found = shards(tmp_path / "all", "vg", root=str(root), regions=loose)
     assert found["train"]["vg2"]["captions"] == ["small"]
     assert len(found["train"]["vg1"]["captions"]) == 7
-
-
-def img2dataset_files(urls: Mapping[str, str]) -> dict[str, bytes]:
-    files = {}
-    for number, (url, caption) in enumerate(urls.items()):
-        value = {"caption": caption, "url": url, "key": f"{number:09d}", "status": "success", "error_message": None,
-                 "width": 8, "height": 8, "original_width": 16, "exif": "{}", "sha256": "0" * 64,
-                 "similarity": float("nan")}  # fmt: skip
-        files[f"{number:09d}.jpg"] = jpg(number)
-        files[f"{number:09d}.json"] = json.dumps(value).encode()
-        files[f"{number:09d}.txt"] = caption.encode()
-    return files
 
 
 URLS = {f"http://x.org/{n}.jpg?a=b": f'a "quoted, {n}' for n in range(5)}
@@ -273,193 +208,6 @@ def test_img2dataset_shards_of_several_splits(tmp_path):
     }  # fmt: skip
     value = next(iter(found["val"].values()))
     assert value["original_width"] == 16 and value["similarity"] is None and "exif" not in value
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_nlvr2(kind, tmp_path):
-    def line(split: str, number: int, pair: int, sentence: int, label: str) -> dict[str, Any]:
-        return {
-            "identifier": f"{split}-{number}-{pair}-{sentence}", "sentence": f"s{sentence}", "label": label,
-            "left_url": "http://l", "right_url": "http://r", "writer": 1, "validation": {}, "synset": "dog",
-        }  # fmt: skip
-
-    train = [line("train", 10, 0, 0, "True"), line("train", 10, 1, 0, "False"), line("train", 11, 0, 1, "True")]
-    files = [write(tmp_path / "train.json", [*train, {"identifier": "x"}]),
-             write(tmp_path / "test1.json", [line("test1", 0, 2, 0, "False")])]  # fmt: skip
-    stems = ["train-10-0", "train-10-1", "test1-0-2"]
-    pictures = images(tmp_path, kind, [f"images/{stem}-img{side}.png" for stem in stems for side in (0, 1)])
-    account, found = shards(tmp_path, "nlvr2", annotations=tuple(files), images=(pictures,))
-    assert account["skipped"] == {"malformed record": 1, "picture missing": 1}
-    assert list(found) == ["test1", "train"]
-    value = found["train"]["train-10-1-0"]
-    assert value["statements"] == [{"text": "s0", "label": False}]
-    assert value["captions"] == []
-    # The pairs of one sentence are one group, as the corpus's metrics.py counts consistency.
-    assert value["group"] == found["train"]["train-10-0-0"]["group"] == "train-10-0"
-    assert value["presentation"] == "train-10"
-    if kind == "folder":
-        path = Path(pictures) / "images/train-10-1-img0.png"
-        assert value["sha256"] and path.read_bytes() in (tmp_path / "out/train/00000.tar").read_bytes()
-
-
-def test_vqa(tmp_path):
-    root = tmp_path / "root"
-    questions = [{"image_id": n, "question": f"what {k}?", "question_id": 10 * n + k} for k in (0, 1) for n in (5, 6)]
-    write(root / "v2_OpenEnded_mscoco_val2014_questions.json",
-          {"info": {}, "task_type": "Open-Ended", "data_subtype": "val2014", "questions": questions})  # fmt: skip
-    answers = [{"answer": "red" if k < 7 else "blue", "answer_confidence": "yes", "answer_id": k} for k in range(10)]
-    write(root / "v2_mscoco_val2014_annotations.json", {"annotations": [
-        {"question_id": q["question_id"], "image_id": q["image_id"], "question_type": "what", "answer_type": "other",
-         "multiple_choice_answer": "red", "answers": answers} for q in questions]
-        + [{"question_id": 1, "image_id": 9, "answers": []}, {"question_id": 2}]})  # fmt: skip
-    test = [{"image_id": 8, "question": "and?", "question_id": 80}]
-    write(root / "v2_OpenEnded_mscoco_test-dev2015_questions.json", {"questions": test})
-    store(root / "val2014", "zip", {f"val2014/COCO_val2014_{n:012d}.jpg": jpg(n) for n in (5, 6)})
-    store(root / "test2015", "folder", {f"COCO_test2015_{8:012d}.jpg": jpg(8)})
-    account, found = shards(tmp_path, "vqa", root=str(root))
-    assert account["skipped"] == {"answers without a question": 1, "malformed record": 1}
-    value = found["val"]["000000000005"]
-    assert [(q["question"], q["question_id"], q["answer"]) for q in value["questions"]] == [
-        ("what 0?", 50, "red"), ("what 1?", 51, "red"),
-    ]  # fmt: skip
-    assert value["questions"][0]["answers"] == ["red"] * 7 + ["blue"] * 3
-    assert value["coco_id"] == 5
-    assert found["test-dev"]["000000000008"]["questions"] == [{"question": "and?", "question_id": 80}]
-
-
-def test_snli_ve(tmp_path):
-    def line(name: str, label: str, number: int) -> dict[str, Any]:
-        return {"annotator_labels": [label], "captionID": f"{name}#0", "gold_label": label, "Flickr30K_ID": name,
-                "pairID": f"{name}#0r{number}", "sentence1": "a premise", "sentence2": f"so {number}"}  # fmt: skip
-
-    lines = [line("111", label, n) for n, label in enumerate(("entailment", "neutral", "contradiction", "-"))]
-    lines += [line("222.jpg", "neutral", 9)]
-    file = write(tmp_path / "snli_ve_dev.jsonl", [*lines, {}])
-    pictures = images(tmp_path, "tar", ["flickr30k-images/111.jpg", "flickr30k-images/222.jpg"])
-    account, found = shards(tmp_path, "snli_ve", annotations=(file,), images=(pictures,))
-    assert account["skipped"] == {"malformed record": 1, "no gold label": 1}
-    statements = found["dev"]["111"]["statements"]
-    assert [(one["text"], one["label"], one["relation"]) for one in statements] == [
-        ("so 0", True, "entailment"), ("so 1", False, "neutral"), ("so 2", False, "contradiction"),
-    ]  # fmt: skip
-    assert found["dev"]["222"]["captions"] == ["a premise"]
-
-
-def test_nocaps_keeps_domains_and_pictures_without_captions(tmp_path):
-    def image(number: int) -> dict[str, Any]:
-        return {"id": number, "file_name": f"{number:016x}.jpg", "open_images_id": f"{number:016x}",
-                "domain": "near-domain", "width": 8, "height": 8}  # fmt: skip
-
-    val = {"licenses": [], "info": {}, "images": [image(0), image(1)],
-           "annotations": [{"image_id": n, "id": k, "caption": "c"} for n in (0, 1) for k in range(10)]}  # fmt: skip
-    test = {"images": [image(2)], "info": {}, "licenses": []}
-    files = [write(tmp_path / "nocaps_val_4500_captions.json", val),
-             write(tmp_path / "nocaps_test_image_info.json", test)]  # fmt: skip
-    pictures = images(tmp_path, "folder", [f"{n:016x}.jpg" for n in range(3)])
-    _, found = shards(tmp_path, "nocaps", annotations=tuple(files), images=(pictures,))
-    value = found["val"][f"{1:016x}"]
-    assert (len(value["captions"]), value["domain"], value["nocaps_id"]) == (10, "near-domain", 1)
-    assert "coco_id" not in value
-    assert found["test"][f"{2:016x}"]["captions"] == []
-
-
-def test_albef_lists_of_every_task(tmp_path):
-    far = "/export/share/datasets/vision/coco/images"
-    pictures = images(tmp_path, "zip", [f"images/{name}.jpg" for name in "abcd"])
-    lists = {
-        "coco_karpathy_train.json": [{"image": f"{far}/a.jpg", "caption": "one", "image_id": "coco_1"},
-                                     {"image": f"{far}/a.jpg", "caption": "two", "image_id": "coco_1"},
-                                     {"image": f"{far}/gone.jpg", "caption": "x"}, {"caption": "x"}, 5],
-        "flickr30k_test.json": [{"image": f"{far}/b.jpg", "caption": ["one", "", "three"]}],
-        "vqa_val.json": [{"image": f"{far}/c.jpg", "question": "what?", "question_id": 4, "dataset": "vqa",
-                          "answer": ["red", "blue", "red"]}],
-        "ve_dev.json": [{"image": f"{far}/c.jpg", "sentence": "so", "label": "contradiction"},
-                        {"images": [f"{far}/c.jpg", f"{far}/d.jpg"], "sentence": "both", "label": "True"}],
-    }  # fmt: skip
-    files = tuple(write(tmp_path / name, value) for name, value in lists.items())
-    account, found = shards(tmp_path, "albef", annotations=files, images=(pictures,))
-    assert account["skipped"] == {"malformed record": 2, "picture missing": 1}
-    assert found["train"]["a"]["captions"] == ["one", "two"]
-    assert found["test"]["b"]["captions"] == ["one", "three"]
-    assert found["val"]["c"]["questions"] == [
-        {"question": "what?", "question_id": 4, "answer": "red", "answers": ["red", "blue", "red"]}
-    ]
-    assert found["dev"]["c"]["statements"] == [{"text": "so", "label": False, "relation": "contradiction"}]
-    (pair,) = (value for key, value in found["dev"].items() if key != "c")
-    assert pair["statements"] == [{"text": "both", "label": True}]
-
-
-def test_albef_paths_that_disagree_need_match_name(tmp_path):
-    file = write(tmp_path / "vg.json", [{"image": "visual-genome/image/2.jpg", "caption": "x"}])
-    pictures = images(tmp_path, "folder", ["VG_100K/2.jpg"])
-    with pytest.raises(UserError, match=r"only in another folder.*match name"):
-        shards(tmp_path, "albef", annotations=(file,), images=(pictures,))
-    account, _ = shards(tmp_path / "2", "albef", annotations=(file,), images=(pictures,), match="name")
-    assert account["written"] == 1
-
-
-@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
-def test_tables(kind, tmp_path):
-    rows = [("a.jpg", 'say "hi", you\nthere', "train", 1.5), ("b.jpg", "b", "test", 2.5),
-            ("a.jpg", "again", "train", 3.5), ("c.jpg", "", "train", 4.5), ("a.jpg", "same name", "test", 5.5),
-            ("d.jpg", "d", "no/split", 1.0)]  # fmt: skip
-    names = ("file", "text", "part", "score")
-    path = tmp_path / f"table.{kind}"
-    if kind == "parquet":
-        parquet = pytest.importorskip("pyarrow.parquet")
-        arrow = pytest.importorskip("pyarrow")
-        parquet.write_table(arrow.table({name: [row[n] for row in rows] for n, name in enumerate(names)}), path)
-    else:
-        with open(path, "w", newline="") as file:
-            csv.writer(file, delimiter="," if kind == "csv" else "\t").writerows([names, *rows])
-    columns = ColumnsConfig(image="file", caption="text", split="part", keep=("score",))
-    pictures = images(tmp_path, "tar", ["a.jpg", "b.jpg"])
-    account, found = shards(tmp_path, "table", annotations=(str(path),), images=(pictures,), columns=columns)
-    assert {split: list(of) for split, of in found.items()} == {"train": ["a"], "test": ["b", "a"]}
-    assert found["train"]["a"]["captions"] == ['say "hi", you\nthere', "again"]
-    assert float(found["train"]["a"]["score"]) == 1.5
-    assert account["skipped"] == {"malformed record": 1, "no caption": 1}
-
-
-def test_tables_without_a_header_and_with_bad_rows(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_bytes(b"a.jpg,one\nb.jpg\nc.jpg,x,y\n\xff\xff,z\n\nb.jpg,two\n")
-    columns = ColumnsConfig(names=("image", "caption"))
-    pictures = images(tmp_path, "tar", ["a.jpg", "b.jpg"])
-    account, found = shards(tmp_path, "table", annotations=(f"val={path}",), images=(pictures,), columns=columns)
-    assert list(found["val"]) == ["a", "b"]
-    assert account["skipped"] == {"malformed record": 3}
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "columns", "message"),
-    [
-        ("t.csv", b"picture,text\na,b\n", {}, r"no column 'image' but 'picture', 'text'.*--columns\.image"),
-        ("t.csv", b"", {}, "no column 'image'"),
-        ("t.csv", b"image,caption\n", {}, "no record found"),
-        ("t.parquet", b"PAR1 no", {}, "no whole Parquet"),
-        ("t.csv", b"image,caption,key\na,b,c\n", {"keep": ("key",)}, "every sample has already"),
-    ],
-)
-def test_tables_that_are_none(name, data, columns, message, tmp_path):
-    (tmp_path / name).write_bytes(data)
-    pictures = images(tmp_path, "tar", ["a.jpg"])
-    with pytest.raises(UserError, match=message):
-        shards(tmp_path, "table", annotations=(str(tmp_path / name),), images=(pictures,),
-               columns=ColumnsConfig(**columns))  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_folder_with_texts_beside_the_pictures(kind, tmp_path):
-    files = {"sub/dog.v2.jpg": jpg(0), "sub/dog.v2.txt": b"a dog\n\n two dogs \r\n", "cat.PNG": picture(1),
-             "cat.txt": b"a cat", "alone.jpg": jpg(2), "empty.jpg": jpg(3), "empty.txt": b"\n",
-             "notes.txt": b"no picture"}  # fmt: skip
-    account, found = shards(tmp_path, "folder", images=(str(store(tmp_path / "p", kind, files)),))
-    assert account["skipped"] == {"no caption": 2}
-    assert {tuple(value["captions"]) for value in found["train"].values()} == {("a dog", "two dogs"), ("a cat",)}
-    again, val = (str(store(tmp_path / name, kind, files)) for name in ("q", "val"))
-    _, found = shards(tmp_path / "more", "folder", images=(f"train={again}", f"val={val}"))
-    assert {split: len(of) for split, of in found.items()} == {"train": 2, "val": 2}
 
 
 def test_sizes_cut_a_split_by_seed_and_zero_leaves_it_out(tmp_path):
