@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from launch.download import add_download_options, download_command
 
 log = logging.getLogger("launch")
 
@@ -198,6 +199,9 @@ def _add_data_commands(commands: Any) -> None:
         help="shapes, nlvr or flickr8k; its settings are given as --key VALUE, see --out, "
         "--root, --sizes.SPLIT, --shard_samples, --image_size, --seed, --workers",
     )
+    text = "download the pictures of a list of URLs and captions into shards; goes on where it stopped"
+    parser = _add(commands, "download", text, "download Train_GCC-training.tsv --out data/cc3m", _download)
+    add_download_options(parser)
     parser = _add(commands, "index", "make the index of shards that came from elsewhere", "index DIR", _index)
     parser.add_argument("folder", metavar="DIR", help="folder with .tar shards")
     parser = _add(commands, "verify", "check shards against their index", "verify data/nlvr/train", _verify)
@@ -314,6 +318,10 @@ def _shard(options: argparse.Namespace, overrides: list[str]) -> Answer:
     from launch.commands import shard_command
 
     return shard_command(options.source, overrides)
+
+
+def _download(options: argparse.Namespace, _: list[str]) -> Answer:
+    return download_command(options)
 
 
 def _index(options: argparse.Namespace, _: list[str]) -> Answer:
