@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 import sys
 import time
 from typing import Any
@@ -66,6 +67,8 @@ def download_command(options: argparse.Namespace) -> tuple[int, dict[str, Any], 
     from data_prep.download.account import account_lines
     from data_prep.download.job import download, shard_folder
 
+    # It names the first hundred samples that it leaves out; of old links that is the usual, and the account has it.
+    logging.getLogger("data_prep.writer").setLevel(logging.DEBUG if options.verbose else logging.ERROR)
     with _Display() as display:
         account = download(config, display.show)
     folder = shard_folder(config)

@@ -34,7 +34,6 @@ _WORDS: tuple[tuple[str, str], ...] = (
     (TOO_SLOW, "timeout: took too long"),
     ("X-Robots-Tag", "refused: X-Robots-Tag"),
     ("unknown url type", "refused: led to another scheme"),
-    ("is not allowed", "refused: led to another scheme"),
     ("timed out", "timeout: no answer"),
     ("IncompleteRead", "connection: ended early"),
     ("Name or service not known", "gone: host not found"),
@@ -61,6 +60,8 @@ def classify(status: str, message: str | None) -> str:
     if status == "success":
         return GOT
     text = message or ""
+    if "is not allowed" in text:  # urllib refuses a redirect to file: with the redirect's own code
+        return "refused: led to another scheme"
     if found := _HTTP.match(text):
         code = int(found[1])
         if 300 <= code < 400:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_prep.download.lists import Entry, ListSpec, read_list
 from data_prep.files import atomic_dir, read_json, write_json
 
-BATCH_ROWS = 10_000
+BATCH_ROWS = 1000  # read at a time, whatever one of them is wanted
 _SCHEMA = pa.schema([("line", pa.int64()), ("url", pa.string()), ("captions", pa.list_(pa.string()))])
 
 
@@ -41,7 +41,7 @@ class Asked:
         self.lines: int = about["lines"]
         self.faults: dict[str, int] = about["faults"]
         self.repeats: int = about["repeats"]
-        self._rows = pa.ipc.open_file(pa.memory_map(str(folder / "lines.arrow")))
+        self._rows = pa.ipc.open_file(pa.OSFile(str(folder / "lines.arrow")))
         self._members, self._starts = (
             np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("members", "starts")
         )
@@ -90,7 +90,8 @@ def write_asked(spec: ListSpec, folder: Path, progress: Callable[[int], None]) -
             for batch, lines in _batches(spec, faults):
                 writer.write_batch(batch)
                 hashes.append(np.array([_hash(url) for url in batch["url"].to_pylist()], dtype=np.uint64))
-                progress(lines)
+                if len(hashes) % 100 == 1:
+                    progress(lines)
         members, starts = _group(np.concatenate(hashes) if hashes else np.zeros(0, np.uint64))
         np.save(aside / "members.npy", members, allow_pickle=False)
         np.save(aside / "starts.npy", starts, allow_pickle=False)

@@ -71,12 +71,14 @@ def download(config: DownloadConfig, progress: Progress) -> dict[str, Any]:
         if not len(asked):
             raise UserError(f"{spec.path}: no line asks for an http or https URL with a caption; {asked.faults}")
         outcomes, raws = _fetch(config, state, asked, progress)
-        if not write_places(state, raws):
+        got = outcomes.where({word: word == GOT for word in outcomes.words})
+        if not len(got):
             for raw in raws:
                 shutil.rmtree(raw.parent)
             raise UserError(
                 f"not one of {len(asked)} URLs could be fetched; {outcomes.counts()}; is the network there?"
             )
+        write_places(state, raws, got)
         account = _write_shards(config, spec, identity, state, raws, asked, outcomes, progress)
         os.rename(state / "shards", final)
         fsync_dir(out)

@@ -14,12 +14,14 @@ The first two have no header and no quoting; a header line that somebody put in 
 Files may be compressed by gzip (`.gz`), parquet aside.
 """  # noqa: E501
 
+import contextlib
 import csv
 import gzip
 import itertools
 import json
 import sys
 import urllib.parse
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,10 @@ from data_prep.errors import UserError
 
 _NAMED = frozenset({"albef", "csv", "tsv", "json", "parquet"})
 _MISSING = object()
+_UNREADABLE = (
+    ijson.JSONError, json.JSONDecodeError, csv.Error, pa.ArrowInvalid, EOFError, gzip.BadGzipFile, zlib.error,
+    UnicodeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +87,8 @@ def find_list(path: Path, kind: str = "auto", url: str | None = None, caption: s
     """
     if not path.is_file():
         raise UserError(f"{path} is no file; give a list of URLs and captions: {', '.join(FORMATS)}")
-    found = _guess(path, url) if kind == "auto" else kind
+    with _told(path, "text"):
+        found = _guess(path, url) if kind == "auto" else kind
     if found not in _NAMED and (url or caption):
         raise UserError(f"columns were named, but {found} has none; leave --url-column and --caption-column out")
     names = {"url": url or ("image" if found == "albef" else "url"), "caption": caption or "caption"}
@@ -103,14 +110,19 @@ def read_list(spec: ListSpec) -> Iterator[Entry]:
     """
     readers = {"cc3m": _plain_tsv, "cc12m": _plain_tsv, "sbu": _sbu, "csv": _table, "tsv": _table, "parquet": _parquet}
     reader = readers.get(spec.format, _json)
-    try:
+    with _told(spec.path, spec.format):
         for url, caption in reader(spec):
             yield _entry(url, caption)
-    except (ijson.JSONError, json.JSONDecodeError, csv.Error, pa.ArrowInvalid, EOFError, gzip.BadGzipFile) as error:
+
+
+@contextlib.contextmanager
+def _told(path: Path, kind: str) -> Iterator[None]:
+    """Turns what the parsers raise into the user's error."""
+    try:
+        yield
+    except _UNREADABLE as error:
         what = " ".join(str(error).split())
-        raise UserError(
-            f"{spec.path} cannot be read as {spec.format} ({what}); give its format with --format"
-        ) from error
+        raise UserError(f"{path} cannot be read as {kind} ({what}); give its format with --format") from error
 
 
 def _entry(url: Any, caption: Any) -> Entry:
@@ -149,7 +161,7 @@ def _guess(path: Path, url: str | None) -> str:
     if suffix in (".json", ".jsonl"):
         return _guess_json(path, url)
     if suffix == ".tsv":
-        with _open_text(path) as file:
+        with _open_text(path, newline="\n") as file:
             fields = file.readline().rstrip("\r\n").split("\t")
         if "://" in fields[0]:
             return "cc12m"

@@ -33,13 +33,14 @@ class Outcomes:
         self._codes = np.zeros(count, dtype=np.int16)
 
     def put(self, rows: NDArray[np.int64], reasons: list[str]) -> None:
-        """Notes what became of some pictures."""
+        """Notes what became of some pictures; one that was got once stays so, whatever a later pass says."""
         codes = {}
         for reason in set(reasons):
             if reason not in self._words:
                 self._words.append(reason)
             codes[reason] = self._words.index(reason)
-        self._codes[rows] = [codes[reason] for reason in reasons]
+        new = np.array([codes[reason] for reason in reasons], dtype=np.int16)
+        self._codes[rows] = np.where(self._codes[rows] == self._words.index(GOT), self._codes[rows], new)
 
     def where(self, wanted: Mapping[str, bool]) -> NDArray[np.int64]:
         """The numbers of the pictures whose reason is wanted."""
@@ -65,30 +66,32 @@ def read_tables(raw: Path, outcomes: Outcomes) -> None:
         outcomes.put(table["row"].to_numpy(), [classify(status, message) for status, message in states])
 
 
-def write_places(folder: Path, raws: list[Path]) -> int:
-    """Finds every picture that was got in the passes' tars.
+def write_places(folder: Path, raws: list[Path], got: NDArray[np.int64]) -> None:
+    """Finds every picture that was got in the passes' tars, and notes it in `places.npy`.
+
+    In the list's order: its tar and the place in it, 16 bytes of the SHA-256 that img2dataset computed, and whether it
+    is the first with these bytes.
 
     Args:
-        folder: Where `places.npy` goes: for each picture, in the list's order, its tar and the place in it, 16 bytes
-            of the SHA-256 that img2dataset computed, and whether it is the first with these bytes.
+        folder: Where `places.npy` goes.
         raws: The passes' folders.
-
-    Returns:
-        How many pictures there are.
+        got: The numbers of the pictures that were got, ascending.
 
     Raises:
-        UserError: a tar is broken.
+        UserError: a tar is broken, or the disk is full.
     """
-    parts = [part for number, raw in enumerate(raws) for part in _places_of(raw, number)]
-    places = np.concatenate(parts) if parts else np.zeros(0, _PLACE)
-    places = places[np.argsort(places["row"], kind="stable")]
-    order = np.lexsort((places["low"], places["high"]))  # stable: within equal bytes, in the list's order
+    places = np.zeros(len(got), _PLACE)
+    places["row"] = -1
+    for number, raw in enumerate(raws):
+        for part in _places_of(raw, number):
+            places[np.searchsorted(got, part["row"])] = part
+    if not np.array_equal(places["row"], got):
+        raise RuntimeError(f"the tars below {folder} do not hold the {len(got)} pictures that their tables tell of")
+    order = np.lexsort((places["low"], places["high"]))  # stable: among equal bytes, in the list's order
     high, low = places["high"][order], places["low"][order]
-    new = np.r_[True, (high[1:] != high[:-1]) | (low[1:] != low[:-1])][: len(order)]
-    places["first"][order] = new
+    places["first"][order] = np.r_[True, (high[1:] != high[:-1]) | (low[1:] != low[:-1])][: len(got)]
     with atomic_file(folder / PLACES) as file:
         np.save(file, places, allow_pickle=False)
-    return len(places)
 
 
 def _places_of(raw: Path, number: int) -> Iterator[NDArray[np.void]]:

@@ -27,7 +27,7 @@ _ATTEMPTS = 3
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 5.0
 _TAR_END = 1024
-_FULL = ("No space left on device", "Disk quota exceeded")
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.over.wait(60)
 
     def do_trickle(self, number: int) -> None:
-        self.send(b"", length=10**6)
+        self.send(b"", length=10**5)
         while not self.server.over.wait(0.2):
             self.wfile.write(b"x")
 
