@@ -105,12 +105,13 @@ def _check(python: Path, folder: Path) -> None:
 
 
 def _run(command: Sequence[str]) -> str | None:
-    """Runs a command; returns None where it succeeds, or else the last line that it said."""
+    """Runs a command; returns None where it succeeds, or else its first line about an error, or its last line."""
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=quiet(), check=False)
     if done.returncode == 0:
         return None
-    said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return said[-1].strip() if said else f"it ended with code {done.returncode}"
+    said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    errors = [line for line in said if line.lower().startswith("error:")]
+    return (errors[:1] or said[-1:] or [f"it ended with code {done.returncode}"])[0]
 
 
 def quiet() -> dict[str, str]:
