@@ -75,9 +75,8 @@ def download(config: DownloadConfig, progress: Progress) -> dict[str, Any]:
         if not len(got):
             for raw in raws:
                 shutil.rmtree(raw.parent)
-            raise UserError(
-                f"not one of {len(asked)} URLs could be fetched; {outcomes.counts()}; is the network there?"
-            )
+            why = ", ".join(f"{reason} {count:,}" for reason, count in outcomes.counts().items())
+            raise UserError(f"not one of {len(asked):,} URLs was fetched ({why}); is the network there?")
         write_places(state, raws, got)
         account = _write_shards(config, spec, identity, state, raws, asked, outcomes, progress)
         os.rename(state / "shards", final)
@@ -162,8 +161,8 @@ def _fetch(config: DownloadConfig, state: Path, asked: Asked, progress: Progress
         what = "download" if number == 0 else f"try {number + 1}"
         total = len(rows)
 
-        def show(done: int, got: int, what: str = what, total: int = total) -> None:
-            progress(what, done, total, f"got {got / done:.1%}" if done else "")
+        def show(done: int, answered: int, what: str = what, total: int = total) -> None:
+            progress(what, done, total, f"{answered / done:.1%} answered" if done else "")
 
         run_tool(
             python, folder / "urls" / "lists", folder / "raw", rows=total, shard_urls=shard_urls, fetch=fetch,

@@ -99,7 +99,7 @@ def run_tool(
         rows: URLs in all.
         shard_urls: URLs a shard.
         fetch: How to ask.
-        progress: Called with the URLs that were asked and the pictures that came of them.
+        progress: Called with the URLs that were asked and how many of them were answered with some bytes.
 
     Raises:
         UserError: the disk is full, or img2dataset fails again and again.
@@ -109,19 +109,21 @@ def run_tool(
     log_file = raw.parent / "img2dataset.log"
     settings = raw.parent / "settings.json"
     write_json(settings, _settings(urls, raw, shard_urls, fetch))
-    for attempt in range(_ATTEMPTS):
-        if len(finished_shards(raw)) == wanted:
-            return
-        if attempt:
-            log.warning("img2dataset left shards unfinished (%s says why); it is started again", log_file)
+    done, failures = len(finished_shards(raw)), 0
+    while done < wanted and failures < _ATTEMPTS:
         said_before = log_file.stat().st_size if log_file.exists() else 0
         _run_once(python, settings, raw, log_file, fetch, progress)
         _refuse_full_disk(log_file, said_before)
-    missing = wanted - len(finished_shards(raw))
-    if missing:
+        before, done = done, len(finished_shards(raw))
+        if done < wanted:
+            # Of a list that takes days many attempts may end early; only those in a row that bring nothing count.
+            failures = 0 if done > before else failures + 1
+            log.warning("img2dataset left %d shards unfinished (%s says why)", wanted - done, log_file)
+    if done < wanted:
         raise UserError(
-            f"img2dataset left {missing} of {wanted} shards unfinished in {_ATTEMPTS} attempts; {log_file} says why; "
-            "run the same command again once it is mended: what is finished is kept"
+            f"img2dataset left {wanted - done} of {wanted} shards unfinished, and {_ATTEMPTS} attempts in a row "
+            f"brought nothing; {log_file} says why; run the same command again once it is mended: what is finished is "
+            "kept"
         )
 
 

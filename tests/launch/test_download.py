@@ -200,7 +200,7 @@ def test_the_text_for_people_names_the_share(tmp_path):
 
 
 @contextlib.contextmanager
-def slow_good_ones(folder: Path, count: int = 200) -> Iterator[_Server]:
+def slow_good_ones(folder: Path, count: int = 120) -> Iterator[_Server]:
     with serving(delay=0.15) as server:
         write_list(folder, [(f"picture {n}", f"{server.url}/good/{n}.jpg") for n in range(count)])
         yield server
@@ -213,7 +213,7 @@ SMALL = ("--shard-urls", "10", "--processes", "2", "--threads", "2")
 def test_a_stop_ends_img2dataset_and_the_same_command_goes_on(number, tmp_path):
     with slow_good_ones(tmp_path) as server:
         stopped = started(tmp_path, *SMALL)
-        until(lambda: finished(tmp_path) >= 5)
+        until(lambda: finished(tmp_path) >= 3)
         assert len(tool_processes(tmp_path)) >= 3
         stopped.send_signal(number)
         _, said = stopped.communicate(timeout=30)
@@ -224,16 +224,16 @@ def test_a_stop_ends_img2dataset_and_the_same_command_goes_on(number, tmp_path):
         kept = finished(tmp_path)
         asked_before = server.seen.total()
         account = account_of(run(tmp_path, *SMALL))
-        assert account["got"] == 200
+        assert account["got"] == 120
         assert verify_folder(tmp_path / "out" / "train") == []
         # What was finished is not asked again.
-        assert server.seen.total() - asked_before == 200 - 10 * kept
-        assert sorted(samples(tmp_path / "out" / "train")) == list(range(200))
+        assert server.seen.total() - asked_before == 120 - 10 * kept
+        assert sorted(samples(tmp_path / "out" / "train")) == list(range(120))
 
 
 def test_a_worker_that_the_system_kills_does_not_hold_the_download(tmp_path):
-    words = (*SMALL, "--threads", "100", "--stall-seconds", "3", "--max-seconds", "1")
-    with slow_good_ones(tmp_path, 400):
+    words = (*SMALL, "--threads", "100", "--stall-seconds", "15", "--max-seconds", "1")
+    with slow_good_ones(tmp_path, 200):
         download = started(tmp_path, *words)
         until(lambda: finished(tmp_path) >= 2)
         oldest = min(tool_processes(tmp_path))
@@ -243,9 +243,9 @@ def test_a_worker_that_the_system_kills_does_not_hold_the_download(tmp_path):
                 os.kill(pid, signal.SIGKILL)
         out, said = download.communicate(timeout=120)
     assert download.returncode == 0, said
-    assert json.loads(out)["got"] == 400
-    assert "it is stopped" in said
-    assert "it is started again" in said
+    assert json.loads(out)["got"] == 200
+    assert "gave no sign of life" in said
+    assert "shards unfinished" in said
 
 
 def _cmdline(pid: int) -> bytes:
@@ -264,8 +264,9 @@ def test_a_full_disk_is_one_clear_line_and_nothing_finished_is_lost(tmp_path):
         assert full.returncode == 2, full.stderr
         last = full.stderr.strip().splitlines()[-1]
         assert "is full; free some space" in last
-        account = account_of(run(tmp_path, *SMALL))
+        account = account_of(run(tmp_path, *SMALL, "--keep-raw"))
     assert account["got"] == 120
+    assert len(list((tmp_path / "out" / ".download-train" / "pass-0" / "raw").glob("*.tar"))) == 12
     assert verify_folder(tmp_path / "out" / "train") == []
 
 
