@@ -42,25 +42,27 @@ class Asked:
         self.faults: dict[str, int] = about["faults"]
         self.repeats: int = about["repeats"]
         self._rows = pa.ipc.open_file(pa.OSFile(str(folder / "lines.arrow")))
-        self._members, self._starts = (
-            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("members", "starts")
+        self._firsts, self._joins = (
+            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("firsts", "joins")
         )
         self._opened, self._columns = -1, list[Any]()
 
     def __len__(self) -> int:
         """Pictures with a URL of their own."""
-        return len(self._starts) - 1
+        return len(self._firsts)
 
     def wish(self, number: int) -> Wish:
         """The picture with this number."""
-        rows = [self._row(int(row)) for row in self._members[self._starts[number] : self._starts[number + 1]]]
+        first = self._firsts[number]
+        begin, end = np.searchsorted(self._joins[0], [first, first + 1])
+        rows = [self._row(int(row)) for row in (first, *self._joins[1, begin:end])]
         captions = dict.fromkeys(caption for _, _, texts in rows for caption in texts)
         return Wish(line=rows[0][0], url=rows[0][1], captions=tuple(captions))
 
     def urls(self, numbers: NDArray[np.int64]) -> Iterator[list[str]]:
         """The URLs of these pictures, in pieces of `BATCH_ROWS`."""
         for start in range(0, len(numbers), BATCH_ROWS):
-            rows = self._members[self._starts[numbers[start : start + BATCH_ROWS]]]
+            rows = self._firsts[numbers[start : start + BATCH_ROWS]]
             yield [self._row(int(row))[1] for row in rows]
 
     def _row(self, row: int) -> tuple[int, str, list[str]]:
@@ -92,12 +94,12 @@ def write_asked(spec: ListSpec, folder: Path, progress: Callable[[int], None]) -
                 hashes.append(np.array([_hash(url) for url in batch["url"].to_pylist()], dtype=np.uint64))
                 if len(hashes) % 100 == 1:
                     progress(lines)
-        members, starts = _group(np.concatenate(hashes) if hashes else np.zeros(0, np.uint64))
-        np.save(aside / "members.npy", members, allow_pickle=False)
-        np.save(aside / "starts.npy", starts, allow_pickle=False)
-        good = len(members)
+        good = sum(map(len, hashes))
+        firsts, joins = _group(hashes)
+        np.save(aside / "firsts.npy", firsts, allow_pickle=False)
+        np.save(aside / "joins.npy", joins, allow_pickle=False)
         about = {"lines": good + faults.total(), "faults": dict(sorted(faults.items()))}
-        write_json(aside / "about.json", about | {"repeats": good - (len(starts) - 1)})
+        write_json(aside / "about.json", about | {"repeats": joins.shape[1]})
 
 
 def _batches(spec: ListSpec, faults: Counter[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
@@ -127,17 +129,23 @@ def _hash(url: str) -> int:
     return int.from_bytes(hashlib.blake2b(url.encode(), digest_size=8).digest(), "little")
 
 
-def _group(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Groups equal hashes, groups in the order of their first rows.
+def _group(pieces: list[NDArray[np.uint64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Finds equal hashes; takes the pieces away from their list, and about 30 bytes a hash while it works.
 
     Returns:
-        The rows, group by group, each group ascending; and where each group starts, with the total at the end.
+        The first row with each hash, ascending; and the others, [2, rows]: above the first row with that hash, below
+        the row itself, in the order of both.
     """
+    hashes = np.concatenate([np.zeros(0, np.uint64), *pieces])
+    pieces.clear()
     order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    heads = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else np.zeros(0, np.int64)
-    sizes = np.diff(np.r_[heads, len(order)])
-    by_first = np.argsort(order[heads], kind="stable")
-    starts = np.r_[0, np.cumsum(sizes[by_first])].astype(np.int64)
-    shift = np.repeat(heads[by_first] - starts[:-1], sizes[by_first])
-    return order[np.arange(len(order)) + shift].astype(np.int64), starts
+    hashes = hashes[order]
+    again = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1  # places in the order, never the first of its hash
+    del hashes
+    # Equal hashes lie in a row: the first of them is just before the run of those that came again.
+    starts_run = np.r_[True, np.diff(again) > 1][: len(again)]
+    firsts_of = (again - 1)[starts_run][np.cumsum(starts_run) - 1]
+    joins = np.stack([order[firsts_of], order[again]])
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[joins[1]] = False
+    return np.flatnonzero(is_first), joins[:, np.lexsort((joins[1], joins[0]))]

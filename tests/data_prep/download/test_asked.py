@@ -1,4 +1,3 @@
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +53,11 @@ def test_a_stop_while_the_list_is_read_leaves_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["list.tsv"]
 
 
-@given(st.lists(st.integers(0, 6), max_size=40))
-def test_groups_hold_each_row_once_in_the_order_of_their_first(values):
-    members, starts = _group(np.array(values, dtype=np.uint64))
-    groups = [members[a:b].tolist() for a, b in itertools.pairwise(starts)]
+@given(st.lists(st.lists(st.integers(0, 6), max_size=20), max_size=3))
+def test_equal_ones_are_found_wherever_they_are(pieces):
+    firsts, joins = _group([np.array(piece, dtype=np.uint64) for piece in pieces])
     wanted: dict[int, list[int]] = {}
-    for row, value in enumerate(values):
+    for row, value in enumerate(value for piece in pieces for value in piece):
         wanted.setdefault(value, []).append(row)
-    assert groups == list(wanted.values())
+    assert firsts.tolist() == [rows[0] for rows in wanted.values()]
+    assert joins.T.tolist() == [[rows[0], row] for rows in wanted.values() for row in rows[1:]]
