@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import ssl
 import threading
 import time
 from collections import Counter
@@ -162,9 +163,11 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(delay: float = 0.0) -> Iterator[_Server]:
-    """Runs the server for a while; `delay` is how long a good picture takes, in seconds."""
+def serving(delay: float = 0.0, context: ssl.SSLContext | None = None) -> Iterator[_Server]:
+    """Runs the server for a while; `delay` is how long a good picture takes, in seconds; `context` makes it https."""
     server = _Server(delay)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

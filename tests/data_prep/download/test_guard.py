@@ -1,9 +1,12 @@
 """The opener that img2dataset asks through, against a real server; each limit is a fraction of a second here."""
 
+import shutil
+import ssl
+import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +79,33 @@ def test_addresses_that_are_not_public_are_not_asked(server, limited):
     assert why("http://169.254.169.254/latest/meta-data") == "refused: address not public"
     assert why("https://10.0.0.1/x.jpg") == "refused: address not public"
     assert server.seen.total() == before
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not there")
+    folder = tmp_path_factory.mktemp("tls")
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    files = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(["openssl", *words.split(), *files], cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_https_is_held_to_the_same_limits_and_its_certificates_are_checked(certificate, limited, monkeypatch):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    with serving(context=context) as server:
+        url = server.url.replace("http:", "https:")
+        assert why(f"{url}/good/1.jpg") == "tls"
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+        guard.install(seconds=0.6, max_bytes=200_000, public_only=False)
+        with urllib.request.urlopen(f"{url}/good/7.jpg", timeout=5) as answer:
+            assert answer.read() == encoded(7)
+        assert why(f"{url}/trickle/1.jpg") == "timeout: took too long"
+        assert why(f"{url}/endless/1.jpg") == "refused: too many bytes"
+        guard.install(seconds=0.6, max_bytes=200_000, public_only=True)
+        assert why(f"{url}/good/1.jpg") == "refused: address not public"
 
 
 def test_a_proxy_of_the_users_own_may_be_private(server, limited, monkeypatch):
