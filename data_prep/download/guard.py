@@ -10,6 +10,7 @@ This file is no part of the package while it runs: it imports the standard libra
 """
 
 import http.client
+import importlib
 import io
 import ipaddress
 import json
@@ -149,9 +150,7 @@ def _die_with_parent() -> None:
 
 def _main(settings: dict[str, Any]) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    import img2dataset
-
-    img2dataset.download(**settings["img2dataset"])
+    importlib.import_module("img2dataset").download(**settings["img2dataset"])
 
 
 if __name__ in ("__main__", "__mp_main__"):

@@ -11,33 +11,32 @@
 | parquet | with columns of text; captions may be lists of texts |
 
 The first two have no header and no quoting; a header line that somebody put in front (`caption<TAB>url`) is understood.
-Files may be compressed by gzip (`.gz`), parquet aside.
+Texts may be compressed by gzip (`.gz`): tsv, csv, txt and JSON Lines.
 """  # noqa: E501
 
 import contextlib
 import csv
 import gzip
 import itertools
-import json
-import sys
 import urllib.parse
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, TextIO, cast
 
-import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.download.config import FORMATS
 from data_prep.errors import UserError
+from data_prep.json_stream import loads, stream_json
 
 _NAMED = frozenset({"albef", "csv", "tsv", "json", "parquet"})
 _MISSING = object()
+_LONGEST = 16 << 20  # characters; a file without ends of lines is read in such pieces, and none of them is a record
 _UNREADABLE = (
-    ijson.JSONError, json.JSONDecodeError, csv.Error, pa.ArrowInvalid, EOFError, gzip.BadGzipFile, zlib.error,
+    csv.Error, pa.ArrowInvalid, EOFError, gzip.BadGzipFile, zlib.error,
     UnicodeError,
 )  # fmt: skip
 
@@ -179,10 +178,6 @@ def _guess_json(path: Path, url: str | None) -> str:
     return "albef" if url is None and '"image"' in head and '"url"' not in head else "json"
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb"))
-
-
 def _open_text(path: Path, newline: str = "") -> TextIO:
     """Bytes that are no UTF-8 become lone surrogates, so that one bad line does not end the reading."""
     how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": newline}
@@ -192,7 +187,7 @@ def _open_text(path: Path, newline: str = "") -> TextIO:
 def _lines(path: Path) -> Iterator[str]:
     """Lines by LF alone, without their ends: a caption may hold what else Python takes for an end of line."""
     with _open_text(path, newline="\n") as file:
-        for line in file:
+        while line := file.readline(_LONGEST):
             yield line.rstrip("\r\n")
 
 
@@ -222,8 +217,12 @@ def _sbu(spec: ListSpec) -> Iterator[tuple[Any, Any]]:
             raise UserError(f"{spec.path}: of SBU's pair give the file of the URLs, `..._urls.txt`")
         yield from _together(spec, _lines(spec.path), _lines(_captions_file(spec.path)))
         return
-    with _open(spec.path) as urls, _open(spec.path) as captions:
-        yield from _together(spec, ijson.items(urls, "image_urls.item"), ijson.items(captions, "captions.item"))
+    urls, captions = (_column(spec.path, name) for name in ("image_urls", "captions"))
+    yield from _together(spec, urls, captions)
+
+
+def _column(path: Path, name: str) -> Iterator[Any]:
+    return (value for key, value in _values(path) if key == name)
 
 
 def _together(spec: ListSpec, urls: Iterable[Any], captions: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -234,9 +233,9 @@ def _together(spec: ListSpec, urls: Iterable[Any], captions: Iterable[Any]) -> I
 
 
 def _table(spec: ListSpec) -> Iterator[tuple[Any, Any]]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(_LONGEST)
     with _open_text(spec.path) as file:
-        rows = csv.reader(file, delimiter="\t" if spec.format == "tsv" else ",")
+        rows = csv.reader(iter(lambda: file.readline(_LONGEST), ""), delimiter="\t" if spec.format == "tsv" else ",")
         names = next(rows, [])
         url, caption = _columns(spec, names)
         for row in rows:
@@ -258,21 +257,30 @@ def _parquet(spec: ListSpec) -> Iterator[tuple[Any, Any]]:
             yield from zip(batch[spec.url].to_pylist(), batch[spec.caption].to_pylist(), strict=True)
 
 
+def _values(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.name.endswith(".gz"):
+        raise UserError(f"{path}: a compressed list of JSON is not read; unpack it first with gunzip")
+    return stream_json(path)
+
+
 def _json(spec: ListSpec) -> Iterator[tuple[Any, Any]]:
     for number, value in enumerate(_objects(spec.path)):
-        if not isinstance(value, Mapping):
+        if isinstance(value, Mapping):
+            if number == 0:
+                _columns(spec, list(value))
+            yield value.get(spec.url), value.get(spec.caption)
+        elif number == 0:
+            raise UserError(
+                f"{spec.path} cannot be read as {spec.format}: it holds neither a list nor lines of objects"
+            )
+        else:
             yield None, None
-            continue
-        if number == 0:
-            _columns(spec, list(value))
-        yield value.get(spec.url), value.get(spec.caption)
 
 
 def _objects(path: Path) -> Iterator[Any]:
-    with _open(path) as file:
-        is_list = file.read(1000).lstrip().startswith(b"[")
+    with _open_text(path) as file:
+        is_list = file.read(1000).lstrip().startswith("[")
     if is_list:
-        with _open(path) as file:
-            yield from ijson.items(file, "item")
+        yield from (value for _, value in _values(path))
     else:
-        yield from (json.loads(line) for line in _lines(path) if line.strip())
+        yield from (loads(line) for line in _lines(path) if line.strip())

@@ -47,7 +47,7 @@ LISTS = {
 def test_every_published_format_is_recognised_and_read(name, zipped, tmp_path):
     kind, text = LISTS[name]
     path = write(tmp_path / name, text)
-    if zipped:
+    if zipped and not text.startswith(("[", '{"image_urls"')):
         path = write(tmp_path / f"{name}.gz", gzip.compress(path.read_bytes()))
     assert find_list(path).format == kind
     entries = read(path)
@@ -126,7 +126,10 @@ def test_escapes_of_json_are_read_and_lone_surrogates_are_no_text(tmp_path):
     ("name", "text", "kind", "said"),
     [
         ("l.dat", "x", "auto", "is not clear from its name; give --format"),
-        ("l.json", "[{", "albef", "cannot be read as albef"),
+        ("l.json", "[{", "albef", "is not whole JSON"),
+        ("l.json.gz", gzip.compress(b'[{"image": "http://a"}]'), "auto", "unpack it first with gunzip"),
+        ("l.json.gz", "nonsense", "auto", "cannot be read as text"),
+        ("l.json", "[" * 100_000, "albef", "nested too deep"),
         ("l.json", "[{}]", "albef", "no column 'image'"),
         ("l.json", "nonsense", "json", "cannot be read as json"),
         ("l.parquet", "nonsense", "auto", "cannot be read as parquet"),
