@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from launch.download import add_download_options, download_command
 
 log = logging.getLogger("launch")
 
@@ -150,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_folder_commands(commands)
     _add_bench_commands(commands)
     _add_flops_command(commands)
+    _add_download_command(commands)
     _add_compare_command(commands)
     _add_analyse_commands(commands)
     _add_weight_commands(commands)
@@ -199,13 +199,18 @@ def _add_data_commands(commands: Any) -> None:
         help="shapes, nlvr or flickr8k; its settings are given as --key VALUE, see --out, "
         "--root, --sizes.SPLIT, --shard_samples, --image_size, --seed, --workers",
     )
-    text = "download the pictures of a list of URLs and captions into shards; goes on where it stopped"
-    parser = _add(commands, "download", text, "download Train_GCC-training.tsv --out data/cc3m", _download)
-    add_download_options(parser)
     parser = _add(commands, "index", "make the index of shards that came from elsewhere", "index DIR", _index)
     parser.add_argument("folder", metavar="DIR", help="folder with .tar shards")
     parser = _add(commands, "verify", "check shards against their index", "verify data/nlvr/train", _verify)
     parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several")
+
+
+def _add_download_command(commands: Any) -> None:
+    from launch.download import add_download_options
+
+    text = "download the pictures of a list of URLs and captions into shards; goes on where it stopped"
+    parser = _add(commands, "download", text, "download Train_GCC-training.tsv --out data/cc3m", _download)
+    add_download_options(parser)
 
 
 def _add_run_folder_commands(commands: Any) -> None:
@@ -321,6 +326,8 @@ def _shard(options: argparse.Namespace, overrides: list[str]) -> Answer:
 
 
 def _download(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.download import download_command
+
     return download_command(options)
 
 
