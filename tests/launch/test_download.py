@@ -232,7 +232,7 @@ def test_a_stop_ends_img2dataset_and_the_same_command_goes_on(number, tmp_path):
 
 
 def test_a_worker_that_the_system_kills_does_not_hold_the_download(tmp_path):
-    words = (*SMALL, "--threads", "100", "--stall-seconds", "15", "--max-seconds", "1")
+    words = (*SMALL, "--threads", "100", "--stall-seconds", "25", "--max-seconds", "1")
     with slow_good_ones(tmp_path, 200):
         download = started(tmp_path, *words)
         until(lambda: finished(tmp_path) >= 2)
