@@ -3,15 +3,16 @@
 One entry a line: the SHA-256 of a picture's bytes (64 hexadecimal digits), `SOURCE:ID` (the `source` and `id` of a
 sample's JSON, such as `coco:391895`), or an id alone, which holds for whatever data set is sharded. `coco:391895`
 also leaves out samples of other data sets whose field `coco_id` says that they show this picture, as Visual Genome's
-do. Lines that begin with `#` are comments.
+do, and `flickr:1000092795` those with that `flickr_id`. Lines that begin with `#` are comments.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.files import atomic_file, sha256_file
@@ -19,7 +20,8 @@ from data_prep.records import Record
 from data_prep.tars import BadTar, group_samples, is_image, list_members, read_member
 
 _CHECKSUM = re.compile(r"[0-9a-fA-F]{64}")
-_ID_FIELD = "_id"
+# The fields that say of which data set's picture a sample of another one is, and what an entry calls that data set.
+_SHARED = {"coco_id": "coco", "flickr_id": "flickr"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +36,16 @@ class Exclusions:
         """Whether a sample is named by its id, or by another data set's id for the same picture."""
         if not self.ids:
             return False
-        names = {record.id, f"{record.source}:{record.id}"}
-        for name, value in record.fields.items():
-            if name.endswith(_ID_FIELD):
-                names.add(f"{name.removesuffix(_ID_FIELD)}:{value}")
+        names = {record.id, f"{record.source}:{record.id}", *_shared_ids(record.fields)}
         return not names.isdisjoint(self.ids)
 
     def has_checksum(self, sha256: str) -> bool:
         """Whether a picture of this SHA-256 is named."""
         return bool(self.checksums) and bytes.fromhex(sha256) in self.checksums
+
+
+def _shared_ids(fields: Mapping[str, Any]) -> list[str]:
+    return [f"{source}:{fields[name]}" for name, source in _SHARED.items() if fields.get(name) is not None]
 
 
 def read_exclusions(files: Sequence[str]) -> Exclusions:
@@ -133,5 +136,6 @@ def _from_json(data: bytes | None) -> tuple[list[str], list[str]]:
     if not isinstance(value, dict):
         return [], []
     ids = [f"{value['source']}:{value['id']}"] if {"source", "id"} <= value.keys() else []
+    ids += [name for name in _shared_ids(value) if name not in ids]
     originals = [o["sha256"] for o in value.get("originals", {}).values() if isinstance(o, dict) and "sha256" in o]
     return [line for line in ids if line.isprintable()], originals

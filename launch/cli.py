@@ -153,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_folder_commands(commands)
     _add_bench_commands(commands)
     _add_flops_command(commands)
+    _add_download_command(commands)
     _add_compare_command(commands)
     _add_analyse_commands(commands)
     _add_weight_commands(commands)
@@ -239,6 +240,14 @@ def _add_shard(commands: Any) -> None:
     parser.set_defaults(handler=_shard)
     parser.add_argument("source", help="the data set; its options are given as --key VALUE, see the source's own help")
     parser.add_argument("-h", "--help", action=ShowShardHelp, nargs=0, help="show this help, or that of the source")
+
+
+def _add_download_command(commands: Any) -> None:
+    from launch.download import add_download_options
+
+    text = "download the pictures of a list of URLs and captions into shards; goes on where it stopped"
+    parser = _add(commands, "download", text, "download Train_GCC-training.tsv --out data/cc3m", _download)
+    add_download_options(parser)
 
 
 def _add_run_folder_commands(commands: Any) -> None:
@@ -355,6 +364,12 @@ def _shard(options: argparse.Namespace, overrides: list[str]) -> Answer:
     from launch.commands import shard_command
 
     return shard_command(options.source, overrides)
+
+
+def _download(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.download import download_command
+
+    return download_command(options)
 
 
 def _index(options: argparse.Namespace, _: list[str]) -> Answer:

@@ -38,6 +38,7 @@ def trimline(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         "trim",
         "evaluate",
         "shard",
+        "download",
         "index",
         "verify",
         "stats",
