@@ -118,10 +118,8 @@ def _workers_for(target: Target, workers: int | None, samples: int) -> int:
 
 
 def _run(runner: Executor, work: Work, numbers: list[int]) -> Iterator[int]:
-    """Leaves the executor alone where there is nothing to do, and spares it where there is one thing."""
-    if len(numbers) < 2 and isinstance(work, ShardJob):
-        return map(work, numbers)
-    return runner.map(work, numbers)
+    """One piece alone is done here: starting processes for it would only take time."""
+    return map(work, numbers) if len(numbers) < 2 else runner.map(work, numbers)
 
 
 def _clear(job: ShardJob) -> list[int]:
@@ -156,7 +154,7 @@ def _find_duplicates(job: ShardJob, runner: Executor) -> None:
     hashing = HashJob(split=job.split, target=job.target, fingerprint=job.fingerprint, cleaner=job.cleaner)
     missing = hashing.missing()
     logger.info("%s: reading %d samples to find duplicates", job.target, len(job.split))
-    for _ in runner.map(hashing, missing):
+    for _ in _run(runner, hashing, missing):
         pass
     hashing.decide()
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.exclusion import read_exclusions
 from data_prep.files import write_json
 from data_prep.sources import PlannedSplit, SourceConfig, prepare, source_module, writing_identity
 from launch.backend import Backend
@@ -31,8 +32,9 @@ def plan_source(config: SourceConfig) -> Mapping[str, PlannedSplit]:
     """The splits that a source will write.
 
     Raises:
-        UserError: where its raw files are missing.
+        UserError: where its raw files are missing, or a list of exclusions.
     """
+    read_exclusions(config.clean.exclude)
     plan: Mapping[str, PlannedSplit] = source_module(config.name).plan(config)
     return plan
 

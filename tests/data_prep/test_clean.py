@@ -170,6 +170,17 @@ def test_pictures_are_excluded_by_checksum_id_and_another_sets_id(tmp_path):
     assert list(samples_in(tmp_path / "out")) == ["c"]
 
 
+def test_a_flickr_picture_is_known_in_every_data_set_that_shows_it(tmp_path):
+    write(tmp_path / "test", [record(key="t", id="9_x.jpg", source="flickr30k", fields={"flickr_id": "9"})])
+    assert write_exclusions([tmp_path / "test"], tmp_path / "list.txt")["ids"] == 2
+    records = [
+        record(key="a", source="vg", id="1", data=picture(1), fields={"coco_id": None, "flickr_id": "9"}),
+        record(key="b", source="vg", id="9", data=picture(2), fields={"coco_id": 9, "flickr_id": None}),
+    ]
+    write(tmp_path / "out", records, clean=CleanConfig(exclude=[str(tmp_path / "list.txt")]))
+    assert list(samples_in(tmp_path / "out")) == ["b"]
+
+
 @pytest.mark.parametrize("text", [None, "", "# nothing\n"])
 def test_a_list_that_names_nothing_is_the_users_error(tmp_path, text):
     if text is not None:

@@ -1,5 +1,6 @@
 """Jobs that are killed, or whose disk runs full."""
 
+import os
 import random
 import resource
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
+from data_prep.executors import Processes
 from data_prep.job import Layout
 from data_prep.tars import list_members
 from data_prep.verify import verify_folder
@@ -201,3 +203,16 @@ def test_a_disk_that_runs_full_keeps_whole_shards_and_goes_on_once_there_is_room
     write(tmp_path / "whole", split)
     assert contents(small_disk / "out") == contents(tmp_path / "whole")
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+class Dying:
+    """Work whose process is gone before it is done, as one that the kernel ends for want of memory."""
+
+    def __call__(self, number: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+
+def test_a_writing_process_that_is_killed_is_one_clear_line():
+    with pytest.raises(UserError, match="run the same command again"):
+        list(Processes(2).map(Dying(), range(4)))

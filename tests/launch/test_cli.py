@@ -132,6 +132,8 @@ def test_help_imports_neither_torch_nor_ray() -> None:
         (["shard", "shapes"], "out is missing"),
         (["shard", "imagenet", "--out", "x"], "imagenet"),
         (["shard", "shapes", "--out", "x", "--exclude", "nowhere.txt"], "nowhere.txt"),
+        (["run", RECIPE, "--data.clean.max_aspect", "0"], "max_aspect"),
+        (["run", RECIPE, "--data.clean.exclude", "[nowhere.txt]"], "nowhere.txt"),
         (["shard", "shapes", "--out", "x", "--clean.max_aspect", "0"], "max_aspect"),
         (["shard", "shapes", "--out", "nosuch://x"], "nosuch"),
         (["shard", "shapes", "--out", "x", "--address", "auto"], "--executor ray"),
