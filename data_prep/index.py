@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def load_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.int64]]:
         rows = np.load(folder / SAMPLES, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise _incomplete(folder, SAMPLES) from error
-    except (ValueError, EOFError, SyntaxError, OverflowError, TypeError) as error:
+    except (ValueError, EOFError, SyntaxError, TokenError, OverflowError, TypeError) as error:  # a header gone bad
         raise UserError(
             f"{folder} has a broken index ({error}); make it again with `trimline index {folder}`"
         ) from error
