@@ -21,6 +21,7 @@ PICKLED = frozenset({"pyd", "pickle", "pkl", "pth", "pt"})
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
 _TEXTS = frozenset({"txt", "json"})
 _CHUNK = 1 << 20
+_LARGEST_SCAN = 256 << 20
 
 DamageKind = Literal["truncated tar", "broken tar", "unsafe member"]
 
@@ -195,7 +196,8 @@ class _Walk:
         if last is None or last.end != self._position or not (is_image(last) or last.extension in _TEXTS):
             return -1
         # One that lies at this position is the one that cannot be followed.
-        following = _next_header(self._handle, last.data, min(last.end + BLOCK - 1, self._total))
+        end = min(last.end + BLOCK - 1, last.data + _LARGEST_SCAN, self._total)
+        following = _next_header(self._handle, last.data, end)
         self._overlap += self._position - following if following >= 0 else 0
         return following if self._overlap <= self._total else -1
 
