@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data_prep.errors import UserError
+from data_prep.files import read_json
 from data_prep.index import COLUMNS, ShardEntry, write_index
 from data_prep.keys import ShardKeys, key_at
 from data_prep.sample_check import TEXT_MEMBERS, Checks
@@ -19,6 +20,7 @@ from data_prep.shard_check import Progress, ShardFindings, ShardTask, check_shar
 MEMBERS = "members"
 """Key of the index for the text members that each sample should have, where these are not all."""
 
+_DOWNLOAD_REASONS = {"failed_to_download": "not downloaded", "failed_to_resize": "not resized"}
 _FATAL = ("truncated tar", "broken tar", "unsafe member")
 
 
@@ -88,6 +90,7 @@ def index_folder(folder: Path, workers: int | None = None, progress: Progress | 
             skipped.update(findings.unusable)
             texts.update(findings.texts)
             fatal += _first_fatal(findings)
+        skipped.update(_not_downloaded(tars))
         _refuse_damaged(folder, fatal, len(tars))
         _refuse_repeated(folder, keys)
         entries = rows.entries()
@@ -103,6 +106,19 @@ def index_folder(folder: Path, workers: int | None = None, progress: Progress | 
         }
         write_index(folder, entries, name=folder.name, account=account, more={MEMBERS: usual(texts, len(keys))})
     return account
+
+
+def _not_downloaded(tars: Sequence[Path]) -> Counter[str]:
+    """What img2dataset says of the pictures that are in no shard, in a file beside each."""
+    missing = Counter[str]()
+    for path in tars:
+        told = path.with_name(f"{path.stem}_stats.json")
+        values = read_json(told) if told.is_file() else None
+        for key, reason in _DOWNLOAD_REASONS.items():
+            count = values.get(key) if isinstance(values, dict) else None
+            if isinstance(count, int) and count > 0:
+                missing[reason] += count
+    return missing
 
 
 def usual(texts: Mapping[str, int], samples: int) -> list[str]:

@@ -14,7 +14,7 @@ from data_prep.texts import BadText, read_fields
 MAX_PICTURE_BYTES = 256 << 20
 MAX_TEXT_BYTES = 16 << 20
 TEXT_MEMBERS = frozenset({"txt", "json"})
-_IMAGE_SETS = ({""}, {"left", "right"})
+_IMAGE_NAMES = ([""], ["left", "right"])
 # Fields that img2dataset writes; its sha256 is that of the picture before it was resized.
 _IMG2DATASET = frozenset({"status", "original_width", "error_message"})
 
@@ -80,7 +80,7 @@ def check_sample(key: str, members: list[Member], file: BinaryIO, checks: Checks
     too_large = _too_large(members)
     if too_large is not None:
         check.unusable = "missing member", too_large
-    elif {member.extension.rpartition(".")[0] for member in pictures} not in _IMAGE_SETS or len(pictures) > 2:
+    elif sorted(member.extension.rpartition(".")[0] for member in pictures) not in _IMAGE_NAMES:
         check.unusable = "missing member", _picture_reason(len(pictures))
     texts = {name: read_member(file, by_extension[name]) for name in TEXT_MEMBERS & set(by_extension) if not too_large}
     fields: dict[str, Any] = {}

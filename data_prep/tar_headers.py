@@ -46,9 +46,13 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extension:
-    """What headers for long names and PAX records say about the member that follows; `begin` is the first of them."""
+    """What headers for long names and PAX records say about the member that follows.
+
+    `begin` is where the first of them lies, `kinds` has the letter of each.
+    """
 
     begin: int | None = None
+    kinds: bytes = b""
     name: str | None = None
     size: int | None = None
     sparse: bool = False
@@ -101,22 +105,24 @@ def extend(known: Extension, header: Header, position: int, handle: int) -> Exte
     """
     if header.size > _LONGEST_EXTENSION:
         raise BadHeader(f"a header extension of {header.size} bytes")
-    begin = position if known.begin is None else known.begin
+    if header.kind in known.kinds:
+        raise BadHeader(f"two header extensions of type {header.kind!r} for one member")
+    known = replace(known, begin=position if known.begin is None else known.begin, kinds=known.kinds + header.kind)
     data = os.pread(handle, header.size, header.data)
     if header.kind == LONG_NAME:
-        return replace(known, begin=begin, name=_text(data))
+        return replace(known, name=_text(data))
     if header.kind == LONG_LINK:
-        return replace(known, begin=begin)
+        return known
     records = _records(data)
     if header.kind == PAX_GLOBAL:
         if {"path", "size"} & set(records):
             raise BadHeader("a name or size for all members that follow")
-        return replace(known, begin=begin)
+        return known
     size = records.get("size")
     if size is not None and not (size.isdecimal() and len(size) < 20):
         raise BadHeader(f"a size of {size[:20]!r}")
-    return Extension(
-        begin=begin,
+    return replace(
+        known,
         name=records.get("path", known.name),
         size=known.size if size is None else int(size),
         sparse=known.sparse or any(key.startswith("GNU.sparse.") for key in records),

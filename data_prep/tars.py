@@ -26,6 +26,7 @@ _HEADER_SUM = sum(_HEADER[:124]) + sum(_HEADER[135:148]) + 8 * ord(" ") + sum(_H
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
 _TEXTS = frozenset({"txt", "json"})
 _CHUNK = 1 << 20
+_LARGEST_SCAN = 256 << 20
 
 DamageKind = Literal["truncated tar", "broken tar", "unsafe member"]
 
@@ -200,7 +201,8 @@ class _Walk:
         if last is None or last.end != self._position or not (is_image(last) or last.extension in _TEXTS):
             return -1
         # One that lies at this position is the one that cannot be followed.
-        following = _next_header(self._handle, last.data, min(last.end + BLOCK - 1, self._total))
+        end = min(last.end + BLOCK - 1, last.data + _LARGEST_SCAN, self._total)
+        following = _next_header(self._handle, last.data, end)
         self._overlap += self._position - following if following >= 0 else 0
         return following if self._overlap <= self._total else -1
 

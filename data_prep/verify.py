@@ -101,10 +101,11 @@ def survey_folder(folder: Path, *, decode: bool) -> Survey:
 
 def _tasks(folder: Path, index: dict[str, Any], rows: Rows | None, decode: bool) -> Iterator[ShardTask]:
     checks = Checks(decode=decode, wanted=wanted_members(index))
-    start = 0
+    start, seen = 0, set[str]()
     for shard in index["shardlist"]:
         stop = start + shard["nsamples"]
-        if _is_plain(shard["url"]):
+        if _is_plain(shard["url"]) and shard["url"] not in seen:
+            seen.add(shard["url"])
             yield ShardTask(
                 path=folder / shard["url"],
                 checks=checks,

@@ -1,7 +1,6 @@
 """Random access to the samples of a shard folder: one read of the sample's byte range, parsed in memory."""
 
 import io
-import json
 import os
 import re
 import tarfile
@@ -18,6 +17,7 @@ from data_prep.errors import UserError
 from data_prep.files import sha256_file
 from data_prep.index import COLUMNS, INDEX, load_index
 from data_prep.tars import BLOCK, why_unsafe
+from data_prep.texts import BadText, read_fields
 from pipeline.data.decode import BadSample
 from pipeline.data.order import Unit, Units
 
@@ -93,6 +93,7 @@ class ShardFolder:
         index, self._rows = load_index(self.path)
         self._shards: list[str] = [self._checked(shard["url"]) for shard in index["shardlist"]]
         self.shard_rows: list[int] = [int(shard["nsamples"]) for shard in index["shardlist"]]
+        self._filesizes: list[int] = [int(shard["filesize"]) for shard in index["shardlist"]]
         self._ends = list(accumulate(self.shard_rows))
 
     def _checked(self, url: str) -> str:
@@ -135,6 +136,8 @@ class ShardFolder:
         """
         begin, end = (int(value) for value in self._rows[row, :2])
         shard = self._shard_of(row)
+        if not 0 <= begin < end <= self._filesizes[shard]:
+            raise BadSample(f"samples.npy names bytes that {self._shards[shard]} does not have")
         data = os.pread(self._handle(shard), end - begin, begin)
         if len(data) < end - begin:
             raise BadSample(f"shard {self._shards[shard]} is truncated")
@@ -199,18 +202,9 @@ def _is_image(extension: str) -> bool:
 
 def _fields(parts: dict[str, Any]) -> dict[str, Any]:
     try:
-        fields = json.loads(parts.get("json", b"{}"))
-        caption = parts.get("txt", b"").decode()
-    except ValueError as error:
-        raise BadSample("text member is not JSON or UTF-8") from error
-    if not isinstance(fields, dict):
-        raise BadSample("JSON member is not an object")
-    # Shards of img2dataset have one caption, in KEY.txt and under "caption".
-    caption = caption or fields.get("caption")
-    captions = fields.setdefault("captions", [caption] if caption else [])
-    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise BadSample("captions are not a list of texts")
-    return fields
+        return read_fields(parts)
+    except BadText as error:
+        raise BadSample(str(error)) from error
 
 
 def _plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
