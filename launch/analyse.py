@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data_prep.errors import UserError
-from launch.cli import Answer
+from launch.answers import Answer
 from launch.config import RunConfig
 from launch.reading import read_config
 from launch.report.table import aligned

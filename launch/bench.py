@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from launch import machine
-from launch.cli import Answer
+from launch.answers import Answer
 from launch.report.table import aligned
 from launch.report.words import ABSENT
 from pipeline.measure.bench import run_bench, runs_of

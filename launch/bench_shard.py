@@ -26,8 +26,8 @@ from data_prep.images import BadImage, measure_image
 from data_prep.job import Layout
 from data_prep.writer import write_split
 from launch import machine
+from launch.answers import Answer
 from launch.bench_shard_work import Checksums, Decoder, Disk, PictureSplit, TarWriterLoop, WarmPool
-from launch.cli import Answer
 from launch.report.table import aligned
 from pipeline.measure.timing import interleave, paired_ratios, spread
 

@@ -7,23 +7,17 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from launch.answers import INTERNAL, INTERRUPTED, USER_MISTAKE, Answer, Handler, Parser, add_command
 from launch.bench_options import add_shard_bench_options
-from launch.shard_words import ShowShardHelp, gather_lists
+from launch.cli_data import add_data_commands
+from launch.shard_words import gather_lists
 
 log = logging.getLogger("launch")
-
-USER_MISTAKE, INTERNAL, INTERRUPTED = 2, 1, 130
-
-Answer = tuple[int, dict[str, Any] | None, str]
-"""Exit code, the JSON object (None to print nothing), the text for people."""
-
-Handler = Callable[[argparse.Namespace, list[str]], Answer]
-"""Parsed arguments and overrides of the configuration -> the answer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,19 +106,6 @@ def _log_to_stderr(verbose: bool) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with one line instead of a usage text, and without guessing at shortened options."""
-
-    def error(self, message: str) -> Any:
-        """Ends the program with the user's exit code."""
-        sys.stderr.write(f"{self.prog}: {message}; see `{self.prog} --help`\n")
-        raise SystemExit(USER_MISTAKE)
-
-
-_COMMON = _Parser(add_help=False)
-_COMMON.add_argument("--json", action="store_true", help="print one JSON object; everything else goes to stderr")
-_COMMON.add_argument("--verbose", action="store_true", help="log details to stderr")
-
 _RUN_HELP = {
     "run": "a whole run: shards, pre-training, trimming, evaluation, report; goes on where it stopped",
     "pretrain": "a run up to and including pre-training",
@@ -138,7 +119,7 @@ _OPTIONS = _FLAGS | {"--config"}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="trimline",
         description="Pre-train vision-language models with fewer vision tokens, then make them adaptive.",
         epilog="example: trimline run configs/runs/demo.yaml",
@@ -149,11 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in _RUN_HELP.items():
         _add_run(commands, name, text)
-    _add_data_commands(commands)
+    add_data_commands(commands)
     _add_run_folder_commands(commands)
     _add_bench_commands(commands)
     _add_flops_command(commands)
-    _add_download_command(commands)
     _add_compare_command(commands)
     _add_analyse_commands(commands)
     _add_weight_commands(commands)
@@ -171,22 +151,9 @@ class _ShowVersion(argparse.Action):
         parser.exit()
 
 
-def _add(commands: Any, name: str, text: str, example: str, handler: Handler) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=f"example: trimline {example}",
-        parents=[_COMMON],
-        allow_abbrev=False,
-    )
-    parser.set_defaults(handler=handler)
-    return parser
-
-
 def _add_run(commands: Any, name: str, text: str) -> None:
     example = f"{name} configs/runs/demo.yaml --out runs/mine --seed 1"
-    parser = _add(
+    parser = add_command(
         commands, name, f"{text}. Any key of the configuration can be given as --key.sub VALUE", example, _run
     )
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
@@ -195,65 +162,10 @@ def _add_run(commands: Any, name: str, text: str) -> None:
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration as YAML, and stop")
 
 
-def _add_data_commands(commands: Any) -> None:
-    _add_shard(commands)
-    parser = _add(commands, "index", "make the index of shards that came from elsewhere", "index DIR", _index)
-    parser.add_argument("folder", metavar="DIR", help="folder with .tar shards")
-    _add_workers(parser)
-    text = "check shards against their index, and every sample; exit code 1 if there is a fault"
-    parser = _add(commands, "verify", text, "verify data/nlvr --repair", _verify)
-    parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several")
-    mend = "write damaged shards anew from their good samples, and the index; lost.jsonl names what was lost"
-    parser.add_argument("--repair", action="store_true", help=mend)
-    quick = "do not decode the pictures, which takes most of the time; checksums are compared all the same"
-    parser.add_argument("--no-decode", dest="decode", action="store_false", help=quick)
-    _add_workers(parser)
-    text = "count what lies in shards: sources, captions, words, sizes of pictures"
-    parser = _add(commands, "stats", text, "stats data/nlvr --json", _stats)
-    parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several")
-    _add_workers(parser)
-    text = "list the pictures of shards, by id and checksum, for `trimline shard --exclude FILE`"
-    parser = _add(commands, "exclusions", text, "exclusions data/coco/test --out coco-test.txt", _exclusions)
-    parser.add_argument("folders", metavar="DIR", nargs="+", help="folder of a split, or of several")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the list to write")
-
-
-def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=_positive, metavar="N", help="processes; one a core if not given")
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes: give 1 or more")
-    return number
-
-
-def _add_shard(commands: Any) -> None:
-    text = "write WebDataset shards of a data set"
-    example = (
-        "example: trimline shard coco --annotations captions_train2017.json --images train2017.zip --out data/coco"
-    )
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "shard", help=text, description=text, epilog=example, parents=[_COMMON], allow_abbrev=False, add_help=False
-    )
-    parser.set_defaults(handler=_shard)
-    parser.add_argument("source", help="the data set; its options are given as --key VALUE, see the source's own help")
-    parser.add_argument("-h", "--help", action=ShowShardHelp, nargs=0, help="show this help, or that of the source")
-
-
-def _add_download_command(commands: Any) -> None:
-    from launch.download import add_download_options
-
-    text = "download the pictures of a list of URLs and captions into shards; goes on where it stopped"
-    parser = _add(commands, "download", text, "download Train_GCC-training.tsv --out data/cc3m", _download)
-    add_download_options(parser)
-
-
 def _add_run_folder_commands(commands: Any) -> None:
-    parser = _add(commands, "report", "write a run's report.html anew", "report runs/demo", _report)
+    parser = add_command(commands, "report", "write a run's report.html anew", "report runs/demo", _report)
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser = _add(commands, "status", "say how far a run is, from another terminal", "status runs/demo", _status)
+    parser = add_command(commands, "status", "say how far a run is, from another terminal", "status runs/demo", _status)
     parser.add_argument("run", metavar="RUN", help="run folder")
 
 
@@ -263,21 +175,21 @@ def _add_bench_commands(commands: Any) -> None:
     parser = commands.add_parser("bench", help=text, description=text, epilog=example, allow_abbrev=False)
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     vision = "the vision tower, forward and backward, with each guidance against unpruned"
-    _add_pruning_options(_add(kinds, "vision", vision, "bench vision --batch 8 --json", _bench), pixels=224)
+    _add_pruning_options(add_command(kinds, "vision", vision, "bench vision --batch 8 --json", _bench), pixels=224)
     step = "ALBEF's pre-training step, online and momentum towers and three losses, pruned against unpruned"
-    parser = _add(kinds, "step", step, "bench step --image-size 256 --text-length 25 --json", _bench)
+    parser = add_command(kinds, "step", step, "bench step --image-size 256 --text-length 25 --json", _bench)
     _add_pruning_options(parser, pixels=256)
     parser.add_argument("--text-length", type=int, default=25, metavar="TOKENS", help="of every text (%(default)s)")
 
     shard = "writing shards, against webdataset's TarWriter, the disk, the checksums and the bare decoder"
-    parser = _add(kinds, "shard", shard, "bench shard --images DIR --json", _bench)
+    parser = add_command(kinds, "shard", shard, "bench shard --images DIR --json", _bench)
     add_shard_bench_options(parser)
 
 
 def _add_flops_command(commands: Any) -> None:
     text = "count a model's multiply-accumulates on a task, by module"
     example = "flops --model meter_base --task vqa --image-size 288 --text-length 10 --json"
-    parser = _add(commands, "flops", text, example, _flops)
+    parser = add_command(commands, "flops", text, example, _flops)
     whole: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("--model", required=True, help="a name of configs/models, or a YAML file with a `model`")
     parser.add_argument("--task", required=True, help="retrieval, vqa, nlvr2 or caption")
@@ -294,7 +206,7 @@ def _add_analyse_commands(commands: Any) -> None:
     parser = commands.add_parser("analyse", help=text, description=text, epilog=example, allow_abbrev=False)
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     leak = "what pruning images by captions tells pre-training's tasks that they should not know"
-    parser = _add(kinds, "leak", leak, "analyse leak runs/demo --split test --json", _leak)
+    parser = add_command(kinds, "leak", leak, "analyse leak runs/demo --split test --json", _leak)
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--split", help="held-out split (the first that the run evaluates)")
     parser.add_argument("--samples", type=int, default=512, metavar="N", help="pairs to look at (%(default)s)")
@@ -303,7 +215,7 @@ def _add_analyse_commands(commands: Any) -> None:
 def _add_compare_command(commands: Any) -> None:
     text = "the same run with one thing changed at a time, over several seeds; goes on where it stopped"
     example = "compare configs/experiments/pruning.yaml --out runs/pruning"
-    parser = _add(commands, "compare", f"{text}. Keys can be given as --key VALUE", example, _compare)
+    parser = add_command(commands, "compare", f"{text}. Keys can be given as --key VALUE", example, _compare)
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
 
 
@@ -333,7 +245,7 @@ FOREIGN_KINDS = ("albef", "blip", "blip-hf", "clip", "meter")
 
 def _add_weight_commands(commands: Any) -> None:
     text = "read weights of another project into a folder as pre-training exports it"
-    parser = _add(commands, "import", text, "import model_base.pth --kind blip --out weights/blip", _import)
+    parser = add_command(commands, "import", text, "import model_base.pth --kind blip --out weights/blip", _import)
     parser.add_argument("path", metavar="PATH", help="a .pth, .pt, .ckpt, .bin or .safetensors file, or a folder")
     parser.add_argument("--kind", required=True, choices=FOREIGN_KINDS, help="whose names they have")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; not there yet, or empty")
@@ -342,7 +254,7 @@ def _add_weight_commands(commands: Any) -> None:
     parser.add_argument("--fusion-heads", type=int, help="attention heads of METER's fusion; default: width / 64")
     parser.add_argument("--image-size", type=int, help="side of the pictures in pixels; default: the file's")
     text = "write weights in the format of another library"
-    parser = _add(commands, "export", text, "export weights/blip --format hf --out weights/blip-hf", _export)
+    parser = add_command(commands, "export", text, "export weights/blip --format hf --out weights/blip-hf", _export)
     parser.add_argument("folder", metavar="CKPT", help="folder that pre-training or `trimline import` wrote")
     parser.add_argument("--format", required=True, choices=("hf",), help="hf: what transformers' from_pretrained loads")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; not there yet, or empty")
@@ -358,43 +270,6 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> Answer:
         fresh=options.fresh,
         print_config=options.print_config,
     )
-
-
-def _shard(options: argparse.Namespace, overrides: list[str]) -> Answer:
-    from launch.commands import shard_command
-
-    return shard_command(options.source, overrides)
-
-
-def _download(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.download import download_command
-
-    return download_command(options)
-
-
-def _index(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.shard_commands import index_command
-
-    return index_command(Path(options.folder).expanduser(), options.workers)
-
-
-def _verify(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.shard_commands import verify_command
-
-    folder = Path(options.folder).expanduser()
-    return verify_command(folder, decode=options.decode, repair=options.repair, workers=options.workers)
-
-
-def _stats(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.shard_commands import stats_command
-
-    return stats_command(Path(options.folder).expanduser(), options.workers)
-
-
-def _exclusions(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.commands import exclusions_command
-
-    return exclusions_command([Path(folder).expanduser() for folder in options.folders], Path(options.out).expanduser())
 
 
 def _report(options: argparse.Namespace, _: list[str]) -> Answer:

@@ -13,7 +13,7 @@ from data_prep.errors import UserError
 from data_prep.exclusion import write_exclusions
 from data_prep.executors import Executor
 from data_prep.sources import SOURCES, SourceConfig, prepare
-from launch.cli import INTERNAL, USER_MISTAKE, Answer
+from launch.answers import INTERNAL, USER_MISTAKE, Answer
 from launch.graph import Failure
 from launch.reading import dump_config, read_config
 from launch.recipes import find_recipe

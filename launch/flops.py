@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from launch.cli import Answer
+from launch.answers import Answer
 from launch.reading import read_config
 from launch.recipes import find_recipe
 from launch.report.table import aligned

@@ -15,7 +15,7 @@ from data_prep.make_index import index_folder
 from data_prep.repair import LOST, Repair, repair_folder
 from data_prep.stats import Counts, count_folder, describe
 from data_prep.verify import find_splits, verify_folder
-from launch.cli import INTERNAL, Answer
+from launch.answers import INTERNAL, Answer
 
 FAULTY = INTERNAL
 """Exit code where a fault was found, as that of any checker of files."""
