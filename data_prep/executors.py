@@ -2,16 +2,13 @@
 
 import concurrent.futures as futures
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from data_prep.errors import UserError
+from data_prep.parallel import spawned_pool
 
 Work = Callable[[int], int]
 # Waiting for each worker beside what it does; more would only be held in memory.
@@ -57,11 +54,7 @@ class Processes:
 
     def map(self, work: Work, numbers: Iterable[int]) -> Iterator[int]:
         """See `Executor.map`."""
-        # spawn: a forked child of a process that runs threads (torch, Ray, a progress bar) may hang.
-        context = multiprocessing.get_context("spawn")
-        pool = futures.ProcessPoolExecutor(
-            self.workers, mp_context=context, initializer=_start_worker, initargs=(work,)
-        )
+        pool = spawned_pool(self.workers, _take, work)
         waiting = iter(numbers)
         try:
             running = {pool.submit(_work, n) for n in itertools.islice(waiting, _AHEAD * self.workers)}
@@ -86,18 +79,8 @@ def local_executor(workers: int) -> Executor:
 _WORKS: list[Any] = []
 
 
-def _start_worker(work: Work) -> None:
+def _take(work: Work) -> None:
     _WORKS.append(work)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle.
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """Ends a worker whose parent was killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(number: int) -> int:

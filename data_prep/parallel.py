@@ -1,4 +1,4 @@
-"""Calls a function on many things in several processes, in order and with few results waiting."""
+"""Processes of this machine that do parts of a job, and end with the process that started them."""
 
 import concurrent.futures as futures
 import multiprocessing
@@ -7,7 +7,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data_prep.errors import UserError
 
@@ -36,9 +36,7 @@ def map_in_order(function: Callable[[T], R], things: Iterable[T], workers: int) 
     if workers <= 1:
         yield from map(function, things)
         return
-    # spawn: a forked child of a process that runs threads (torch, Ray, a progress bar) may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+    pool = spawned_pool(workers)
     waiting = deque[futures.Future[R]]()
     try:
         for thing in things:
@@ -55,9 +53,24 @@ def map_in_order(function: Callable[[T], R], things: Iterable[T], workers: int) 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start() -> None:
+def spawned_pool(workers: int, setup: Callable[..., None] | None = None, *given: Any) -> futures.ProcessPoolExecutor:
+    """A pool whose processes leave Ctrl-C to this one and end when this one is killed.
+
+    Args:
+        workers: Processes.
+        setup: Is called in each of them first, with `given`.
+        given: Travels once to each process.
+    """
+    # spawn: a forked child of a process that runs threads (torch, Ray, a progress bar) may hang.
+    context = multiprocessing.get_context("spawn")
+    return futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(setup, *given))
+
+
+def _start(setup: Callable[..., None] | None, *given: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle.
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    if setup is not None:
+        setup(*given)
 
 
 def _die_with_parent() -> None:

@@ -11,6 +11,7 @@ from data_prep.errors import UserError
 from data_prep.faults import NAMED, Fault, FaultKind, FaultList
 from data_prep.files import atomic_file, sha256_file
 from data_prep.index import ShardEntry, write_index
+from data_prep.job import PARTS
 from data_prep.keys import ShardKeys
 from data_prep.make_index import MEMBERS, RowFile, usual
 from data_prep.parallel import cores, map_in_order
@@ -21,7 +22,6 @@ from data_prep.verify import Survey, repeated_keys, survey_folder, wanted_member
 
 LOST = "lost.jsonl"
 SET_ASIDE = ".orphan"
-_UNFINISHED = ".parts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def repair_folder(
     Raises:
         UserError: where nothing in the folder is good, it is still being written, or the disk is full.
     """
-    if (folder / _UNFINISHED).exists():
+    if (folder / PARTS).exists():
         raise UserError(f"{folder} is not finished; run the command that writes it again, which goes on where it was")
     repair, faults = Repair(), FaultList()
     survey = _name_again(survey_folder(folder, decode=decode), repair, faults, decode)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from data_prep.errors import UserError
 from data_prep.executors import Executor, Work, local_executor
 from data_prep.index import INDEX, SAMPLES, samples_size, write_samples, write_shardlist
 from data_prep.job import PARTS, SHARD_NAME, Layout, ShardJob
+from data_prep.parallel import cores
 from data_prep.parts import Part, Tally
 from data_prep.records import Split
 from data_prep.targets import Target, open_target
@@ -114,7 +114,7 @@ def _silent(done: int, total: int) -> None:
 def _workers_for(target: Target, workers: int | None, samples: int) -> int:
     if workers is not None:
         return workers
-    return len(os.sched_getaffinity(0)) if samples >= _WORTH_A_POOL and not target.only_here else 1
+    return cores() if samples >= _WORTH_A_POOL and not target.only_here else 1
 
 
 def _run(runner: Executor, work: Work, numbers: list[int]) -> Iterator[int]:

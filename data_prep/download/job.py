@@ -30,6 +30,7 @@ from data_prep.errors import UserError
 from data_prep.files import atomic_dir, fsync_dir, read_json, sha256_file, write_json
 from data_prep.index import INDEX
 from data_prep.job import Layout
+from data_prep.parallel import cores
 from data_prep.writer import write_split
 
 ACCOUNT = "download.json"
@@ -177,7 +178,7 @@ def _fetch(config: DownloadConfig, state: Path, asked: Asked, progress: Progress
 
 def _fetch_settings(config: DownloadConfig) -> FetchSettings:
     return FetchSettings(
-        processes=config.processes or len(os.sched_getaffinity(0)),
+        processes=config.processes or cores(),
         threads=config.threads,
         timeout=config.timeout,
         max_seconds=config.max_seconds,
