@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_prep.clean import CleanConfig, Cleaner
 from data_prep.download.account import GOT, in_groups, make_account, may_pass
 from data_prep.download.asked import Asked, write_asked
 from data_prep.download.config import DownloadConfig
@@ -219,14 +220,16 @@ def _write_shards(
     outcomes: Outcomes, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes shards, index and account into `state/shards`, whole; returns the account."""
-    split = Fetched(state, raws, source=_name(config), min_side=config.min_side, max_side=config.max_side)
+    clean = CleanConfig(min_side=config.min_side)
+    split = Fetched(state, raws, source=_name(config), cleaner=Cleaner.of(clean))
     told = json.dumps([identity, sha256_file(state / PLACES)], sort_keys=True)
     own = write_split(
         split,
         state / "shards",
         name=f"{_name(config)}/{config.split}",
         fingerprint=hashlib.sha256(told.encode()).hexdigest(),
-        layout=Layout(shard_samples=config.shard_samples),
+        layout=Layout(shard_samples=config.shard_samples, max_side=config.max_side),
+        clean=clean,
         workers=config.processes,
         progress=lambda done, total: progress("shards", done, total, ""),
     )

@@ -1,5 +1,6 @@
 """What img2dataset brought: a reason for each picture that it did not, and a place for each that it did."""
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -9,12 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_prep.clean import Cleaner, Dropped
 from data_prep.download.account import GOT, UNANSWERED, classify
 from data_prep.download.asked import Asked, Wish
-from data_prep.download.pictures import has_side, shrink
 from data_prep.errors import UserError
 from data_prep.files import atomic_file
-from data_prep.images import BadImage, inspect_image
+from data_prep.images import BadImage
 from data_prep.records import Record, Skipped
 from data_prep.tars import BadTar, list_members
 
@@ -121,13 +122,11 @@ class Fetched:
         folder: With `asked/` and `places.npy`.
         raws: The passes' folders, as they were given to `write_places`.
         source: Name of the data set.
-        min_side: Width and height that a picture must have, in pixels.
-        max_side: Width and height that a picture may have; larger ones are made smaller.
+        cleaner: The writer's; what it drops is counted as that, and not as a duplicate.
     """
 
-    def __init__(self, folder: Path, raws: list[Path], *, source: str, min_side: int, max_side: int | None) -> None:
-        self._folder, self._raws, self._source = folder, raws, source
-        self._min_side, self._max_side = min_side, max_side
+    def __init__(self, folder: Path, raws: list[Path], *, source: str, cleaner: Cleaner) -> None:
+        self._folder, self._raws, self._source, self._cleaner = folder, raws, source, cleaner
 
     def __len__(self) -> int:
         """Pictures with a URL of their own that a server sent something for."""
@@ -149,17 +148,13 @@ class Fetched:
 
     def _record(self, wish: Wish, data: bytes, first: bool) -> Record | Skipped:
         key = f"{wish.line:09d}"
-        try:
-            if not has_side(data, self._min_side):
-                return Skipped(key=key, reason="too_small")
-            if not first:
-                # Looked at in full: the same page of HTML, sent for many URLs, is no picture rather than a duplicate.
-                inspect_image(data)
-                return Skipped(key=key, reason="duplicate: same picture from another URL")
-            if self._max_side is not None:
-                data = shrink(data, self._max_side)
-        except BadImage as error:
-            return Skipped(key=key, reason=str(error))
+        if not first:
+            try:
+                # The same page of HTML, sent for many URLs, is no picture rather than a duplicate.
+                self._cleaner.check(data, hashlib.sha256(data).hexdigest())
+            except (BadImage, Dropped) as error:
+                return Skipped(key=key, reason=str(error))
+            return Skipped(key=key, reason="duplicate: same picture from another URL")
         return Record(
             key=key,
             source=self._source,
