@@ -82,6 +82,7 @@ def check_sample(key: str, members: list[Member], file: BinaryIO, checks: Checks
         check.unusable = "missing member", too_large
     elif sorted(member.extension.rpartition(".")[0] for member in pictures) not in _IMAGE_NAMES:
         check.unusable = "missing member", _picture_reason(len(pictures))
+        pictures = []  # thousands may lie under one key, the frames of a film for example
     texts = {name: read_member(file, by_extension[name]) for name in TEXT_MEMBERS & set(by_extension) if not too_large}
     fields: dict[str, Any] = {}
     try:

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,16 @@ def test_links_and_devices_are_refused(tmp_path, kind):
 def test_records_refuse_keys_that_readers_would_split(key):
     with pytest.raises(ValueError, match="key="):
         Record(key=key, source="s", id="1", images={"": b""})
+
+
+def test_a_key_with_thousands_of_pictures_is_a_fault_that_takes_no_memory(tmp_path):
+    data = picture(1) + bytes(1 << 20)
+    make_tar(tmp_path / "0.tar", {f"a.{number}.png": data for number in range(40)} | {"a.txt": b"c"})
+    tracemalloc.start()
+    try:
+        faults = verify_folder(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "0.tar:a: not one picture, or a left and a right one" in what(faults)
+    assert peak < 8 << 20
