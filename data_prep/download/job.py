@@ -29,7 +29,7 @@ from data_prep.download.results import PLACES, Fetched, Outcomes, read_tables, w
 from data_prep.download.tool import FetchSettings, run_tool
 from data_prep.errors import UserError
 from data_prep.files import atomic_dir, fsync_dir, read_json, sha256_file, write_json
-from data_prep.index import INDEX
+from data_prep.index import INDEX, read_shard_list
 from data_prep.job import Layout
 from data_prep.writer import write_split
 
@@ -113,12 +113,24 @@ def _name(config: DownloadConfig) -> str:
 
 
 def _finished(final: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The account of a download that is finished, or None where there is nothing yet."""
+    """The account of a download that is finished and as it was, or None where there is nothing yet."""
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return None
     account: dict[str, Any] = read_json(final / ACCOUNT) if (final / ACCOUNT).is_file() else {}
     if account.get("identity") != identity:
         raise UserError(f"{final} holds something else; give another --out or --split, or remove it")
+    try:
+        written = read_shard_list(final)["account"].get("written")
+    except UserError as error:
+        raise UserError(
+            f"{final} was damaged since it was downloaded; mend it with `trimline verify {final} --repair`, or remove "
+            "it to download it again"
+        ) from error
+    if written != account[GOT]:
+        raise UserError(
+            f"{final} has {written} of the {account[GOT]} samples that were downloaded, for it was mended since; use "
+            "it as it is, or remove it to download all again"
+        )
     return account
 
 

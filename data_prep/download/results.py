@@ -17,7 +17,7 @@ from data_prep.errors import UserError
 from data_prep.files import atomic_file
 from data_prep.images import BadImage
 from data_prep.records import Record, Skipped
-from data_prep.tars import BadTar, list_members
+from data_prep.tars import BadTar, Member, list_members
 
 PLACES = "places.npy"
 _PLACE = np.dtype(
@@ -97,22 +97,29 @@ def write_places(folder: Path, raws: list[Path], got: NDArray[np.int64]) -> None
 
 def _places_of(raw: Path, number: int) -> Iterator[NDArray[np.void]]:
     for path in sorted(raw.glob("*.tar")):
-        try:
-            members = {member.key: member for member in list_members(path) if member.extension == "jpg"}
-        except BadTar as error:
-            stats = path.with_name(f"{path.stem}_stats.json")
-            stats.unlink(missing_ok=True)
-            raise UserError(f"{path} is broken ({error}); run the same command again: it is fetched anew") from error
         table = pq.read_table(path.with_suffix(".parquet"), columns=["row", "status", "key", "sha256"])
         table = table.filter(np.array(table["status"].to_pylist(), dtype=object) == "success")
         part = np.zeros(len(table), _PLACE)
-        own = [members[key] for key in table["key"].to_pylist()]
+        own = _members_of(path, table["key"].to_pylist())
         digests = [bytes.fromhex(text) for text in table["sha256"].to_pylist()]
         part["row"], part["pass"], part["shard"] = table["row"].to_numpy(), number, int(path.stem)
         part["data"], part["size"] = [member.data for member in own], [member.size for member in own]
         part["high"] = [int.from_bytes(digest[:8], "big") for digest in digests]
         part["low"] = [int.from_bytes(digest[8:16], "big") for digest in digests]
         yield part
+
+
+def _members_of(path: Path, keys: list[str]) -> list[Member]:
+    """The pictures of these keys in a tar; a power cut may leave one of the right size that holds zeros."""
+    try:
+        members = {member.key: member for member in list_members(path) if member.extension == "jpg"}
+        lacking = sum(key not in members for key in keys)
+        if lacking:
+            raise BadTar(f"it lacks {lacking} of {len(keys)} pictures")
+    except BadTar as error:
+        path.with_name(f"{path.stem}_stats.json").unlink(missing_ok=True)
+        raise UserError(f"{path} is broken ({error}); run the same command again: it is fetched anew") from error
+    return [members[key] for key in keys]
 
 
 class Fetched:

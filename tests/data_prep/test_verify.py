@@ -179,3 +179,12 @@ def test_a_key_with_thousands_of_pictures_is_a_fault_that_takes_no_memory(tmp_pa
         tracemalloc.stop()
     assert "0.tar:a: not one picture, or a left and a right one" in what(faults)
     assert peak < 8 << 20
+
+
+def test_the_checksum_counts_of_our_samples_that_img2datasets_were_made_into(tmp_path):
+    told = {"captions": ["c"], "original_width": 640, "url": "http://a/b", "sha256": "0" * 64}
+    make_tar(tmp_path / "0.tar", {"a.png": picture(1), "a.txt": b"c", "a.json": json.dumps(told).encode()})
+    assert "another checksum than its JSON says" in what(verify_folder(tmp_path))
+    told |= {"status": "success", "error_message": None}  # its own: of the picture before it was resized
+    make_tar(tmp_path / "0.tar", {"a.png": picture(1), "a.txt": b"c", "a.json": json.dumps(told).encode()})
+    assert "another checksum" not in what(verify_folder(tmp_path))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -16,11 +17,13 @@ from data_prep.clean import CleanConfig, Cleaner
 from data_prep.download.account import GOT, UNANSWERED
 from data_prep.download.asked import Asked, write_asked
 from data_prep.download.config import DownloadConfig
-from data_prep.download.job import _write_shards
+from data_prep.download.job import _finished, _write_shards
 from data_prep.download.lists import find_list
 from data_prep.download.results import Fetched, Outcomes, read_tables, write_places
 from data_prep.errors import UserError
 from data_prep.records import Record, Skipped
+from data_prep.repair import repair_folder
+from data_prep.tars import list_members
 from data_prep.verify import verify_folder
 from tests.data_prep.download.server import encoded
 from tests.data_prep.samples import samples_in
@@ -158,3 +161,29 @@ def test_a_shard_that_was_fetched_anew_may_bring_what_a_later_pass_brought_too(f
     assert [int(record.key) for record in got] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert got[1].images[""] == encoded(4, kind="PNG")
     assert got[7].images[""] == encoded(7)
+
+
+def test_a_tar_that_a_power_cut_filled_with_zeros_is_fetched_again(folder):
+    tar = folder / "pass-0" / "raw" / "00001.tar"
+    tar.write_bytes(tar.read_bytes()[:512] + bytes(tar.stat().st_size - 512))
+    with pytest.raises(UserError, match=r"00001.tar is broken .* fetched anew"):
+        fetched(folder)
+    tar.write_bytes(bytes(tar.stat().st_size))
+    with pytest.raises(UserError, match=r"lacks 3 of 3 pictures.* fetched anew"):
+        fetched(folder)
+    assert not tar.with_name("00001_stats.json").exists()
+
+
+def test_a_download_that_was_mended_since_does_not_say_that_it_has_everything(folder):
+    outcomes = outcomes_of(folder)
+    config = DownloadConfig(list=str(folder / "list.tsv"), out=str(folder), processes=1)
+    spec, final = find_list(folder / "list.tsv", "cc3m"), folder / "shards"
+    account = _write_shards(config, spec, {}, folder, raws(folder), Asked(folder / "asked"), outcomes, lambda *_: None)
+    assert _finished(final, {}) == account
+    os.truncate(final / "00000.tar", list_members(final / "00000.tar")[-1].begin)
+    repair_folder(final)
+    with pytest.raises(UserError, match="has 2 of the 3 samples that were downloaded"):
+        _finished(final, {})
+    (final / "index.json").unlink()
+    with pytest.raises(UserError, match="was damaged"):
+        _finished(final, {})
