@@ -131,7 +131,11 @@ def _check_pictures(pictures: list[bytes], fields: Mapping[str, Any], checks: Ch
 
 def _check_size(info: ImageInfo, fields: Mapping[str, Any]) -> Iterator[Reason]:
     stated = fields.get("width", info.width), fields.get("height", info.height)
-    if stated != (info.width, info.height):
+    if stated == (info.width, info.height):
+        return
+    if not all(type(side) is int and abs(side) < 1 << 63 for side in stated):
+        yield "bad json", "its JSON says no width and height in pixels"  # but whatever else, of any length
+    else:
         yield (
             "bad json",
             f"its JSON says {stated[0]} x {stated[1]} pixels, its picture has {info.width} x {info.height}",

@@ -188,3 +188,12 @@ def test_the_checksum_counts_of_our_samples_that_img2datasets_were_made_into(tmp
     told |= {"status": "success", "error_message": None}  # its own: of the picture before it was resized
     make_tar(tmp_path / "0.tar", {"a.png": picture(1), "a.txt": b"c", "a.json": json.dumps(told).encode()})
     assert "another checksum" not in what(verify_folder(tmp_path))
+
+
+@pytest.mark.parametrize("width", ["x" * 100_000, [[8]], None, 8.5, True])
+def test_a_width_that_is_none_is_told_in_few_words(tmp_path, width):
+    told = json.dumps({"captions": ["c"], "width": width, "height": 8})
+    make_tar(tmp_path / "0.tar", {"a.png": picture(1), "a.txt": b"c", "a.json": told.encode()})
+    faults = verify_folder(tmp_path)
+    assert {fault.kind for fault in faults} == {"index", "bad json"}
+    assert all(len(str(fault)) < 1000 for fault in faults)
