@@ -8,9 +8,8 @@ from data_prep.captions import in_one_line, without_control, without_markup
 from data_prep.errors import UserError
 from data_prep.exclusion import Exclusions, read_exclusions
 from data_prep.images import MAX_PIXELS, MOST_PIXELS, decode_in_full, measure_image
+from data_prep.reasons import LeftOut
 from data_prep.records import Record
-
-DUPLICATE = "duplicate picture"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +68,9 @@ class Picture(NamedTuple):
 class Dropped(Exception):
     """A sample that a rule leaves out; the message is the reason."""
 
+    def __init__(self, reason: LeftOut) -> None:
+        super().__init__(reason)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaner:
@@ -97,7 +99,7 @@ class Cleaner:
             Dropped: where the sample is left out.
         """
         if self.excluded.has_id(record):
-            raise Dropped("excluded by id")
+            raise Dropped(LeftOut.EXCLUDED_ID)
         return self._with_clean_captions(record, changes)
 
     def check(self, data: bytes, sha256: str) -> Picture:
@@ -112,14 +114,14 @@ class Cleaner:
             BadImage: where the picture cannot be used.
         """
         if self.excluded.has_checksum(sha256):
-            raise Dropped("excluded by checksum")
+            raise Dropped(LeftOut.EXCLUDED_CHECKSUM)
         config = self.config
         extension, width, height = measure_image(data, config.max_pixels)
         short, long = sorted((width, height))
         if config.min_side is not None and short < config.min_side:
-            raise Dropped("picture too small")
+            raise Dropped(LeftOut.TOO_SMALL)
         if config.max_aspect is not None and long > config.max_aspect * short:
-            raise Dropped("picture too stretched")
+            raise Dropped(LeftOut.TOO_STRETCHED)
         if config.decode:
             decode_in_full(data, extension)
         return Picture(data=data, extension=extension, width=width, height=height)
@@ -131,7 +133,7 @@ class Cleaner:
         kept = [text for text in (self._clean(caption, changes) for caption in record.captions) if text is not None]
         lost = len(kept) < len(record.captions) or config.min_caption
         if lost and not (kept or record.statements or record.questions):
-            raise Dropped("no caption")
+            raise Dropped(LeftOut.NO_CAPTION)
         return record if kept == list(record.captions) else replace(record, captions=kept)
 
     def _clean(self, caption: str, changes: Counter[str]) -> str | None:

@@ -42,6 +42,12 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
+def remove_asides(folder: Path) -> None:
+    """Removes what killed writers left half-written in a folder, and in hidden folders in it."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".*/.*.tmp")):
+        path.unlink(missing_ok=True)
+
+
 def fsync_dir(path: Path) -> None:
     """Makes the names inside a folder durable."""
     handle = os.open(path, os.O_RDONLY)

@@ -9,18 +9,24 @@ from dataclasses import dataclass
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from data_prep.reasons import LeftOut
+
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 MAX_PIXELS = 100_000_000
 # Above it Pillow refuses by itself.
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
+_JPEG_EXIF_BYTES = 65_533  # what one segment holds; a file may have it in several
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 # libjpeg's words for lost data; Pillow hides them. Others, such as bytes too many before a marker, lose nothing.
 _LOST = ("premature end of data segment", "bad Huffman code")
 
 
 class BadImage(Exception):
-    """Bytes that are no picture we can use; the message is the reason, from a small fixed set."""
+    """Bytes that are no picture we can use; the message is the reason."""
+
+    def __init__(self, reason: LeftOut) -> None:
+        super().__init__(reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +59,9 @@ def measure_image(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, int, 
     """
     extension, width, height = _fast_header(data) or _pillow_header(data)
     if width * height > max_pixels:
-        raise BadImage("picture too large")
+        raise BadImage(LeftOut.TOO_LARGE)
     if width < 1 or height < 1:
-        raise BadImage("broken picture")
+        raise BadImage(LeftOut.BROKEN)
     return extension, width, height
 
 
@@ -84,11 +90,11 @@ def _opened(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
             return Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     except UnidentifiedImageError as error:
-        raise BadImage("not a JPEG, PNG or WebP picture") from error
+        raise BadImage(LeftOut.NOT_A_PICTURE) from error
     except Image.DecompressionBombError as error:
-        raise BadImage("picture too large") from error
+        raise BadImage(LeftOut.TOO_LARGE) from error
     except _BROKEN as error:
-        raise BadImage("broken picture") from error
+        raise BadImage(LeftOut.BROKEN) from error
 
 
 def decode_in_full(data: bytes, extension: str) -> None:
@@ -106,9 +112,9 @@ def decode_in_full(data: bytes, extension: str) -> None:
         try:
             image.load()
         except Image.DecompressionBombError as error:
-            raise BadImage("picture too large") from error
+            raise BadImage(LeftOut.TOO_LARGE) from error
         except _BROKEN as error:
-            raise BadImage("broken picture") from error
+            raise BadImage(LeftOut.BROKEN) from error
 
 
 def _decodes_quietly(data: bytes) -> bool:
@@ -124,13 +130,15 @@ def _decodes_quietly(data: bytes) -> bool:
         simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8)
     except ValueError as error:
         if any(lost in str(error) for lost in _LOST):
-            raise BadImage("broken picture") from error
+            raise BadImage(LeftOut.BROKEN) from error
         return False
     return True
 
 
 def shrink_image(data: bytes, max_side: int, quality: int) -> bytes:
     """Makes a picture smaller, so that its longer side is `max_side` pixels; the format stays, as do EXIF and ICC.
+
+    EXIF that is too long for a JPEG is left out.
 
     Args:
         data: A picture that is larger.
@@ -143,12 +151,14 @@ def shrink_image(data: bytes, max_side: int, quality: int) -> bytes:
     with _opened(data) as image:
         kind = "JPEG" if image.format == "MPO" else str(image.format)
         kept = {name: image.info[name] for name in ("exif", "icc_profile") if image.info.get(name)}
+        if kind == "JPEG" and len(kept.get("exif", b"")) > _JPEG_EXIF_BYTES:
+            del kept["exif"]
         try:
             if image.mode in ("P", "1"):  # Pillow would pick pixels and not mean them
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         except _BROKEN as error:
-            raise BadImage("broken picture") from error
+            raise BadImage(LeftOut.BROKEN) from error
         file = io.BytesIO()
         image.save(file, kind, **({} if kind == "PNG" else {"quality": quality}), **kept)
         return file.getvalue()

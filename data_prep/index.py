@@ -1,6 +1,7 @@
 """The index of a shard folder: `index.json` (a wids index and checksums), `samples.npy` (byte offsets)."""
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,14 @@ def read_shard_list(folder: Path) -> dict[str, Any]:
             f"make it again with `trimline index {folder}`"
         )
     return index
+
+
+def skipped_counts(account: Mapping[str, Any]) -> Counter[str] | None:
+    """How many samples an account says are missing, by reason; None where it does not say so in whole numbers."""
+    skipped = account.get("skipped", {})
+    if not isinstance(skipped, dict) or not all(type(count) is int for count in skipped.values()):
+        return None
+    return Counter[str](skipped)
 
 
 def _are_shards(value: object) -> bool:

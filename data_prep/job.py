@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.clean import DUPLICATE, Cleaner, Dropped, Picture
+from data_prep.clean import Cleaner, Dropped, Picture
 from data_prep.duplicates import is_duplicate, read_duplicates
 from data_prep.errors import UserError
 from data_prep.images import BadImage, measure_image, shrink_image
@@ -18,6 +18,7 @@ from data_prep.index import COLUMNS
 from data_prep.members import Original, Sample, Stored, sample_of
 from data_prep.parts import Part, Shard, Tally
 from data_prep.permutation import Permutation
+from data_prep.reasons import LeftOut
 from data_prep.records import Record, Skipped, Split, records_at
 from data_prep.targets import Target
 from data_prep.tars import BLOCK
@@ -142,7 +143,7 @@ class ShardJob:
 
     def _sample(self, record: Record, position: int, tally: Tally) -> Sample:
         if self.cleaner.config.duplicates and is_duplicate(self._duplicates, position):
-            raise Dropped(DUPLICATE)
+            raise Dropped(LeftOut.DUPLICATE)
         record = self.cleaner.screen(record, tally.captions)
         pictures = {name: self._stored(data) for name, data in record.images.items()}
         return sample_of(record, pictures, f"longer side made {self.layout.max_side} pixels, quality {_QUALITY}")

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from data_prep.errors import UserError
 from data_prep.files import read_json
 from data_prep.index import COLUMNS, ShardEntry, write_index
+from data_prep.job import PARTS
 from data_prep.keys import ShardKeys, key_at
 from data_prep.sample_check import TEXT_MEMBERS, Checks
 from data_prep.shard_check import Progress, ShardFindings, ShardTask, check_shards
@@ -59,6 +60,16 @@ class RowFile:
         ]
 
 
+def refuse_unfinished(folder: Path) -> None:
+    """Refuses a folder that a job has begun and not finished: what is there is not what was asked for.
+
+    Raises:
+        UserError: it is one.
+    """
+    if (folder / PARTS).exists():
+        raise UserError(f"{folder} is not finished; run the command that writes it again, which goes on where it was")
+
+
 def tars_of(folder: Path) -> list[Path]:
     """The tar files in a folder, in the order of their names."""
     return sorted(path for path in folder.glob("*.tar") if path.is_file())
@@ -76,8 +87,10 @@ def index_folder(folder: Path, workers: int | None = None, progress: Progress | 
         The account: samples asked and written, and counts of what was skipped.
 
     Raises:
-        UserError: where there is no tar, or some that cannot be used; nothing is written then.
+        UserError: where there is no tar, or some that cannot be used, or the folder is still being written; nothing is
+            written then.
     """
+    refuse_unfinished(folder)
     tars = tars_of(folder)
     if not tars:
         raise UserError(f"{folder} holds no .tar file; give the folder that holds the shards")

@@ -7,21 +7,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_prep.errors import UserError
 from data_prep.faults import NAMED, Fault, FaultKind, FaultList
-from data_prep.files import atomic_file, sha256_file
-from data_prep.index import ShardEntry, write_index
-from data_prep.job import PARTS
+from data_prep.files import atomic_file, remove_asides, sha256_file
+from data_prep.index import COLUMNS, ShardEntry, skipped_counts, write_index
 from data_prep.keys import ShardKeys
-from data_prep.make_index import MEMBERS, RowFile, usual
+from data_prep.make_index import MEMBERS, RowFile, refuse_unfinished, usual
 from data_prep.parallel import cores, map_in_order
 from data_prep.rewrite import RewriteTask, Rewritten, rewrite_shard
 from data_prep.sample_check import Checks
-from data_prep.shard_check import Progress, ShardFindings, check_shards
+from data_prep.shard_check import TEXT_BITS, Progress, ShardFindings, check_shards
 from data_prep.verify import Survey, repeated_keys, survey_folder, wanted_members
 
 LOST = "lost.jsonl"
 SET_ASIDE = ".orphan"
+_NO_ROWS = np.empty((0, len(COLUMNS)), dtype=np.int64)  # a slice of all rows would keep them alive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +79,10 @@ def repair_folder(
         progress: Is told bytes done and bytes in all.
 
     Raises:
-        UserError: where nothing in the folder is good, it is still being written, or the disk is full.
+        UserError: where nothing in the folder is good, it is still being written or changes meanwhile, or the disk is
+            full.
     """
-    if (folder / PARTS).exists():
-        raise UserError(f"{folder} is not finished; run the command that writes it again, which goes on where it was")
+    refuse_unfinished(folder)
     repair, faults = Repair(), FaultList()
     survey = _name_again(survey_folder(folder, decode=decode), repair, faults, decode)
     faults.extend(survey.faults)
@@ -119,22 +122,28 @@ class _Look:
         self.survey = survey
         self.rows, self.keys = rows, keys
         self.shards: list[ShardFindings] = []
-        self.good = bytearray()
+        self._good = bytearray()
         self._texts = Counter[str]()
 
     def add(self, findings: ShardFindings) -> None:
         """Adds a shard; what may be large is not kept in memory."""
         self.rows.add(findings.path.name, findings.filesize, findings.sha256, findings.rows)
         self.keys.add_shard(findings.path, findings.digests)
-        self.good += findings.good
+        self._good += findings.good
         self._texts.update(findings.texts)
-        self.shards.append(replace(findings, faults=[], rows=findings.rows[:0], digests=b"", good=b""))
+        self.shards.append(replace(findings, faults=[], rows=_NO_ROWS, digests=b"", good=b""))
 
     @property
     def wanted(self) -> frozenset[str]:
         """The text members that each sample must have."""
         index = self.survey.index
         return frozenset(usual(self._texts, len(self.keys))) if index is None else wanted_members(index)
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """Whether each sample is one to keep, the text members that it must have included; shape (samples,)."""
+        needed = 1 + sum(TEXT_BITS[name] for name in self.wanted)
+        return np.frombuffer(self._good, dtype=np.uint8) & needed == needed
 
     def damaged(self, decode: bool) -> dict[Path, RewriteTask]:
         """The shards that must be written anew."""
@@ -144,15 +153,16 @@ class _Look:
             drop = drops.get(shard.path, frozenset())
             lacking = any(shard.texts[name] < shard.samples for name in checks.wanted)
             if shard.there and (shard.damaged or drop or lacking):
-                tasks[shard.path] = RewriteTask(path=shard.path, checks=checks, drop=drop)
+                tasks[shard.path] = RewriteTask(path=shard.path, checks=checks, sha256=shard.sha256, drop=drop)
         return tasks
 
     def _repeated(self) -> dict[Path, frozenset[int]]:
         """The numbers of good samples whose key an earlier good one has, by shard."""
         drops: dict[Path, set[int]] = {}
+        good = self.good
         for positions in self.keys.repeated():
-            for position in [int(position) for position in positions if self.good[position]][1:]:
-                path, number = self.keys.place(position)
+            for position in positions[good[positions]][1:]:
+                path, number = self.keys.place(int(position))
                 drops.setdefault(path, set()).add(number)
         return {path: frozenset(numbers) for path, numbers in drops.items()}
 
@@ -160,8 +170,9 @@ class _Look:
 def _mend(look: _Look, repair: Repair, decode: bool, workers: int | None) -> None:
     """Writes what is damaged anew, then the list of what was lost, then the index."""
     folder = look.survey.folder
-    if not any(look.good):
+    if not look.good.any():
         raise UserError(f"{folder}: no sample of it is good, so nothing was touched; write or fetch it again")
+    remove_asides(folder)  # of a repair that was killed
     for path in look.survey.orphans:
         path.rename(path.with_name(path.name + SET_ASIDE))
         repair.set_aside.append(path.name)
@@ -224,8 +235,7 @@ def _write_index(look: _Look, repair: Repair, entries: Sequence[ShardEntry]) -> 
     """
     old = look.survey.index or {}
     account = dict(old.get("account", {}))
-    before = account.get("skipped")
-    skipped = Counter[str](before if isinstance(before, dict) else {})
+    skipped = skipped_counts(account) or Counter[str]()
     skipped.update({f"damaged: {reason}": count for reason, count in repair.lost.items()})
     account |= {
         "asked": repair.kept + skipped.total(),

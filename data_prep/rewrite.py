@@ -31,11 +31,13 @@ class RewriteTask:
     Attributes:
         path: The tar.
         checks: What makes a sample good.
+        sha256: Of the tar's bytes, as they were looked through.
         drop: Numbers of good samples that are left out, for another one has their key.
     """
 
     path: Path
     checks: Checks
+    sha256: str
     drop: frozenset[int] = frozenset()
 
 
@@ -56,11 +58,13 @@ def rewrite_shard(task: RewriteTask) -> Rewritten:
     """Writes a shard anew; the old one is there until the new one is whole.
 
     Raises:
-        UserError: where the disk is full, or the shard cannot be read or written.
+        UserError: where the disk is full, or the shard cannot be read or written, or is another one meanwhile.
     """
     lost: list[Left] = []
     try:
         with open(task.path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != task.sha256:  # `drop` would name other samples
+                raise UserError(f"{task.path} changed while it was repaired; run the same command again")
             return Rewritten(entry=_write(task, file, lost), lost=lost)
     except _NothingGood:
         return Rewritten(entry=None, lost=lost)

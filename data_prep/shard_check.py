@@ -22,6 +22,9 @@ Rows = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
+TEXT_BITS = {"json": 2, "txt": 4}
+"""A bit for each text member: which of them every sample should have may not be known before all were seen."""
+
 # Starting processes takes about as long as looking through so many bytes in this one.
 WORTH_A_POOL = 64 << 20
 
@@ -61,7 +64,7 @@ class ShardFindings:
         samples: How many there are.
         rows: Of those that can be used, as in samples.npy.
         digests: The keys' hashes of all samples, in order.
-        good: For each sample, whether nothing is wrong with it.
+        good: For each sample 0 where something is wrong with it, else 1 and the bits of its texts (`TEXT_BITS`).
         unusable: The samples that can not be used, by reason.
         texts: How many samples have each text member.
     """
@@ -153,8 +156,9 @@ class _Tally:
 
     def add(self, check: SampleCheck, name: str) -> None:
         self.digests += digest(check.key)
-        self.good.append(not check.reasons)
-        self.texts.update(TEXT_MEMBERS & {member.extension for member in check.members})
+        texts = TEXT_MEMBERS & {member.extension for member in check.members}
+        self.good.append(0 if check.reasons else 1 + sum(TEXT_BITS[name] for name in texts))
+        self.texts.update(texts)
         for kind, what in check.reasons:
             self.faults.add(kind, f"{name}:{check.key}", what)
         if check.unusable is None:

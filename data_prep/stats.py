@@ -24,6 +24,11 @@ COVERAGES = (1_000, 5_000, 10_000, 30_000)
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 _MOST_WORDS = 1_000_000
+_MOST_SOURCES = 1000
+_SOURCE_LENGTH = 100
+OTHERS = "others"
+"""Stands for the sources that are too many to be named: some shards say where each single picture is from."""
+
 _HEADER_BYTES = 1 << 16
 _LARGEST_SIDE = 1_000_000
 
@@ -37,7 +42,7 @@ class Counts:
         samples: Samples that can be used.
         bytes: Of tars, pictures and texts.
         unusable: Samples, and stretches of a tar, that can not be used, by reason.
-        sources: Samples by the data set they come from.
+        sources: Samples by the data set they come from; of very many the rarest are counted as "others".
         formats: Pictures by extension.
         statements: True or false of pictures.
         captions: Captions a sample.
@@ -79,7 +84,12 @@ class Counts:
         self.prune()
 
     def prune(self) -> None:
-        """Drops the rarest words of a vocabulary that would take too much memory."""
+        """Drops the rarest words of a vocabulary, and the names of sources, that would take too much memory."""
+        if len(self.sources) > _MOST_SOURCES:
+            others = self.sources.pop(OTHERS, 0)
+            kept = Counter(dict(self.sources.most_common(_MOST_SOURCES // 2)))
+            kept[OTHERS] = others + self.sources.total() - kept.total()
+            self.sources = kept
         least = 2
         while len(self.vocabulary) > _MOST_WORDS:
             self.pruned = True
@@ -148,7 +158,7 @@ def _count_sample(check: SampleCheck, file: BinaryIO, counts: Counts) -> None:
 
 def _source(told: Mapping[str, Any]) -> str:
     if isinstance(told.get("source"), str):
-        return str(told["source"])
+        return str(told["source"])[:_SOURCE_LENGTH]
     return "img2dataset" if {"status", "url"} <= set(told) else "unknown"
 
 

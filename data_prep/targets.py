@@ -14,7 +14,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from data_prep.errors import UserError
-from data_prep.files import atomic_file, disk_full, is_disk_full
+from data_prep.files import atomic_file, disk_full, is_disk_full, remove_asides
 
 _BATCH = 64  # files that a store is asked for at a time
 _LOCAL = ("file://", "local://")
@@ -121,8 +121,7 @@ class LocalTarget:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the folder {self.folder}: {error.strerror}; give another one") from error
-        for path in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*/.*.tmp")):
-            path.unlink(missing_ok=True)
+        remove_asides(self.folder)
 
     def write(self, name: str, *, durable: bool = True) -> contextlib.AbstractContextManager[BinaryIO]:
         """See `Target.write`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.faults import NAMED, Fault, FaultKind, FaultList
-from data_prep.index import INDEX, load_index, read_shard_list
+from data_prep.index import INDEX, load_index, read_shard_list, skipped_counts
 from data_prep.keys import ShardKeys, key_at
 from data_prep.make_index import MEMBERS, tars_of
 from data_prep.sample_check import TEXT_MEMBERS, Checks
@@ -130,10 +130,12 @@ def _check_index(index: dict[str, Any]) -> Iterator[Fault]:
         if count > 1:
             yield _fault("index", INDEX, f"names the shard {url!r} {count} times")
     account, total = index["account"], sum(shard["nsamples"] for shard in index["shardlist"])
-    skipped = account.get("skipped")
+    skipped = skipped_counts(account)
     if account.get("written") != total:
         yield _fault("count", INDEX, f"its account says {account.get('written')} samples, its shards have {total}")
-    elif isinstance(skipped, dict) and account.get("asked") != total + sum(skipped.values()):
+    elif skipped is None:
+        yield _fault("count", INDEX, "its account does not count what was skipped by reason")
+    elif account.get("asked") != total + skipped.total():
         yield _fault("count", INDEX, f"its account says {account.get('asked')} asked, not written + skipped")
 
 

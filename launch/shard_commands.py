@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_prep.errors import UserError
 from data_prep.faults import NAMED, Fault, counts
 from data_prep.index import INDEX
 from data_prep.make_index import index_folder
@@ -37,9 +38,23 @@ def _bar(name: str) -> Iterator[Show]:
         yield show
 
 
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Turns what the system says of files into the user's error, for exit code 1 would mean that there is a fault."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot use {error.filename or folder}: {error.strerror}; mend the permissions or the disk, then run the "
+            "same command again"
+        ) from error
+
+
 def index_command(folder: Path, workers: int | None) -> Answer:
     """`trimline index`."""
-    with _bar(folder.name) as show:
+    with _told(folder), _bar(folder.name) as show:
         account = index_folder(folder, workers, show)
     lines = [f"{folder / INDEX}: {account['written']} of {account['asked']} samples"]
     lines += [f"  skipped {count}: {reason}" for reason, count in account["skipped"].items()]
@@ -48,11 +63,12 @@ def index_command(folder: Path, workers: int | None) -> Answer:
 
 def verify_command(folder: Path, *, decode: bool, repair: bool, workers: int | None) -> Answer:
     """`trimline verify`: a split folder, or a folder of such; repairs them where that is asked."""
-    splits = find_splits(folder)
+    with _told(folder):
+        splits = find_splits(folder)
     faults: dict[Path, list[Fault]] = {}
     repairs: dict[Path, Repair] = {}
     for split in splits:
-        with _bar(split.name) as show:
+        with _told(split), _bar(split.name) as show:
             if repair:
                 repairs[split] = repair_folder(split, decode=decode, workers=workers, progress=show)
                 faults[split] = repairs[split].faults
@@ -98,8 +114,10 @@ def stats_command(folder: Path, workers: int | None) -> Answer:
     """`trimline stats`."""
     splits: dict[str, dict[str, Any]] = {}
     total = Counts()
-    for split in find_splits(folder):
-        with _bar(split.name) as show:
+    with _told(folder):
+        found = find_splits(folder)
+    for split in found:
+        with _told(split), _bar(split.name) as show:
             counted = count_folder(split, workers, show)
         splits[split.name] = describe(counted)
         total.add(counted)

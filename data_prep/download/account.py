@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_prep.download.guard import NOT_PUBLIC, TOO_MUCH, TOO_SLOW
+from data_prep.reasons import LeftOut
 
 GOT = "got"
 UNANSWERED = "other: no word from img2dataset"
@@ -75,16 +76,28 @@ def may_pass(reason: str) -> bool:
     return reason.partition(":")[0] in _WORTH_ANOTHER_TRY
 
 
-_WRITER_WORDS = {
-    "not a JPEG, PNG or WebP picture": "not_an_image: not a JPEG, PNG or WebP picture",
-    "broken picture": "not_an_image: broken picture",
-    "picture too large": "refused: picture too large",
+_WRITER_GROUPS = {
+    LeftOut.NOT_A_PICTURE: "not_an_image",
+    LeftOut.BROKEN: "not_an_image",
+    LeftOut.TOO_LARGE: "refused",
+    LeftOut.TOO_SMALL: "too_small",
+    LeftOut.TOO_STRETCHED: "refused",
+    LeftOut.DUPLICATE: "duplicate",
+    LeftOut.EXCLUDED_ID: "refused",
+    LeftOut.EXCLUDED_CHECKSUM: "refused",
+    LeftOut.NO_CAPTION: "refused",
 }
+"""The group of every reason that the writer has."""
 
 
 def in_groups(reason: str) -> str:
     """A reason that the writer of the shards counts under, as one of a group."""
-    return reason if reason.partition(":")[0] in GROUPS else _WRITER_WORDS.get(reason, f"other: {reason}")
+    if reason.partition(":")[0] in GROUPS:
+        return reason
+    if reason not in set(LeftOut):
+        return f"other: {reason}"
+    group = _WRITER_GROUPS[LeftOut(reason)]
+    return group if group == "too_small" else f"{group}: {reason}"  # which says it all
 
 
 def make_account(asked: int, written: int, reasons: Mapping[str, int]) -> dict[str, Any]:

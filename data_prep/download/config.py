@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from data_prep.errors import UserError
@@ -74,6 +75,10 @@ class DownloadConfig:
         if "://" in self.out:
             raise UserError(
                 f"--out {self.out}: a folder on this machine is wanted; copy its shards when they are there"
+            )
+        if re.search(r"[*?\[]|::", str(Path(self.out).expanduser().absolute())):
+            raise UserError(
+                f"--out {self.out}: img2dataset takes '*', '?', '[' and '::' for patterns; give another folder"
             )
         for field in ("split", "name"):
             value = getattr(self, field)

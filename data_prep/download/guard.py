@@ -20,7 +20,6 @@ import socket
 import sys
 import threading
 import time
-import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -83,10 +82,20 @@ class _Response(http.client.HTTPResponse):
             raise OSError(TOO_MUCH)
 
 
+_CARRIES_IPV4 = tuple(map(ipaddress.ip_network, ("::ffff:0:0/96", "::/96", "64:ff9b::/96")))
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+
+
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the open internet."""
+    """Whether an IP address belongs to the open internet; one that leads to an IPv4 address is judged by that one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.is_site_local or ip in _LOCAL_NAT64:
+            return False
+        if ip.sixtofour is not None:
+            ip = ip.sixtofour
+        elif any(ip in network for network in _CARRIES_IPV4):
+            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip.is_global and not ip.is_multicast
 
 
@@ -94,22 +103,36 @@ class _Limited(http.client.HTTPConnection):
     response_class = _Response
 
 
-class _Public(_Limited):
-    """A connection to a public address only; looked at before and after, for a name may change its address."""
+def _connect_public(address: tuple[str, int], timeout: Any = None, source_address: Any = None) -> socket.socket:
+    """As `socket.create_connection`, but to public addresses only.
 
-    def connect(self) -> None:
-        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        if not all(is_public(str(sockaddr[0])) for *_, sockaddr in found):
-            raise OSError(NOT_PUBLIC)
-        super().connect()
-        if not is_public(self.sock.getpeername()[0]):
-            self.close()
-            raise OSError(NOT_PUBLIC)
+    The name is looked up once: the address that was judged is the one that is asked, for a name may change its address.
+    """
+    host, port = address
+    found = [str(sockaddr[0]) for *_, sockaddr in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    if not all(map(is_public, found)):
+        raise OSError(NOT_PUBLIC)
+    for number, place in enumerate(found, start=1):
+        try:
+            return socket.create_connection((place, port), timeout, source_address)
+        except OSError:
+            if number == len(found):
+                raise
+    raise OSError("getaddrinfo returns an empty list")
+
+
+class _Public(_Limited):
+    """A connection to a public address only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._create_connection = _connect_public  # where http.client lets others open its sockets
 
 
 def _guarded(kind: Any, request: urllib.request.Request) -> Any:
     """The connection class for a request; a proxy looks names up itself, and is the user's own choice."""
-    by_proxy = request.host != urllib.parse.urlsplit(request.full_url).netloc
+    # Not by comparing names: a URL may spell its host in many ways, such as %31%32%37.0.0.1.
+    by_proxy = request.has_proxy() or getattr(request, "_tunnel_host", None) is not None
     guard = _Public if Limits.public_only and not by_proxy else _Limited
     return type(f"Guarded{kind.__name__}", (guard, kind), {})
 

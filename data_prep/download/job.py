@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_prep.clean import CleanConfig, Cleaner
 from data_prep.download.account import GOT, in_groups, make_account, may_pass
 from data_prep.download.asked import Asked, write_asked
 from data_prep.download.config import DownloadConfig
@@ -28,7 +29,7 @@ from data_prep.download.results import PLACES, Fetched, Outcomes, read_tables, w
 from data_prep.download.tool import FetchSettings, run_tool
 from data_prep.errors import UserError
 from data_prep.files import atomic_dir, fsync_dir, read_json, sha256_file, write_json
-from data_prep.index import INDEX
+from data_prep.index import INDEX, read_shard_list
 from data_prep.job import Layout
 from data_prep.parallel import cores
 from data_prep.writer import write_split
@@ -113,12 +114,24 @@ def _name(config: DownloadConfig) -> str:
 
 
 def _finished(final: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The account of a download that is finished, or None where there is nothing yet."""
+    """The account of a download that is finished and as it was, or None where there is nothing yet."""
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return None
     account: dict[str, Any] = read_json(final / ACCOUNT) if (final / ACCOUNT).is_file() else {}
     if account.get("identity") != identity:
         raise UserError(f"{final} holds something else; give another --out or --split, or remove it")
+    try:
+        written = read_shard_list(final)["account"].get("written")
+    except UserError as error:
+        raise UserError(
+            f"{final} was damaged since it was downloaded; mend it with `trimline verify {final} --repair`, or remove "
+            "it to download it again"
+        ) from error
+    if written != account[GOT]:
+        raise UserError(
+            f"{final} has {written} of the {account[GOT]} samples that were downloaded, for it was mended since; use "
+            "it as it is, or remove it to download all again"
+        )
     return account
 
 
@@ -220,14 +233,16 @@ def _write_shards(
     outcomes: Outcomes, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes shards, index and account into `state/shards`, whole; returns the account."""
-    split = Fetched(state, raws, source=_name(config), min_side=config.min_side, max_side=config.max_side)
+    clean = CleanConfig(min_side=config.min_side)
+    split = Fetched(state, raws, source=_name(config), cleaner=Cleaner.of(clean))
     told = json.dumps([identity, sha256_file(state / PLACES)], sort_keys=True)
     own = write_split(
         split,
         state / "shards",
         name=f"{_name(config)}/{config.split}",
         fingerprint=hashlib.sha256(told.encode()).hexdigest(),
-        layout=Layout(shard_samples=config.shard_samples),
+        layout=Layout(shard_samples=config.shard_samples, max_side=config.max_side),
+        clean=clean,
         workers=config.processes,
         progress=lambda done, total: progress("shards", done, total, ""),
     )

@@ -1,5 +1,6 @@
 """What img2dataset brought: a reason for each picture that it did not, and a place for each that it did."""
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -9,14 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_prep.clean import Cleaner, Dropped
 from data_prep.download.account import GOT, UNANSWERED, classify
 from data_prep.download.asked import Asked, Wish
-from data_prep.download.pictures import has_side, shrink
 from data_prep.errors import UserError
 from data_prep.files import atomic_file
-from data_prep.images import BadImage, inspect_image
+from data_prep.images import BadImage
 from data_prep.records import Record, Skipped
-from data_prep.tars import BadTar, list_members
+from data_prep.tars import BadTar, Member, list_members
 
 PLACES = "places.npy"
 _PLACE = np.dtype(
@@ -96,22 +97,29 @@ def write_places(folder: Path, raws: list[Path], got: NDArray[np.int64]) -> None
 
 def _places_of(raw: Path, number: int) -> Iterator[NDArray[np.void]]:
     for path in sorted(raw.glob("*.tar")):
-        try:
-            members = {member.key: member for member in list_members(path) if member.extension == "jpg"}
-        except BadTar as error:
-            stats = path.with_name(f"{path.stem}_stats.json")
-            stats.unlink(missing_ok=True)
-            raise UserError(f"{path} is broken ({error}); run the same command again: it is fetched anew") from error
         table = pq.read_table(path.with_suffix(".parquet"), columns=["row", "status", "key", "sha256"])
         table = table.filter(np.array(table["status"].to_pylist(), dtype=object) == "success")
         part = np.zeros(len(table), _PLACE)
-        own = [members[key] for key in table["key"].to_pylist()]
+        own = _members_of(path, table["key"].to_pylist())
         digests = [bytes.fromhex(text) for text in table["sha256"].to_pylist()]
         part["row"], part["pass"], part["shard"] = table["row"].to_numpy(), number, int(path.stem)
         part["data"], part["size"] = [member.data for member in own], [member.size for member in own]
         part["high"] = [int.from_bytes(digest[:8], "big") for digest in digests]
         part["low"] = [int.from_bytes(digest[8:16], "big") for digest in digests]
         yield part
+
+
+def _members_of(path: Path, keys: list[str]) -> list[Member]:
+    """The pictures of these keys in a tar; a power cut may leave one of the right size that holds zeros."""
+    try:
+        members = {member.key: member for member in list_members(path) if member.extension == "jpg"}
+        lacking = sum(key not in members for key in keys)
+        if lacking:
+            raise BadTar(f"it lacks {lacking} of {len(keys)} pictures")
+    except BadTar as error:
+        path.with_name(f"{path.stem}_stats.json").unlink(missing_ok=True)
+        raise UserError(f"{path} is broken ({error}); run the same command again: it is fetched anew") from error
+    return [members[key] for key in keys]
 
 
 class Fetched:
@@ -121,13 +129,11 @@ class Fetched:
         folder: With `asked/` and `places.npy`.
         raws: The passes' folders, as they were given to `write_places`.
         source: Name of the data set.
-        min_side: Width and height that a picture must have, in pixels.
-        max_side: Width and height that a picture may have; larger ones are made smaller.
+        cleaner: The writer's; what it drops is counted as that, and not as a duplicate.
     """
 
-    def __init__(self, folder: Path, raws: list[Path], *, source: str, min_side: int, max_side: int | None) -> None:
-        self._folder, self._raws, self._source = folder, raws, source
-        self._min_side, self._max_side = min_side, max_side
+    def __init__(self, folder: Path, raws: list[Path], *, source: str, cleaner: Cleaner) -> None:
+        self._folder, self._raws, self._source, self._cleaner = folder, raws, source, cleaner
 
     def __len__(self) -> int:
         """Pictures with a URL of their own that a server sent something for."""
@@ -149,17 +155,13 @@ class Fetched:
 
     def _record(self, wish: Wish, data: bytes, first: bool) -> Record | Skipped:
         key = f"{wish.line:09d}"
-        try:
-            if not has_side(data, self._min_side):
-                return Skipped(key=key, reason="too_small")
-            if not first:
-                # Looked at in full: the same page of HTML, sent for many URLs, is no picture rather than a duplicate.
-                inspect_image(data)
-                return Skipped(key=key, reason="duplicate: same picture from another URL")
-            if self._max_side is not None:
-                data = shrink(data, self._max_side)
-        except BadImage as error:
-            return Skipped(key=key, reason=str(error))
+        if not first:
+            try:
+                # The same page of HTML, sent for many URLs, is no picture rather than a duplicate.
+                self._cleaner.check(data, hashlib.sha256(data).hexdigest())
+            except (BadImage, Dropped) as error:
+                return Skipped(key=key, reason=str(error))
+            return Skipped(key=key, reason="duplicate: same picture from another URL")
         return Record(
             key=key,
             source=self._source,

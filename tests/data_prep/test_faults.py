@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from data_prep.faults import NAMED, counts
+from data_prep.job import Layout
 from data_prep.repair import repair_folder
 from data_prep.verify import verify_folder
 from data_prep.writer import write_split
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    write_split(Plain(), tmp_path / "train", name="plain", fingerprint="f", shard_samples=10, workers=1)
+    write_split(Plain(), tmp_path / "train", name="plain", fingerprint="f", layout=Layout(shard_samples=10), workers=1)
     return tmp_path / "train"
 
 
@@ -160,7 +161,7 @@ SCRIPT = (
 
 
 def test_a_repair_that_is_killed_is_finished_by_the_next(tmp_path):
-    write_split(Plain(size=400), tmp_path / "a", name="p", fingerprint="f", shard_samples=20, workers=1)
+    write_split(Plain(size=400), tmp_path / "a", name="p", fingerprint="f", layout=Layout(shard_samples=20), workers=1)
     for number in range(0, 20, 2):
         os.truncate(tmp_path / "a" / f"{number:05d}.tar", 30_000)
     shutil.copytree(tmp_path / "a", tmp_path / "whole")

@@ -5,7 +5,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from data_prep.images import MAX_PIXELS, BadImage, inspect_image
+from data_prep.images import MAX_PIXELS, BadImage, inspect_image, shrink_image
 from tests.data_prep.samples import picture
 
 
@@ -46,3 +46,14 @@ def test_every_kind_of_png_is_good(mode):
     Image.new(mode, (5, 4)).save(file, "PNG")
     info = inspect_image(file.getvalue())
     assert (info.width, info.height) == (5, 4)
+
+
+def test_exif_that_fits_into_no_jpeg_does_not_keep_a_picture_from_being_made_smaller():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "JPEG", exif=b"Exif\0\0" + bytes(60_000))
+    data = file.getvalue()
+    begin = data.index(b"\xff\xe1")
+    segment = data[begin : begin + 2 + int.from_bytes(data[begin + 2 : begin + 4], "big")]
+    data = data[:begin] + segment + data[begin:]  # readers join the two
+    with Image.open(io.BytesIO(shrink_image(data, 32, 95))) as image:
+        assert image.size == (32, 24)

@@ -11,12 +11,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from data_prep.errors import UserError
 from data_prep.faults import counts
+from data_prep.files import sha256_file
 from data_prep.index import load_index
 from data_prep.job import Layout
-from data_prep.make_index import index_folder
-from data_prep.repair import repair_folder
+from data_prep.keys import ShardKeys
+from data_prep.make_index import RowFile, index_folder
+from data_prep.repair import _Look, repair_folder
+from data_prep.rewrite import RewriteTask, rewrite_shard
+from data_prep.sample_check import Checks
+from data_prep.shard_check import check_shards
 from data_prep.stats import count_folder, describe
-from data_prep.verify import verify_folder
+from data_prep.verify import survey_folder, verify_folder
 from data_prep.writer import write_split
 from pipeline.data.shards import ShardFolder
 from tests.data_prep.mutations import KINDS, Mutation, mutations
@@ -143,6 +148,19 @@ def test_of_two_samples_with_one_key_the_first_good_one_stays(tmp_path):
     assert verify_folder(tmp_path) == []
 
 
+def test_a_sample_that_lacks_its_text_displaces_no_whole_one_of_its_key(tmp_path):
+    def sample(key: str, number: int, *, text: bool = True) -> dict[str, bytes]:
+        told = json.dumps({"captions": ["c"], "n": number}).encode()
+        return {f"{key}.png": picture(number), f"{key}.json": told} | ({f"{key}.txt": b"c"} if text else {})
+
+    make_tar(tmp_path / "0.tar", sample("a", 0) | sample("b", 1, text=False))
+    make_tar(tmp_path / "1.tar", sample("b", 2) | sample("c", 3))
+    repair = repair_folder(tmp_path)
+    assert {key: fields["n"] for key, (_, fields) in samples(tmp_path).items()} == {"a": 0, "b": 2, "c": 3}
+    assert repair.lost == {"missing member": 1}
+    assert verify_folder(tmp_path) == []
+
+
 def test_refused_members_go_and_their_samples_stay(tmp_path):
     good = {"a.png": picture(1), "a.txt": b"c", "a.json": b'{"captions": ["c"]}'}
     make_tar(tmp_path / "0.tar", good | {"a.pyd": b"cos\nsystem\n", "../x.png": b"x", "/etc/y.png": b"y"})
@@ -168,10 +186,60 @@ def test_where_nothing_is_good_nothing_is_touched(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_where_what_is_good_lacks_what_the_others_have_nothing_is_touched_either(tmp_path):
+    make_tar(tmp_path / "0.tar", {"a.png": b"no picture", "a.txt": b"c", "b.png": b"no picture", "b.txt": b"c"})
+    make_tar(tmp_path / "1.tar", {"c.png": picture(1), "c.json": b'{"captions": ["c"]}'})
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="no sample of it is good"):
+        repair_folder(tmp_path)
+    assert contents(tmp_path) == before
+
+
 def test_a_folder_that_is_being_written_is_left_alone(folder):
     (folder / ".parts").mkdir()
-    with pytest.raises(UserError, match="not finished"):
-        repair_folder(folder)
+    (folder / "index.json").unlink()
+    for command in (repair_folder, index_folder):
+        with pytest.raises(UserError, match="not finished"):
+            command(folder)
+    assert not (folder / "index.json").exists()
+
+
+def test_a_shard_that_another_repair_has_written_meanwhile_is_not_written_by_old_findings(folder):
+    # By its old number, what is left out would be another sample now.
+    shard = folder / "00001.tar"
+    task = RewriteTask(path=shard, checks=Checks(), sha256=sha256_file(shard), drop=frozenset({3}))
+    rewrite_shard(task)
+    before = shard.read_bytes()
+    with pytest.raises(UserError, match="changed while it was repaired"):
+        rewrite_shard(task)
+    assert shard.read_bytes() == before
+
+
+def test_what_a_killed_repair_left_half_written_goes(folder):
+    (folder / ".00001.tar.4711.abcd.tmp").write_bytes(b"half")
+    (folder / "index.json").unlink()
+    repair_folder(folder)
+    assert [path.name for path in folder.glob(".*")] == []
+
+
+@pytest.mark.parametrize("skipped", [{"broken": "many"}, {"broken": None}, [1], "x"])
+def test_an_account_that_counts_in_words_is_a_fault_and_is_made_again(folder, skipped):
+    index = json.loads((folder / "index.json").read_text())
+    index["account"]["skipped"] = skipped
+    (folder / "index.json").write_text(json.dumps(index))
+    assert set(counts(verify_folder(folder))) == {"count"}
+    assert repair_folder(folder).lost == {}
+    assert verify_folder(folder) == []
+
+
+def test_the_rows_of_shards_that_were_looked_through_are_let_go(folder):
+    survey = survey_folder(folder, decode=False)
+    with RowFile() as rows, ShardKeys() as keys:
+        look = _Look(survey, rows, keys)
+        for findings in check_shards(survey.tasks):
+            look.add(findings)
+        # A slice that is empty holds what it was cut from.
+        assert all(shard.rows.base is None for shard in look.shards)
 
 
 def test_long_names_and_pax_headers_survive(tmp_path):

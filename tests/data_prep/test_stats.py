@@ -4,6 +4,7 @@ import os
 import pytest
 
 from data_prep import stats
+from data_prep.job import Layout
 from data_prep.stats import Counts, count_folder, describe, distribution
 from data_prep.writer import write_split
 from launch.cli import main
@@ -12,7 +13,14 @@ from tests.data_prep.test_verify import make_tar
 
 
 def test_what_lies_in_shards_is_counted(tmp_path):
-    write_split(Plain(size=20, sides=(8, 8, 8, 16)), tmp_path, name="p", fingerprint="f", shard_samples=8, workers=1)
+    write_split(
+        Plain(size=20, sides=(8, 8, 8, 16)),
+        tmp_path,
+        name="p",
+        fingerprint="f",
+        layout=Layout(shard_samples=8),
+        workers=1,
+    )
     figures = describe(count_folder(tmp_path))
     assert (figures["samples"], figures["shards"], figures["captions"], figures["statements"]) == (20, 3, 40, 20)
     assert figures["sources"] == {"plain": 20}
@@ -36,7 +44,7 @@ def test_sizes_come_from_headers_where_no_json_states_them(tmp_path):
 
 
 def test_damaged_shards_are_counted_as_far_as_they_can_be_read(tmp_path):
-    write_split(Plain(size=20), tmp_path, name="p", fingerprint="f", shard_samples=10, workers=1)
+    write_split(Plain(size=20), tmp_path, name="p", fingerprint="f", layout=Layout(shard_samples=10), workers=1)
     os.truncate(tmp_path / "00001.tar", 9000)
     counts = count_folder(tmp_path, workers=2)
     assert 10 < counts.samples < 20
@@ -65,7 +73,9 @@ def test_percentiles_are_those_of_all_occurrences(values, wanted):
 
 def test_the_command_prints_a_table_and_one_json_object(tmp_path, capsys):
     for split in ("train", "val"):
-        write_split(Plain(size=5), tmp_path / split, name="p", fingerprint="f", shard_samples=5, workers=1)
+        write_split(
+            Plain(size=5), tmp_path / split, name="p", fingerprint="f", layout=Layout(shard_samples=5), workers=1
+        )
     assert main(["stats", str(tmp_path)]) == 0
     table = capsys.readouterr().out
     assert table.splitlines()[0].split() == ["train", "val", "total"]
@@ -74,3 +84,16 @@ def test_the_command_prints_a_table_and_one_json_object(tmp_path, capsys):
     data = json.loads(capsys.readouterr().out)
     assert (set(data["splits"]), data["total"]["samples"]) == ({"train", "val"}, 10)
     assert main(["stats", str(tmp_path / "nowhere")]) == 2
+
+
+def test_a_source_for_every_picture_takes_no_memory_and_all_are_counted(tmp_path):
+    members = {}
+    for number in range(2500):
+        source = "often" if number % 5 == 0 else f"http://a.org/{number}/" + "x" * 200
+        members[f"{number}.png"] = b"x"
+        members[f"{number}.json"] = json.dumps({"source": source, "width": 8, "height": 8}).encode()
+    make_tar(tmp_path / "0.tar", members)
+    sources = describe(count_folder(tmp_path))["sources"]
+    assert len(sources) <= 1001
+    assert (sum(sources.values()), sources["often"]) == (2500, 500)
+    assert max(map(len, sources)) <= 100

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,34 @@ def test_links_and_devices_are_refused(tmp_path, kind):
 def test_records_refuse_keys_that_readers_would_split(key):
     with pytest.raises(ValueError, match="key="):
         Record(key=key, source="s", id="1", images={"": b""})
+
+
+def test_a_key_with_thousands_of_pictures_is_a_fault_that_takes_no_memory(tmp_path):
+    data = picture(1) + bytes(1 << 20)
+    make_tar(tmp_path / "0.tar", {f"a.{number}.png": data for number in range(40)} | {"a.txt": b"c"})
+    tracemalloc.start()
+    try:
+        faults = verify_folder(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "0.tar:a: not one picture, or a left and a right one" in what(faults)
+    assert peak < 8 << 20
+
+
+def test_the_checksum_counts_of_our_samples_that_img2datasets_were_made_into(tmp_path):
+    told = {"captions": ["c"], "original_width": 640, "url": "http://a/b", "sha256": "0" * 64}
+    make_tar(tmp_path / "0.tar", {"a.png": picture(1), "a.txt": b"c", "a.json": json.dumps(told).encode()})
+    assert "another checksum than its JSON says" in what(verify_folder(tmp_path))
+    told |= {"status": "success", "error_message": None}  # its own: of the picture before it was resized
+    make_tar(tmp_path / "0.tar", {"a.png": picture(1), "a.txt": b"c", "a.json": json.dumps(told).encode()})
+    assert "another checksum" not in what(verify_folder(tmp_path))
+
+
+@pytest.mark.parametrize("width", ["x" * 100_000, [[8]], None, 8.5, True])
+def test_a_width_that_is_none_is_told_in_few_words(tmp_path, width):
+    told = json.dumps({"captions": ["c"], "width": width, "height": 8})
+    make_tar(tmp_path / "0.tar", {"a.png": picture(1), "a.txt": b"c", "a.json": told.encode()})
+    faults = verify_folder(tmp_path)
+    assert {fault.kind for fault in faults} == {"index", "bad json"}
+    assert all(len(str(fault)) < 1000 for fault in faults)

@@ -221,6 +221,17 @@ def test_shards_are_written_checked_and_indexed(tmp_path: Path) -> None:
     assert "00000.tar" in broken.stdout
 
 
+@pytest.mark.parametrize("words", [["verify"], ["verify", "--repair"], ["stats"], ["index"]])
+def test_shards_that_cannot_be_read_are_no_faulty_ones(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "00000.tar").symlink_to("/proc/self/mem")  # which can be opened and not read
+    (tmp_path / "index.json").mkdir()
+    assert exit_code([*words, str(tmp_path)]) == 2
+    assert "cannot" in capsys.readouterr().err
+    assert (tmp_path / "index.json").is_dir()
+
+
 def test_what_is_tested_on_is_left_out_of_what_is_trained_on(tmp_path: Path) -> None:
     sizes = ["--sizes.train", "0", "--sizes.val", "0", "--sizes.unseen", "0", "--image_size", "32"]
     test, listed = str(tmp_path / "test"), str(tmp_path / "list.txt")

@@ -12,6 +12,7 @@ from data_prep.download.account import (
     make_account,
     may_pass,
 )
+from data_prep.reasons import LeftOut
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,12 @@ def test_success_is_got_and_what_was_lost_is_asked_again():
     assert classify("success", None) == GOT
     assert not may_pass(GOT)
     assert may_pass(UNANSWERED)
+
+
+def test_every_reason_of_the_writer_has_its_group():
+    assert {in_groups(reason).partition(":")[0] for reason in LeftOut} <= set(GROUPS) - {"other"}
+    assert in_groups("picture too small") == "too_small"
+    assert in_groups("picture too large") == "refused: picture too large"
 
 
 @given(st.text(max_size=80))

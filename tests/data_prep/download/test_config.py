@@ -19,6 +19,8 @@ from data_prep.errors import UserError
         ({"split": "../x"}, "--split '../x' must be"),
         ({"name": "a b"}, "--name 'a b' must be"),
         ({"out": "s3://bucket/x"}, "a folder on this machine is wanted"),
+        ({"out": "data[1]"}, "--out data[1]: img2dataset takes"),
+        ({"out": "a::b"}, "--out a::b: img2dataset takes"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(wrong, said):

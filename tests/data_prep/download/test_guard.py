@@ -1,6 +1,7 @@
 """The opener that img2dataset asks through, against a real server; each limit is a fraction of a second here."""
 
 import shutil
+import socket
 import ssl
 import subprocess
 import time
@@ -74,11 +75,32 @@ def test_other_schemes_are_never_opened(limited, url):
 def test_addresses_that_are_not_public_are_not_asked(server, limited):
     guard.install(seconds=1, max_bytes=10**6, public_only=True)
     before = server.seen.total()
-    for host in ("127.0.0.1", "localhost", "0.0.0.0"):
+    # However a URL spells its host: a percent sign is no proxy's doing.
+    for host in ("127.0.0.1", "localhost", "0.0.0.0", "%31%32%37.0.0.1", "l%6Fcalhost"):
         assert why(f"http://{host}:{server.server_address[1]}/good/1.jpg") == "refused: address not public"
     assert why("http://169.254.169.254/latest/meta-data") == "refused: address not public"
     assert why("https://10.0.0.1/x.jpg") == "refused: address not public"
     assert server.seen.total() == before
+
+
+def test_a_name_that_changes_its_address_between_the_look_and_the_call_leads_nowhere(server, limited, monkeypatch):
+    guard.install(seconds=1, max_bytes=10**6, public_only=True)
+    asked: list[str] = []
+
+    def lookup(host: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        address = "192.88.99.1" if asked == ["rebinding.example"] else "127.0.0.1"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    def connect(address: tuple[str, int], *_: object, **__: object) -> socket.socket:
+        reached.append(address[0])
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    reached: list[str] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert why(f"http://rebinding.example:{server.server_address[1]}/good/1.jpg") == "connection: refused"
+    assert (asked, reached) == (["rebinding.example"], ["192.88.99.1"])
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +156,13 @@ def test_a_proxy_of_the_users_own_may_be_private(server, limited, monkeypatch):
         ("fd00::1", False),
         ("::ffff:127.0.0.1", False),
         ("::ffff:8.8.8.8", True),
+        ("::127.0.0.1", False),
+        ("2002:7f00:1::", False),
+        ("2002:808:808::", True),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b::808:808", True),
+        ("64:ff9b:1::a00:1", False),
+        ("fec0::1", False),
     ],
 )
 def test_which_addresses_are_public(address, public):
