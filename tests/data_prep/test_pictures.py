@@ -204,3 +204,56 @@ def test_a_tar_whose_members_run_backwards_is_refused_and_not_read_for_ever(tmp_
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a\.tar: truncated or no tar"):
         list(find_stores([str(path)], "--images")[0].places(0))
+
+
+def test_a_tar_that_claims_a_name_beyond_all_memory_is_refused(tmp_path):
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 60
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    (found,) = find_stores([str(tmp_path / "a.tar")], "--images")
+    with pytest.raises(UserError, match=r"a\.tar: truncated or no tar"):
+        list(found.places(0))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names_of_every_form_of_tar_are_read(form, tmp_path):
+    names = [
+        "short.jpg",
+        "folder/" * 12 + "ä" * 30 + ".jpg",
+        "n" * (96 if form == tarfile.USTAR_FORMAT else 300) + ".jpg",
+    ]
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = number + 600
+            tar.addfile(info, io.BytesIO(bytes([number]) * info.size))
+    (found,) = find_stores([str(tmp_path / "a.tar")], "--images")
+    reader = StoreReader([found])
+    assert {place.name: reader.read(place) for place in found.places(0)} == {
+        name: bytes([number]) * (number + 600) for number, name in enumerate(names)
+    }
+
+
+def test_a_tar_whose_last_member_is_a_zip_is_a_tar(tmp_path):
+    inner = store(tmp_path / "inner", "zip", {"deep.jpg": b"d"}).read_bytes()
+    path = store(tmp_path / "a", "tar", {"a.jpg": b"a", "b.zip": inner})
+    (found,) = find_stores([str(path)], "--images")
+    assert [place.name for place in found.places(0)] == ["a.jpg", "b.zip"]
+
+
+def test_a_zip_with_a_name_that_is_no_text_is_the_users_error(tmp_path):
+    path = store(tmp_path / "a", "zip", {"é.jpg": b"a"})
+    path.write_bytes(path.read_bytes().replace("é.jpg".encode(), b"\xff\xff.jpg"))
+    (found,) = find_stores([str(path)], "--images")
+    with pytest.raises(UserError, match=r"a\.zip: truncated or no zip"):
+        list(found.places(0))
+
+
+def test_hidden_files_that_macos_puts_beside_archives_are_none(tmp_path):
+    store(tmp_path / "d" / "a", "folder", {"._a.tar": b"Mac OS X", "b.jpg": b"b"})
+    store(tmp_path / "d" / "a" / "a", "tar", {"a.jpg": b"a"})
+    (tmp_path / "d" / "._a.zip").write_bytes(b"Mac OS X")
+    assert [one.kind for one in find_stores([str(tmp_path / "d")], "--images")] == ["folder", "tar"]
