@@ -57,8 +57,8 @@ def key_of(name: str) -> str:
 
 
 def with_suffix(key: str, name: str) -> str:
-    """A key that tells this name from others of the same key."""
-    return f"{key[:_KEY_LENGTH]}-{name_hash(name) & 0xFFFFFFFF:08x}"
+    """A key that tells this name from others of the same key, of which there may be millions: 60 bits of its hash."""
+    return f"{key[:_KEY_LENGTH]}-{name_hash(name) >> 4:015x}"
 
 
 def one_line(text: Any) -> str:

@@ -191,8 +191,11 @@ class Pictures:
         Raises:
             NoPicture: they differ.
         """
-        if len(places) > 1 and len({self._reader.read(place) for place in places}) > 1:
-            raise NoPicture("several different pictures of this name")
+        if len(places) > 1:
+            first = self._reader.read(places[0])
+            # Stops at the first that differs: thousands may have the name.
+            if any(self._reader.read(place) != first for place in places[1:]):
+                raise NoPicture("several different pictures of this name")
         return places[0]
 
 

@@ -106,7 +106,7 @@ DATA = DataSet(
         Expected(
             names=tuple(
                 f"{name}{end}"
-                for name in ("train2014", "val2014", "test2015", "train2017", "val2017")
+                for name in ("train2014", "val2014", "test2015", "train2017", "val2017", "test2017")
                 for end in ("", ".zip", ".tar")
             ),
             what="COCO's train2014, val2014, test2015 (those of 2017 do as well) as folders, .zip or .tar",
