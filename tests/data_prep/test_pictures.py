@@ -257,3 +257,57 @@ def test_hidden_files_that_macos_puts_beside_archives_are_none(tmp_path):
     store(tmp_path / "d" / "a" / "a", "tar", {"a.jpg": b"a"})
     (tmp_path / "d" / "._a.zip").write_bytes(b"Mac OS X")
     assert [one.kind for one in find_stores([str(tmp_path / "d")], "--images")] == ["folder", "tar"]
+
+
+class Fitting(Pictures):
+    """Gives all places that fit equally well, instead of the one that they all are a copy of."""
+
+    def _only(self, places: list[Place]) -> list[Place]:  # type: ignore[override]
+        return places
+
+
+def agreeing(name: str, places: list[tuple[str, list[str]]], match: str) -> set[str]:
+    """The rule, without an index: the places that share the most last parts with a name, by the name of each."""
+    wanted, best, most = name.split("/")[::-1], set[str](), 0
+    for place, parts in places:
+        same = next((n for n, (a, b) in enumerate(zip(wanted, parts, strict=False)) if a != b), None)
+        if same is not None and match == "path":
+            continue
+        count = min(len(wanted), len(parts)) if same is None else same
+        if count > most:
+            best, most = set(), count
+        if count == most and most:
+            best.add(place)
+    return best
+
+
+PATHS = st.lists(st.sampled_from("ab"), min_size=1, max_size=6).map("/".join)
+
+
+@given(names=st.lists(PATHS, unique=True, max_size=20), name=PATHS, kind=st.sampled_from(["folder", "tar"]))
+def test_the_index_finds_what_agrees_best(names, name, kind, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("any") / "i"
+    folder.mkdir()
+    source = Store(path="/x/b", kind=kind)
+    write_index(folder, [source], [(one, Place(0, one, 0, 0, 0)) for one in names], exact=False)
+    places = [(one, one.split("/")[::-1] + (["b"] if kind == "folder" else [])) for one in names]
+    for match in ("path", "name"):
+        try:
+            found = {place.name for place in Fitting(folder).find([name], match)}
+        except NoPicture:
+            found = set()
+        assert found == agreeing(name, places, match)
+
+
+def test_thousands_of_folders_with_a_picture_of_one_name_take_no_longer(tmp_path, monkeypatch):
+    (source,) = [Store(path="/x/frames", kind="tar")]
+    names = [f"clip{number}/left/0.jpg" for number in range(3000)]
+    write_index(tmp_path, [source], ((one, Place(0, one, at, 1, 0)) for at, one in enumerate(names)), exact=False)
+    pictures, looked = Pictures(tmp_path), []
+    monkeypatch.setattr(
+        pictures, "_best", lambda *given: looked.append(len(given[1])) or Pictures._best(pictures, *given)
+    )
+    for wanted in ("clip77/left/0.jpg", "/far/frames/clip77/left/0.jpg"):
+        for match in ("path", "name"):
+            assert pictures.find([wanted], match).offset == 77
+    assert looked == [1, 1, 1, 1]
