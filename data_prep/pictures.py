@@ -78,7 +78,8 @@ def write_index(folder: Path, stores: Sequence[Store], entries: Iterable[tuple[s
         UserError: a store cannot be listed.
     """
     hashes, folders = _write_rows(folder, stores, entries, exact=exact)
-    order = np.lexsort([*folders[::-1], hashes])
+    columns: list[NDArray[Any]] = [*folders[::-1], hashes]
+    order = np.lexsort(columns)
     np.save(folder / _HASHES, hashes[order], allow_pickle=False)
     np.save(folder / _FOLDERS, np.stack([level[order] for level in folders]), allow_pickle=False)
     np.save(folder / _ORDER, order.astype(np.uint64), allow_pickle=False)

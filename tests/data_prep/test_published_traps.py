@@ -1,5 +1,6 @@
 """What real files, folders and command lines have in store beyond the formats as they are described."""
 
+import csv
 import json
 import tracemalloc
 from collections import deque
@@ -200,3 +201,23 @@ def test_hidden_files_below_a_root_are_none_of_the_published(tmp_path):
     store(tmp_path / "images", "folder", {"a.jpg": jpg(0)})
     account, _ = shards(tmp_path, "table", root=str(tmp_path))
     assert account["written"] == 1
+
+
+def test_karpathys_flickr30k_as_a_table(tmp_path):
+    rows = [("1.jpg", "train", ['He said "hi", then left.', "two"]), ("2.jpg", "test", ["three"]),
+            ("3.jpg", "val", ["four"]), ("5.jpg", "val", [])]  # fmt: skip
+    file = tmp_path / "root/flickr_annotations_30k.csv"
+    file.parent.mkdir()
+    with open(file, "w", newline="") as out:
+        table = csv.writer(out)
+        table.writerow(["raw", "sentids", "split", "filename", "img_id"])
+        for number, (name, split, texts) in enumerate(rows):
+            table.writerow([json.dumps(texts), json.dumps(list(range(len(texts)))), split, name, number])
+        out.write('not a list,"[0]",train,4.jpg,4\n\nhalf a row\n')
+    store(tmp_path / "root/flickr30k-images", "zip", {f"flickr30k-images/{n}.jpg": jpg(n) for n in (1, 2, 3)})
+    account, found = shards(tmp_path, "flickr30k", root=str(tmp_path / "root"))
+    assert account["skipped"] == {"malformed record": 1, "no caption": 2}
+    value = found["train"]["1"]
+    assert value["captions"] == ['He said "hi", then left.', "two"]
+    assert (value["sentids"], value["imgid"], value["flickr_id"], value["karpathy_split"]) == ([0, 1], 0, "1", "train")
+    assert list(found["test"]) == ["2"]
