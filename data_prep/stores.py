@@ -21,6 +21,8 @@ PICTURE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", 
 MAX_FILE_BYTES = 256 << 20
 STORED, DEFLATED, UNKNOWN = 0, 1, 2
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+# The flag of zips that were written to a pipe: their headers have no checksum yet.
+_CHECKSUM_BEHIND = 8
 _HANDLES = 64
 _ARCHIVES = (".tar", ".zip")
 
@@ -209,14 +211,23 @@ class StoreReader:
         return self._handles[number]
 
     def _unzip(self, place: Place) -> bytes:
-        """The sizes come from the zip's directory: the header before the file need not have them."""
+        """The sizes come from the zip's directory: the header before the file need not have them.
+
+        Raises:
+            NoPicture: it is damaged, or packed in a way that is not read.
+        """
         header = self._bytes(place, place.offset, _LOCAL_HEADER.size)
-        mark, *_, name, extra = _LOCAL_HEADER.unpack(header)
+        mark, _, flags, _, _, _, checksum, _, _, name, extra = _LOCAL_HEADER.unpack(header)
         if mark != b"PK\x03\x04" or place.packing == UNKNOWN:
             raise NoPicture("picture cannot be unpacked")
         data = self._bytes(place, place.offset + _LOCAL_HEADER.size + name + extra, place.size)
-        if place.packing == STORED:
-            return data
+        whole = data if place.packing == STORED else self._inflated(data)
+        if not flags & _CHECKSUM_BEHIND and zlib.crc32(whole) != checksum:
+            raise NoPicture("picture cannot be unpacked")
+        return whole
+
+    @staticmethod
+    def _inflated(data: bytes) -> bytes:
         unpacker = zlib.decompressobj(-15)
         try:
             whole = unpacker.decompress(data, MAX_FILE_BYTES)

@@ -311,3 +311,28 @@ def test_thousands_of_folders_with_a_picture_of_one_name_take_no_longer(tmp_path
         for match in ("path", "name"):
             assert pictures.find([wanted], match).offset == 77
     assert looked == [1, 1, 1, 1]
+
+
+def test_a_damaged_file_of_a_zip_is_found_by_its_checksum(tmp_path):
+    path = store(tmp_path / "a", "zip", {"a.jpg": b"a" * 100, "b.jpg": b"b" * 100})
+    path.write_bytes(path.read_bytes().replace(b"a" * 100, b"a" * 99 + b"A", 1))
+    pictures = index(tmp_path / "i", find_stores([str(path)], "--images"))
+    with pytest.raises(NoPicture, match="cannot be unpacked"):
+        pictures.read(["a.jpg"], "name")
+    assert pictures.read(["b.jpg"], "name") == b"b" * 100
+
+
+def test_a_zip_that_was_written_to_a_pipe_is_read(tmp_path):
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+        def tell(self) -> int:
+            raise io.UnsupportedOperation
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w") as archive:
+        archive.writestr("a.jpg", b"a" * 100)
+    (tmp_path / "a.zip").write_bytes(pipe.getvalue())
+    pictures = index(tmp_path / "i", find_stores([str(tmp_path / "a.zip")], "--images"))
+    assert pictures.read(["a.jpg"], "name") == b"a" * 100
