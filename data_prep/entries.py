@@ -72,6 +72,11 @@ def sentences(texts: Any) -> list[str]:
     return [line for value in values if (line := one_line(value))]
 
 
+def objects(values: Any) -> list[dict[str, Any]]:
+    """The JSON objects of a list; none of what is no list."""
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+
+
 class EntryWriter:
     """Writes the entries of one split: a JSON line each, the lines' ends, and what is special about their keys."""
 

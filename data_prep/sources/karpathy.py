@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.entries import Entry, one_line
+from data_prep.entries import Entry, objects, one_line
 from data_prep.json_stream import loads, stream_json, text_lines
 
 SPLITS = ("train", "val", "test")
@@ -70,9 +70,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def _entry(item: Any) -> Entry:
-    if not isinstance(item, dict) or not isinstance(item.get("filename"), str) or item.get("split") not in _SPLITS:
+    named = isinstance(item, dict) and isinstance(item.get("filename"), str)
+    if not named or str(item.get("split")) not in _SPLITS:
         return Entry(split="train", id=f"malformed {item!r:.40}", skip="malformed record")
-    told = [(one_line(s.get("raw")), s.get("sentid")) for s in item.get("sentences") or [] if isinstance(s, dict)]
+    told = [(one_line(one.get("raw")), one.get("sentid")) for one in objects(item.get("sentences"))]
     told = [(text, number) for text, number in told if text]
     name = item["filename"]
     fields = {"imgid": item.get("imgid"), "sentids": [number for _, number in told], "karpathy_split": item["split"]}

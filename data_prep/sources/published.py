@@ -340,6 +340,9 @@ def _build(data: DataSet, request: Request, splits: tuple[str, ...], folder: Pat
             if is_disk_full(error):
                 raise disk_full(folder, error) from error
             raise
+        except RecursionError as error:
+            names = ", ".join(str(file.path) for file in request.files)
+            raise UserError(f"{names}: values are nested too deep; fetch the files again") from error
     log.info("%s: %s; %d pictures found", data.name, ", ".join(f"{k} {v}" for k, v in good.items()), pictures)
 
 

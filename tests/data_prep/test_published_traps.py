@@ -12,10 +12,10 @@ from data_prep.clean import CleanConfig
 from data_prep.entries import with_suffix
 from data_prep.errors import UserError
 from data_prep.exclusion import write_exclusions
-from data_prep.sources import ColumnsConfig, SourceConfig, prepare
+from data_prep.sources import ColumnsConfig, SourceConfig, prepare, source_module
 from data_prep.sources.published import Annotation, Request
 from data_prep.sources.url_lists import SBU
-from tests.data_prep.published_files import coco_json, images, img2dataset_files, jpg, region, shards, write
+from tests.data_prep.published_files import coco_json, images, img2dataset_files, jpg, karpathy, region, shards, write
 from tests.data_prep.samples import picture
 from tests.data_prep.stored import store
 
@@ -221,3 +221,57 @@ def test_karpathys_flickr30k_as_a_table(tmp_path):
     assert value["captions"] == ['He said "hi", then left.', "two"]
     assert (value["sentids"], value["imgid"], value["flickr_id"], value["karpathy_split"]) == ([0, 1], 0, "1", "train")
     assert list(found["test"]) == ["2"]
+
+
+def test_splits_of_karpathys_that_are_no_text_are_malformed(tmp_path):
+    value = karpathy("coco", {"1.jpg": "val", "2.jpg": "val"}, cocoid=lambda n: n)
+    value["images"][0]["split"] = []
+    file = write(tmp_path / "dataset_coco.json", value)
+    account, _ = shards(
+        tmp_path,
+        "coco",
+        annotations=(file,),
+        images=(images(tmp_path, "tar", ["2.jpg"]),),
+        sizes={"train": 0, "test": 0},
+    )
+    assert (account["written"], account["skipped"]) == (1, {})
+
+
+def test_values_nested_almost_too_deep_are_the_users_error(tmp_path):
+    pictures = images(tmp_path, "tar", ["1.jpg"])
+    ends = set()
+    # Somewhere in between they can be read at first, and no more when they are read again.
+    for depth in range(900, 1000, 1):
+        text = f'{{"images": [{{"id": 2, "file_name": "2.jpg", "deep": {"[" * depth}{"]" * depth}}}, {{"id": 1}}]}}'
+        file = write(tmp_path / "captions_train2017.json", text)
+        config = SourceConfig(name="coco", annotations=(file,), images=(pictures,), cache=str(tmp_path / "cache"))
+        with pytest.raises(UserError) as caught:
+            source_module("coco").plan(config)["train"].load()
+        ends.add("nested too deep" in str(caught.value))
+    assert ends == {True, False}
+
+
+def test_shards_in_hidden_folders_are_not_finished(tmp_path):
+    given = str(store(tmp_path / "p", "folder", {"a.jpg": jpg(0), "a.txt": b"a"}))
+    prepare(SourceConfig(name="folder", images=(given,)), tmp_path / "all", workers=1)
+    (tmp_path / "all/.download-val").mkdir()
+    (tmp_path / "all/train").rename(tmp_path / "all/.download-val/shards")
+    prepare(SourceConfig(name="folder", images=(given,)), tmp_path / "all", workers=1)
+    assert list(source_module("shards").plan(SourceConfig(name="shards", root=str(tmp_path / "all")))) == ["train"]
+
+
+@pytest.mark.parametrize("wrong", [True, 3, "x", {"raw": "x"}, None])
+def test_lists_that_are_none_say_nothing(wrong, tmp_path):
+    value = karpathy("coco", {"1.jpg": "val", "2.jpg": "val"}, cocoid=lambda n: n)
+    value["images"][1]["sentences"] = wrong
+    file = write(tmp_path / "dataset_coco.json", value)
+    more = {"images": (images(tmp_path, "tar", ["1.jpg"]),)}
+    account, _ = shards(tmp_path, "coco", annotations=(file,), sizes={"train": 0, "test": 0}, **more)
+    assert account["skipped"] == {"no caption": 1}
+    asked = {"questions": [{"image_id": 1, "question": "q", "question_id": 1}]}
+    told = {"annotations": [{"image_id": 1, "question_id": 1, "multiple_choice_answer": "a", "answers": wrong}]}
+    files = [write(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", asked),
+             write(tmp_path / "v2_mscoco_val2014_annotations.json", told)]  # fmt: skip
+    more = {"images": (images(tmp_path, "tar", [f"{1:012d}.jpg"]),)}
+    _, found = shards(tmp_path / "vqa", "vqa", annotations=tuple(files), **more)
+    assert found["val"][f"{1:012d}"]["questions"][0]["answers"] == []
