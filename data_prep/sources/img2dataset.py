@@ -28,8 +28,8 @@ _LEFT_OUT = frozenset(
 class Sample:
     """A sample: its store's number, its key with folder and shard, its picture, and what the other files say.
 
-    Where several shards of one name are given (each download begins with 00000.tar), the store's number is part of
-    the name: samples of two downloads are never taken for one that is told twice.
+    Where several shards of a split have one name (each download begins with 00000.tar), the store's number is part of
+    the sample's name: those of two downloads are never taken for one that is told twice.
     """
 
     store: int
@@ -42,8 +42,8 @@ class Sample:
 def samples(request: Request) -> Iterator[Sample]:
     """The samples of all stores, in their order."""
     reader = StoreReader(request.stores)
-    shards = [_shard_name(store) for store in request.stores]
-    repeated = {shard for shard, count in Counter(shards).items() if count > 1}
+    shards = list(zip(request.store_splits, map(_shard_name, request.stores), strict=True))
+    times = Counter(shards)
     for number, (store, shard) in enumerate(zip(request.stores, shards, strict=True)):
         for key, group in itertools.groupby(store.places(number), lambda place: place.name.rpartition(".")[0]):
             parts = {place.name.rpartition(".")[2].lower(): place for place in group}
@@ -51,8 +51,8 @@ def samples(request: Request) -> Iterator[Sample]:
             if picture is not None:
                 value = loads(_read_part(reader, parts.get("json")))
                 text = _read_part(reader, parts.get("txt")).decode("utf-8", "replace")
-                parts_of_name = (str(number) if shard in repeated else "", shard, key)
-                name = "/".join(part for part in parts_of_name if part)
+                own = (str(number) if times[shard] > 1 else "", shard[1], key)
+                name = "/".join(part for part in own if part)
                 value = value if isinstance(value, dict) else {}
                 yield Sample(store=number, name=name, picture=picture, value=value, text=text)
 
