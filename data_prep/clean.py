@@ -1,8 +1,10 @@
 """Which samples and captions are kept: each rule can be chosen, and what it drops is counted by reason."""
 
+import itertools
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_prep.captions import in_one_line, without_control, without_markup
 from data_prep.errors import UserError
@@ -10,6 +12,9 @@ from data_prep.exclusion import Exclusions, read_exclusions
 from data_prep.images import MAX_PIXELS, MOST_PIXELS, decode_in_full, measure_image
 from data_prep.reasons import LeftOut
 from data_prep.records import Record
+
+# Fields of the sources with a value for each caption, in the captions' order.
+_OF_CAPTIONS = ("caption_ids", "sentids", "regions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +135,14 @@ class Cleaner:
         config = self.config
         if not (config.markup or config.control or config.min_caption or config.max_caption):
             return record
-        kept = [text for text in (self._clean(caption, changes) for caption in record.captions) if text is not None]
-        lost = len(kept) < len(record.captions) or config.min_caption
+        told = [self._clean(caption, changes) for caption in record.captions]
+        kept = [text for text in told if text is not None]
+        lost = len(kept) < len(told) or config.min_caption
         if lost and not (kept or record.statements or record.questions):
             raise Dropped(LeftOut.NO_CAPTION)
-        return record if kept == list(record.captions) else replace(record, captions=kept)
+        if kept == list(record.captions):
+            return record
+        return replace(record, captions=kept, fields=_beside(record.fields, [text is not None for text in told]))
 
     def _clean(self, caption: str, changes: Counter[str]) -> str | None:
         """The caption as it is kept, or None."""
@@ -154,3 +162,13 @@ class Cleaner:
             changes["too long"] += 1
             return None
         return text
+
+
+def _beside(fields: Mapping[str, Any], kept: Sequence[bool]) -> dict[str, Any]:
+    """The fields, of which those with a value for each caption keep the values of the captions that are kept."""
+    chosen = {
+        name: list(itertools.compress(fields[name], kept))
+        for name in _OF_CAPTIONS
+        if isinstance(fields.get(name), list) and len(fields[name]) == len(kept)
+    }
+    return dict(fields) | chosen

@@ -57,8 +57,8 @@ def key_of(name: str) -> str:
 
 
 def with_suffix(key: str, name: str) -> str:
-    """A key that tells this name from others of the same key."""
-    return f"{key[:_KEY_LENGTH]}-{name_hash(name) & 0xFFFFFFFF:08x}"
+    """A key that tells this name from others of the same key, of which there may be millions: 60 bits of its hash."""
+    return f"{key[:_KEY_LENGTH]}-{name_hash(name) >> 4:015x}"
 
 
 def one_line(text: Any) -> str:
@@ -70,6 +70,11 @@ def sentences(texts: Any) -> list[str]:
     """The captions among some values: a text, or a list of which those that are no text or empty are left out."""
     values = texts if isinstance(texts, list | tuple) else [texts]
     return [line for value in values if (line := one_line(value))]
+
+
+def objects(values: Any) -> list[dict[str, Any]]:
+    """The JSON objects of a list; none of what is no list."""
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 class EntryWriter:

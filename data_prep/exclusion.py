@@ -137,5 +137,7 @@ def _from_json(data: bytes | None) -> tuple[list[str], list[str]]:
         return [], []
     ids = [f"{value['source']}:{value['id']}"] if {"source", "id"} <= value.keys() else []
     ids += [name for name in _shared_ids(value) if name not in ids]
-    originals = [o["sha256"] for o in value.get("originals", {}).values() if isinstance(o, dict) and "sha256" in o]
+    changed = value.get("originals")
+    told = [one.get("sha256") for one in changed.values() if isinstance(one, dict)] if isinstance(changed, dict) else []
+    originals = [text for text in told if isinstance(text, str) and _CHECKSUM.fullmatch(text)]
     return [line for line in ids if line.isprintable()], originals

@@ -9,6 +9,7 @@ from data_prep.clean import Picture
 from data_prep.records import Record
 from data_prep.tars import header, padding
 
+_OF_CHANGES = frozenset({"changed", "originals"})
 # Made once, for json.dumps makes an encoder at every call that asks for something unusual.
 _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -100,10 +101,12 @@ def _json_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> di
         value["questions"] = [dict(question) for question in record.questions]
     if record.group is not None:
         value["group"] = record.group
-    clash = set(value) & set(record.fields)
+    # A sample of shards may have been made smaller before: what is told is the last change.
+    fields = {name: inner for name, inner in record.fields.items() if not (originals and name in _OF_CHANGES)}
+    clash = set(value) & set(fields)
     if clash:
         raise ValueError(f"fields={sorted(clash)} of the source are names that every sample already has")
-    return value | dict(record.fields)
+    return value | fields
 
 
 def joined_sha256(pictures: Mapping[str, Stored]) -> str:

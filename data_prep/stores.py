@@ -4,7 +4,6 @@ import itertools
 import os
 import stat
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -13,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from data_prep import tar_headers
 from data_prep.errors import UserError
-from data_prep.tars import BLOCK
+from data_prep.tar_headers import BLOCK, BadHeader
 
 PICTURE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 # Larger ones are no photographs; the limit is what a wrong or hostile directory entry can make us read.
 MAX_FILE_BYTES = 256 << 20
 STORED, DEFLATED, UNKNOWN = 0, 1, 2
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+# The flag of zips that were written to a pipe: their headers have no checksum yet.
+_CHECKSUM_BEHIND = 8
 _HANDLES = 64
 _ARCHIVES = (".tar", ".zip")
 
@@ -60,7 +62,7 @@ class Store:
         """
         try:
             yield from {"folder": _list_folder, "tar": _list_tar, "zip": _list_zip}[self.kind](Path(self.path), number)
-        except (tarfile.TarError, zipfile.BadZipFile, NotImplementedError, struct.error, EOFError) as error:
+        except (BadHeader, zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, UnicodeError) as error:
             raise UserError(f"{self.path}: truncated or no {self.kind} ({error}); fetch this file again") from error
         except OSError as error:
             raise UserError(f"{self.path} cannot be read: {error.strerror}; check the disk and the rights") from error
@@ -78,7 +80,8 @@ def find_stores(paths: Sequence[str], option: str) -> list[Store]:
         if path.is_dir():
             stores.append(Store(path=str(path.resolve()), kind="folder"))
             below = itertools.chain(path.glob("*"), path.glob("*/*"))
-            found = sorted(p for p in below if p.suffix in _ARCHIVES and p.is_file())
+            # Hidden ones are none: macOS puts a ._NAME beside each file that it copies.
+            found = sorted(p for p in below if p.suffix in _ARCHIVES and p.is_file() and not _is_hidden(p, path))
             stores += [Store(path=str(p.resolve()), kind=_kind(p)) for p in found]
         elif path.is_file():
             stores.append(Store(path=str(path.resolve()), kind=_kind(path)))
@@ -87,15 +90,20 @@ def find_stores(paths: Sequence[str], option: str) -> list[Store]:
     return stores
 
 
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
 def _kind(path: Path) -> Literal["tar", "zip"]:
     with open(path, "rb") as file:
         start = file.read(BLOCK)
     if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start[:6] == b"\xfd7zXZ\0":
         raise UserError(f"{path} is compressed as a whole, so single pictures cannot be read; gunzip it, or unpack it")
+    # The tar first: one whose last member is a zip ends as a zip does.
+    if len(start) == BLOCK and tar_headers.has_checksum(start):
+        return "tar"
     if zipfile.is_zipfile(path):
         return "zip"
-    if start[257:262] == b"ustar" or tarfile.is_tarfile(path):
-        return "tar"
     raise UserError(f"{path} begins with {start[:16]!r}: neither a tar nor a zip file, or truncated; fetch it again")
 
 
@@ -120,22 +128,23 @@ def _list_folder(root: Path, number: int) -> Iterator[Place]:
 
 
 def _list_tar(path: Path, number: int) -> Iterator[Place]:
-    end, last = 0, -1
+    """Its plain files; links, devices and sparse files are passed over, and any name will do, for none is opened."""
+    position, extension = 0, tar_headers.Extension()
     with open(path, "rb") as file:
-        total = os.fstat(file.fileno()).st_size
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (info := tar.next()) is not None:
-                # tarfile remembers every member: millions of them would take gigabytes.
-                tar.members.clear()  # type: ignore[attr-defined]
-                if info.offset <= last or info.size < 0:
-                    raise tarfile.ReadError("its members run backwards")  # for ever, if one let them
-                last = info.offset
-                end = info.offset_data + -(-info.size // BLOCK) * BLOCK if info.isreg() else info.offset_data
-                if info.isreg() and not info.issparse():
-                    yield Place(number, info.name, info.offset_data, info.size, STORED)
-        # tarfile takes a tar that was cut between two members for a whole one: look for the end mark.
-        file.seek(end)
-        if total < end + 2 * BLOCK or any(file.read(2 * BLOCK)):
+        handle, total = file.fileno(), os.fstat(file.fileno()).st_size
+        while any(os.pread(handle, BLOCK, position)):
+            found = tar_headers.read_header(handle, position)
+            if found.kind in tar_headers.EXTENSIONS:
+                found.check_within(total)
+                extension = tar_headers.extend(extension, found, position, handle)
+            else:
+                found, extension = extension.applied(found), tar_headers.Extension()
+                found.check_within(total)
+                if found.kind in tar_headers.FILE:
+                    yield Place(number, found.name, found.data, found.size, STORED)
+            position = found.end
+        # One that was cut between two members has no end mark.
+        if total < position + 2 * BLOCK or any(os.pread(handle, 2 * BLOCK, position)):
             raise UserError(f"{path}: truncated (no end mark); fetch this file again")
 
 
@@ -202,14 +211,23 @@ class StoreReader:
         return self._handles[number]
 
     def _unzip(self, place: Place) -> bytes:
-        """The sizes come from the zip's directory: the header before the file need not have them."""
+        """The sizes come from the zip's directory: the header before the file need not have them.
+
+        Raises:
+            NoPicture: it is damaged, or packed in a way that is not read.
+        """
         header = self._bytes(place, place.offset, _LOCAL_HEADER.size)
-        mark, *_, name, extra = _LOCAL_HEADER.unpack(header)
+        mark, _, flags, _, _, _, checksum, _, _, name, extra = _LOCAL_HEADER.unpack(header)
         if mark != b"PK\x03\x04" or place.packing == UNKNOWN:
             raise NoPicture("picture cannot be unpacked")
         data = self._bytes(place, place.offset + _LOCAL_HEADER.size + name + extra, place.size)
-        if place.packing == STORED:
-            return data
+        whole = data if place.packing == STORED else self._inflated(data)
+        if not flags & _CHECKSUM_BEHIND and zlib.crc32(whole) != checksum:
+            raise NoPicture("picture cannot be unpacked")
+        return whole
+
+    @staticmethod
+    def _inflated(data: bytes) -> bytes:
         unpacker = zlib.decompressobj(-15)
         try:
             whole = unpacker.decompress(data, MAX_FILE_BYTES)

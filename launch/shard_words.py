@@ -10,12 +10,14 @@ from data_prep.errors import UserError
 
 _LISTS = frozenset({"--annotations", "--images", "--columns.keep", "--columns.names", "--clean.exclude"})
 _SHORT = {"--exclude": "--clean.exclude"}
+_SPLITS = "--sizes."
 
 
 def gather_lists(words: Sequence[str]) -> list[str]:
     """Makes ``--images A B --images C`` one option with a JSON list, as the configuration wants it.
 
-    Hyphens do for underscores (``--max-side``), and ``--exclude`` for ``--clean.exclude``.
+    Hyphens do for underscores (``--max-side``), and ``--exclude`` for ``--clean.exclude``. Splits
+    are called as they are (``--sizes.test-dev``).
     """
     rest: list[str] = []
     lists: dict[str, list[str]] = {}
@@ -23,7 +25,7 @@ def gather_lists(words: Sequence[str]) -> list[str]:
     for word in words:
         name, equals, value = word.partition("=")
         if word.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
+            name = name if name.startswith(_SPLITS) else "--" + name[2:].replace("-", "_")
             name = _SHORT.get(name, name)
             option = name if name in _LISTS else ""
             if not option:

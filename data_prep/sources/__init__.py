@@ -29,7 +29,7 @@ SourceName = Literal[
 ]  # fmt: skip
 SOURCES: tuple[str, ...] = get_args(SourceName)
 # A change of what any source writes needs another number: older shards are then written anew.
-FORMAT = 2
+FORMAT = 3
 _CACHE = ".annotations"
 
 
@@ -242,9 +242,9 @@ def prepare(
 def _with_cache(config: SourceConfig, out: str | Path) -> tuple[SourceConfig, Path | None]:
     """A configuration with a folder for tables: the user's, or one of ours, which is returned to be removed."""
     if config.cache is not None:
-        return config, None
+        return replace(config, cache=str(Path(config.cache).expanduser())), None
     # Tables are mapped into memory, which no object store can do.
-    own = Path(tempfile.mkdtemp(prefix="trimline-")) if "://" in str(out) else Path(out) / _CACHE
+    own = Path(tempfile.mkdtemp(prefix="trimline-")) if "://" in str(out) else Path(out).expanduser() / _CACHE
     return replace(config, cache=str(own)), own
 
 

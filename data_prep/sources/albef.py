@@ -19,6 +19,7 @@ from data_prep.sources import published
 from data_prep.sources.published import Annotation, DataSet, Expected, Layout, Request
 
 _SPLITS = ("train", "val", "dev", "test")
+_COCO = re.compile(r"(?:^|/)COCO_[a-z]+20\d\d_(\d{12})\.jpg$", re.ASCII)
 _TRUTH = {"true": True, "false": False, "entailment": True, "neutral": False, "contradiction": False}
 
 
@@ -30,9 +31,9 @@ def _split_of(file: Annotation) -> str:
 def _read(request: Request) -> Iterator[Entry]:
     for split in _splits(request):
         with Groups(Path(request.config.cache or ".")) as groups:
-            for file in request.files:
+            for which, file in enumerate(request.files):
                 if _split_of(file) == split:
-                    yield from _read_file(file.path, split, groups)
+                    yield from _read_file(file.path, which, split, groups)
             for values in groups:
                 yield _entry(split, values)
 
@@ -41,14 +42,15 @@ def _splits(request: Request) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_split_of(file) for file in request.files))
 
 
-def _read_file(path: Path, split: str, groups: Groups) -> Iterator[Entry]:
+def _read_file(path: Path, which: int, split: str, groups: Groups) -> Iterator[Entry]:
     for number, (_, item) in enumerate(stream_json(path)):
         value = item if isinstance(item, dict) else {}
         pair = value.get("images")
         if isinstance(value.get("image"), str) and value["image"]:
             groups.add(value["image"], value)
         elif isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair):
-            groups.add(f"{path.name} {number}", value | {"number": number})
+            # Each pair by itself; no path holds a zero byte, and lists of one name may lie in several folders.
+            groups.add(f"\0{which} {number}", value | {"number": number, "list": which})
         else:
             yield Entry(split=split, id=f"{path.name} {number}", skip="malformed record")
 
@@ -64,7 +66,7 @@ def _entry(split: str, values: list[dict[str, Any]]) -> Entry:
     else:
         left, right = first["images"]
         pictures = {"left": [left], "right": [right]}
-        name, key = f"{left} {right} {first['number']}", f"pair-{first['number']:08d}"
+        name, key = f"{left} {right} {first['list']} {first['number']}", f"pair-{first['number']:08d}"
     return Entry(
         split=split,
         id=name,
@@ -74,7 +76,15 @@ def _entry(split: str, values: list[dict[str, Any]]) -> Entry:
         statements=statements,
         questions=questions,
         skip=None if captions or statements or questions else "no caption",
+        fields=_ids(first),
     )
+
+
+def _ids(value: dict[str, Any]) -> dict[str, Any]:
+    """What the lists call the picture, and its number in COCO where its name is of there."""
+    ids = {name: value[name] for name in ("image_id", "img_id") if isinstance(value.get(name), str | int)}
+    found = _COCO.search(str(value.get("image")))
+    return ids | ({"coco_id": int(found[1])} if found else {})
 
 
 def _statement(value: dict[str, Any]) -> dict[str, Any] | None:

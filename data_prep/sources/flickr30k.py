@@ -1,7 +1,7 @@
 """Flickr30K: 31,783 photographs with five captions each, in Karpathy's splits or without splits.
 
-Files: Karpathy's `dataset_flickr30k.json` (see `karpathy`), or the original `results_20130124.token` or `results.csv`
-(see `flickr_text`), with lists of pictures where splits are wanted.
+Files: Karpathy's `dataset_flickr30k.json` or `flickr_annotations_30k.csv` (see `karpathy`), or the original
+`results_20130124.token` or `results.csv` (see `flickr_text`), with lists of pictures where splits are wanted.
 """
 
 import functools
@@ -21,6 +21,14 @@ DATA = DataSet(
                 Expected(
                     names=("dataset_flickr30k.json",),
                     what="caption_datasets.zip of https://cs.stanford.edu/people/karpathy/deepimagesent/",
+                ),
+            ),
+        ),
+        Layout(
+            name="Karpathy's split as a table",
+            files=(
+                Expected(
+                    names=("flickr_annotations_30k.csv",), what="https://huggingface.co/datasets/nlphuji/flickr30k"
                 ),
             ),
         ),
@@ -48,6 +56,6 @@ DATA = DataSet(
     splits_of=splits_of,
     read=read_flickr,
     notes="The original captions without lists give one split, train: to keep the test pictures out of training, use "
-    "Karpathy's json.",
+    "Karpathy's split.",
 )
 plan = functools.partial(published.plan, DATA)

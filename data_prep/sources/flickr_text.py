@@ -57,7 +57,7 @@ def _results_lines(path: Path) -> Iterator[Caption]:
 
 
 def _csv_lines(path: Path) -> Iterator[Caption]:
-    rows = csv.reader((line or "\0") + "\n" for _, line in text_lines(path))
+    rows = csv.reader(("\0" if line is None else line) + "\n" for _, line in text_lines(path))
     next(rows)
     while True:
         try:

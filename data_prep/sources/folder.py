@@ -49,7 +49,10 @@ def _texts(store: Store, number: int) -> dict[str, Place]:
 
 def _beside(store: Store, number: int, name: str) -> Place | None:
     path = os.path.join(store.path, name)
-    return Place(number, name, 0, os.path.getsize(path), STORED) if os.path.isfile(path) else None
+    # A name in an archive says nothing about the file system, absolute as it may be.
+    if store.kind != "folder" or not os.path.isfile(path):
+        return None
+    return Place(number, name, 0, os.path.getsize(path), STORED)
 
 
 def _captions(reader: StoreReader, place: Place | None) -> list[str]:

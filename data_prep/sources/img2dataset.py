@@ -6,6 +6,7 @@ KEY.txt, and in KEY.json "url", "caption", "status", "original_width" and the us
 
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from data_prep.entries import Entry, sentences
 from data_prep.json_stream import loads
 from data_prep.sources import published
 from data_prep.sources.published import DataSet, Expected, Request
-from data_prep.stores import NoPicture, Place, StoreReader, is_picture_name
+from data_prep.stores import NoPicture, Place, Store, StoreReader, is_picture_name
 
 # Names that every sample has, or that say nothing once the picture is there.
 _LEFT_OUT = frozenset(
@@ -25,7 +26,11 @@ _LEFT_OUT = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """A sample: its store's number, its key with folder and shard, its picture, and what the other files say."""
+    """A sample: its store's number, its key with folder and shard, its picture, and what the other files say.
+
+    Where several shards of a split have one name (each download begins with 00000.tar), the store's number is part of
+    the sample's name: those of two downloads are never taken for one that is told twice.
+    """
 
     store: int
     name: str
@@ -37,17 +42,23 @@ class Sample:
 def samples(request: Request) -> Iterator[Sample]:
     """The samples of all stores, in their order."""
     reader = StoreReader(request.stores)
-    for number, store in enumerate(request.stores):
-        shard = store.path.rpartition("/")[2].rpartition(".")[0] if store.kind != "folder" else ""
+    shards = list(zip(request.store_splits, map(_shard_name, request.stores), strict=True))
+    times = Counter(shards)
+    for number, (store, shard) in enumerate(zip(request.stores, shards, strict=True)):
         for key, group in itertools.groupby(store.places(number), lambda place: place.name.rpartition(".")[0]):
             parts = {place.name.rpartition(".")[2].lower(): place for place in group}
             picture = next((place for place in parts.values() if is_picture_name(place.name)), None)
             if picture is not None:
                 value = loads(_read_part(reader, parts.get("json")))
                 text = _read_part(reader, parts.get("txt")).decode("utf-8", "replace")
-                name = "/".join(part for part in (shard, key) if part)
+                own = (str(number) if times[shard] > 1 else "", shard[1], key)
+                name = "/".join(part for part in own if part)
                 value = value if isinstance(value, dict) else {}
                 yield Sample(store=number, name=name, picture=picture, value=value, text=text)
+
+
+def _shard_name(store: Store) -> str:
+    return "" if store.kind == "folder" else store.path.rpartition("/")[2].rpartition(".")[0]
 
 
 def _read_part(reader: StoreReader, place: Place | None) -> bytes:

@@ -4,25 +4,33 @@ Format: `dataset_coco.json`, `dataset_flickr30k.json`, `dataset_flickr8k.json` a
 "Deep Visual-Semantic Alignments for Generating Image Descriptions" (CVPR 2015), in `caption_datasets.zip`:
 {"dataset", "images": [{"filename", "imgid", "split", "sentids", "sentences": [{"raw", "tokens", "sentid"}], and for
 COCO "filepath" and "cocoid"}]}. COCO's fourth split, `restval`, belongs to train.
+
+The same of Flickr30K as a table: `flickr_annotations_30k.csv` of https://huggingface.co/datasets/nlphuji/flickr30k,
+with the columns raw and sentids (a json list each), split, filename, img_id.
 """
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.entries import Entry, one_line
-from data_prep.json_stream import stream_json
+from data_prep.entries import Entry, objects, one_line
+from data_prep.json_stream import loads, stream_json, text_lines
 
 SPLITS = ("train", "val", "test")
+_COLUMNS = {"raw", "sentids", "split", "filename", "img_id"}
 _SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
 def is_karpathy(path: Path) -> bool:
-    """Whether a json file is one of Karpathy's: its first image has sentences.
+    """Whether a file is one of Karpathy's: a json whose first image has sentences, or the table of the same.
 
     Raises:
-        UserError: where it is not JSON.
+        UserError: where it is not JSON, or no text.
     """
+    if path.suffix == ".csv":
+        header = next((line for _, line in text_lines(path)), None)
+        return set((header or "").split(",")) == _COLUMNS
     if path.suffix != ".json":
         return False
     first = next((item for key, item in stream_json(path) if key == "images"), None)
@@ -31,15 +39,41 @@ def is_karpathy(path: Path) -> bool:
 
 def read_karpathy(path: Path) -> Iterator[Entry]:
     """The pictures of the file, each with all of its captions."""
+    if path.suffix == ".csv":
+        yield from (_entry(item) for item in _rows(path))
+        return
     for key, item in stream_json(path):
         if key == "images":
             yield _entry(item)
 
 
+def _rows(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The rows of the table as the images of the json; None for a malformed one."""
+    rows = csv.DictReader("\0\n" if line is None else f"{line}\n" for _, line in text_lines(path))
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield None
+            continue
+        raw, numbers = loads(row["raw"] or ""), loads(row["sentids"] or "")
+        good = isinstance(raw, list) and isinstance(numbers, list) and len(raw) == len(numbers)
+        told = [{"raw": text, "sentid": number} for text, number in zip(raw, numbers, strict=True)] if good else []
+        yield {
+            "filename": row["filename"],
+            "split": row["split"],
+            "imgid": loads(row["img_id"] or ""),
+            "sentences": told,
+        }
+
+
 def _entry(item: Any) -> Entry:
-    if not isinstance(item, dict) or not isinstance(item.get("filename"), str) or item.get("split") not in _SPLITS:
+    named = isinstance(item, dict) and isinstance(item.get("filename"), str)
+    if not named or str(item.get("split")) not in _SPLITS:
         return Entry(split="train", id=f"malformed {item!r:.40}", skip="malformed record")
-    told = [(one_line(s.get("raw")), s.get("sentid")) for s in item.get("sentences") or [] if isinstance(s, dict)]
+    told = [(one_line(one.get("raw")), one.get("sentid")) for one in objects(item.get("sentences"))]
     told = [(text, number) for text, number in told if text]
     name = item["filename"]
     fields = {"imgid": item.get("imgid"), "sentids": [number for _, number in told], "karpathy_split": item["split"]}

@@ -1,8 +1,9 @@
 """NLVR2: human statements about pairs of photographs, true or false.
 
 Format: https://github.com/lil-lab/nlvr/tree/master/nlvr2 (Suhr et al., ACL 2019): `train.json`, `dev.json`,
-`test1.json`, an object a line with identifier (split-set-pair-sentence), sentence, label ("True" or "False") and the
-two URLs; the pictures are `<split>-<set>-<pair>-img0.png` (left) and `-img1.png` (right), whatever format they have.
+`test1.json`, `test2.json`, an object a line with identifier (split-set-pair-sentence), sentence, label ("True" or
+"False") and the two URLs; the pictures are `<split>-<set>-<pair>-img0.png` (left) and `-img1.png` (right), whatever
+format they have.
 Consistency is measured over the pairs of one sentence: identifiers that differ in the pair alone are a group, as in
 the corpus's eval/metrics.py. Its README asks for validation sets made of whole sets: `presentation` is the set.
 """
@@ -17,6 +18,7 @@ from data_prep.sources import published
 from data_prep.sources.published import Annotation, DataSet, Expected, Layout, Request
 
 _SPLITS = ("train", "dev", "test1", "test2")
+_FILES = tuple(f"{split}.json" for split in _SPLITS)
 
 
 def _split_of(file: Annotation) -> str:
@@ -60,17 +62,17 @@ DATA = DataSet(
     layouts=(
         Layout(
             name="json lines",
-            files=(Expected(names=("train.json", "dev.json", "test1.json"), what=f"the folder data of {_WHERE}"),),
+            files=(Expected(names=_FILES, what=f"the folder data of {_WHERE}"),),
         ),
     ),
     pictures=(
         Expected(
             names=tuple(
                 f"{name}{end}"
-                for name in ("images", "train_img", "dev", "test1", "nlvr2_images")
+                for name in ("images", "train_img", "dev", "test1", "test2", "nlvr2_images")
                 for end in ("", ".zip", ".tar")
             ),
-            what="the pictures that the authors give on request: images/train, dev, test1",
+            what="the pictures that the authors give on request: images/train, dev, test1, test2",
         ),
     ),
     splits=_SPLITS,

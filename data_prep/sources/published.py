@@ -35,6 +35,7 @@ _DEPTH = 3
 # Smaller files are hashed whole, larger ones at so many places: a run must not read terabytes to see what is done.
 _WHOLE = 64 << 20
 _PLACES, _PIECE = 32, 1 << 16
+_SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "dev", "test"})
 _SPLIT = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)=(.+)", re.DOTALL)
 
 
@@ -184,7 +185,17 @@ def find_request(data: DataSet, config: SourceConfig) -> Request:
 
 
 def splits_of_stores(request: Request) -> tuple[str, ...]:
-    """The splits of data sets that are nothing but their pictures' stores: `SPLIT=DIR`, or train."""
+    """The splits of data sets that are nothing but their pictures' stores: `SPLIT=DIR`, or train.
+
+    Raises:
+        UserError: archives that lie in folders of several splits' names would all become train.
+    """
+    stores = zip(request.stores, request.store_splits, strict=True)
+    unsaid = [Path(store.path).parent for store, split in stores if split is None and store.kind != "folder"]
+    parts = {folder.name: folder for folder in unsaid if folder.name in _SPLIT_NAMES}
+    if len(parts) > 1:
+        told = " ".join(f"{name}={folder}" for name, folder in sorted(parts.items()))
+        raise UserError(f"the pictures lie in folders of several splits: give --images {told}, or only one of them")
     return tuple(dict.fromkeys(split or "train" for split in request.store_splits))
 
 
@@ -227,7 +238,7 @@ def _find_annotations(data: DataSet, root: Path) -> list[Path]:
             missing = f"{root} has no {' and no '.join('/'.join(one.names) for one in lacking)}"
         if all(part or one.optional for part, one in zip(parts, layout.files, strict=True)) and any(parts):
             found[layout.name] = list(dict.fromkeys(path for part in parts for path in part))
-    if not found and _optional(data):
+    if not found and _optional(data) and not missing:
         return []
     if not found:
         raise UserError(
@@ -246,10 +257,12 @@ def _find(root: Path, names: Sequence[str], *, files_only: bool = False) -> list
     while todo:
         folder, depth = todo.pop(0)
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue  # such as the ._NAME that macOS puts beside each file that it copies
             fits = any(fnmatch.fnmatchcase(entry.name, name) for name in names)
             if fits and (entry.is_file() or not files_only):
                 found.append(Path(entry.path))
-            elif entry.is_dir() and depth < _DEPTH - 1 and not entry.name.startswith("."):
+            elif entry.is_dir() and depth < _DEPTH - 1:
                 todo.append((Path(entry.path), depth + 1))
     return found
 
@@ -327,6 +340,9 @@ def _build(data: DataSet, request: Request, splits: tuple[str, ...], folder: Pat
             if is_disk_full(error):
                 raise disk_full(folder, error) from error
             raise
+        except RecursionError as error:
+            names = ", ".join(str(file.path) for file in request.files)
+            raise UserError(f"{names}: values are nested too deep; fetch the files again") from error
     log.info("%s: %s; %d pictures found", data.name, ", ".join(f"{k} {v}" for k, v in good.items()), pictures)
 
 

@@ -27,7 +27,9 @@ def plan(config: SourceConfig) -> dict[str, PlannedSplit]:
     if config.root is None:
         raise UserError(f"data.root is not given: {wanted}; give it with --data.root DIR")
     root = Path(config.root).expanduser()
-    folders = sorted(path.parent for pattern in ("*", "*/*") for path in root.glob(f"{pattern}/{INDEX}"))
+    found = sorted(path.parent for pattern in ("*", "*/*") for path in root.glob(f"{pattern}/{INDEX}"))
+    # What lies in a hidden folder is not finished, such as a download's .download-train.
+    folders = [folder for folder in found if not any(part.startswith(".") for part in folder.relative_to(root).parts)]
     if not folders:
         raise UserError(f"data.root={config.root}: {wanted}; `trimline index DIR` makes the index of a split's folder")
     return {

@@ -1,8 +1,8 @@
 """SNLI-VE: does a photograph of Flickr30K entail a sentence, contradict it, or neither?
 
 Format: https://github.com/necla-ml/SNLI-VE (Xie et al., 2019): `snli_ve_train.jsonl`, `snli_ve_dev.jsonl`,
-`snli_ve_test.jsonl`, an object a line with Flickr30K_ID, gold_label (entailment, neutral, contradiction), sentence1
-(the caption that the sentence was written for), sentence2 (the sentence), pairID, captionID.
+`snli_ve_test.jsonl`, an object a line with Flickr30K_ID (Flikr30kID in older files), gold_label (entailment, neutral,
+contradiction), sentence1 (the caption that the sentence was written for), sentence2 (the sentence), pairID, captionID.
 """
 
 import functools
@@ -19,6 +19,8 @@ from data_prep.sources.published import Annotation, DataSet, Expected, Layout, R
 
 LABELS = ("entailment", "neutral", "contradiction")
 _SPLITS = ("train", "dev", "test")
+# The files came out under the second name first.
+_IDS = ("Flickr30K_ID", "Flikr30kID")
 
 
 def _split_of(file: Annotation) -> str:
@@ -34,13 +36,18 @@ def _read(request: Request) -> Iterator[Entry]:
         with Groups(Path(request.config.cache or ".")) as groups:
             for number, value in json_lines(file.path):
                 value = value or {}
-                name = str(value.get("Flickr30K_ID") or "").removesuffix(".jpg")
+                name = _picture(value)
                 if name and value.get("gold_label") in LABELS and one_line(value.get("sentence2")):
                     groups.add(name, [name, value])
                 else:
                     yield Entry(split=split, id=f"line {number}", skip=_fault(value))
             for values in groups:
                 yield _entry(split, values[0][0], [value for _, value in values])
+
+
+def _picture(value: dict[str, Any]) -> str:
+    """The picture's number at Flickr."""
+    return next((str(value[field]) for field in _IDS if value.get(field)), "").removesuffix(".jpg")
 
 
 def _fault(value: dict[str, Any]) -> str:

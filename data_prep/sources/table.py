@@ -20,6 +20,7 @@ from data_prep.sources.published import Annotation, DataSet, Expected, Layout, R
 
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TAKEN = frozenset({"key", "source", "id", "width", "height", "sha256", "captions", "statements", "questions", "group"})
+_TAKEN |= {"changed", "originals"}
 
 
 def table_rows(path: Path, columns: ColumnsConfig) -> Iterator[dict[str, Any] | None]:
@@ -90,8 +91,13 @@ def _splits(request: Request) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=16)
 def _split_values(path: Path, _changed: int, _size: int, columns: ColumnsConfig) -> tuple[str, ...]:
     """The splits that a table names; remembered, for it reads the whole table."""
-    values = {str(row[columns.split or ""]) for row in table_rows(path, columns) if row is not None}
+    values = {_text(row[columns.split or ""]) for row in table_rows(path, columns) if row is not None}
     return tuple(sorted(value for value in values if _SPLIT.fullmatch(value)))
+
+
+def _text(value: Any) -> str:
+    """A number or text as text; "" for the null of Parquet."""
+    return "" if value is None else str(value)
 
 
 def _read(request: Request) -> Iterator[Entry]:
@@ -118,13 +124,13 @@ _FAULT = "malformed record"
 def _split_of(file: Annotation, row: dict[str, Any] | None, columns: ColumnsConfig) -> str | None:
     if columns.split is None:
         return file.split or "train"
-    value = "" if row is None else str(row[columns.split])
+    value = "" if row is None else _text(row[columns.split])
     return value if _SPLIT.fullmatch(value) else None
 
 
 def _entry(split: str, name: str, rows: list[dict[str, Any]], columns: ColumnsConfig) -> Entry:
     captions = dict.fromkeys(line for row in rows for line in sentences(row[columns.caption]))
-    own = one_line(str(rows[0][columns.id])) if columns.id else ""
+    own = one_line(_text(rows[0][columns.id])) if columns.id else ""
     return Entry(
         split=split,
         id=own or name,

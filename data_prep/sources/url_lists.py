@@ -146,14 +146,14 @@ def _sbu_rows(files: Sequence[Annotation]) -> Iterator[tuple[str, Row]]:
 
 
 def _sbu_json(path: Path) -> Iterator[Row]:
-    """The arrays stand one after the other in the file: the URLs are kept until their captions come."""
-    columns: dict[str, list[Any]] = {"image_urls": [], "captions": []}
-    for key, item in stream_json(path):
-        if key in columns:
-            columns[key].append(item)
-    for url, caption in itertools.zip_longest(*columns.values()):
+    """The arrays stand one after the other in the file: it is read at two places at once, to keep none of them."""
+    for url, caption in itertools.zip_longest(_sbu_column(path, "image_urls"), _sbu_column(path, "captions")):
         good = isinstance(url, str) and "://" in url and isinstance(caption, str)
         yield (url, caption) if good else None
+
+
+def _sbu_column(path: Path, name: str) -> Iterator[Any]:
+    return (item for key, item in stream_json(path) if key == name)
 
 
 CC3M = url_data_set(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.entries import Entry, one_line
+from data_prep.entries import Entry, objects, one_line
 from data_prep.errors import UserError
 from data_prep.json_stream import stream_json
 from data_prep.sources import RegionsConfig, published
@@ -47,7 +47,7 @@ def _files(request: Request) -> tuple[Path, Path]:
 def _entry(item: Any, known: Mapping[int, tuple[Any, ...]], config: RegionsConfig) -> Entry:
     if not isinstance(item, dict) or not isinstance(item.get("regions"), list):
         return Entry(split="train", id=f"malformed {item!r:.40}", skip="malformed record")
-    regions = [region for region in item["regions"] if isinstance(region, dict)]
+    regions = objects(item["regions"])
     number = item.get("id", regions[0].get("image_id") if regions else None)
     if not isinstance(number, int) or number not in known:
         return Entry(split="train", id=str(number), skip="regions of a picture that is not listed")

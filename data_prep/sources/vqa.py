@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.entries import Entry, one_line
+from data_prep.entries import Entry, objects, one_line
 from data_prep.errors import UserError
 from data_prep.grouping import Groups
 from data_prep.json_stream import stream_json
@@ -79,7 +79,7 @@ def _question(asked: dict[str, Any], told: dict[str, Any] | None) -> dict[str, A
     question: dict[str, Any] = {"question": one_line(asked["question"]), "question_id": asked["question_id"]}
     if told is None:
         return question
-    given = [one for one in told.get("answers") or [] if isinstance(one, dict)]
+    given = objects(told.get("answers"))
     return question | {
         "answer": one_line(told.get("multiple_choice_answer")),
         "answers": [one_line(one.get("answer")) for one in given],
@@ -106,7 +106,7 @@ DATA = DataSet(
         Expected(
             names=tuple(
                 f"{name}{end}"
-                for name in ("train2014", "val2014", "test2015", "train2017", "val2017")
+                for name in ("train2014", "val2014", "test2015", "train2017", "val2017", "test2017")
                 for end in ("", ".zip", ".tar")
             ),
             what="COCO's train2014, val2014, test2015 (those of 2017 do as well) as folders, .zip or .tar",

@@ -204,3 +204,135 @@ def test_a_tar_whose_members_run_backwards_is_refused_and_not_read_for_ever(tmp_
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a\.tar: truncated or no tar"):
         list(find_stores([str(path)], "--images")[0].places(0))
+
+
+def test_a_tar_that_claims_a_name_beyond_all_memory_is_refused(tmp_path):
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 60
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    (found,) = find_stores([str(tmp_path / "a.tar")], "--images")
+    with pytest.raises(UserError, match=r"a\.tar: truncated or no tar"):
+        list(found.places(0))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names_of_every_form_of_tar_are_read(form, tmp_path):
+    names = [
+        "short.jpg",
+        "folder/" * 12 + "ä" * 30 + ".jpg",
+        "n" * (96 if form == tarfile.USTAR_FORMAT else 300) + ".jpg",
+    ]
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = number + 600
+            tar.addfile(info, io.BytesIO(bytes([number]) * info.size))
+    (found,) = find_stores([str(tmp_path / "a.tar")], "--images")
+    reader = StoreReader([found])
+    assert {place.name: reader.read(place) for place in found.places(0)} == {
+        name: bytes([number]) * (number + 600) for number, name in enumerate(names)
+    }
+
+
+def test_a_tar_whose_last_member_is_a_zip_is_a_tar(tmp_path):
+    inner = store(tmp_path / "inner", "zip", {"deep.jpg": b"d"}).read_bytes()
+    path = store(tmp_path / "a", "tar", {"a.jpg": b"a", "b.zip": inner})
+    (found,) = find_stores([str(path)], "--images")
+    assert [place.name for place in found.places(0)] == ["a.jpg", "b.zip"]
+
+
+def test_a_zip_with_a_name_that_is_no_text_is_the_users_error(tmp_path):
+    path = store(tmp_path / "a", "zip", {"é.jpg": b"a"})
+    path.write_bytes(path.read_bytes().replace("é.jpg".encode(), b"\xff\xff.jpg"))
+    (found,) = find_stores([str(path)], "--images")
+    with pytest.raises(UserError, match=r"a\.zip: truncated or no zip"):
+        list(found.places(0))
+
+
+def test_hidden_files_that_macos_puts_beside_archives_are_none(tmp_path):
+    store(tmp_path / "d" / "a", "folder", {"._a.tar": b"Mac OS X", "b.jpg": b"b"})
+    store(tmp_path / "d" / "a" / "a", "tar", {"a.jpg": b"a"})
+    (tmp_path / "d" / "._a.zip").write_bytes(b"Mac OS X")
+    assert [one.kind for one in find_stores([str(tmp_path / "d")], "--images")] == ["folder", "tar"]
+
+
+class Fitting(Pictures):
+    """Gives all places that fit equally well, instead of the one that they all are a copy of."""
+
+    def _only(self, places: list[Place]) -> list[Place]:  # type: ignore[override]
+        return places
+
+
+def agreeing(name: str, places: list[tuple[str, list[str]]], match: str) -> set[str]:
+    """The rule, without an index: the places that share the most last parts with a name, by the name of each."""
+    wanted, best, most = name.split("/")[::-1], set[str](), 0
+    for place, parts in places:
+        same = next((n for n, (a, b) in enumerate(zip(wanted, parts, strict=False)) if a != b), None)
+        if same is not None and match == "path":
+            continue
+        count = min(len(wanted), len(parts)) if same is None else same
+        if count > most:
+            best, most = set(), count
+        if count == most and most:
+            best.add(place)
+    return best
+
+
+PATHS = st.lists(st.sampled_from("ab"), min_size=1, max_size=6).map("/".join)
+
+
+@given(names=st.lists(PATHS, unique=True, max_size=20), name=PATHS, kind=st.sampled_from(["folder", "tar"]))
+def test_the_index_finds_what_agrees_best(names, name, kind, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("any") / "i"
+    folder.mkdir()
+    source = Store(path="/x/b", kind=kind)
+    write_index(folder, [source], [(one, Place(0, one, 0, 0, 0)) for one in names], exact=False)
+    places = [(one, one.split("/")[::-1] + (["b"] if kind == "folder" else [])) for one in names]
+    for match in ("path", "name"):
+        try:
+            found = {place.name for place in Fitting(folder).find([name], match)}
+        except NoPicture:
+            found = set()
+        assert found == agreeing(name, places, match)
+
+
+def test_thousands_of_folders_with_a_picture_of_one_name_take_no_longer(tmp_path, monkeypatch):
+    (source,) = [Store(path="/x/frames", kind="tar")]
+    names = [f"clip{number}/left/0.jpg" for number in range(3000)]
+    write_index(tmp_path, [source], ((one, Place(0, one, at, 1, 0)) for at, one in enumerate(names)), exact=False)
+    pictures, looked = Pictures(tmp_path), []
+    monkeypatch.setattr(
+        pictures, "_best", lambda *given: looked.append(len(given[1])) or Pictures._best(pictures, *given)
+    )
+    for wanted in ("clip77/left/0.jpg", "/far/frames/clip77/left/0.jpg"):
+        for match in ("path", "name"):
+            assert pictures.find([wanted], match).offset == 77
+    assert looked == [1, 1, 1, 1]
+
+
+def test_a_damaged_file_of_a_zip_is_found_by_its_checksum(tmp_path):
+    path = store(tmp_path / "a", "zip", {"a.jpg": b"a" * 100, "b.jpg": b"b" * 100})
+    path.write_bytes(path.read_bytes().replace(b"a" * 100, b"a" * 99 + b"A", 1))
+    pictures = index(tmp_path / "i", find_stores([str(path)], "--images"))
+    with pytest.raises(NoPicture, match="cannot be unpacked"):
+        pictures.read(["a.jpg"], "name")
+    assert pictures.read(["b.jpg"], "name") == b"b" * 100
+
+
+def test_a_zip_that_was_written_to_a_pipe_is_read(tmp_path):
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+        def tell(self) -> int:
+            raise io.UnsupportedOperation
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w") as archive:
+        archive.writestr("a.jpg", b"a" * 100)
+    (tmp_path / "a.zip").write_bytes(pipe.getvalue())
+    pictures = index(tmp_path / "i", find_stores([str(tmp_path / "a.zip")], "--images"))
+    assert pictures.read(["a.jpg"], "name") == b"a" * 100

@@ -198,3 +198,11 @@ def test_folder_with_texts_beside_the_pictures(kind, tmp_path):
     again, val = (str(store(tmp_path / name, kind, files)) for name in ("q", "val"))
     _, found = shards(tmp_path / "more", "folder", images=(f"train={again}", f"val={val}"))
     assert {split: len(of) for split, of in found.items()} == {"train": 2, "val": 2}
+
+
+def test_the_text_of_an_archives_picture_is_never_looked_for_on_the_disk(tmp_path):
+    (tmp_path / "secret.txt").write_text("a secret")
+    files = {f"{tmp_path}/secret.jpg": jpg(0), "good.jpg": jpg(1), "good.txt": b"good"}
+    account, found = shards(tmp_path, "folder", images=(str(store(tmp_path / "p", "tar", files)),))
+    assert account["skipped"] == {"no caption": 1}
+    assert [value["captions"] for value in found["train"].values()] == [["good"]]
