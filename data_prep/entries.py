@@ -98,7 +98,7 @@ class EntryWriter:
         self._end += len(data)
         self._ends.append(self._end)
         self._keys.append(name_hash(key))
-        self._ids.append(name_hash(entry.id))
+        self._ids.append(name_hash(entry.id.encode("utf-8", "replace").decode()))  # as it will be read
 
     def close(self) -> None:
         """Writes what stands beside the lines."""

@@ -133,6 +133,8 @@ def plan(data: DataSet, config: SourceConfig) -> dict[str, PlannedSplit]:
     identity = {
         "annotations": [[file.path.name, file.split, sha256_file(file.path)] for file in request.files],
         "pictures": [fingerprint_store(store) for store in request.stores],
+        "picture_splits": request.store_splits,
+        "picture_folders": _folder_names(request) if _match(data, config) == "path" else None,
         "options": {name: asdict(getattr(config, name)) for name in data.options},
         "match": _match(data, config),
         "sizes": config.sizes if data.sized else None,
@@ -149,6 +151,11 @@ def plan(data: DataSet, config: SourceConfig) -> dict[str, PlannedSplit]:
 
 def _match(data: DataSet, config: SourceConfig) -> Match:
     return data.match or config.match
+
+
+def _folder_names(request: Request) -> list[str]:
+    """What the given folders are called, which counts where the folders of a picture's path must agree."""
+    return [Path(store.path).name for store in request.stores if store.kind == "folder"]
 
 
 def find_request(data: DataSet, config: SourceConfig) -> Request:

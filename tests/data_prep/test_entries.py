@@ -42,6 +42,18 @@ def test_keys_of_a_split_are_unique(opened):
     assert [isinstance(record, Skipped) and record.reason for record in records[3:]] == ["repeated record"] * 2
 
 
+def test_names_whose_hashes_share_32_bits_have_keys_of_their_own(opened):
+    names = ("図75170/image.jpg", "図93704/image.jpg")
+    assert len({key_of(name) for name in names}) == 2
+    records = opened(*(entry(name, key="image") for name in names))
+    assert len({record.key for record in records}) == 2
+
+
+def test_names_that_cannot_be_written_as_they_are_share_no_key(opened):
+    records = opened(entry("\ud800", key="x"), entry("\ud801", key="x"))
+    assert [isinstance(record, Skipped) and record.reason for record in records] == [False, "repeated record"]
+
+
 @given(st.lists(st.text(min_size=1), unique=True, max_size=40))
 def test_keys_are_safe_and_differ(names):
     keys = [key_of(name) for name in names]

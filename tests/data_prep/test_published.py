@@ -19,7 +19,7 @@ from tests.data_prep.published_files import (
 )  # fmt: skip
 from tests.data_prep.samples import contents
 from tests.data_prep.stored import store
-from tests.data_prep.test_sources import DATA, needs_data
+from tests.data_prep.test_sources import DATA, needs_data, samples
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -208,6 +208,37 @@ def test_img2dataset_shards_of_several_splits(tmp_path):
     }  # fmt: skip
     value = next(iter(found["val"].values()))
     assert value["original_width"] == 16 and value["similarity"] is None and "exif" not in value
+
+
+def test_two_downloads_into_one_split_lose_no_sample(tmp_path):
+    # Every download begins with shard 00000 and key 000000000.
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        files = img2dataset_files(URLS)
+        store(tmp_path / part / "00000", "tar", {name: data + part.encode() for name, data in files.items()})
+    account, found = shards(tmp_path, "img2dataset", images=(str(tmp_path / "a"), str(tmp_path / "b")))
+    assert account["written"] == 2 * len(URLS)
+    assert len({value["id"] for value in found["train"].values()}) == 2 * len(URLS)
+
+
+def test_pictures_that_change_their_split_are_written_anew(tmp_path):
+    stores = [store(tmp_path / name, "folder", {f"{name}.jpg": jpg(1), f"{name}.txt": name.encode()}) for name in "ab"]
+    for splits, wanted in (
+        (("train", "val"), {"train": ["a"], "val": ["b"]}),
+        (("val", "train"), {"train": ["b"], "val": ["a"]}),
+        (("train", "train"), {"train": ["a", "b"], "val": ["a"]}),  # val is what was there before
+    ):
+        given = tuple(f"{split}={path}" for split, path in zip(splits, stores, strict=True))
+        prepare(SourceConfig(name="folder", images=given, shuffle=False), tmp_path / "out", workers=1)
+        assert {split: list(samples(tmp_path / "out" / split)) for split in ("train", "val")} == wanted
+
+
+def test_a_folder_that_is_renamed_so_that_paths_agree_is_read_anew(tmp_path):
+    file = write(tmp_path / "mine.json", [{"image": "good/a.jpg", "caption": "x"}, {"image": "b.jpg", "caption": "y"}])
+    for name, written in (("wrong", 1), ("good", 2)):
+        where = store(tmp_path / name, "folder", {"a.jpg": jpg(1), "b.jpg": jpg(2)})
+        config = SourceConfig(name="albef", annotations=(file,), images=(str(where),))
+        assert prepare(config, tmp_path / "out", workers=1)["written"] == written
 
 
 def test_sizes_cut_a_split_by_seed_and_zero_leaves_it_out(tmp_path):
