@@ -80,12 +80,13 @@ class ShardJob:
             How many samples were asked of this part.
         """
         tally = Tally()
-        shards, rows = self._write_shards(number, self._samples(number, tally))
+        shards, keys, rows = self._write_shards(number, self._samples(number, tally))
         part = Part(
             fingerprint=self.fingerprint,
             asked=self.asked(number),
             shards=tuple(shards),
             tally=tally,
+            keys=tuple(keys),
             rows=np.array(rows, dtype=np.int64).reshape(-1, len(COLUMNS)),
         )
         # Not durable: whatever a power cut leaves of it is not trusted, and the part is written again.
@@ -128,14 +129,11 @@ class ShardJob:
 
     def _samples(self, number: int, tally: Tally) -> Iterator[Sample]:
         """The samples of a part that are kept."""
-        positions, keys = self._positions(number), set[str]()
+        positions = self._positions(number)
         for position, record in zip(positions.tolist(), records_at(self.split, positions), strict=True):
             if isinstance(record, Skipped):
                 tally.skip(record.key, record.reason)
-            elif record.key in keys:
-                raise ValueError(f"key={record.key!r} occurs twice in one shard; keys must be unique in a split")
             else:
-                keys.add(record.key)
                 try:
                     yield self._sample(record, position, tally)
                 except (Dropped, BadImage) as reason:
@@ -167,9 +165,9 @@ class ShardJob:
 
     def _write_shards(
         self, number: int, samples: Iterator[Sample]
-    ) -> tuple[list[Shard], list[tuple[int, int, int, int]]]:
-        """Streams samples into tars; returns these and the rows of samples.npy."""
-        shards, rows = list[Shard](), list[tuple[int, int, int, int]]()
+    ) -> tuple[list[Shard], list[str], list[tuple[int, int, int, int]]]:
+        """Streams samples into tars; returns these, the samples' keys, and the rows of samples.npy."""
+        shards, keys, rows = list[Shard](), list[str](), list[tuple[int, int, int, int]]()
         limit = math.inf if self.layout.shard_bytes is None else self.layout.shard_bytes
         sample = next(samples, None)
         while sample is not None:
@@ -180,13 +178,14 @@ class ShardJob:
                     for data in sample.parts:
                         file.write(data)
                         digest.update(data)
+                    keys.append(sample.key)
                     rows.append((begin, end, sample.captions, sample.statements))
                     sample = next(samples, None)
                 file.write(_END)
                 digest.update(_END)
             size = end + len(_END)
             shards.append(Shard(url=url, nsamples=len(rows) - first, filesize=size, sha256=digest.hexdigest()))
-        return shards, rows
+        return shards, keys, rows
 
     def _shard_name(self, number: int, which: int) -> str:
         """All names have the same number of digits, so that their order is the order of the shards."""

@@ -18,12 +18,14 @@ class Sample(NamedTuple):
     """What the tar takes.
 
     Attributes:
+        key: Its name.
         parts: Headers, bytes and padding of its members, one after the other.
         size: Bytes of all parts, a multiple of 512.
         captions: How many captions it has.
         statements: How many statements it has.
     """
 
+    key: str
     parts: list[bytes]
     size: int
     captions: int
@@ -73,7 +75,7 @@ def sample_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> S
             )
         )
     )
-    return Sample(parts, sum(map(len, parts)), len(record.captions), len(record.statements))
+    return Sample(record.key, parts, sum(map(len, parts)), len(record.captions), len(record.statements))
 
 
 def _encoded(text: str) -> bytes:

@@ -1,5 +1,6 @@
 """Side records of a job that is under way: what a finished part of it wrote, so that it need not be done again."""
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from data_prep.index import COLUMNS
 
 NAMED_SKIPS = 100
+_DIGEST_BYTES = 32
 
 
 @dataclass(kw_only=True)
@@ -59,6 +61,7 @@ class Part:
         asked: Samples that it had to write.
         shards: Its shards, in order; none with no sample.
         tally: What it left out.
+        keys: Of its samples, in order.
         rows: int64 (samples, 4), the rows of samples.npy.
     """
 
@@ -66,22 +69,28 @@ class Part:
     asked: int
     shards: tuple[Shard, ...]
     tally: Tally
+    keys: tuple[str, ...]
     rows: NDArray[np.int64]
 
     def to_bytes(self) -> bytes:
-        """A line of JSON, then the rows."""
+        """A checksum of the rest, a line of JSON, the rows."""
         head = {
             "fingerprint": self.fingerprint,
             "asked": self.asked,
             "shards": [asdict(shard) for shard in self.shards],
             "tally": vars(self.tally),
+            "keys": self.keys,
         }
-        return json.dumps(head).encode() + b"\n" + self.rows.astype("<i8").tobytes()
+        body = json.dumps(head).encode() + b"\n" + self.rows.astype("<i8").tobytes()
+        return hashlib.sha256(body).digest() + body
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Part | None":
         """Reads one back; None for anything else, such as what a power cut left."""
-        line, _, rest = data.partition(b"\n")
+        body = data[_DIGEST_BYTES:]
+        if hashlib.sha256(body).digest() != data[:_DIGEST_BYTES]:
+            return None
+        line, _, rest = body.partition(b"\n")
         try:
             head: dict[str, Any] = json.loads(line)
             shards = tuple(Shard(**shard) for shard in head["shards"])
@@ -91,6 +100,7 @@ class Part:
                 captions=Counter(head["tally"]["captions"]),
             )
             rows = np.frombuffer(rest, dtype="<i8").reshape(sum(s.nsamples for s in shards), len(COLUMNS))
+            keys, fingerprint, asked = tuple(head["keys"]), head["fingerprint"], head["asked"]
         except (ValueError, KeyError, TypeError):
-            return None
-        return cls(fingerprint=head["fingerprint"], asked=head["asked"], shards=shards, tally=tally, rows=rows)
+            return None  # of another version
+        return cls(fingerprint=fingerprint, asked=asked, shards=shards, tally=tally, keys=keys, rows=rows)

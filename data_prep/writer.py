@@ -1,5 +1,6 @@
 """Writes the shards of a split: in parallel, deterministically, and so that a stopped job goes on."""
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from data_prep.errors import UserError
 from data_prep.executors import Executor, Work, local_executor
 from data_prep.index import INDEX, SAMPLES, samples_size, write_samples, write_shardlist
 from data_prep.job import PARTS, SHARD_NAME, Layout, ShardJob
+from data_prep.keys import KeyFile, digest
 from data_prep.parallel import cores
 from data_prep.parts import Part, Tally
 from data_prep.records import Split
@@ -161,18 +163,16 @@ def _find_duplicates(job: ShardJob, runner: Executor) -> None:
 
 def _finish(job: ShardJob, name: str) -> dict[str, Any]:
     """Puts the side records together into the index, and removes them."""
-    shardlist, tally, sizes = list[dict[str, Any]](), Tally(), job.target.sizes()
+    shardlist, tally = list[dict[str, Any]](), Tally()
 
     def rows() -> Iterator[NDArray[np.int64]]:
-        for number, part in enumerate(_parts(job, sizes)):
-            if part is None:
-                raise UserError(
-                    f"{job.target}: part {number} changed while it was written, or cannot be seen from here (what "
-                    "several machines write must be a folder that they share, or an object store); run again"
-                )
-            shardlist.extend(asdict(shard) for shard in part.shards)
-            tally.add(part.tally)
-            yield part.rows
+        with KeyFile() as keys:
+            for part in _finished_parts(job):
+                shardlist.extend(asdict(shard) for shard in part.shards)
+                tally.add(part.tally)
+                keys.add(b"".join(map(digest, part.keys)))
+                yield part.rows
+            _refuse_repeated(keys, job)
 
     write_samples(job.target, rows())
     account = _account(len(job.split), tally)
@@ -182,6 +182,24 @@ def _finish(job: ShardJob, name: str) -> dict[str, Any]:
     write_shardlist(job.target, shardlist, name=name, account=account, fingerprint=job.fingerprint)
     remove_side_records(job.target)
     return account
+
+
+def _finished_parts(job: ShardJob) -> Iterator[Part]:
+    for number, part in enumerate(_parts(job, job.target.sizes())):
+        if part is None:
+            raise UserError(
+                f"{job.target}: part {number} changed while it was written, or cannot be seen from here (what "
+                "several machines write must be a folder that they share, or an object store); run again"
+            )
+        yield part
+
+
+def _refuse_repeated(keys: KeyFile, job: ShardJob) -> None:
+    positions = next(keys.repeated(), None)
+    if positions is not None:
+        names = itertools.chain.from_iterable(part.keys for part in _finished_parts(job))
+        key = next(itertools.islice(names, int(positions[0]), None))
+        raise ValueError(f"{type(job.split).__name__} gave key={key!r} twice; keys must be unique in a split")
 
 
 def remove_side_records(target: Target) -> None:

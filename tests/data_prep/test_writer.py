@@ -208,6 +208,29 @@ def test_a_split_that_gives_too_few_records_is_an_error_of_ours(tmp_path):
         write(tmp_path, Short())
 
 
+@pytest.mark.parametrize("second", [4, 13])
+def test_a_key_that_a_split_gives_twice_is_an_error_of_ours_in_whichever_shards(tmp_path, second):
+    class Twice(Plain):
+        def records(self, start, stop):
+            for number in range(start, stop):
+                yield from super().records(2, 3) if number == second else super().records(number, number + 1)
+
+    with pytest.raises(ValueError, match="key='k0002' twice"):
+        write(tmp_path, Twice())
+    assert not (tmp_path / "index.json").exists()
+
+
+def test_a_side_record_that_a_power_cut_left_half_written_is_not_trusted(tmp_path):
+    job = job_of(Plain(), tmp_path / "cut", fingerprint="f")
+    job(0)
+    record = tmp_path / "cut/.parts/00000"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-64] + bytes(64))  # its length is right
+    write(tmp_path / "cut", Plain())
+    write(tmp_path / "whole", Plain())
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
 def test_side_records_of_a_job_killed_at_its_very_end_are_removed(tmp_path):
     write(tmp_path, Plain())
     before = contents(tmp_path)
