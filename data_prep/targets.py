@@ -178,18 +178,21 @@ class StoreTarget:
 
     @contextlib.contextmanager
     def write(self, name: str, *, durable: bool = True) -> Iterator[BinaryIO]:
-        """See `Target.write`; the file is made in the temporary folder of this machine first."""
-        with tempfile.NamedTemporaryFile(prefix="trimline-") as file:
+        """See `Target.write`; the file is made in the temporary folder of this machine first.
+
+        It has no name there, so that a killed process leaves nothing behind.
+        """
+        with tempfile.TemporaryFile() as file:
             try:
                 yield cast(BinaryIO, file)
                 file.flush()
             except OSError as error:
                 if is_disk_full(error):
-                    raise disk_full(Path(file.name), error) from error
+                    raise disk_full(Path(tempfile.gettempdir()) / name, error) from error
                 raise
             with self._talking() as (fs, root):
                 try:
-                    fs.put_file(file.name, f"{root}/{name}")
+                    fs.put_file(f"/proc/self/fd/{file.fileno()}", f"{root}/{name}")
                 except FileNotFoundError as error:
                     raise UserError(f"{self.url} is not there ({error}); make the bucket, or give another") from error
 

@@ -90,6 +90,16 @@ def test_memory_of_this_process_is_out_of_reach_for_others(memory):
         write(Plain(), memory, workers=2)
 
 
+def test_nothing_of_an_upload_has_a_name_that_a_killed_process_would_leave(memory, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    target = open_target(memory)
+    with target.write("a") as file:
+        file.write(b"whole")
+        file.flush()
+        assert list(tmp_path.iterdir()) == []
+    assert target.read("a") == b"whole"
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [("nosuch://x/y", "nosuch"), ("simplecache::s3://a/b", "chained"), ("memory://x", None)],
