@@ -19,8 +19,10 @@ from data_prep.executors import Executor, Work, local_executor
 from data_prep.index import INDEX, SAMPLES, samples_size, write_samples, write_shardlist
 from data_prep.job import PARTS, SHARD_NAME, Layout, ShardJob
 from data_prep.keys import KeyFile, digest
+from data_prep.out_folder import begin
 from data_prep.parallel import cores
 from data_prep.parts import Part, Tally
+from data_prep.reasons import LeftOut
 from data_prep.records import Split
 from data_prep.targets import Target, open_target
 
@@ -30,6 +32,7 @@ Progress = Callable[[int, int], None]
 # Starting processes takes about as long as writing so many samples in this one.
 _WORTH_A_POOL = 2000
 _TOLD_SKIPS = 10
+_EXCLUDED = frozenset({LeftOut.EXCLUDED_ID, LeftOut.EXCLUDED_CHECKSUM})
 
 
 def write_split(
@@ -65,7 +68,8 @@ def write_split(
         {reason: count} where captions were changed or dropped.
 
     Raises:
-        UserError: where the disk is full, the target cannot be written to, or no sample could be written.
+        UserError: where the disk is full, the target cannot be written to, or no sample could be written. A split
+            that the lists of exclusions empty is a split without shards.
     """
     target = out if not isinstance(out, str | Path) else open_target(out)
     report = progress or _silent
@@ -77,6 +81,7 @@ def write_split(
     cleaner = Cleaner.of(clean or CleanConfig())
     job = ShardJob(split=split, target=target, fingerprint=fingerprint, layout=layout, cleaner=cleaner)
     target.prepare()
+    begin(target, name)
     missing = _clear(job)
     todo = sum(map(job.asked, missing))
     runner = executor or local_executor(_workers_for(target, workers, todo))
@@ -176,7 +181,7 @@ def _finish(job: ShardJob, name: str) -> dict[str, Any]:
 
     write_samples(job.target, rows())
     account = _account(len(job.split), tally)
-    if not account["written"]:
+    if not account["written"] and _EXCLUDED.isdisjoint(account["skipped"]):
         job.target.remove([SAMPLES])
         raise UserError(f"no sample of {name} could be written to {job.target}; skipped: {account['skipped']}")
     write_shardlist(job.target, shardlist, name=name, account=account, fingerprint=job.fingerprint)

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
+from data_prep.lock import FolderLock
 from launch.config import RunConfig
-from launch.lock import RunLock
 from launch.reading import read_config
 from launch.recipes import find_recipe
 from launch.signals import stopped_by_sigterm, uninterrupted
@@ -118,7 +118,7 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
     out = Path(config.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     runs, failures = _Runs(), dict[str, str]()
-    with RunLock(out), stopped_by_sigterm(), concurrent.futures.ThreadPoolExecutor(config.parallel) as pool:
+    with FolderLock(out), stopped_by_sigterm(), concurrent.futures.ThreadPoolExecutor(config.parallel) as pool:
         jobs = {pool.submit(runs.run, files, overrides_of(config, trial)): trial for trial in trials(config)}
         try:
             for job in concurrent.futures.as_completed(jobs):

@@ -14,12 +14,12 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.files import is_disk_full, read_json, write_atomic, write_json
+from data_prep.lock import LOCK, FolderLock
 from launch import machine, preflight
 from launch.backend import Backend
 from launch.config import RunConfig
 from launch.graph import Failure, GraphResult, Stage, one_line, read_status, run_graph
 from launch.job import LogFile
-from launch.lock import LOCK, RunLock
 from launch.progress import ProgressDisplay
 from launch.reading import dump_config
 from launch.signals import stopped_by_sigterm, uninterrupted
@@ -99,7 +99,7 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
     _check_folder(out)
     preflight.check(config, out)
     out.mkdir(parents=True, exist_ok=True)
-    with RunLock(out), stopped_by_sigterm(), _log_file(out):
+    with FolderLock(out), stopped_by_sigterm(), _log_file(out):
         if fresh:
             remove_run(out)
         facts = _begin(config, out)

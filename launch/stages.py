@@ -121,7 +121,7 @@ class _Builder:
             progress.total = max(1, total)
             progress.show(done, "writing shards")
 
-        account = prepare(self._config.data, data, show)
+        account = prepare(self._config.data, data, show, replace_others=True)
         progress.show(progress.total, "making the tokenizer", now=True)
         vocabulary = self._make_tokenizer([data / name for name in self._config.pretrain.splits])
         return {"data": str(data), "tokenizer": str(self._out / "tokenizer"), "vocabulary": vocabulary, **account}

@@ -5,8 +5,8 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.files import read_json
+from data_prep.lock import holder
 from launch.graph import STATUS, read_status
-from launch.lock import holder
 from launch.progress import PROGRESS, clock, describe, read_progress
 
 RUN = "run.json"

@@ -3,8 +3,8 @@
 import hashlib
 import importlib
 import json
+import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +17,7 @@ from data_prep.exclusion import read_exclusions
 from data_prep.executors import Executor
 from data_prep.index import INDEX, load_index
 from data_prep.job import Layout
+from data_prep.out_folder import alone, refuse_others, refuse_what_is_read
 from data_prep.records import Split
 from data_prep.targets import LocalTarget, Target, open_target
 from data_prep.writer import finished_account, remove_side_records, write_split
@@ -103,7 +104,7 @@ class SourceConfig:
         regions: Which regions of Visual Genome are taken.
         columns: What the columns of a table are called.
         cache: Folder for tables made of the annotations, which every worker must reach; by default one beside the
-            shards that goes when they are done.
+            shards, or in ~/.cache/trimline for those in an object store, that goes when they are done.
     """
 
     name: SourceName = "shapes"
@@ -145,6 +146,7 @@ class PlannedSplit:
         size: Samples, where known without loading.
         folder: Where the split is sharded already; it is linked then, and `load` is not called.
         shuffled: Whether its samples come in a random order, so that another one would gain nothing.
+        reads: The folders and archives that its pictures lie in.
     """
 
     identity: Mapping[str, Any]
@@ -152,6 +154,7 @@ class PlannedSplit:
     size: int | None = None
     folder: Path | None = None
     shuffled: bool = False
+    reads: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -184,6 +187,8 @@ def prepare(
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
+    *,
+    replace_others: bool = False,
 ) -> dict[str, Any]:
     """Writes every split of a data set into `out/<split>/`; finished ones are left as they are.
 
@@ -193,17 +198,44 @@ def prepare(
         progress: Called with samples done and samples asked, over all splits.
         workers: Processes to write with; by default one a core.
         executor: Does the work in place of processes of this machine.
+        replace_others: Whether shards of other data sets go where these shall lie, as in a run's own folder.
 
     Returns:
         The account: {"asked", "written", "skipped": {reason: count}, "captions": {reason: count}, "splits": {split:
         its own account}}.
 
     Raises:
-        UserError: where raw files are missing or broken, a split is unknown, or the disk is full.
+        UserError: where raw files are missing or broken, a split is unknown, the disk is full, another process writes
+            there, what is read or somebody's shards lie there, or the lists of exclusions leave nothing.
     """
-    config, own_cache = _with_cache(config, out)
+    target = open_target(out)
+    config, own_cache = _with_cache(config, target)
     source: Source = source_module(config.name)
-    plans, target, written = source.plan(config), open_target(out), writing_identity(config)
+    plans = source.plan(config)
+    for name, plan in plans.items():
+        if plan.folder is None:
+            refuse_what_is_read(target.child(name), plan.reads)
+            if not replace_others:
+                refuse_others(target.child(name), _name(config, name))
+    with alone(target):
+        account = _write(config, plans, target, progress, workers, executor)
+        if own_cache is not None:
+            shutil.rmtree(own_cache, ignore_errors=True)  # not before: a stopped job goes on with it
+    if account["asked"] and not account["written"]:
+        raise UserError(f"no sample of {config.name} could be written to {out}; skipped: {account['skipped']}")
+    return account
+
+
+def _write(
+    config: SourceConfig,
+    plans: Mapping[str, PlannedSplit],
+    target: Target,
+    progress: Callable[[int, int], None] | None,
+    workers: int | None,
+    executor: Executor | None,
+) -> dict[str, Any]:
+    """Writes or links what is not there yet; returns the account of all."""
+    written = writing_identity(config)
     accounts: dict[str, Any] = {}
     todo: dict[str, tuple[Split, str]] = {}
     for name, plan in plans.items():
@@ -225,7 +257,7 @@ def prepare(
         accounts[name] = write_split(
             split,
             target.child(name),
-            name=f"{config.name}/{name}",
+            name=_name(config, name),
             fingerprint=fingerprint,
             layout=_layout(config, name, plans[name]),
             clean=config.clean,
@@ -234,17 +266,23 @@ def prepare(
             progress=meter.report,
         )
         meter.finished(len(split))
-    if own_cache is not None:
-        shutil.rmtree(own_cache, ignore_errors=True)  # not before: a stopped job goes on with it
     return _sum({name: accounts[name] for name in plans})
 
 
-def _with_cache(config: SourceConfig, out: str | Path) -> tuple[SourceConfig, Path | None]:
+def _name(config: SourceConfig, split: str) -> str:
+    return f"{config.name}/{split}"
+
+
+def _with_cache(config: SourceConfig, target: Target) -> tuple[SourceConfig, Path | None]:
     """A configuration with a folder for tables: the user's, or one of ours, which is returned to be removed."""
     if config.cache is not None:
         return replace(config, cache=str(Path(config.cache).expanduser())), None
-    # Tables are mapped into memory, which no object store can do.
-    own = Path(tempfile.mkdtemp(prefix="trimline-")) if "://" in str(out) else Path(out).expanduser() / _CACHE
+    if isinstance(target, LocalTarget):
+        own = target.folder / _CACHE
+    else:
+        # Tables are mapped into memory, which no object store can do; a job that goes on must find them again.
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        own = home / "trimline" / hashlib.sha256(str(target).encode()).hexdigest()[:20]
     return replace(config, cache=str(own)), own
 
 

@@ -145,7 +145,8 @@ def plan(data: DataSet, config: SourceConfig) -> dict[str, PlannedSplit]:
         if limit != 0:
             own = identity | {"limit": limit, "seed": config.seed if limit else None}
             load = functools.partial(_load, data, request, splits, name, identity, limit)
-            plans[name] = PlannedSplit(identity=own, load=load)
+            reads = tuple(store.path for store in request.stores)
+            plans[name] = PlannedSplit(identity=own, load=load, reads=reads)
     return plans
 
 

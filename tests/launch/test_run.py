@@ -151,13 +151,13 @@ def test_fresh_starts_over_and_removes_nothing_of_the_users(tmp_path: Path) -> N
     assert run(out, "--fresh", command="pretrain") == 0
     assert not checkpoint.exists()
     remove_run(out)
-    assert sorted(path.name for path in out.iterdir()) == [".lock", "notes.txt"]
+    assert sorted(path.name for path in out.iterdir()) == ["notes.txt"]
 
 
 def test_a_run_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from launch.lock import RunLock
+    from data_prep.lock import FolderLock
 
-    with RunLock(tmp_path):
+    with FolderLock(tmp_path):
         (tmp_path / "run.json").write_text("{}")
         assert run(tmp_path) == 2
     assert "in use by process" in capsys.readouterr().err

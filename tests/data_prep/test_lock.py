@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from launch.lock import RunLock, holder
+from data_prep.lock import FolderLock, holder
 
 _HOLD = (
-    "import sys, time; from pathlib import Path; from launch.lock import RunLock\n"
-    "with RunLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    "import sys, time; from pathlib import Path; from data_prep.lock import FolderLock\n"
+    "with FolderLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 )
 
 
@@ -23,13 +23,13 @@ def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         assert holder(tmp_path) == other.pid
-        with pytest.raises(UserError, match=f"in use by process {other.pid}"), RunLock(tmp_path):
+        with pytest.raises(UserError, match=f"in use by process {other.pid}"), FolderLock(tmp_path):
             pass
     finally:
         other.kill()
         other.wait()
     assert holder(tmp_path) is None
-    with RunLock(tmp_path):
+    with FolderLock(tmp_path):
         assert holder(tmp_path) == os.getpid()
     assert holder(tmp_path) is None
 
