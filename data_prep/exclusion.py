@@ -7,7 +7,6 @@ do, and `flickr:1000092795` those with that `flickr_id`. Lines that begin with `
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.files import atomic_file, sha256_file
+from data_prep.json_stream import loads
 from data_prep.records import Record
 from data_prep.tars import BadTar, group_samples, is_image, list_members, read_member
 
@@ -129,12 +129,9 @@ def _samples(folder: Path) -> Iterator[tuple[list[str], list[str]]]:
 
 def _from_json(data: bytes | None) -> tuple[list[str], list[str]]:
     """SOURCE:ID, and the checksum that a picture had before it was re-encoded, where a sample's JSON has them."""
-    try:
-        value = json.loads(data or b"{}")
-    except ValueError:
-        return [], []  # `trimline verify` tells of it; the checksum is listed all the same
+    value = loads(data or b"{}")
     if not isinstance(value, dict):
-        return [], []
+        return [], []  # `trimline verify` tells of it; the checksum is listed all the same
     ids = [f"{value['source']}:{value['id']}"] if {"source", "id"} <= value.keys() else []
     ids += [name for name in _shared_ids(value) if name not in ids]
     changed = value.get("originals")

@@ -156,7 +156,7 @@ class ShardJob:
         if max_side is None or max(picture.width, picture.height) <= max_side:
             return Stored(picture=picture, sha256=sha256)
         smaller = shrink_image(data, max_side, _QUALITY)
-        extension, width, height = measure_image(smaller)
+        extension, width, height = measure_image(smaller, self.cleaner.config.max_pixels)
         return Stored(
             picture=Picture(data=smaller, extension=extension, width=width, height=height),
             sha256=hashlib.sha256(smaller).hexdigest(),

@@ -9,7 +9,9 @@ from data_prep.clean import Picture
 from data_prep.records import Record
 from data_prep.tars import header, padding
 
-_OF_CHANGES = frozenset({"changed", "originals"})
+FIELDS = frozenset({"key", "source", "id", "width", "height", "sha256", "captions", "statements", "questions", "group"})
+"""What the writer puts into a sample's JSON; a source's own fields have other names."""
+
 # Made once, for json.dumps makes an encoder at every call that asks for something unusual.
 _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -96,19 +98,19 @@ def _json_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> di
     }
     originals = {name or "image": s.original._asdict() for name, s in pictures.items() if s.original is not None}
     if originals:
-        value |= {"changed": changed, "originals": originals}
+        # Of a picture that was made smaller before, what it was at first is what lists of exclusions may name.
+        earlier = record.fields.get("originals")
+        value |= {"changed": changed, "originals": earlier if isinstance(earlier, dict) else originals}
     if record.statements:
         value["statements"] = [dict(statement) for statement in record.statements]
     if record.questions:
         value["questions"] = [dict(question) for question in record.questions]
     if record.group is not None:
         value["group"] = record.group
-    # A sample of shards may have been made smaller before: what is told is the last change.
-    fields = {name: inner for name, inner in record.fields.items() if not (originals and name in _OF_CHANGES)}
-    clash = set(value) & set(fields)
+    clash = FIELDS & set(record.fields)
     if clash:
         raise ValueError(f"fields={sorted(clash)} of the source are names that every sample already has")
-    return value | fields
+    return value | {name: told for name, told in record.fields.items() if name not in value}
 
 
 def joined_sha256(pictures: Mapping[str, Stored]) -> str:

@@ -38,6 +38,12 @@ class ShardConfig(SourceConfig):
     executor: Literal["processes", "ray"] = "processes"
     address: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses numbers that no shards can be made of."""
+        super().__post_init__()
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"workers={self.workers} must be at least 1; leave it out for all cores")
+
 
 def run_command(
     files: Sequence[str], overrides: Sequence[str], *, until: str | None, fresh: bool, print_config: bool

@@ -67,7 +67,7 @@ class RayExecutor:
                 yield from ray.get(done)
         except ray.exceptions.RayTaskError as error:
             # Its own text is a traceback.
-            raise (error.cause if isinstance(error.cause, UserError) else error) from None
+            raise (as_user_error(error.cause) or error) from None
         except ray.exceptions.RayError as error:
             raise UserError(
                 f"a process of the Ray cluster was lost {_RETRIES + 1} times, perhaps for want of memory "
@@ -77,8 +77,24 @@ class RayExecutor:
     def _slots(self) -> int:
         import ray
 
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        return max(1, _AHEAD * min(cpus, self._workers or cpus))
+        return tasks_at_once(int(ray.cluster_resources().get("CPU", 1)), self._workers)
+
+
+def tasks_at_once(cpus: int, workers: int | None) -> int:
+    """How many tasks of one CPU each may be under way: some wait for each CPU, unless that were CPUs not asked for."""
+    return max(1, _AHEAD * cpus if workers is None or workers >= cpus else workers)
+
+
+def as_user_error(cause: BaseException) -> UserError | None:
+    """What a user can do about an error on a cluster's machine, where it is a mistake of the user's."""
+    if isinstance(cause, UserError):
+        return cause
+    if isinstance(cause, FileNotFoundError):
+        return UserError(
+            f"a machine of the Ray cluster cannot see {cause.filename}; what is read, the folder to write to and "
+            "--cache DIR must lie where all of them can see them"
+        )
+    return None
 
 
 _CACHE: dict[str, Work] = {}

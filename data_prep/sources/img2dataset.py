@@ -13,15 +13,13 @@ from typing import Any
 
 from data_prep.entries import Entry, sentences
 from data_prep.json_stream import loads
+from data_prep.members import FIELDS
 from data_prep.sources import published
 from data_prep.sources.published import DataSet, Expected, Request
 from data_prep.stores import NoPicture, Place, Store, StoreReader, is_picture_name
 
 # Names that every sample has, or that say nothing once the picture is there.
-_LEFT_OUT = frozenset(
-    {"key", "source", "id", "width", "height", "sha256", "captions", "statements", "questions", "group", "caption"}
-    | {"status", "error_message", "exif", "md5", "sha512"}
-)
+_LEFT_OUT = FIELDS | {"caption", "status", "error_message", "exif", "md5", "sha512"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

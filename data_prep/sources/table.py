@@ -15,12 +15,12 @@ from data_prep.entries import Entry, one_line, sentences
 from data_prep.errors import UserError
 from data_prep.grouping import Groups
 from data_prep.json_stream import text_lines
+from data_prep.members import FIELDS
 from data_prep.sources import ColumnsConfig, published
 from data_prep.sources.published import Annotation, DataSet, Expected, Layout, Request
 
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_TAKEN = frozenset({"key", "source", "id", "width", "height", "sha256", "captions", "statements", "questions", "group"})
-_TAKEN |= {"changed", "originals"}
+_TAKEN = FIELDS | {"changed", "originals"}
 
 
 def table_rows(path: Path, columns: ColumnsConfig) -> Iterator[dict[str, Any] | None]:

@@ -181,6 +181,19 @@ def test_a_flickr_picture_is_known_in_every_data_set_that_shows_it(tmp_path):
     assert list(samples_in(tmp_path / "out")) == ["b"]
 
 
+@pytest.mark.parametrize(
+    "text", ['{"originals": []}', '{"originals": {"a": {"sha256": 3}}}', "[" * 9999, '"x"', "\xff"]
+)
+def test_pictures_with_json_of_any_kind_are_listed_by_checksum(tmp_path, text):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("k.png", picture(1)), ("k.json", text.encode("latin-1"))):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    counts = write_exclusions([tmp_path], tmp_path / "list.txt")
+    assert counts == {"samples": 1, "ids": 0, "checksums": 1}
+
+
 @pytest.mark.parametrize("text", [None, "", "# nothing\n"])
 def test_a_list_that_names_nothing_is_the_users_error(tmp_path, text):
     if text is not None:
@@ -222,6 +235,19 @@ def test_larger_pictures_are_made_smaller_and_the_json_says_so(tmp_path):
     assert a["originals"] == {"image": {"sha256": hashlib.sha256(big).hexdigest(), "width": 64, "height": 64}}
     assert "32 pixels" in a["changed"]
     assert verify_folder(tmp_path) == []
+
+
+def test_a_picture_that_is_made_smaller_again_is_still_known_by_what_it_was_at_first(tmp_path):
+    first = hashlib.sha256(picture(1, 64, ".jpg")).hexdigest()
+    write(tmp_path / "32", [record(data=picture(1, 64, ".jpg"))], layout=Layout(max_side=32))
+    (stored,) = samples_in(tmp_path / "32").values()
+    fields = {name: stored["json"][name] for name in ("changed", "originals")}
+    for side, words in ((16, "16 pixels"), (32, "32 pixels")):
+        write(tmp_path / "again", [record(data=stored["jpg"], fields=fields)], layout=Layout(max_side=side))
+        value = samples_in(tmp_path / "again")["k"]["json"]
+        assert (value["width"], value["originals"]["image"]["sha256"]) == (side, first)
+        assert words in value["changed"]
+        (tmp_path / "again/index.json").unlink()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "CMYK", "I;16", "LA"])

@@ -137,6 +137,7 @@ def test_help_imports_neither_torch_nor_ray() -> None:
         (["shard", "shapes", "--out", "x", "--clean.max_aspect", "0"], "max_aspect"),
         (["shard", "shapes", "--out", "nosuch://x"], "nosuch"),
         (["shard", "shapes", "--out", "x", "--address", "auto"], "--executor ray"),
+        (["shard", "shapes", "--out", "x", "--workers", "0"], "workers=0 must be at least 1"),
         (["exclusions", "nowhere", "--out", "x"], "nowhere"),
         (["shard", "imagenet", "--help"], "use one of shapes, nlvr"),
         (["shard", "coco"], "coco wants captions_*2017.json"),

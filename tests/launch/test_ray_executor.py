@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_prep.errors import UserError
-from launch.ray_executor import ray_executor
+from launch.ray_executor import as_user_error, ray_executor, tasks_at_once
 from tests.data_prep.samples import contents
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +53,20 @@ def test_a_ray_cluster_writes_the_bytes_that_one_process_writes(tmp_path: Path) 
     assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
     assert {**on_ray, "out": ""} == {**alone, "out": ""}
     assert on_ray["written"] == 70
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "tasks"), [(8, None, 16), (8, 8, 16), (8, 20, 16), (8, 3, 3), (0, None, 1)]
+)
+def test_no_more_cpus_are_used_than_were_asked_for(cpus: int, workers: int | None, tasks: int) -> None:
+    assert tasks_at_once(cpus, workers) == tasks
+
+
+def test_a_file_that_a_machine_cannot_see_is_one_line_for_the_user(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as missing:
+        (tmp_path / "tables").read_bytes()
+    assert "cannot see" in str(as_user_error(missing.value)) and "--cache DIR" in str(as_user_error(missing.value))
+    assert as_user_error(ValueError()) is None
 
 
 class Halves:
