@@ -54,6 +54,9 @@ def write(folder, records, **options):
         ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2"),
         ("<!-- no -->yes", "yes"),
         ("<3 this", "<3 this"),
+        ("a <!-- b", "a <!-- b"),
+        ("<!-->a<!-- <b> -->c<!--", "c<!--"),
+        ("a &#0000100; &#100 &#" + "1" * 5000 + ";", "a d d \N{REPLACEMENT CHARACTER}"),
         ('<a href="x">link</a>', "link"),
     ],
 )
@@ -81,6 +84,12 @@ def test_control_characters_go_and_letters_stay(text, expected):
 def test_cleaning_twice_changes_nothing_more(text):
     once = in_one_line(without_control(text))
     assert in_one_line(without_control(once)) == once
+
+
+@pytest.mark.timeout(5)
+def test_markup_that_never_ends_takes_no_time():
+    text = "<!--" * 200_000
+    assert without_markup(text) == text
 
 
 def test_captions_are_left_as_they_are_unless_asked():
