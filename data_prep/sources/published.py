@@ -133,12 +133,10 @@ def plan(data: DataSet, config: SourceConfig) -> dict[str, PlannedSplit]:
     identity = {
         "annotations": [[file.path.name, file.split, sha256_file(file.path)] for file in request.files],
         "pictures": [fingerprint_store(store) for store in request.stores],
-        "picture_splits": request.store_splits,
-        "picture_folders": _folder_names(request) if _match(data, config) == "path" else None,
         "options": {name: asdict(getattr(config, name)) for name in data.options},
         "match": _match(data, config),
         "sizes": config.sizes if data.sized else None,
-    }
+    } | _roles(data, request)
     plans = {}
     for name in splits:
         limit = config.sizes.get(name)
@@ -154,9 +152,14 @@ def _match(data: DataSet, config: SourceConfig) -> Match:
     return data.match or config.match
 
 
-def _folder_names(request: Request) -> list[str]:
-    """What the given folders are called, which counts where the folders of a picture's path must agree."""
-    return [Path(store.path).name for store in request.stores if store.kind == "folder"]
+def _roles(data: DataSet, request: Request) -> dict[str, Any]:
+    """What else counts of the pictures' stores: their splits if given, folders' names where paths must agree."""
+    roles: dict[str, Any] = {}
+    if any(request.store_splits):
+        roles["picture_splits"] = request.store_splits
+    if _match(data, request.config) == "path":
+        roles["picture_folders"] = [Path(store.path).name for store in request.stores if store.kind == "folder"]
+    return roles
 
 
 def find_request(data: DataSet, config: SourceConfig) -> Request:
