@@ -130,6 +130,11 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not hold valid JSON ({error}); delete it and run again") from error
 
 
+def user_cache() -> Path:
+    """The user's folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trimline"
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as file:

@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 from data_prep.errors import UserError
+from data_prep.files import user_cache
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,8 @@ def default_folder() -> Path:
     """Where the environment lies if nobody says otherwise; other pins or another Python mean another folder."""
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE]).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     pins = hashlib.sha256(resources.files(__package__).joinpath(_PINS).read_bytes()).hexdigest()[:8]
-    return cache / "trimline" / f"img2dataset-py{sys.version_info.major}.{sys.version_info.minor}-{pins}"
+    return user_cache() / f"img2dataset-py{sys.version_info.major}.{sys.version_info.minor}-{pins}"
 
 
 def ensure_environment(folder: Path | None = None) -> Path:

@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from data_prep.clean import CleanConfig
 from data_prep.errors import UserError
 from data_prep.exclusion import read_exclusions
 from data_prep.executors import Executor
+from data_prep.files import user_cache
 from data_prep.index import INDEX, load_index
 from data_prep.job import Layout
 from data_prep.out_folder import alone, refuse_others, refuse_what_is_read
@@ -281,8 +281,7 @@ def _with_cache(config: SourceConfig, target: Target) -> tuple[SourceConfig, Pat
         own = target.folder / _CACHE
     else:
         # Tables are mapped into memory, which no object store can do; a job that goes on must find them again.
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        own = home / "trimline" / hashlib.sha256(str(target).encode()).hexdigest()[:20]
+        own = user_cache() / f"tables-{hashlib.sha256(str(target).encode()).hexdigest()[:20]}"
     return replace(config, cache=str(own)), own
 
 
