@@ -132,8 +132,8 @@ class _Builder:
         for folder in [*data.glob("*"), *(path for parent in around - {data} for path in parent.glob("*"))]:
             if folder in wanted or (folder in around and not folder.is_symlink()):
                 continue
-            if folder.is_symlink():
-                folder.unlink()
+            if folder.is_symlink() or folder.is_file():
+                folder.unlink(missing_ok=True)
             else:
                 shutil.rmtree(folder, ignore_errors=not folder.exists())
 

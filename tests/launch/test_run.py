@@ -14,7 +14,7 @@ import pytest
 from data_prep.files import read_json
 from launch.cli import main
 from launch.config import RunConfig
-from launch.graph import read_status
+from launch.graph import Attempt, read_status
 from launch.reading import read_config
 from launch.recipes import find_recipe
 from launch.run import remove_run
@@ -215,6 +215,19 @@ def test_every_stage_of_the_demo_is_known_beforehand(tmp_path: Path) -> None:
     stages = build_stages(config, tmp_path, LocalBackend(0, 1))
     assert [stage.name for stage in stages] == list(STAGES)
     assert trim_name(config, 1.25) == "trim-statement-1.25x"
+
+
+def test_a_lock_that_a_killed_process_left_among_the_splits_stops_nothing(tmp_path: Path) -> None:
+    sizes = ["--data.sizes", '{"train": 4, "val": 2, "test": 2, "unseen": 0}']
+    config = read_config(RunConfig, [find_recipe(TINY)], sizes)
+    from launch.local_backend import LocalBackend
+
+    (tmp_path / "data/gone").mkdir(parents=True)
+    (tmp_path / "data/.lock").write_text("1\n")
+    shard = build_stages(config, tmp_path, LocalBackend(0, 1))[0]
+    shard.folder.mkdir(parents=True)
+    assert shard.run(Attempt(folder=shard.folder, resumed=False))["written"] == 8
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["test", "train", "val"]
 
 
 @pytest.mark.timeout(300)
