@@ -71,7 +71,7 @@ def read_exclusions(files: Sequence[str]) -> Exclusions:
 
 def _entries(path: Path) -> Iterator[str]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for line in file:
                 entry = line.strip()
                 if entry and not entry.startswith("#"):

@@ -69,7 +69,7 @@ def write_split(
 
     Raises:
         UserError: where the disk is full, the target cannot be written to, or no sample could be written. A split
-            that the lists of exclusions empty is a split without shards.
+            of which none is asked, or that the lists of exclusions empty, is a split without shards.
     """
     target = out if not isinstance(out, str | Path) else open_target(out)
     report = progress or _silent
@@ -181,7 +181,7 @@ def _finish(job: ShardJob, name: str) -> dict[str, Any]:
 
     write_samples(job.target, rows())
     account = _account(len(job.split), tally)
-    if not account["written"] and _EXCLUDED.isdisjoint(account["skipped"]):
+    if account["asked"] and not account["written"] and _EXCLUDED.isdisjoint(account["skipped"]):
         job.target.remove([SAMPLES])
         raise UserError(f"no sample of {name} could be written to {job.target}; skipped: {account['skipped']}")
     write_shardlist(job.target, shardlist, name=name, account=account, fingerprint=job.fingerprint)

@@ -203,6 +203,12 @@ def test_pictures_with_json_of_any_kind_are_listed_by_checksum(tmp_path, text):
     assert counts == {"samples": 1, "ids": 0, "checksums": 1}
 
 
+def test_a_list_may_begin_with_the_mark_that_windows_puts_there(tmp_path):
+    (tmp_path / "list.txt").write_text("s:1\n", encoding="utf-8-sig")
+    with pytest.raises(Dropped, match="excluded by id"):
+        Cleaner.of(CleanConfig(exclude=[str(tmp_path / "list.txt")])).screen(record(), Counter())
+
+
 @pytest.mark.parametrize("text", [None, "", "# nothing\n"])
 def test_a_list_that_names_nothing_is_the_users_error(tmp_path, text):
     if text is not None:

@@ -167,6 +167,14 @@ def test_the_tables_of_a_job_into_a_store_are_found_again_and_removed(tmp_path, 
     fsspec.filesystem("memory").rm("/tables", recursive=True)
 
 
+def test_a_split_that_a_file_has_nothing_of_does_not_stop_the_others(tmp_path):
+    file = write(tmp_path / "dataset_coco.json", karpathy("coco", {"a.jpg": "train"}))
+    config = SourceConfig(name="coco", annotations=(file,), images=(images(tmp_path, "tar", ["a.jpg"]),))
+    account = prepare(config, tmp_path / "out", workers=1)
+    assert {split: of["asked"] for split, of in account["splits"].items()} == {"train": 1, "val": 0, "test": 0}
+    assert [verify_folder(tmp_path / "out" / split) for split in ("train", "val", "test")] == [[], [], []]
+
+
 def test_a_split_that_the_lists_leave_empty_does_not_stop_the_others(tmp_path):
     file = write(tmp_path / "dataset_coco.json", karpathy("coco", {"a.jpg": "train", "b.jpg": "test", "c.jpg": "test"}))
     pictures = images(tmp_path, "tar", ["a.jpg", "b.jpg", "c.jpg"])
