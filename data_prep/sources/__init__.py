@@ -236,29 +236,17 @@ def _write(
 ) -> dict[str, Any]:
     """Writes or links what is not there yet; returns the account of all."""
     written = writing_identity(config)
-    accounts: dict[str, Any] = {}
-    todo: dict[str, tuple[Split, str]] = {}
-    for name, plan in plans.items():
-        place = target.child(name)
-        if plan.folder is not None:
-            accounts[name] = _link(place, plan.folder)
-            continue
-        if isinstance(place, LocalTarget) and place.folder.is_symlink():
-            place.folder.unlink()  # nothing of ours may be written into somebody's own shards
-        fingerprint = _fingerprint(config, name, plan, written)
-        done = finished_account(place, fingerprint)
-        if done is None:
-            todo[name] = (plan.load(), fingerprint)
-        else:
-            remove_side_records(place)
-            accounts[name] = done
-    meter = _Meter(progress, [a["asked"] for a in accounts.values()], [len(s) for s, _ in todo.values()])
-    for name, (split, fingerprint) in todo.items():
+    fingerprints = {name: _fingerprint(config, name, plan, written) for name, plan in plans.items()}
+    found = {name: _finished(target.child(name), plan, fingerprints[name]) for name, plan in plans.items()}
+    accounts = {name: account for name, account in found.items() if account is not None}
+    todo = {name: plans[name].load() for name, account in found.items() if account is None}
+    meter = _Meter(progress, [a["asked"] for a in accounts.values()], [len(split) for split in todo.values()])
+    for name, split in todo.items():
         accounts[name] = write_split(
             split,
             target.child(name),
             name=_name(config, name),
-            fingerprint=fingerprint,
+            fingerprint=fingerprints[name],
             layout=_layout(config, name, plans[name]),
             clean=config.clean,
             workers=workers,
@@ -267,6 +255,18 @@ def _write(
         )
         meter.finished(len(split))
     return _sum({name: accounts[name] for name in plans})
+
+
+def _finished(place: Target, plan: PlannedSplit, fingerprint: str) -> dict[str, Any] | None:
+    """The account of a split that is linked, or written already; None for one that has yet to be written."""
+    if plan.folder is not None:
+        return _link(place, plan.folder)
+    if isinstance(place, LocalTarget) and place.folder.is_symlink():
+        place.folder.unlink()  # nothing of ours may be written into somebody's own shards
+    account = finished_account(place, fingerprint)
+    if account is not None:
+        remove_side_records(place)
+    return account
 
 
 def _name(config: SourceConfig, split: str) -> str:
