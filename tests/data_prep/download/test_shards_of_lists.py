@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.clean import CleanConfig, Cleaner
 from data_prep.download.account import GOT
 from data_prep.download.asked import Asked, write_asked
 from data_prep.download.lists import find_list
@@ -36,7 +37,7 @@ def download(folder: Path, files: list[Path]) -> Path:
     outcomes = Outcomes(len(Asked(state / "asked")))
     read_tables(state / "raw", outcomes)
     write_places(state, [state / "raw"], outcomes.where({word: word == GOT for word in outcomes.words}))
-    split = Fetched(state, [state / "raw"], source="mine", min_side=32, max_side=None)
+    split = Fetched(state, [state / "raw"], source="mine", cleaner=Cleaner.of(CleanConfig(min_side=32)))
     write_split(split, out / "train", name="mine/train", fingerprint="f", layout=Layout(shard_samples=2), workers=1)
     return out
 
