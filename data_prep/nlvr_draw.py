@@ -197,6 +197,28 @@ def changed(scene: Scene, dice: Dice) -> Scene | None:
     return replace(scene, boxes=(*scene.boxes[:which], new, *scene.boxes[which + 1 :]))
 
 
+def rearranged(scene: Scene, dice: Dice) -> Scene | None:
+    """The same items dealt to the boxes anew, or None where they do not fit.
+
+    So NLVR makes the pictures that a statement shall be false of (Suhr et al. 2017): no count over the whole picture
+    tells them from those that it is true of.
+    """
+    items = dice.order([item for box in scene.boxes for item in box])
+    room = MAX_BLOCKS if scene.towers else MAX_ITEMS
+    boxes: list[Box] = [(), (), ()]
+    for number, item in enumerate(items):
+        # The first three go to a box each: none is empty.
+        open_boxes = [number] if number < 3 else [which for which in range(3) if len(boxes[which]) < room]
+        which = dice.pick(open_boxes)
+        placed = item if scene.towers else _placed(boxes[which], item.colour, item.shape, item.size, dice)
+        if placed is None:
+            return None
+        boxes[which] = (*boxes[which], placed)
+    if scene.towers:
+        boxes = [tower_of(tuple(item.colour for item in box)) for box in boxes]
+    return replace(scene, boxes=tuple(boxes))
+
+
 def _recoloured(box: Box, dice: Dice) -> Box | None:
     number = dice.below(len(box))
     item = replace(box[number], colour=dice.pick(COLOURS))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from data_prep.nlvr_draw import Item, Scene, draw_picture, draw_scene, touching, tower_of
-from data_prep.nlvr_drawn import NlvrDrawnSplit, captions, draw_twins
+from data_prep.nlvr_drawn import TWINS, NlvrDrawnSplit, captions, draw_twins
 from data_prep.nlvr_language import kinds, propose
 from data_prep.shapes_world import Dice
 from data_prep.sources import SourceConfig, prepare
@@ -152,11 +152,18 @@ def test_text_alone_tells_nothing_and_every_picture_has_two_of_each(records):
     assert abs(np.mean([record.statements[0]["label"] for record in records]) - 0.5) < 0.1
 
 
-def test_half_of_the_twos_differ_in_one_thing(records, twins):
-    assert abs(np.mean([pair.edited for pair in twins]) - 0.5) < 0.1
+def test_twos_have_the_same_items_or_differ_in_one_thing_or_are_of_different_scenes(records, twins):
+    def items(scene):
+        return Counter((item.colour, item.shape, item.size) for item in scene.items())
+
+    for kind, share in TWINS:
+        assert abs(np.mean([pair.kind == kind for pair in twins]) - share) < 0.1
     for pair in twins:
         assert pair.a != pair.b
-        if pair.edited:
+        assert all(pair.b.boxes) and max(map(len, pair.b.boxes)) <= (4 if pair.b.towers else 8)
+        if pair.kind == "rearranged":
+            assert items(pair.a) == items(pair.b)
+        if pair.kind == "changed":
             assert sum(one != other for one, other in zip(pair.a.boxes, pair.b.boxes, strict=True)) == 1
 
 
