@@ -6,10 +6,11 @@ captions as `image_name| comment_number| comment`; `captions.txt`: the same of F
 `image,caption`; lists such as `Flickr_8k.trainImages.txt`: a picture a line.
 """
 
-import csv
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.csv_rows import csv_rows
 from data_prep.entries import Entry, one_line
 from data_prep.errors import UserError
 from data_prep.grouping import Groups
@@ -57,18 +58,8 @@ def _results_lines(path: Path) -> Iterator[Caption]:
 
 
 def _csv_lines(path: Path) -> Iterator[Caption]:
-    rows = csv.reader(("\0" if line is None else line) + "\n" for _, line in text_lines(path))
-    next(rows)
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield None
-            continue
-        if row:
-            yield (row[0], one_line(row[1])) if len(row) == 2 and row[0] and "\0" not in row[0] else None
+    for row in itertools.islice(csv_rows(path), 1, None):
+        yield (row[0], one_line(row[1])) if row is not None and len(row) == 2 and row[0] else None
 
 
 def list_split(file: Annotation) -> str | None:

@@ -9,11 +9,11 @@ The same of Flickr30K as a table: `flickr_annotations_30k.csv` of https://huggin
 with the columns raw and sentids (a json list each), split, filename, img_id.
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.csv_rows import csv_rows
 from data_prep.entries import Entry, objects, one_line
 from data_prep.json_stream import loads, stream_json, text_lines
 
@@ -49,22 +49,20 @@ def read_karpathy(path: Path) -> Iterator[Entry]:
 
 def _rows(path: Path) -> Iterator[dict[str, Any] | None]:
     """The rows of the table as the images of the json; None for a malformed one."""
-    rows = csv.DictReader("\0\n" if line is None else f"{line}\n" for _, line in text_lines(path))
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error:
+    rows = csv_rows(path)
+    header = next(rows, None) or []
+    for values in rows:
+        if values is None or len(values) != len(header):
             yield None
             continue
-        raw, numbers = loads(row["raw"] or ""), loads(row["sentids"] or "")
+        row = dict(zip(header, values, strict=True))
+        raw, numbers = loads(row["raw"]), loads(row["sentids"])
         good = isinstance(raw, list) and isinstance(numbers, list) and len(raw) == len(numbers)
         told = [{"raw": text, "sentid": number} for text, number in zip(raw, numbers, strict=True)] if good else []
         yield {
             "filename": row["filename"],
             "split": row["split"],
-            "imgid": loads(row["img_id"] or ""),
+            "imgid": loads(row["img_id"]),
             "sentences": told,
         }
 

@@ -4,17 +4,16 @@ Format: CSV as in RFC 4180; TSV the same with tabs; both UTF-8, with a header un
 Rows of one picture become one sample.
 """
 
-import csv
 import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.csv_rows import csv_rows
 from data_prep.entries import Entry, one_line, sentences
 from data_prep.errors import UserError
 from data_prep.grouping import Groups
-from data_prep.json_stream import text_lines
 from data_prep.members import FIELDS
 from data_prep.sources import ColumnsConfig, published
 from data_prep.sources.published import Annotation, DataSet, Expected, Layout, Request
@@ -59,22 +58,12 @@ def _parquet_rows(path: Path, wanted: list[str]) -> Iterator[dict[str, Any] | No
 
 
 def _text_rows(path: Path, wanted: list[str], columns: ColumnsConfig) -> Iterator[dict[str, Any] | None]:
-    # A line that is no UTF-8 becomes a zero byte, which no good row holds.
-    lines = ("\0\n" if line is None else f"{line}\n" for _, line in text_lines(path))
-    rows = csv.reader(lines, delimiter="\t" if path.suffix.lower() in (".tsv", ".tab") else ",")
-    header = list(columns.names) or next(rows, [])
+    rows = csv_rows(path, "\t" if path.suffix.lower() in (".tsv", ".tab") else ",")
+    first = None if columns.names else next(rows, None)
+    header = list(columns.names) or first or []
     _check(path, wanted, header)
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield None
-            continue
-        if row:
-            good = len(row) == len(header) and not any("\0" in value for value in row)
-            yield dict(zip(header, row, strict=True)) if good else None
+    for row in rows:
+        yield dict(zip(header, row, strict=True)) if row is not None and len(row) == len(header) else None
 
 
 def _splits(request: Request) -> tuple[str, ...]:
