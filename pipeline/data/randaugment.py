@@ -1,6 +1,6 @@
 """RandAugment as ALBEF's and BLIP's recipes use it: a few simple changes, drawn by seed, on uint8 pixels.
 
-Of ten operations `count` are drawn, the same one twice if it falls so, and each is carried out with a chance of one half.
+Of ten operations `count` are drawn, the same one twice if it falls so, and each is done with a chance of one half.
 All have one strength, `magnitude` out of 10. What an operation moves away leaves grey.
 """
 

@@ -17,7 +17,6 @@ from pipeline.data.randaugment import RandAugmentConfig, randaugment
 from pipeline.data.seeds import generator
 from pipeline.data.transforms import TransformConfig, eval_image, normalise, permute_boxes, train_image
 
-
 BEFORE = [[100, 136, 173, 209], [124, 93, 61, 30]]
 ORDERS = [(2, 1, 0), (0, 2, 1), (1, 2, 0), (0, 2, 1)]
 
