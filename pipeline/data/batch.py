@@ -9,6 +9,21 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadTimes:
+    """Seconds of a worker for the samples of a batch, summed; bad samples count too.
+
+    Attributes:
+        read: reading them from shards, and taking the members apart.
+        decode: decoding, resizing and augmenting.
+        text: tokenising.
+    """
+
+    read: float = 0.0
+    decode: float = 0.0
+    text: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTextBatch:
     """A batch of B images with one text each. L is the fixed text length, so that shapes never change.
 
@@ -27,6 +42,7 @@ class ImageTextBatch:
         groups: what each sample is counted with (its permutations in NLVR); its key where it stands alone.
         clusters: what depends on each other (a presentation of NLVR) and is resampled together for intervals.
         skipped: (key, reason) of the samples that could not be used on the way to this batch.
+        times: what it took to make the batch.
     """
 
     pixels: Tensor
@@ -41,6 +57,7 @@ class ImageTextBatch:
     groups: list[str]
     clusters: list[str]
     skipped: list[tuple[str, str]]
+    times: LoadTimes = LoadTimes()
 
     def __len__(self) -> int:
         """B."""
@@ -51,13 +68,16 @@ class ImageTextBatch:
         return self._each_tensor(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "ImageTextBatch":
-        """The same batch in page-locked memory; called by torch's DataLoader."""
+        """The same batch in page-locked memory; what a copy to a GPU can overlap with."""
         return self._each_tensor(lambda tensor: tensor.pin_memory())
 
     def part(self, rows: slice) -> "ImageTextBatch":
-        """The batch of some of its rows; what was skipped stays with the first."""
-        values = {field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)}
-        return ImageTextBatch(**{**values, "skipped": [] if rows.start else self.skipped})
+        """The batch of some of its rows; what was skipped, and the times, stay with the first."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("skipped", "times")]
+        values = {name: getattr(self, name)[rows] for name in names}
+        if rows.start:
+            return ImageTextBatch(**values, skipped=[])
+        return ImageTextBatch(**values, skipped=self.skipped, times=self.times)
 
     def _each_tensor(self, change: Callable[[Tensor], Tensor]) -> "ImageTextBatch":
         return dataclasses.replace(

@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
+from pipeline.data.board import StallWatch
 from pipeline.data.decode import Pixels
 from pipeline.data.order import EvalOrder, OrderConfig, Pick, TrainOrder, Unit
+from pipeline.data.parcels import Parcel, Slots
 from pipeline.data.seeds import draw, generator
 from pipeline.data.shards import ShardFolder, TextKind
 from pipeline.data.stream import DrawSeed, StepDataset
@@ -36,22 +38,31 @@ class LoaderConfig(TransformConfig):
         streams: places of an epoch that are read side by side; must divide the global batch.
         window: samples of a stream that are shuffled together.
         workers: loader processes of each training process; 0 loads in the training process itself.
+        prefetch: batches that each of them may be ahead.
         max_tokens: length of all texts in tokens, with begin and end; longer ones are cut, shorter ones
             padded.
         max_bad_share: share of bad samples (of those asked for, at least 1000) above which the run stops.
+        stall_seconds: time without a batch after which the log says where each worker is, and again after as long;
+            the run goes on. 0 for never.
     """
 
     streams: int = 16
     window: int = 2048
     workers: int = 1
+    prefetch: int = 2
     max_tokens: int = 32
     max_bad_share: float = 0.01
+    stall_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.order("pair")
         if self.workers < 0:
             raise UserError(f"workers={self.workers} must be 0 or more")
+        if self.prefetch < 1:
+            raise UserError(f"prefetch={self.prefetch} must be at least 1")
+        if self.stall_seconds < 0:
+            raise UserError(f"stall_seconds={self.stall_seconds} must be 0 (never) or more")
         if self.max_tokens < 3:
             raise UserError(f"max_tokens={self.max_tokens} must be at least 3: begin, one word, end")
         if not 0 <= self.max_bad_share <= 1:
@@ -69,13 +80,16 @@ class _Failure:
     message: str
 
 
-class _Carrier(Dataset[ImageTextBatch | _Failure]):
-    def __init__(self, inner: StepDataset) -> None:
+class _Carrier(Dataset[ImageTextBatch | Parcel | _Failure]):
+    def __init__(self, inner: StepDataset, slots: Slots | None) -> None:
         self.inner = inner
+        self.slots = slots
 
-    def __getitem__(self, step: int) -> ImageTextBatch | _Failure:
+    def __getitem__(self, step: int) -> ImageTextBatch | Parcel | _Failure:
         try:
-            return self.inner[step]
+            if self.slots is None:
+                return self.inner[step]
+            return self.slots.pack(step, self.inner.make(step, self.slots.pixels(step)))
         except UserError as error:
             return _Failure(str(error))
 
@@ -88,27 +102,36 @@ class StepLoader(DataLoader[Any]):
         bad: samples skipped so far, of this rank.
     """
 
-    def __init__(self, dataset: StepDataset, steps: range, config: LoaderConfig, process: Process) -> None:
+    def __init__(
+        self, dataset: StepDataset, steps: range, largest: int, config: LoaderConfig, process: Process
+    ) -> None:
         """Starts nothing yet; workers begin with the first batch.
 
         Args:
             dataset: of this rank.
-            steps: the global steps to give.
+            steps: the global steps to give, in order and without a gap.
+            largest: samples of the largest batch.
             config: number of workers, and the share of bad samples that stops the run.
             process: of which rank.
         """
+        workers, ahead = config.workers, config.workers * config.prefetch
+        slots = Slots(min(ahead + 1, max(1, len(steps))), (largest, *dataset.shape)) if workers else None
         super().__init__(
-            _Carrier(dataset),
+            _Carrier(dataset, slots),
             batch_size=None,
             sampler=steps,
-            num_workers=config.workers,
-            pin_memory=process.device.startswith("cuda"),
+            num_workers=workers,
+            prefetch_factor=config.prefetch if workers else None,
             # Else every iterator would draw from the global generator, which the trainer restores.
             generator=torch.Generator(),
         )
         self.seen = 0
         self.bad = 0
         self._max_bad_share = config.max_bad_share
+        self._stall_seconds = config.stall_seconds
+        self._dataset = dataset
+        self._slots = slots
+        self._pinned = process.device.startswith("cuda")
 
     def __iter__(self) -> Iterator[ImageTextBatch]:  # type: ignore[override]
         """Batches in the order of the steps.
@@ -116,11 +139,25 @@ class StepLoader(DataLoader[Any]):
         Raises:
             UserError: a shard cannot be read, or too many samples are bad.
         """
-        for value in super().__iter__():
-            if isinstance(value, _Failure):
-                raise UserError(value.message)
-            self._count(value)
-            yield value
+        values = super().__iter__()
+        with StallWatch(self._stall_seconds, self._dataset.where) as watch:
+            while True:
+                watch.waits()
+                value = next(values, None)
+                watch.goes_on()
+                if value is None:
+                    return
+                batch = self._opened(value)
+                self._count(batch)
+                yield batch
+
+    def _opened(self, value: ImageTextBatch | Parcel | _Failure) -> ImageTextBatch:
+        if isinstance(value, _Failure):
+            raise UserError(value.message)
+        if isinstance(value, Parcel):
+            assert self._slots is not None
+            return self._slots.unpack(value, pinned=self._pinned)
+        return value.pin_memory() if self._pinned else value
 
     def _count(self, batch: ImageTextBatch) -> None:
         self.seen += len(batch)
@@ -177,7 +214,8 @@ def train_loader(
     transform = partial(_augment, config, seed, digests) if config.augments else partial(_plain, config)
     draw_seed = partial(_draw_seed, seed, digests)
     dataset = _dataset(folders, order, transform, draw_seed, tokenizer, text, config, process)
-    return StepLoader(dataset, range(start_step, max(steps, start_step)), config, process)
+    part = global_batch // process.world_size
+    return StepLoader(dataset, range(start_step, max(steps, start_step)), part, config, process)
 
 
 def eval_loader(
@@ -215,7 +253,7 @@ def eval_loader(
     _check_not_empty(folder, units.total, text)
     order = EvalOrder(units, batch_size, process.world_size, limit)
     dataset = _dataset([folder], order, partial(_plain, config), _draws_nothing, tokenizer, text, config, process)
-    return StepLoader(dataset, range(order.steps), config, process)
+    return StepLoader(dataset, range(order.steps), batch_size, config, process)
 
 
 def _check_not_empty(folder: ShardFolder, total: int, text: TextKind) -> None:
@@ -261,4 +299,5 @@ def _dataset(
         max_tokens=config.max_tokens,
         rank=process.rank,
         world_size=process.world_size,
+        workers=config.workers,
     )

@@ -1,16 +1,19 @@
 """Global step -> this rank's batch: reads, decodes, augments and tokenises what the order names."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, get_worker_info
 
 from data_prep.errors import UserError
-from pipeline.data.batch import ImageTextBatch
+from pipeline.data.batch import ImageTextBatch, LoadTimes
+from pipeline.data.board import Activity, Note, WorkerBoard
 from pipeline.data.decode import BadSample, Pixels
 from pipeline.data.order import Order, Pick, Slot
 from pipeline.data.shards import Sample, ShardFolder, TextKind
@@ -35,6 +38,25 @@ class Item:
     sample: Sample
 
 
+@dataclass(kw_only=True)
+class _Making:
+    """A batch in the making.
+
+    Attributes:
+        step: its global step.
+        worker: who makes it.
+        skipped: (key, reason) so far.
+        read: seconds so far.
+        decode: seconds so far.
+    """
+
+    step: int
+    worker: int
+    skipped: Skipped = field(default_factory=list)
+    read: float = 0.0
+    decode: float = 0.0
+
+
 class StepDataset(Dataset[ImageTextBatch]):
     """`dataset[step]` is this rank's part of the batch of global step `step`, whoever asks and whenever.
 
@@ -55,6 +77,7 @@ class StepDataset(Dataset[ImageTextBatch]):
         max_tokens: int,
         rank: int,
         world_size: int,
+        workers: int = 1,
     ) -> None:
         """Puts the parts together; nothing is read yet.
 
@@ -69,6 +92,7 @@ class StepDataset(Dataset[ImageTextBatch]):
             max_tokens: L.
             rank: of this process.
             world_size: number of processes.
+            workers: how many processes make batches of it.
         """
         self._folders = list(folders)
         self._order = order
@@ -80,38 +104,80 @@ class StepDataset(Dataset[ImageTextBatch]):
         self._max_tokens = max_tokens
         self._rank = rank
         self._world_size = world_size
+        self._board = WorkerBoard(max(1, workers))
         self._first_ids = np.cumsum([0, *(len(folder) for folder in folders)]).tolist()
 
     def __getitem__(self, step: int) -> ImageTextBatch:
+        """Makes the batch of a step; see `make`."""
+        return self.make(step)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a picture: channels, height, width."""
+        return (3, *self._size)
+
+    def make(self, step: int, room: NDArray[np.uint8] | None = None) -> ImageTextBatch:
         """Makes the batch of a step.
+
+        Args:
+            step: global step.
+            room: where its pixels go, (at least B, 3, H, W); None for new memory.
 
         Raises:
             UserError: no sample of a slot's range can be read, or a shard cannot be opened.
         """
         if cv2.getNumThreads() != 1:
             cv2.setNumThreads(0)  # its threads would fight with the trainer's for the cores, and die in a fork
-        skipped: Skipped = []
+        info = get_worker_info()
+        making = _Making(step=step, worker=0 if info is None else info.id)
         slots = self._order.slots(step, self._rank, self._world_size)
-        items = [self._item(slot, skipped) for slot in slots]
-        return self._collate([item for item in items if item is not None], skipped)
+        items = [self._item(slot, making) for slot in slots]
+        batch = self._collate([item for item in items if item is not None], making, room)
+        self._board.write(making.worker, Activity.WAITING, step)
+        return batch
 
-    def _item(self, slot: Slot, skipped: Skipped) -> Item | None:
+    def where(self) -> list[str]:
+        """A line for each worker: what it is at, and for how long."""
+        return [f"worker {number} {self._told(self._board.read(number))}" for number in range(self._board.workers)]
+
+    def _told(self, note: Note) -> str:
+        if note.seconds is None:
+            return "has not begun"
+        name = f"{self._folders[note.source].place(note.row)} of {self._folders[note.source].path}"
+        doing = {
+            Activity.WAITING: f"is done with step {note.step}, waiting",
+            Activity.READING: f"is reading {name}, step {note.step},",
+            Activity.DECODING: f"is decoding {name}, step {note.step},",
+            Activity.TOKENISING: f"is tokenising the texts of step {note.step},",
+        }
+        return f"{doing[note.activity]} for {note.seconds:.0f} s"
+
+    def _item(self, slot: Slot, making: _Making) -> Item | None:
         """The sample of a slot or, where it is bad, its first good stand-in; None where there may be none."""
         attempt = 0
         while (pick := self._order.pick(slot, attempt)) is not None:
             folder = self._folders[pick.source]
-            name = folder.place(pick.row)
+            key = ""
+            begin = between = time.perf_counter()
             try:
+                self._board.write(making.worker, Activity.READING, making.step, pick.source, pick.row)
                 sample = folder.read(pick.row)
-                name = f"{name} {sample.key}"
+                key = f" {sample.key}"
+                between = time.perf_counter()
+                self._board.write(making.worker, Activity.DECODING, making.step, pick.source, pick.row)
                 return self._use(sample, pick)
             except BadSample as error:
-                skipped.append((name, str(error)))
+                making.skipped.append((folder.place(pick.row) + key, str(error)))
+            finally:
+                end = time.perf_counter()
+                # Of a sample that could not be read nothing was decoded: all of its time was reading.
+                making.read += (between if key else end) - begin
+                making.decode += end - between if key else 0.0
             attempt += 1
         if attempt > 1:
             raise UserError(
-                f"none of {attempt} samples around {skipped[-1][0]} of {folder.path} can be used "
-                f"({skipped[-1][1]}); check the shards with `trimline verify`"
+                f"none of {attempt} samples around {making.skipped[-1][0]} of {folder.path} can be used "
+                f"({making.skipped[-1][1]}); check the shards with `trimline verify`"
             )
         return None
 
@@ -129,12 +195,16 @@ class StepDataset(Dataset[ImageTextBatch]):
             sample=sample,
         )
 
-    def _collate(self, items: list[Item], skipped: Skipped) -> ImageTextBatch:
+    def _collate(self, items: list[Item], making: _Making, room: NDArray[np.uint8] | None) -> ImageTextBatch:
         texts = [item.text for item in items]
-        pixels = np.empty((len(items), 3, *self._size), dtype=np.uint8)
-        for slot, item in enumerate(items):
-            pixels[slot] = item.pixels.transpose(2, 0, 1)
+        pixels = np.empty((len(items), *self.shape), dtype=np.uint8) if room is None else room[: len(items)]
+        for planes, item in zip(pixels, items, strict=True):
+            assert item.pixels.shape == (*self._size, 3)  # else OpenCV would write elsewhere, and say nothing
+            cv2.split(item.pixels, list(planes))  # eight times as fast as NumPy's transpose
+        self._board.write(making.worker, Activity.TOKENISING, making.step)
+        begin = time.perf_counter()
         ids, mask = self._tokenizer.encode(texts, self._max_tokens)
+        text_seconds = time.perf_counter() - begin
         return ImageTextBatch(
             pixels=torch.from_numpy(pixels),
             token_ids=ids,
@@ -147,5 +217,6 @@ class StepDataset(Dataset[ImageTextBatch]):
             keys=[item.sample.key for item in items],
             groups=[item.sample.group for item in items],
             clusters=[item.sample.cluster for item in items],
-            skipped=skipped,
+            skipped=making.skipped,
+            times=LoadTimes(read=making.read, decode=making.decode, text=text_seconds),
         )

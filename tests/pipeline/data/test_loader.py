@@ -281,7 +281,16 @@ def test_a_batch_moves_whole(make_split: MakeSplit, training) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"workers": -1}, {"max_tokens": 2}, {"max_bad_share": 2.0}, {"streams": 0}, {"height": 0}]
+    "bad",
+    [
+        {"workers": -1},
+        {"max_tokens": 2},
+        {"max_bad_share": 2.0},
+        {"streams": 0},
+        {"height": 0},
+        {"prefetch": 0},
+        {"stall_seconds": -1},
+    ],
 )
 def test_senseless_settings_are_refused(bad) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
