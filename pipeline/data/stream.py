@@ -28,14 +28,20 @@ Skipped = list[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One usable sample on its way into a batch."""
+    """What a batch says of a sample; its pixels are in their place already.
 
-    pixels: Pixels
+    Nothing here holds on to the encoded picture: a batch of them, made and thrown away, would have the kernel take
+    back and clear megabytes of pages each time, which costs as much as a third of decoding.
+    """
+
     text: str
     label: int
     sample_id: int
     draw_seed: int
-    sample: Sample
+    key: str
+    group: str
+    cluster: str
+    captions: list[str]
 
 
 @dataclass(kw_only=True)
@@ -131,8 +137,13 @@ class StepDataset(Dataset[ImageTextBatch]):
         info = get_worker_info()
         making = _Making(step=step, worker=0 if info is None else info.id)
         slots = self._order.slots(step, self._rank, self._world_size)
-        items = [self._item(slot, making) for slot in slots]
-        batch = self._collate([item for item in items if item is not None], making, room)
+        pixels = np.empty((len(slots), *self.shape), dtype=np.uint8) if room is None else room
+        items: list[Item] = []
+        for slot in slots:
+            item = self._item(slot, making, pixels[len(items)])
+            if item is not None:
+                items.append(item)
+        batch = self._collate(items, pixels[: len(items)], making)
         self._board.write(making.worker, Activity.WAITING, step)
         return batch
 
@@ -152,8 +163,11 @@ class StepDataset(Dataset[ImageTextBatch]):
         }
         return f"{doing[note.activity]} for {note.seconds:.0f} s"
 
-    def _item(self, slot: Slot, making: _Making) -> Item | None:
-        """The sample of a slot or, where it is bad, its first good stand-in; None where there may be none."""
+    def _item(self, slot: Slot, making: _Making, planes: Pixels) -> Item | None:
+        """The sample of a slot or, where it is bad, its first good stand-in; None where there may be none.
+
+        Its pixels go into `planes`, (3, H, W).
+        """
         attempt = 0
         while (pick := self._order.pick(slot, attempt)) is not None:
             folder = self._folders[pick.source]
@@ -165,7 +179,7 @@ class StepDataset(Dataset[ImageTextBatch]):
                 key = f" {sample.key}"
                 between = time.perf_counter()
                 self._board.write(making.worker, Activity.DECODING, making.step, pick.source, pick.row)
-                return self._use(sample, pick)
+                return self._use(sample, pick, planes)
             except BadSample as error:
                 making.skipped.append((folder.place(pick.row) + key, str(error)))
             finally:
@@ -181,26 +195,27 @@ class StepDataset(Dataset[ImageTextBatch]):
             )
         return None
 
-    def _use(self, sample: Sample, pick: Pick) -> Item:
+    def _use(self, sample: Sample, pick: Pick, planes: Pixels) -> Item:
         try:
             text, label = sample.text(self._text, pick.text)
         except (KeyError, IndexError, TypeError) as error:
             raise BadSample(f"has no {self._text}[{pick.text}], which the index promises") from error
+        pixels = self._transform(sample.image, text, pick)
+        assert pixels.shape == (*self._size, 3)  # else OpenCV would write elsewhere, and say nothing
+        cv2.split(pixels, list(planes))  # eight times as fast as NumPy's transpose
         return Item(
-            pixels=self._transform(sample.image, text, pick),
             text=text,
             label=label,
             sample_id=self._first_ids[pick.source] + pick.row,
             draw_seed=self._draw_seed(pick),
-            sample=sample,
+            key=sample.key,
+            group=sample.group,
+            cluster=sample.cluster,
+            captions=sample.captions,
         )
 
-    def _collate(self, items: list[Item], making: _Making, room: NDArray[np.uint8] | None) -> ImageTextBatch:
+    def _collate(self, items: list[Item], pixels: Pixels, making: _Making) -> ImageTextBatch:
         texts = [item.text for item in items]
-        pixels = np.empty((len(items), *self.shape), dtype=np.uint8) if room is None else room[: len(items)]
-        for planes, item in zip(pixels, items, strict=True):
-            assert item.pixels.shape == (*self._size, 3)  # else OpenCV would write elsewhere, and say nothing
-            cv2.split(item.pixels, list(planes))  # eight times as fast as NumPy's transpose
         self._board.write(making.worker, Activity.TOKENISING, making.step)
         begin = time.perf_counter()
         ids, mask = self._tokenizer.encode(texts, self._max_tokens)
@@ -213,10 +228,10 @@ class StepDataset(Dataset[ImageTextBatch]):
             sample_ids=torch.tensor([item.sample_id for item in items], dtype=torch.int64),
             draw_seeds=torch.tensor([item.draw_seed for item in items], dtype=torch.int64),
             texts=texts,
-            captions=[item.sample.captions for item in items],
-            keys=[item.sample.key for item in items],
-            groups=[item.sample.group for item in items],
-            clusters=[item.sample.cluster for item in items],
+            captions=[item.captions for item in items],
+            keys=[item.key for item in items],
+            groups=[item.group for item in items],
+            clusters=[item.cluster for item in items],
             skipped=making.skipped,
             times=LoadTimes(read=making.read, decode=making.decode, text=text_seconds),
         )
