@@ -74,7 +74,7 @@ def test_memory_of_workers_and_trainer_stays_flat_over_twenty_epochs(tmp_path: P
     assert len(used) == 3
     for process, sizes in used.items():
         print(f"process {process}: {[size // MIB for size in sizes]} MiB")
-        # The third epoch has met what can be met; a leak of a fortieth of a picture's bytes for each sample would show.
+        # By the third epoch everything was met once. A leak of 300 bytes a sample would show.
         assert max(sizes[-5:]) - max(sizes[2:7]) < 8 * MIB
 
 
