@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
+from zlib import adler32
 
 from webdataset.tariterators import group_by_keys
 
@@ -225,7 +226,7 @@ def _plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
         except ValueError:
             return None
         # The checksum is the sum of all bytes with its own field taken as eight spaces.
-        if stated != sum(header) - sum(header[148:156]) + 256:
+        if stated != _sum(header[:256]) + _sum(header[256:]) - sum(header[148:156]) + 256:
             return None
         begin = position + BLOCK
         position = begin + -(-size // BLOCK) * BLOCK
@@ -233,6 +234,11 @@ def _plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
             return None
         members.append((f"{prefix}/{name}" if prefix else name, data[begin : begin + size]))
     return members
+
+
+def _sum(half: bytes) -> int:
+    """The sum of at most 256 bytes, in a tenth of the time: Adler has it, plus one, in the low half."""
+    return (adler32(half) & 0xFFFF) - 1
 
 
 def _any_members(data: bytes) -> list[tuple[str, bytes]]:

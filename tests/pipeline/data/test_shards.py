@@ -203,3 +203,11 @@ def test_the_fast_parse_equals_tarfiles() -> None:
     assert _plain_members(data) == _any_members(data) == list(GOOD.items())
     with tarfile.open(fileobj=io.BytesIO(data + bytes(1024))) as file:
         assert file.getnames() == list(GOOD)
+
+
+@given(st.binary(max_size=256))
+def test_the_fast_sum_is_the_sum(data: bytes) -> None:
+    from pipeline.data.shards import _sum
+
+    assert _sum(data) == sum(data)
+    assert _sum(b"\xff" * 256) == 255 * 256
