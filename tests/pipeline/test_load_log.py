@@ -14,8 +14,8 @@ from tests.pipeline.small import small_batch
 
 
 def batch_of(size: int, reasons: list[str], times: LoadTimes) -> ImageTextBatch:
-    batch = small_batch(size)
-    return ImageTextBatch(**{**vars(batch), "skipped": [(f"s{n}", r) for n, r in enumerate(reasons)], "times": times})
+    skipped = [(f"s{number}", reason) for number, reason in enumerate(reasons)]
+    return ImageTextBatch(**{**vars(small_batch(size)), "skipped": skipped, "times": times})
 
 
 def test_shares_and_times_a_sample_are_those_of_all_steps_together() -> None:

@@ -74,7 +74,7 @@ def test_a_stall_is_told_and_ends_nothing(loader_of: MakeLoader, caplog: pytest.
     loader = loader_of(steps=40, workers=2, stall_seconds=0.3)
     others = set(multiprocessing.active_children())
     batches = iter(loader)
-    keys = [next(batches).keys]
+    keys = [next(batches).keys, next(batches).keys]  # one of each worker: both have begun
     workers = [child for child in multiprocessing.active_children() if child not in others]
     assert len(workers) == 2
     for worker in workers:
