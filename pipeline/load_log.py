@@ -23,19 +23,15 @@ class LoadTally:
     Attributes:
         wait: seconds that the trainer stood still for want of a batch.
         total: seconds of whole steps, that included.
-        read: seconds of the workers for reading.
-        decode: seconds of the workers for decoding and augmenting.
-        text: seconds of the workers for tokenising.
         samples: that were delivered.
+        work: of the workers for them, by the names of `LoadWork`.
         skips: bad samples by reason.
     """
 
     wait: float = 0.0
     total: float = 0.0
-    read: float = 0.0
-    decode: float = 0.0
-    text: float = 0.0
     samples: int = 0
+    work: Counter[str] = field(default_factory=Counter)
     skips: Counter[str] = field(default_factory=Counter)
 
     def add(self, batch: ImageTextBatch, wait: float, total: float) -> None:
@@ -48,9 +44,7 @@ class LoadTally:
         """
         self.wait += wait
         self.total += total
-        self.read += batch.times.read
-        self.decode += batch.times.decode
-        self.text += batch.times.text
+        self.work.update(vars(batch.work))
         self.samples += len(batch)
         for _, reason in batch.skipped:
             self._skip(kind_of(reason), 1)
@@ -60,27 +54,28 @@ class LoadTally:
 
     def over_processes(self, device: torch.device) -> "LoadTally":
         """The sum over all processes, each of which must call it."""
-        state = {**vars(self), "skips": dict(self.skips)}
-        text = json.dumps(state, ensure_ascii=False).encode(errors="replace").ljust(_ROOM)
+        text = json.dumps(vars(self), ensure_ascii=False).encode(errors="replace").ljust(_ROOM)
         parts = gather_constant(torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device))
         whole = LoadTally()
         for part in parts.cpu().view(-1, _ROOM):
             other = json.loads(bytes(part.tolist()))
             for kind, count in other.pop("skips").items():
                 whole._skip(kind, count)
+            whole.work.update(other.pop("work"))
             for name, value in other.items():
                 setattr(whole, name, getattr(whole, name) + value)
         return whole
 
     def values(self) -> dict[str, Any]:
         """What a line of metrics.jsonl says of it: a share, milliseconds a sample, and counts where there are any."""
-        each = 1000 / max(1, self.samples)
-        line: dict[str, Any] = {
-            "data_wait": round(self.wait / max(1e-9, self.total), 4),
-            "read_ms": round(self.read * each, 3),
-            "decode_ms": round(self.decode * each, 3),
-            "text_ms": round(self.text * each, 3),
-        }
+        line: dict[str, Any] = {"data_wait": round(self.wait / max(1e-9, self.total), 4)}
+        for part in ("read", "decode", "text"):
+            line[f"{part}_ms"] = round(1000 * self.work[part] / max(1, self.samples), 3)
+        parts = self.work["hits"] + self.work["misses"]
+        if parts:
+            line["cache_hits"] = round(self.work["hits"] / parts, 4)
+            line["fetched_mb"] = round(self.work["fetched_bytes"] / 1e6, 3)
+            line["fetch_failures"] = self.work["failures"]
         return line | ({"skips": dict(self.skips)} if self.skips else {})
 
 

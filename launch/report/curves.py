@@ -22,6 +22,8 @@ _TITLES = {
     "lr": "learning rate",
     "samples_per_second": "samples/s",
     "data_wait": "share of time waiting for data",
+    "cache_hits": "share of parts read that were there",
+    "fetched_mb": "fetched between lines, MB",
     "read_ms": "reading, ms/sample of a worker",
     "decode_ms": "decoding, ms/sample of a worker",
     "text_ms": "tokenising, ms/sample of a worker",

@@ -9,18 +9,26 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadTimes:
-    """Seconds of a worker for the samples of a batch, summed; bad samples count too.
+class LoadWork:
+    """What a worker did for the samples of a batch, summed; bad samples count too.
 
     Attributes:
-        read: reading them from shards, and taking the members apart.
-        decode: decoding, resizing and augmenting.
-        text: tokenising.
+        read: seconds for reading them from shards, and taking the members apart.
+        decode: seconds for decoding, resizing and augmenting.
+        text: seconds for tokenising.
+        hits: parts of samples that came from the cache or had been read ahead; none of local shards.
+        misses: parts that had to be waited for.
+        fetched_bytes: over the network.
+        failures: attempts to fetch that failed and were repeated.
     """
 
     read: float = 0.0
     decode: float = 0.0
     text: float = 0.0
+    hits: int = 0
+    misses: int = 0
+    fetched_bytes: int = 0
+    failures: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,7 @@ class ImageTextBatch:
         groups: what each sample is counted with (its permutations in NLVR); its key where it stands alone.
         clusters: what depends on each other (a presentation of NLVR) and is resampled together for intervals.
         skipped: (key, reason) of the samples that could not be used on the way to this batch.
-        times: what it took to make the batch.
+        work: what it took to make the batch.
     """
 
     pixels: Tensor
@@ -57,7 +65,7 @@ class ImageTextBatch:
     groups: list[str]
     clusters: list[str]
     skipped: list[tuple[str, str]]
-    times: LoadTimes = LoadTimes()
+    work: LoadWork = LoadWork()
 
     def __len__(self) -> int:
         """B."""
@@ -72,12 +80,12 @@ class ImageTextBatch:
         return self._each_tensor(lambda tensor: tensor.pin_memory())
 
     def part(self, rows: slice) -> "ImageTextBatch":
-        """The batch of some of its rows; what was skipped, and the times, stay with the first."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in ("skipped", "times")]
+        """The batch of some of its rows; what was skipped, and the work, stay with the first."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("skipped", "work")]
         values = {name: getattr(self, name)[rows] for name in names}
         if rows.start:
             return ImageTextBatch(**values, skipped=[])
-        return ImageTextBatch(**values, skipped=self.skipped, times=self.times)
+        return ImageTextBatch(**values, skipped=self.skipped, work=self.work)
 
     def _each_tensor(self, change: Callable[[Tensor], Tensor]) -> "ImageTextBatch":
         return dataclasses.replace(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
 from data_prep.errors import UserError
-from pipeline.data.batch import ImageTextBatch, LoadTimes
+from pipeline.data.batch import ImageTextBatch, LoadWork
 from pipeline.data.board import Activity, Note, WorkerBoard
 from pipeline.data.decode import BadSample, Pixels
 from pipeline.data.order import Order, Pick, Slot
@@ -233,5 +233,5 @@ class StepDataset(Dataset[ImageTextBatch]):
             groups=[item.group for item in items],
             clusters=[item.cluster for item in items],
             skipped=making.skipped,
-            times=LoadTimes(read=making.read, decode=making.decode, text=text_seconds),
+            work=LoadWork(read=making.read, decode=making.decode, text=text_seconds),
         )

@@ -137,8 +137,8 @@ def test_times_travel_with_the_batch(loader_of: MakeLoader, tmp_path: Path) -> N
         begin = time.perf_counter()
         batches = list(loader_of(workers=workers))
         spent = time.perf_counter() - begin
-        for times in (batch.times for batch in batches):
+        for times in (batch.work for batch in batches):
             assert times.read > 0 and times.decode > 0 and times.text > 0
-        assert sum(batch.times.read + batch.times.decode + batch.times.text for batch in batches) < spent
+        assert sum(batch.work.read + batch.work.decode + batch.work.text for batch in batches) < spent
     part = batches[0].part(slice(2, 4))
-    assert part.times.read == 0 and batches[0].part(slice(0, 2)).times == batches[0].times
+    assert part.work.read == 0 and batches[0].part(slice(0, 2)).work == batches[0].work
