@@ -1,6 +1,7 @@
 """Loaders of training and evaluation: DataLoaders over global steps, resumable by the first step."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +15,10 @@ from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.decode import Pixels
 from pipeline.data.order import EvalOrder, OrderConfig, Pick, TrainOrder, Unit
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.seeds import draw, generator
 from pipeline.data.shards import ShardFolder, TextKind
+from pipeline.data.storage import StorageConfig
 from pipeline.data.stream import DrawSeed, StepDataset
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, eval_image, train_image
@@ -29,8 +32,8 @@ _WARN_EVERY = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderConfig(TransformConfig):
-    """How shards become batches: size and augmentation as in TransformConfig, and these.
+class LoaderConfig(TransformConfig, StorageConfig):
+    """How shards become batches: size and augmentation as in TransformConfig, reading as in StorageConfig, and these.
 
     Attributes:
         streams: places of an epoch that are read side by side; must divide the global batch.
@@ -48,7 +51,8 @@ class LoaderConfig(TransformConfig):
     max_bad_share: float = 0.01
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TransformConfig.__post_init__(self)
+        StorageConfig.__post_init__(self)
         self.order("pair")
         if self.workers < 0:
             raise UserError(f"workers={self.workers} must be 0 or more")
@@ -86,9 +90,18 @@ class StepLoader(DataLoader[Any]):
     Attributes:
         seen: samples given so far.
         bad: samples skipped so far, of this rank.
+        reasons: the same, by reason.
     """
 
-    def __init__(self, dataset: StepDataset, steps: range, config: LoaderConfig, process: Process) -> None:
+    def __init__(
+        self,
+        dataset: StepDataset,
+        steps: range,
+        config: LoaderConfig,
+        process: Process,
+        sources: Sequence[str] = ("",),
+        quarantine: Path | None = None,
+    ) -> None:
         """Starts nothing yet; workers begin with the first batch.
 
         Args:
@@ -96,6 +109,8 @@ class StepLoader(DataLoader[Any]):
             steps: the global steps to give.
             config: number of workers, and the share of bad samples that stops the run.
             process: of which rank.
+            sources: names of the sources, for the quarantine list.
+            quarantine: folder for lists of the samples that cannot be used; None for no list.
         """
         super().__init__(
             _Carrier(dataset),
@@ -108,6 +123,10 @@ class StepLoader(DataLoader[Any]):
         )
         self.seen = 0
         self.bad = 0
+        self.reasons: Counter[str] = Counter()
+        self._steps = steps
+        self._sources = sources
+        self._quarantine = None if quarantine is None else Quarantine(quarantine, process.rank)
         self._max_bad_share = config.max_bad_share
 
     def __iter__(self) -> Iterator[ImageTextBatch]:  # type: ignore[override]
@@ -116,23 +135,26 @@ class StepLoader(DataLoader[Any]):
         Raises:
             UserError: a shard cannot be read, or too many samples are bad.
         """
-        for value in super().__iter__():
+        for step, value in zip(self._steps, super().__iter__(), strict=True):
             if isinstance(value, _Failure):
                 raise UserError(value.message)
-            self._count(value)
+            self._count(step, value)
             yield value
 
-    def _count(self, batch: ImageTextBatch) -> None:
+    def _count(self, step: int, batch: ImageTextBatch) -> None:
         self.seen += len(batch)
-        for key, reason in batch.skipped:
+        for skip in batch.skipped:
             if self.bad % _WARN_EVERY == 0:
-                logger.warning("skipped sample %s: %s (%d so far)", key, reason, self.bad + 1)
+                logger.warning("skipped sample %s: %s (%d so far)", skip.name, skip.reason, self.bad + 1)
             self.bad += 1
+            self.reasons[skip.reason] += 1
+        if batch.skipped and self._quarantine is not None:
+            self._quarantine.add(step, batch.skipped, self._sources)
         if self.bad > self._max_bad_share * max(self.seen + self.bad, _GRACE):
-            key, reason = batch.skipped[-1] if batch.skipped else ("", "")
+            last = batch.skipped[-1]
             raise UserError(
-                f"{self.bad} of {self.seen + self.bad} samples could not be used, the last one {key}: "
-                f"{reason}; more than max_bad_share={self._max_bad_share}: check the shards "
+                f"{self.bad} of {self.seen + self.bad} samples could not be used, the last one {last.name}: "
+                f"{last.reason}; more than max_bad_share={self._max_bad_share}: check the shards "
                 "with `trimline verify`, or allow more"
             )
 
@@ -149,6 +171,7 @@ def train_loader(
     process: Process,
     steps: int,
     start_step: int = 0,
+    quarantine: Path | None = None,
 ) -> StepLoader:
     """The training samples of this rank, augmented, from global step `start_step` to `steps` - 1.
 
@@ -163,11 +186,12 @@ def train_loader(
         process: which part is this rank's.
         steps: number of steps of the whole run, not of the rest.
         start_step: the first step to give; a resumed run's is the number of steps it has done.
+        quarantine: folder for lists of the samples that cannot be used.
 
     Raises:
         UserError: folders cannot be read, sizes do not divide, or there is too little data.
     """
-    folders = [ShardFolder(path) for path, _ in sources]
+    folders = [ShardFolder(path, config) for path, _ in sources]
     weighted = [(folder.units(text, unit), weight) for folder, (_, weight) in zip(folders, sources, strict=True)]
     for folder, (units, _) in zip(folders, weighted, strict=True):
         _check_not_empty(folder, units.total, text)
@@ -176,8 +200,9 @@ def train_loader(
     digests = [folder.digest for folder in folders]
     transform = partial(_augment, config, seed, digests) if config.augments else partial(_plain, config)
     draw_seed = partial(_draw_seed, seed, digests)
-    dataset = _dataset(folders, order, transform, draw_seed, tokenizer, text, config, process)
-    return StepLoader(dataset, range(start_step, max(steps, start_step)), config, process)
+    dataset = _dataset(folders, order, transform, draw_seed, tokenizer, text, config, process, steps)
+    names = [str(path) for path, _ in sources]
+    return StepLoader(dataset, range(start_step, max(steps, start_step)), config, process, names, quarantine)
 
 
 def eval_loader(
@@ -190,6 +215,7 @@ def eval_loader(
     batch_size: int,
     process: Process,
     limit: int | None = None,
+    quarantine: Path | None = None,
 ) -> StepLoader:
     """Every sample of a split exactly once over all ranks, in order, without augmentation.
 
@@ -206,16 +232,18 @@ def eval_loader(
         batch_size: samples a batch of one rank.
         process: which part is this rank's.
         limit: only the first so many samples.
+        quarantine: folder for lists of the samples that cannot be used.
 
     Raises:
         UserError: the folder cannot be read or has no such texts.
     """
-    folder = ShardFolder(source)
+    folder = ShardFolder(source, config)
     units = folder.units(text, unit)
     _check_not_empty(folder, units.total, text)
     order = EvalOrder(units, batch_size, process.world_size, limit)
-    dataset = _dataset([folder], order, partial(_plain, config), _draws_nothing, tokenizer, text, config, process)
-    return StepLoader(dataset, range(order.steps), config, process)
+    draws, steps = _draws_nothing, order.steps
+    dataset = _dataset([folder], order, partial(_plain, config), draws, tokenizer, text, config, process, steps)
+    return StepLoader(dataset, range(steps), config, process, [str(source)], quarantine)
 
 
 def _check_not_empty(folder: ShardFolder, total: int, text: TextKind) -> None:
@@ -249,6 +277,7 @@ def _dataset(
     text: TextKind,
     config: LoaderConfig,
     process: Process,
+    stop: int,
 ) -> StepDataset:
     return StepDataset(
         folders,
@@ -261,4 +290,6 @@ def _dataset(
         max_tokens=config.max_tokens,
         rank=process.rank,
         world_size=process.world_size,
+        stop=stop,
+        read_ahead_bytes=config.read_ahead_bytes,
     )

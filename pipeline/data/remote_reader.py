@@ -45,12 +45,14 @@ class Threads:
         self._started = 0
 
     def submit(self, call: Callable[[], None]) -> None:
+        """Has a call carried out by the next thread that is free; it must raise nothing."""
         self._queue.put(call)
         if self._started < _THREADS:
             self._started += 1
             threading.Thread(target=_serve, args=(self._queue,), daemon=True).start()
 
     def stop(self) -> None:
+        """Ends the threads once they have done what was submitted."""
         for _ in range(self._started):
             self._queue.put(None)
 

@@ -180,8 +180,12 @@ class ShardFolder:
 
     def place(self, row: int) -> str:
         """Shard and number in it of a sample, to name one whose key cannot be read."""
+        return "{}#{}".format(*self.shard_of(row))
+
+    def shard_of(self, row: int) -> tuple[str, int]:
+        """Name of a sample's shard, and its number in it."""
         shard = self._shard_of(row)
-        return f"{self._shards.names[shard]}#{row - (self._ends[shard] - self.shard_rows[shard])}"
+        return self._shards.names[shard], row - (self._ends[shard] - self.shard_rows[shard])
 
     def expect(self, rows: Sequence[int]) -> None:
         """Announces samples that will be read soon."""

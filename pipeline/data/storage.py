@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -61,6 +61,10 @@ class StorageConfig:
     def read_ahead_bytes(self) -> int:
         """The limit of what is asked for in advance."""
         return int(self.read_ahead_mib * _MIB)
+
+
+STORAGE_KEYS = frozenset(field.name for field in fields(StorageConfig))
+"""What decides how samples are read, and not which: no result depends on it."""
 
 
 class Range(NamedTuple):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from data_prep.errors import UserError
-from pipeline.data.batch import ImageTextBatch
+from pipeline.data.batch import ImageTextBatch, Skip
 from pipeline.data.decode import BadSample, Pixels
 from pipeline.data.order import Order, Pick, Slot
 from pipeline.data.shards import Sample, ShardFolder, TextKind
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 Transform = Callable[[bytes, str, Pick], Pixels]
 DrawSeed = Callable[[Pick], int]
-Skipped = list[tuple[str, str]]
+_FURTHEST = 64  # steps that are announced in advance at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,8 @@ class StepDataset(Dataset[ImageTextBatch]):
         max_tokens: int,
         rank: int,
         world_size: int,
+        stop: int,
+        read_ahead_bytes: int,
     ) -> None:
         """Puts the parts together; nothing is read yet.
 
@@ -69,6 +71,8 @@ class StepDataset(Dataset[ImageTextBatch]):
             max_tokens: L.
             rank: of this process.
             world_size: number of processes.
+            stop: the step behind the last that anybody will ask for.
+            read_ahead_bytes: samples of later steps that are announced to the folders at most.
         """
         self._folders = list(folders)
         self._order = order
@@ -80,6 +84,9 @@ class StepDataset(Dataset[ImageTextBatch]):
         self._max_tokens = max_tokens
         self._rank = rank
         self._world_size = world_size
+        self._stop = stop
+        self._read_ahead_bytes = read_ahead_bytes
+        self._announced: dict[int, list[Pick | None]] = {}
         self._first_ids = np.cumsum([0, *(len(folder) for folder in folders)]).tolist()
 
     def __getitem__(self, step: int) -> ImageTextBatch:
@@ -90,28 +97,50 @@ class StepDataset(Dataset[ImageTextBatch]):
         """
         if cv2.getNumThreads() != 1:
             cv2.setNumThreads(0)  # its threads would fight with the trainer's for the cores, and die in a fork
-        skipped: Skipped = []
+        self._announce(step)
+        skipped: list[Skip] = []
         slots = self._order.slots(step, self._rank, self._world_size)
-        items = [self._item(slot, skipped) for slot in slots]
+        picks = self._announced.pop(step, None) or [self._order.pick(slot) for slot in slots]
+        items = [self._item(slot, pick, skipped) for slot, pick in zip(slots, picks, strict=True)]
         return self._collate([item for item in items if item is not None], skipped)
 
-    def _item(self, slot: Slot, skipped: Skipped) -> Item | None:
+    def _announce(self, step: int) -> None:
+        """Tells the folders what this step and the next ones of this worker will read, as far as the limit allows."""
+        if not self._read_ahead_bytes or not any(folder.reader.reads_ahead for folder in self._folders):
+            return
+        if step not in self._announced:  # the first step, or a jump
+            self._announced.clear()
+            for folder in self._folders:
+                folder.reader.forget()
+        worker = get_worker_info()
+        stride = 1 if worker is None else worker.num_workers
+        for later in range(step, min(self._stop, step + _FURTHEST * stride), stride):
+            if later in self._announced:
+                continue
+            if later > step and sum(folder.reader.ahead for folder in self._folders) >= self._read_ahead_bytes:
+                break
+            slots = self._order.slots(later, self._rank, self._world_size)
+            picks = self._announced[later] = [self._order.pick(slot) for slot in slots]
+            for number, folder in enumerate(self._folders):
+                folder.expect([pick.row for pick in picks if pick is not None and pick.source == number])
+
+    def _item(self, slot: Slot, pick: Pick | None, skipped: list[Skip]) -> Item | None:
         """The sample of a slot or, where it is bad, its first good stand-in; None where there may be none."""
         attempt = 0
-        while (pick := self._order.pick(slot, attempt)) is not None:
-            folder = self._folders[pick.source]
-            name = folder.place(pick.row)
+        while pick is not None:
+            folder, key = self._folders[pick.source], None
             try:
                 sample = folder.read(pick.row)
-                name = f"{name} {sample.key}"
+                key = sample.key
                 return self._use(sample, pick)
             except BadSample as error:
-                skipped.append((name, str(error)))
+                skipped.append(Skip(*folder.shard_of(pick.row), key, str(error), pick.source))
             attempt += 1
+            pick = self._order.pick(slot, attempt)
         if attempt > 1:
             raise UserError(
-                f"none of {attempt} samples around {skipped[-1][0]} of {folder.path} can be used "
-                f"({skipped[-1][1]}); check the shards with `trimline verify`"
+                f"none of {attempt} samples around {skipped[-1].name} of {folder.path} can be used "
+                f"({skipped[-1].reason}); check the shards with `trimline verify`"
             )
         return None
 
@@ -129,7 +158,7 @@ class StepDataset(Dataset[ImageTextBatch]):
             sample=sample,
         )
 
-    def _collate(self, items: list[Item], skipped: Skipped) -> ImageTextBatch:
+    def _collate(self, items: list[Item], skipped: list[Skip]) -> ImageTextBatch:
         texts = [item.text for item in items]
         pixels = np.empty((len(items), 3, *self._size), dtype=np.uint8)
         for slot, item in enumerate(items):
