@@ -15,6 +15,8 @@ from pipeline.data.storage import Range, ShardList, file_digest, wrong_checksum
 BLOCK = 1 << 20
 """Bytes of a block: some ten pictures of COCO's size, so that a first batch waits for little that it does not need."""
 
+_DISTRUST_SECONDS = 0.05
+
 
 class CachedReader(DirectReader):
     """Reads blocks of shards into a cache on disk, and samples from there."""
@@ -31,6 +33,7 @@ class CachedReader(DirectReader):
         super().__init__(folder, shards)
         self._cache = cache
         self._checksums = checksums
+        self._trusts_others = True  # to fetch what they have claimed
         self._odd: set[int] = set()  # shards of another size than they should have are not kept
 
     def _key(self, part: Range) -> Key:
@@ -128,14 +131,18 @@ class CachedReader(DirectReader):
     def _fetch_block(self, block: Range, begin: int, end: int) -> bytes:
         """Fetches a block, unless another process is at it: then waits for that, but not for ever."""
         key, size = self._key(block), block.end - block.begin
-        patient = time.monotonic() + self._folder.patience.stall_seconds
-        pause = 0.002
+        # One that let us wait in vain is stopped or cut off, and has claimed more than this block.
+        patience = self._folder.patience.stall_seconds if self._trusts_others else _DISTRUST_SECONDS
+        begun, pause = time.monotonic(), 0.002
         while True:
             with self._cache.claim([key]) as got:
                 data = self._cache.read(key, begin, end, size)
                 if data is not None:
+                    self._trusts_others = True
                     return data
-                if got or time.monotonic() > patient:
+                late = time.monotonic() > begun + patience
+                if got or late:
+                    self._trusts_others &= not late
                     return self._keep([block]).data[begin:end]
             time.sleep(pause)
             pause = min(2 * pause, 0.05)

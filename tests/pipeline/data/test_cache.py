@@ -124,7 +124,9 @@ def test_a_claim_holds_against_other_processes_until_it_is_given_up(tmp_path: Pa
     code += "with c.claim([Key('ab' * 16, n) for n in range(3)]) as got: print([k.block for k in got])"
 
     def other() -> str:
-        return subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+        ).stdout.strip()
 
     with cache.claim([key(1)]) as got:
         assert got == [key(1)]
