@@ -37,7 +37,7 @@ class Passing(Exception):
 
         Args:
             what: What happened.
-            tries: Attempts after which it is believed; None for as many as there is time for.
+            tries: Such attempts after which it is believed; None for as many as there is time for.
             pause: Seconds that the other side asks for.
         """
         super().__init__(what)
@@ -64,7 +64,7 @@ def patiently(
     Raises:
         UserError: it never succeeded, or `attempt` raised one.
     """
-    begun, tries, pause = time.monotonic(), 0, _FIRST_PAUSE
+    begun, tries, believed, pause = time.monotonic(), 0, 0, _FIRST_PAUSE
     end = begun + patience.give_up_seconds
     while True:
         tries += 1
@@ -76,7 +76,8 @@ def patiently(
         if on_failure is not None:
             on_failure(failure)
         wait = max(pause * _dice.uniform(0.5, 1.5), min(failure.pause, 60.0))
-        if tries == failure.tries or time.monotonic() + wait >= end:
+        believed += failure.tries is not None
+        if believed == failure.tries or time.monotonic() + wait >= end:
             raise UserError(
                 f"{what} cannot be read: {failure} ({tries} attempts in {time.monotonic() - begun:.0f} s); check the "
                 "address, your access and the network; a run that is started again goes on where it stopped"

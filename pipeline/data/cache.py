@@ -167,6 +167,7 @@ class BlockCache:
         """Counts bytes in (or out) before they are written, so that the limit holds even if the writer is killed."""
         with self._counting() as counting:
             if not counting:
+                self._tell_full("another process holds its lock")
                 return False
             used = _number(os.pread(self._here().usage, 8, 0))
             if used is None:
@@ -182,10 +183,11 @@ class BlockCache:
     @contextlib.contextmanager
     def _counting(self) -> Iterator[bool]:
         here = self._here()
-        end = time.monotonic() + _PATIENCE
         with here.mutex:  # locks of fcntl do not part threads
+            end = time.monotonic() + (_PATIENCE if here.counts else 0.0)
             while not (got := _try_lock(here.locks, _USAGE_LOCK)) and time.monotonic() < end:
                 time.sleep(0.002)
+            here.counts = got  # else it is held by a process that is stopped: blocks are not kept until it goes on
             try:
                 yield got
             finally:
@@ -223,6 +225,7 @@ class _Process:
     def __init__(self, folder: Path) -> None:
         self.pid = os.getpid()
         self.mutex = threading.Lock()
+        self.counts = True
         self.locks = os.open(folder / _LOCKS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.usage = os.open(folder / _USAGE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 

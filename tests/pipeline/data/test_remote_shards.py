@@ -7,7 +7,6 @@ import pickle
 import shutil
 import signal
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,12 +114,12 @@ FAULTS = ["vanish", "drop", "stall", "html", "500", "429", "no range", "slow", "
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_bad_server_costs_time_and_nothing_else(split, server, tmp_path, training, cached) -> None:
-    turns = iter(FAULTS * 100)
-    server.fault = lambda number, name: next(turns) if number % 2 else None
+    turns = iter(FAULTS * 2)  # a page is believed the third time
+    server.fault = lambda number, name: next(turns, None) if number % 2 else None
     config = replace(CONFIG, cache_dir=str(tmp_path / "cache") if cached else None)
     loader = training(server.url, config)
     assert sequence(loader) == sequence(training(split))
-    assert loader.bad == 0
+    assert loader.bad == 0 and next(turns, None) is None
 
 
 @pytest.mark.parametrize("fault", ["stall", "vanish", "html", "404"])
@@ -156,12 +155,11 @@ def test_damaged_shards_lose_what_is_damaged_and_no_more(split, server, tmp_path
 
     found = [outcome(remote, row) for row in range(30)]
     assert found == [outcome(local, row) for row in range(30)]
-    assert (
-        Counter(found)["shard 00001.tar is truncated"] == 5 - found.index("s10") + found.index("s5")
-        if ("s5" in found)
-        else 5
-    )
-    assert not [path for path in (tmp_path / "cache" / "blocks").rglob("*") if path.is_file()] or cached
+    lost = [row for row, told in enumerate(found) if told != f"s{row}"]
+    assert found[lost[0]] == "shard 00001.tar is truncated" and 5 <= lost[0] < 9
+    assert lost == [*range(lost[0], 10), 20]
+    kept = {path.name.partition("-")[0] for path in (tmp_path / "cache" / "blocks").glob("*/*")}
+    assert len(kept) == (4 if cached else 0)  # a shard of another size than it should have is not kept
 
 
 def test_a_cache_that_is_changed_is_found_by_size(split, server, tmp_path) -> None:
@@ -269,8 +267,10 @@ def test_a_stopped_process_does_not_stop_the_others(split, server, tmp_path) -> 
     time.sleep(0.02)
     os.kill(stopped.pid, signal.SIGSTOP)
     server.fault = lambda number, name: None
+    began = time.monotonic()
     try:
         assert contents(ShardFolder(server.url, where)) == contents(ShardFolder(split))
+        assert time.monotonic() - began < 5
     finally:
         stopped.kill()
         stopped.join()
