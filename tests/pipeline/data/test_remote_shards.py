@@ -233,6 +233,23 @@ def test_stores_of_fsspec(split, tmp_path) -> None:
         fs.rm("/remote-shards", recursive=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_s3_server(split, s3, tmp_path, training, workers, cached) -> None:
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    fs.put(f"{split}/", s3 + "/", recursive=True)
+    config = replace(CONFIG, workers=workers, cache_dir=str(tmp_path / "cache") if cached else None)
+    assert sequence(training(s3, config)) == sequence(training(split))
+    fs.pipe_file(f"{s3}/00001.tar", (split / "00001.tar").read_bytes()[:3000])
+    folder = ShardFolder(s3, storage(tmp_path / "other", cached))
+    with pytest.raises(BadSample, match=r"00001\.tar is truncated"):
+        folder.read(9)
+    assert folder.read(29).key == "s29"
+    with pytest.raises(UserError, match="is not there"):
+        ShardFolder("s3://shards/nothing", storage(tmp_path, cached))
+
+
 def _read_for_ever(url: str, where: StorageConfig, ready) -> None:
     folder = ShardFolder(url, where)
     ready.set()
