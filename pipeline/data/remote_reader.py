@@ -71,7 +71,7 @@ class Work:
     """What belongs to one process: threads do not live on in a fork.
 
     Attributes:
-        announced: ranges that will be read.
+        announced: ranges that will be read, and how often.
         flying: parts that are being fetched or will be.
     """
 
@@ -125,9 +125,8 @@ class DirectReader:
         work = self._work()
         with work.lock:
             for where in ranges:
-                if where not in work.announced:
-                    work.announced[where] = where.end - where.begin
-                    work.ahead += where.end - where.begin
+                work.announced[where] = work.announced.get(where, 0) + 1
+                work.ahead += where.end - where.begin
         self._ask(self._parts(ranges))
 
     def _parts(self, ranges: Sequence[Range]) -> list[Range]:
@@ -156,20 +155,29 @@ class DirectReader:
     def read(self, where: Range) -> bytes:
         """See `Reader.read`."""
         work = self._work()
-        self._discharge(where)
+        wanted_again = self._discharge(where)
         with work.lock:
-            future = work.flying.pop(where, None)
-        if future is None or future.cancel():
+            future = work.flying.get(where)
+            own = future is None or future.cancel()
+            if own or not wanted_again:
+                work.flying.pop(where, None)
+        if future is None or own:
             work.counts.misses += 1
             return self._fetch(where).data
         work.counts.hits += future.done()
         work.counts.misses += not future.done()
         return self._result(future, where)
 
-    def _discharge(self, where: Range) -> None:
+    def _discharge(self, where: Range) -> bool:
+        """Takes back one announcement; says whether there are more: of a picture with several captions."""
         work = self._work()
         with work.lock:
-            work.ahead -= work.announced.pop(where, 0)
+            count = work.announced.pop(where, 0)
+            if count:
+                work.ahead -= where.end - where.begin
+            if count > 1:
+                work.announced[where] = count - 1
+            return count > 1
 
     def _result(self, future: "Future[bytes]", part: Range) -> bytes:
         """What a thread fetched, or raised; with a bound on the time, whatever the thread does."""

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import signal
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,8 +50,17 @@ def storage(tmp_path: Path, cached: bool, **more) -> StorageConfig:
     return StorageConfig(**KEEP | {"cache_dir": str(tmp_path / "cache") if cached else None} | more)
 
 
-def contents(folder: ShardFolder) -> list[tuple]:
-    folder.expect(range(len(folder)))
+def expect(folder: ShardFolder, rows: Iterable[int]) -> None:
+    """Announces samples, and waits until the threads have fetched them."""
+    folder.expect(rows)
+    end = time.monotonic() + 20
+    while not all(future.done() for future in list(folder.reader._work().flying.values())):
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def contents(folder: ShardFolder, announce=ShardFolder.expect) -> list[tuple]:
+    announce(folder, range(len(folder)))
     return [(sample.key, sample.images, sample.fields) for sample in map(folder.read, range(len(folder)))]
 
 
@@ -63,14 +73,27 @@ def test_a_url_is_a_folder(split: Path, server: Server, tmp_path: Path, cached: 
     local, remote = ShardFolder(split), ShardFolder(server.url, storage(tmp_path, cached))
     assert remote.digest == local.digest and len(remote) == 30
     assert [name for name, _ in server.requests] == ["index.json", "samples.npy"]
-    assert contents(remote) == contents(local)
-    assert remote.reader.ahead == 0
+    assert contents(remote, expect) == contents(local)
+    assert remote.reader.ahead == 0 and remote.reader.counts.misses == 0
     total = sum(path.stat().st_size for path in split.glob("*.tar"))
     assert remote.reader.counts.fetched_bytes <= total  # nothing came twice
     assert len(tars(server)) <= 6 if not cached else len(set(tars(server))) == 6  # neighbours come at once
     assert pickle.loads(pickle.dumps(remote)).read(3).key == "s3"
     remote.close()
     assert remote.read(29).key == "s29"
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_announced_comes_once_however_often_it_is_read(server, tmp_path, cached) -> None:
+    folder = ShardFolder(server.url, storage(tmp_path, cached))
+    expect(folder, [3, 3, 4, 28])
+    assert [folder.read(row).key for row in (3, 4, 3)] == ["s3", "s4", "s3"]
+    assert folder.reader.ahead > 0 and len(tars(server)) == 2
+    folder.read(28)
+    assert folder.reader.ahead == 0
+    folder.expect([9])
+    folder.reader.forget()
+    assert folder.reader.ahead == 0 and folder.read(9).key == "s9"
 
 
 def test_a_second_user_of_the_cache_asks_for_nothing_but_the_index(server: Server, tmp_path: Path) -> None:
