@@ -23,8 +23,8 @@ class StorageConfig:
     """How shards are read, above all such behind a URL.
 
     Attributes:
-        cache_dir: folder on a local disk in which shards behind a URL are kept, in blocks; processes, jobs and users of
-            a machine may share it. None reads each sample over the network, every epoch.
+        cache_dir: folder on a local disk in which shards behind a URL are kept, in blocks; all processes and jobs of a
+            user on a machine may share it. None reads each sample over the network, every epoch.
         cache_gib: what the cache may take, in GiB; give it room for two windows of every stream at least.
         checksums: compare every shard with the SHA-256 in its index before it is used (once a process, or once for
             all with a cache), and blocks of the cache each time.
