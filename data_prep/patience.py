@@ -1,5 +1,6 @@
 """Tries again what may pass (a stall, a dropped connection, a busy server), within limits of time."""
 
+import logging
 import random
 import threading
 import time
@@ -10,7 +11,10 @@ from typing import TypeVar
 
 from data_prep.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+_WORTH_TELLING = 4  # attempts that fail: not a mishap any more
 _SLOWEST = 50_000  # bytes a second; a connection below it is given up for another one
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _dice = random.SystemRandom()  # neither shared after a fork nor part of anybody's seed
@@ -75,6 +79,10 @@ def patiently(
             failure = error
         if on_failure is not None:
             on_failure(failure)
+        if tries == _WORTH_TELLING:
+            logger.warning(
+                "%s: %s, for the %dth time; trying on for %.0f s", what, failure, tries, end - time.monotonic()
+            )
         wait = max(pause * _dice.uniform(0.5, 1.5), min(failure.pause, 60.0))
         believed += failure.tries is not None
         if believed == failure.tries or time.monotonic() + wait >= end:

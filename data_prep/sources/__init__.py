@@ -291,7 +291,7 @@ def _link(place: Target, folder: Path) -> dict[str, Any]:
     """
     link = _local(place)
     index, _ = load_index(folder)
-    for shard in index["shardlist"]:
+    for shard in index["shardlist"] if remote_url(folder) is None else ():
         path = folder / shard["url"]
         if not path.exists() or path.stat().st_size != shard["filesize"]:
             raise UserError(f"{path} is missing or not of the size in {folder / INDEX}; run `trimline index {folder}`")

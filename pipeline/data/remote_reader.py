@@ -12,29 +12,12 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.patience import Passing
 from data_prep.remote import Piece, RemoteFolder
-from pipeline.data.storage import Range, ShardList
+from pipeline.data.storage import Range, ReadCounts, ShardList
 
 _THREADS = 16  # requests at a time: they wait for the network, not for a core
 _LARGEST_REQUEST = 8 << 20
 _LARGEST_GAP = 64 << 10  # bytes between two samples that are read in vain rather than asked for apart
 _GRACE = 5.0  # seconds on top of a read's own limit
-
-
-@dataclass
-class ReadCounts:
-    """What a reader has done in this process.
-
-    Attributes:
-        hits: parts of samples that were there when they were needed, from the cache or read ahead.
-        misses: those that had to be waited for.
-        fetched_bytes: over the network.
-        failures: attempts that failed and were repeated.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    fetched_bytes: int = 0
-    failures: int = 0
 
 
 class Threads:

@@ -35,6 +35,7 @@ TextKind = Literal["captions", "statements"]
 _IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 _IMAGE_SETS = ({""}, {"left", "right"})
 _ORDINARY = re.compile(r"[A-Za-z0-9_-]+(\.left|\.right)?\.(png|jpg|jpeg|webp|txt|json)")  # safe at a glance
+_LARGEST_SHARD, _LARGEST_SAMPLE = 1 << 40, 1 << 30  # an index from elsewhere may claim anything
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f]+")  # a file name, neither a path nor a command
 
 
@@ -112,6 +113,9 @@ class ShardFolder:
             sizes=[int(shard["filesize"]) for shard in shards],
             sha256=[shard.get("sha256") for shard in shards],
         )
+        largest = max(self._shards.sizes, default=0)
+        if largest > _LARGEST_SHARD:
+            raise UserError(f"{self.path / INDEX} names a shard of {largest} bytes; make the index again")
         self.shard_rows: list[int] = [int(shard["nsamples"]) for shard in shards]
         self._ends = list(accumulate(self.shard_rows))
         keys = [key for pair in COUNTS.values() for key in pair]
@@ -202,7 +206,7 @@ class ShardFolder:
         """
         where = self._range(row)
         if not self._is_within(where):
-            raise BadSample(f"samples.npy names bytes that {self._shards.names[where.shard]} does not have")
+            raise BadSample(f"samples.npy names bytes that {self._shards.names[where.shard]} does not or cannot have")
         data = self.reader.read(where)
         if len(data) < where.end - where.begin:
             raise BadSample(f"shard {self._shards.names[where.shard]} is truncated")
@@ -213,7 +217,8 @@ class ShardFolder:
         return Range(self._shard_of(row), begin, end)
 
     def _is_within(self, where: Range) -> bool:
-        return 0 <= where.begin < where.end <= self._shards.sizes[where.shard]
+        end = min(self._shards.sizes[where.shard], where.begin + _LARGEST_SAMPLE)
+        return 0 <= where.begin < where.end <= end
 
     def _shard_of(self, row: int) -> int:
         return bisect_right(self._ends, row)

@@ -90,8 +90,30 @@ class ShardList:
     sha256: Sequence[str | None]
 
 
+@dataclass
+class ReadCounts:
+    """What a reader has done in this process; nothing is counted of local files.
+
+    Attributes:
+        hits: parts of samples that were there when they were needed, from the cache or read ahead.
+        misses: those that had to be waited for.
+        fetched_bytes: over the network.
+        failures: attempts that failed and were repeated.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    fetched_bytes: int = 0
+    failures: int = 0
+
+
 class Reader(Protocol):
     """Reads bytes of shards. Picklable, and fit for a fork."""
+
+    @property
+    def counts(self) -> ReadCounts:
+        """What was done in this process."""
+        ...
 
     @property
     def ahead(self) -> int:
@@ -133,6 +155,7 @@ class LocalReader:
 
     reads_ahead = False
     ahead = 0
+    counts = ReadCounts()
 
     def __init__(self, folder: Path, shards: ShardList, checksums: bool) -> None:
         """Opens nothing yet.

@@ -14,6 +14,7 @@ from data_prep.mirror import remote_url
 from data_prep.remote import RemoteFolder
 from data_prep.sources import SourceConfig, prepare, source_module
 from data_prep.sources.shards import _remote
+from data_prep.verify import find_splits
 from data_prep.writer import write_split
 from tests.data_prep.samples import Plain
 from tests.data_prep.server import serving
@@ -111,3 +112,11 @@ def test_a_broken_note_of_the_url_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must hold an object with a url"):
         remote_url(tmp_path)
     assert RemoteFolder("memory://a/").child("b").url == "memory://a/b"
+
+
+def test_a_run_may_take_the_shards_of_another_runs_folder_and_verify_says_where_they_are(memory, tmp_path) -> None:
+    prepare(SourceConfig(name="shards", root=memory), tmp_path / "run")
+    prepare(SourceConfig(name="shards", root=str(tmp_path / "run")), tmp_path / "next")
+    assert remote_url(tmp_path / "next" / "train") == f"{memory}/train"
+    with pytest.raises(UserError, match=rf"the index of those at {memory}/train"):
+        find_splits(tmp_path / "next")
