@@ -119,7 +119,8 @@ class HttpRanges:
         length = int(stated) if stated.isdecimal() else None
         if "html" in kind or (size is not None and length is not None and length != size):
             what = f"the server answers with {length if length is not None else 'some'} bytes of {kind or 'something'}"
-            raise Passing(f"{what}, not with the {size or 'file of'} bytes that are wanted", tries=_BELIEVED)
+            wanted = "a file" if size is None else f"the {size} bytes of the file"
+            raise Passing(f"{what}, not with {wanted}", tries=_BELIEVED)
         if end is None:
             data = _body(response, length, deadline)
             return data, len(data) if length is None else length

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -168,6 +169,11 @@ def _open(url: str, patience: Patience) -> Ranges:
     if "::" in url or any(mark in url for mark in "?#"):
         raise UserError(f"{url}: give the plain URL of a folder, such as s3://bucket/folder or https://host/folder")
     if kind in ("http", "https"):
+        if "@" in urlsplit(url).netloc:
+            # It would stand in run folders and logs, and is sent to nobody.
+            raise UserError(
+                f"{kind}://{urlsplit(url).hostname}: a name or password in the URL is not used; leave it out"
+            )
         return HttpRanges(url, patience.stall_seconds)
     try:
         fsspec.get_filesystem_class(kind)

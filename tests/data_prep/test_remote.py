@@ -74,7 +74,7 @@ def test_what_never_passes_ends_in_time_and_in_one_line(server: Server, fault: s
         ("404", 1, "answers 404"),
         ("403", 1, "check your access"),
         ("401", 1, "check your access"),
-        ("html", 3, "answers with 39 bytes of text/html, not with the 100000 bytes"),
+        ("html", 3, "answers with 39 bytes of text/html, not with the 100000 bytes of the file"),
     ],
 )
 def test_what_will_not_pass_is_believed(server: Server, fault: str, requests: int, said: str) -> None:
@@ -139,6 +139,7 @@ def test_errors_of_a_stores_library_are_told_in_one_line() -> None:
         ("nosuch://x", "nothing here can read nosuch"),
         ("simplecache::s3://a/b", "plain URL"),
         ("https://host/x?signature=1", "plain URL"),
+        ("https://me:secret@host/x", "a name or password in the URL"),
     ],
 )
 def test_urls_that_cannot_be_used(url: str, said: str) -> None:

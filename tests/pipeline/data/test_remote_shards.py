@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
 from data_prep.errors import UserError
@@ -159,6 +160,13 @@ def test_a_server_that_is_gone_stops_the_run_in_one_line(server, tmp_path, train
     assert time.monotonic() - began < 10 and "\n" not in str(error.value)
 
 
+def outcome(folder: ShardFolder, row: int) -> str:
+    try:
+        return folder.read(row).key
+    except (BadSample, UserError) as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_damaged_shards_lose_what_is_damaged_and_no_more(split, server, tmp_path, cached) -> None:
     os.truncate(split / "00001.tar", 3000)
@@ -169,12 +177,6 @@ def test_damaged_shards_lose_what_is_damaged_and_no_more(split, server, tmp_path
     (split / "00004.tar").write_bytes(data)
     local, remote = ShardFolder(split), ShardFolder(server.url, storage(tmp_path, cached))
     remote.expect(range(30))
-
-    def outcome(folder: ShardFolder, row: int) -> str:
-        try:
-            return folder.read(row).key
-        except BadSample as error:
-            return str(error)
 
     found = [outcome(remote, row) for row in range(30)]
     assert found == [outcome(local, row) for row in range(30)]
@@ -321,3 +323,45 @@ def test_shards_of_others_are_read_behind_a_url_too(tmp_path, server, split) -> 
         (split / name).unlink()
     index_folder(split)
     assert contents(ShardFolder(server.url, storage(tmp_path, False))) == contents(ShardFolder(split))
+
+
+def _damage(data: bytearray, rng: np.random.Generator) -> None:
+    """Changes, cuts, takes out or puts in bytes at random."""
+    if not data:
+        return
+    place, length = int(rng.integers(len(data))), int(rng.integers(1, 2000))
+    match rng.integers(4):
+        case 0:
+            data[place : place + length] = rng.bytes(len(data[place : place + length]))
+        case 1:
+            del data[place:]
+        case 2:
+            del data[place : place + length]
+        case _:
+            data[place:place] = rng.bytes(length)
+
+
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 300))])
+def test_fuzzed_shards_give_what_they_give_in_a_folder(split: Path, tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for path in split.glob("*.tar"):
+        data = bytearray(path.read_bytes())
+        for _ in range(rng.integers(3)):
+            _damage(data, rng)
+        path.write_bytes(data)
+
+    def outcomes(folder: ShardFolder) -> list[object]:
+        folder.expect(range(len(folder)))
+        return [outcome(folder, row) for row in range(len(folder))]
+
+    fs, place = fsspec.filesystem("memory"), f"/fuzz-{seed}"
+    fs.put(f"{split}/", f"{place}/", recursive=True)
+    try:
+        expected = outcomes(ShardFolder(split))
+        for cached in (False, True, True):
+            assert outcomes(ShardFolder(f"memory:/{place}", storage(tmp_path, cached))) == expected
+        checked = outcomes(ShardFolder(f"memory:/{place}", storage(tmp_path, True, checksums=True)))
+        assert checked == outcomes(ShardFolder(split, storage(tmp_path, False, checksums=True)))
+        assert all("checksum" in str(one) or one == f"s{row}" for row, one in enumerate(checked))
+    finally:
+        fs.rm(place, recursive=True)
