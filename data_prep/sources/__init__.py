@@ -87,7 +87,8 @@ class SourceConfig:
 
     Attributes:
         name: The data set.
-        root: A folder with its files under the names that they are published by, or a folder above it.
+        root: A folder with its files under the names that they are published by, or a folder above it; of shards also
+            a URL.
         annotations: Its annotation files, `FILE` or `SPLIT=FILE`, where `root` is not to find them.
         images: Folders, tars and zips with its pictures, where `root` is not to find them.
         sizes: Samples wanted by split, where they shall differ from the source's own numbers; 0 leaves a

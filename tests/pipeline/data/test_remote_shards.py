@@ -18,7 +18,7 @@ import pytest
 from data_prep.errors import UserError
 from data_prep.make_index import index_folder
 from pipeline.data.decode import BadSample
-from pipeline.data.loader import LoaderConfig, StepLoader, train_loader
+from pipeline.data.loader import LoaderConfig, StepLoader, eval_loader, train_loader
 from pipeline.data.shards import ShardFolder
 from pipeline.data.storage import StorageConfig
 from pipeline.data.text import Tokenizer
@@ -131,6 +131,23 @@ def test_training_from_a_url_is_the_same(split, server, tmp_path, training, work
     expected = sequence(training(split))
     assert sequence(training(server.url, config)) == expected
     assert sequence(training(server.url, config, start_step=5)) == expected[20:]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_evaluation_from_a_url_is_the_same(split, server, tmp_path, tokenizer, cached) -> None:
+    config = replace(CONFIG, cache_dir=str(tmp_path / "cache") if cached else None)
+    options = {"text": "statements", "unit": "pair", "config": config, "tokenizer": tokenizer, "batch_size": 7}
+    for rank in range(2):
+        process = Process(rank=rank, world_size=2)
+        found = [sequence(eval_loader(source, process=process, **options)) for source in (server.url, split)]
+        assert found[0] == found[1] and len(found[0]) == 45
+
+
+def test_steps_in_any_order_are_the_same(split, server, training) -> None:
+    local, remote = (training(source).dataset.inner for source in (split, server.url))
+    for step in (4, 0, 1, 8, 2):
+        assert remote[step].keys == local[step].keys
+        assert (remote[step].pixels == local[step].pixels).all()
 
 
 FAULTS = ["vanish", "drop", "stall", "html", "500", "429", "no range", "slow", "other range"]
