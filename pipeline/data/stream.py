@@ -108,13 +108,15 @@ class StepDataset(Dataset[ImageTextBatch]):
         """Tells the folders what this step and the next ones of this worker will read, as far as the limit allows."""
         if not self._read_ahead_bytes or not any(folder.reader.reads_ahead for folder in self._folders):
             return
-        if step not in self._announced:  # the first step, or a jump
+        furthest = _FURTHEST
+        if step not in self._announced:  # the first step, or a jump: it shall not have to share the network
+            furthest = 1
             self._announced.clear()
             for folder in self._folders:
                 folder.reader.forget()
         worker = get_worker_info()
         stride = 1 if worker is None else worker.num_workers
-        for later in range(step, min(self._stop, step + _FURTHEST * stride), stride):
+        for later in range(step, min(self._stop, step + furthest * stride), stride):
             if later in self._announced:
                 continue
             if later > step and sum(folder.reader.ahead for folder in self._folders) >= self._read_ahead_bytes:
