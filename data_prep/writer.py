@@ -15,7 +15,7 @@ from data_prep.duplicates import FOLDER as CHECKSUMS
 from data_prep.duplicates import HashJob
 from data_prep.errors import UserError
 from data_prep.executors import Executor, Work, local_executor
-from data_prep.index import INDEX, SAMPLES, samples_size, write_samples, write_shardlist
+from data_prep.index import INDEX, SAMPLES, samples_size, text_counts, write_samples, write_shardlist
 from data_prep.job import PARTS, SHARD_NAME, Layout, ShardJob
 from data_prep.parallel import cores
 from data_prep.parts import Part, Tally
@@ -170,7 +170,11 @@ def _finish(job: ShardJob, name: str) -> dict[str, Any]:
                     f"{job.target}: part {number} changed while it was written, or cannot be seen from here (what "
                     "several machines write must be a folder that they share, or an object store); run again"
                 )
-            shardlist.extend(asdict(shard) for shard in part.shards)
+            ends = np.cumsum([shard.nsamples for shard in part.shards])
+            blocks = np.split(part.rows, ends[:-1])
+            shardlist.extend(
+                asdict(shard) | text_counts(rows) for shard, rows in zip(part.shards, blocks, strict=False)
+            )
             tally.add(part.tally)
             yield part.rows
 

@@ -46,8 +46,8 @@ class LoadTally:
         self.total += total
         self.work.update(vars(batch.work))
         self.samples += len(batch)
-        for _, reason in batch.skipped:
-            self._skip(kind_of(reason), 1)
+        for skip in batch.skipped:
+            self._skip(kind_of(skip.reason), 1)
 
     def _skip(self, kind: str, count: int) -> None:
         self.skips[kind if kind in self.skips or len(self.skips) < _MOST_REASONS else _OTHER] += count

@@ -14,6 +14,8 @@ from torch import Tensor
 from pipeline.checkpoint import CheckpointStore
 from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch
+from pipeline.data.quarantine import FOLDER as QUARANTINE
+from pipeline.data.quarantine import count_reasons
 from pipeline.engine import Engine, StepReport
 from pipeline.limits import at_least
 from pipeline.load_log import LoadTally
@@ -81,8 +83,8 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         stage: Folder, process and budget.
 
     Returns:
-        Steps, samples and seconds of the whole training, samples that no process could use, and the main process's
-        peak memory.
+        Steps, samples and seconds of the whole training, samples that no process could use (each time it was to be
+        used), how many samples that are by reason, and the main process's peak memory.
     """
     store = CheckpointStore(stage.folder / "checkpoints")
     start, spent, skipped_before = _restore(store, task, engine, stage.process)
@@ -119,6 +121,7 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         "samples": step * config.global_batch,
         "seconds": round(clock.seconds, 1),
         "skipped": skipped(),
+        "bad_samples": count_reasons(stage.folder / QUARANTINE),
         "peak_bytes": peak_bytes(stage.process.device),
     }
 

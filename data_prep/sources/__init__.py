@@ -17,7 +17,9 @@ from data_prep.exclusion import read_exclusions
 from data_prep.executors import Executor
 from data_prep.index import INDEX, load_index
 from data_prep.job import Layout
+from data_prep.mirror import mirror_index, remote_url
 from data_prep.records import Split
+from data_prep.remote import RemoteFolder
 from data_prep.targets import LocalTarget, Target, open_target
 from data_prep.writer import finished_account, remove_side_records, write_split
 
@@ -85,7 +87,8 @@ class SourceConfig:
 
     Attributes:
         name: The data set.
-        root: A folder with its files under the names that they are published by, or a folder above it.
+        root: A folder with its files under the names that they are published by, or a folder above it; of shards also
+            a URL.
         annotations: Its annotation files, `FILE` or `SPLIT=FILE`, where `root` is not to find them.
         images: Folders, tars and zips with its pictures, where `root` is not to find them.
         sizes: Samples wanted by split, where they shall differ from the source's own numbers; 0 leaves a
@@ -102,6 +105,8 @@ class SourceConfig:
             agree; name: the file name decides.
         regions: Which regions of Visual Genome are taken.
         columns: What the columns of a table are called.
+        splits: Names of the split folders to use (shards only), where `root` is a URL that cannot be listed; by default
+            all that have an index.
         cache: Folder for tables made of the annotations, which every worker must reach; by default one beside the
             shards that goes when they are done.
     """
@@ -121,6 +126,7 @@ class SourceConfig:
     match: Literal["path", "name"] = "path"
     regions: RegionsConfig = field(default_factory=RegionsConfig)
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    splits: tuple[str, ...] = ()
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -144,6 +150,7 @@ class PlannedSplit:
         load: Makes the split; called only where it is not yet written, for it may be slow.
         size: Samples, where known without loading.
         folder: Where the split is sharded already; it is linked then, and `load` is not called.
+        remote: The URL behind which it is sharded already; only its index is copied then.
         shuffled: Whether its samples come in a random order, so that another one would gain nothing.
     """
 
@@ -151,6 +158,7 @@ class PlannedSplit:
     load: Callable[[], Split]
     size: int | None = None
     folder: Path | None = None
+    remote: RemoteFolder | None = None
     shuffled: bool = False
 
 
@@ -208,6 +216,9 @@ def prepare(
     todo: dict[str, tuple[Split, str]] = {}
     for name, plan in plans.items():
         place = target.child(name)
+        if plan.remote is not None:
+            accounts[name] = _mirror(place, plan.remote)
+            continue
         if plan.folder is not None:
             accounts[name] = _link(place, plan.folder)
             continue
@@ -279,23 +290,48 @@ def _link(place: Target, folder: Path) -> dict[str, Any]:
         UserError: a shard of the index is missing or of another size, or `place` is a folder with something in it, or
             in an object store.
     """
-    if not isinstance(place, LocalTarget):
-        raise UserError(f"{place}: shards that are there already can only be linked from a local folder; copy them")
-    link = place.folder
+    link = _local(place)
     index, _ = load_index(folder)
-    for shard in index["shardlist"]:
+    for shard in index["shardlist"] if remote_url(folder) is None else ():
         path = folder / shard["url"]
         if not path.exists() or path.stat().st_size != shard["filesize"]:
             raise UserError(f"{path} is missing or not of the size in {folder / INDEX}; run `trimline index {folder}`")
-    if link.parent.is_symlink():
-        link.parent.unlink()  # nothing of ours may be written into somebody's shards
-    if link.is_symlink():
-        link.unlink()
+    _unlink(link)
+    if remote_url(link) is not None:
+        shutil.rmtree(link)  # the index of other shards, a copy
     elif link.exists():
         raise UserError(f"{link} holds other shards; remove it, or give another folder with --out DIR")
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(folder.resolve(), target_is_directory=True)
     account: dict[str, Any] = index["account"]
+    return account
+
+
+def _local(place: Target) -> Path:
+    if not isinstance(place, LocalTarget):
+        raise UserError(f"{place}: shards that are there already can only be named by a local folder; copy them")
+    return place.folder
+
+
+def _unlink(link: Path) -> None:
+    """Removes links on the way to a folder: nothing of ours may be written into somebody's shards."""
+    if link.parent.is_symlink():
+        link.parent.unlink()
+    if link.is_symlink():
+        link.unlink()
+
+
+def _mirror(place: Target, remote: RemoteFolder) -> dict[str, Any]:
+    """Copies the index of shards behind a URL; returns its account.
+
+    Raises:
+        UserError: it cannot be read, or `place` is a folder with other shards in it, or in an object store.
+    """
+    folder = _local(place)
+    _unlink(folder)
+    if folder.exists() and remote_url(folder) is None and any(folder.iterdir()):
+        raise UserError(f"{folder} holds other shards; remove it, or give another folder with --out DIR")
+    account: dict[str, Any] = mirror_index(remote, folder)["account"]
     return account
 
 

@@ -3,9 +3,33 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Skip(NamedTuple):
+    """A sample that could not be used.
+
+    Attributes:
+        shard: its shard.
+        number: of the sample in the shard.
+        key: its name, where it could be read.
+        reason: why.
+        source: number of its source in the mix.
+    """
+
+    shard: str
+    number: int
+    key: str | None
+    reason: str
+    source: int = 0
+
+    @property
+    def name(self) -> str:
+        """Shard, number and key."""
+        return f"{self.shard}#{self.number}" + ("" if self.key is None else f" {self.key}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +73,8 @@ class ImageTextBatch:
         keys: name of each sample.
         groups: what each sample is counted with (its permutations in NLVR); its key where it stands alone.
         clusters: what depends on each other (a presentation of NLVR) and is resampled together for intervals.
-        skipped: (key, reason) of the samples that could not be used on the way to this batch.
-        work: what it took to make the batch.
+        skipped: the samples that could not be used on the way to this batch.
+        times: what it took to make the batch.
     """
 
     pixels: Tensor
@@ -64,7 +88,7 @@ class ImageTextBatch:
     keys: list[str]
     groups: list[str]
     clusters: list[str]
-    skipped: list[tuple[str, str]]
+    skipped: list[Skip]
     work: LoadWork = LoadWork()
 
     def __len__(self) -> int:

@@ -1,6 +1,7 @@
 """Loaders of training and evaluation: DataLoaders over global steps, resumable by the first step."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,10 @@ from pipeline.data.board import StallWatch
 from pipeline.data.decode import Pixels
 from pipeline.data.order import EvalOrder, OrderConfig, Pick, TrainOrder, Unit
 from pipeline.data.parcels import Parcel, Slots
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.seeds import draw, generator
 from pipeline.data.shards import ShardFolder, TextKind
+from pipeline.data.storage import StorageConfig
 from pipeline.data.stream import DrawSeed, StepDataset
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, eval_image, train_image
@@ -31,8 +34,8 @@ _WARN_EVERY = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderConfig(TransformConfig):
-    """How shards become batches: size and augmentation as in TransformConfig, and these.
+class LoaderConfig(TransformConfig, StorageConfig):
+    """How shards become batches: size and augmentation as in TransformConfig, reading as in StorageConfig, and these.
 
     Attributes:
         streams: places of an epoch that are read side by side; must divide the global batch.
@@ -55,7 +58,8 @@ class LoaderConfig(TransformConfig):
     stall_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TransformConfig.__post_init__(self)
+        StorageConfig.__post_init__(self)
         self.order("pair")
         if self.workers < 0:
             raise UserError(f"workers={self.workers} must be 0 or more")
@@ -100,10 +104,18 @@ class StepLoader(DataLoader[Any]):
     Attributes:
         seen: samples given so far.
         bad: samples skipped so far, of this rank.
+        reasons: the same, by reason.
     """
 
     def __init__(
-        self, dataset: StepDataset, steps: range, largest: int, config: LoaderConfig, process: Process
+        self,
+        dataset: StepDataset,
+        steps: range,
+        largest: int,
+        config: LoaderConfig,
+        process: Process,
+        sources: Sequence[str] = ("",),
+        quarantine: Path | None = None,
     ) -> None:
         """Starts nothing yet; workers begin with the first batch.
 
@@ -113,6 +125,8 @@ class StepLoader(DataLoader[Any]):
             largest: samples of the largest batch.
             config: number of workers, and the share of bad samples that stops the run.
             process: of which rank.
+            sources: names of the sources, for the quarantine list.
+            quarantine: folder for lists of the samples that cannot be used; None for no list.
         """
         workers, ahead = config.workers, config.workers * config.prefetch
         slots = Slots(min(ahead + 1, max(1, len(steps))), (largest, *dataset.shape)) if workers else None
@@ -127,6 +141,10 @@ class StepLoader(DataLoader[Any]):
         )
         self.seen = 0
         self.bad = 0
+        self.reasons: Counter[str] = Counter()
+        self._steps = steps
+        self._sources = sources
+        self._quarantine = None if quarantine is None else Quarantine(quarantine, process.rank)
         self._max_bad_share = config.max_bad_share
         self._stall_seconds = config.stall_seconds
         self._dataset = dataset
@@ -141,14 +159,12 @@ class StepLoader(DataLoader[Any]):
         """
         values = super().__iter__()
         with StallWatch(self._stall_seconds, self._dataset.where) as watch:
-            while True:
+            for step in self._steps:
                 watch.waits()
-                value = next(values, None)
+                value = next(values)
                 watch.goes_on()
-                if value is None:
-                    return
                 batch = self._opened(value)
-                self._count(batch)
+                self._count(step, batch)
                 yield batch
 
     def _opened(self, value: ImageTextBatch | Parcel | _Failure) -> ImageTextBatch:
@@ -159,17 +175,20 @@ class StepLoader(DataLoader[Any]):
             return self._slots.unpack(value, pinned=self._pinned)
         return value.pin_memory() if self._pinned else value
 
-    def _count(self, batch: ImageTextBatch) -> None:
+    def _count(self, step: int, batch: ImageTextBatch) -> None:
         self.seen += len(batch)
-        for key, reason in batch.skipped:
+        for skip in batch.skipped:
             if self.bad % _WARN_EVERY == 0:
-                logger.warning("skipped sample %s: %s (%d so far)", key, reason, self.bad + 1)
+                logger.warning("skipped sample %s: %s (%d so far)", skip.name, skip.reason, self.bad + 1)
             self.bad += 1
+            self.reasons[skip.reason] += 1
+        if batch.skipped and self._quarantine is not None:
+            self._quarantine.add(step, batch.skipped, self._sources)
         if self.bad > self._max_bad_share * max(self.seen + self.bad, _GRACE):
-            key, reason = batch.skipped[-1] if batch.skipped else ("", "")
+            last = batch.skipped[-1]
             raise UserError(
-                f"{self.bad} of {self.seen + self.bad} samples could not be used, the last one {key}: "
-                f"{reason}; more than max_bad_share={self._max_bad_share}: check the shards "
+                f"{self.bad} of {self.seen + self.bad} samples could not be used, the last one {last.name}: "
+                f"{last.reason}; more than max_bad_share={self._max_bad_share}: check the shards "
                 "with `trimline verify`, or allow more"
             )
 
@@ -186,6 +205,7 @@ def train_loader(
     process: Process,
     steps: int,
     start_step: int = 0,
+    quarantine: Path | None = None,
 ) -> StepLoader:
     """The training samples of this rank, augmented, from global step `start_step` to `steps` - 1.
 
@@ -200,11 +220,12 @@ def train_loader(
         process: which part is this rank's.
         steps: number of steps of the whole run, not of the rest.
         start_step: the first step to give; a resumed run's is the number of steps it has done.
+        quarantine: folder for lists of the samples that cannot be used.
 
     Raises:
         UserError: folders cannot be read, sizes do not divide, or there is too little data.
     """
-    folders = [ShardFolder(path) for path, _ in sources]
+    folders = [ShardFolder(path, config) for path, _ in sources]
     weighted = [(folder.units(text, unit), weight) for folder, (_, weight) in zip(folders, sources, strict=True)]
     for folder, (units, _) in zip(folders, weighted, strict=True):
         _check_not_empty(folder, units.total, text)
@@ -213,9 +234,10 @@ def train_loader(
     digests = [folder.digest for folder in folders]
     transform = partial(_augment, config, seed, digests) if config.augments else partial(_plain, config)
     draw_seed = partial(_draw_seed, seed, digests)
-    dataset = _dataset(folders, order, transform, draw_seed, tokenizer, text, config, process)
-    part = global_batch // process.world_size
-    return StepLoader(dataset, range(start_step, max(steps, start_step)), part, config, process)
+    dataset = _dataset(folders, order, transform, draw_seed, tokenizer, text, config, process, steps)
+    names, part = [str(path) for path, _ in sources], global_batch // process.world_size
+    todo = range(start_step, max(steps, start_step))
+    return StepLoader(dataset, todo, part, config, process, names, quarantine)
 
 
 def eval_loader(
@@ -228,6 +250,7 @@ def eval_loader(
     batch_size: int,
     process: Process,
     limit: int | None = None,
+    quarantine: Path | None = None,
 ) -> StepLoader:
     """Every sample of a split exactly once over all ranks, in order, without augmentation.
 
@@ -244,16 +267,18 @@ def eval_loader(
         batch_size: samples a batch of one rank.
         process: which part is this rank's.
         limit: only the first so many samples.
+        quarantine: folder for lists of the samples that cannot be used.
 
     Raises:
         UserError: the folder cannot be read or has no such texts.
     """
-    folder = ShardFolder(source)
+    folder = ShardFolder(source, config)
     units = folder.units(text, unit)
     _check_not_empty(folder, units.total, text)
     order = EvalOrder(units, batch_size, process.world_size, limit)
-    dataset = _dataset([folder], order, partial(_plain, config), _draws_nothing, tokenizer, text, config, process)
-    return StepLoader(dataset, range(order.steps), batch_size, config, process)
+    draws, steps = _draws_nothing, order.steps
+    dataset = _dataset([folder], order, partial(_plain, config), draws, tokenizer, text, config, process, steps)
+    return StepLoader(dataset, range(steps), batch_size, config, process, [str(source)], quarantine)
 
 
 def _check_not_empty(folder: ShardFolder, total: int, text: TextKind) -> None:
@@ -287,6 +312,7 @@ def _dataset(
     text: TextKind,
     config: LoaderConfig,
     process: Process,
+    stop: int,
 ) -> StepDataset:
     return StepDataset(
         folders,
@@ -300,4 +326,6 @@ def _dataset(
         rank=process.rank,
         world_size=process.world_size,
         workers=config.workers,
+        stop=stop,
+        read_ahead_bytes=config.read_ahead_bytes,
     )

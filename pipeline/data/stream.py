@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
 from data_prep.errors import UserError
-from pipeline.data.batch import ImageTextBatch, LoadWork
+from pipeline.data.batch import ImageTextBatch, LoadWork, Skip
 from pipeline.data.board import Activity, Note, WorkerBoard
 from pipeline.data.decode import BadSample, Pixels
 from pipeline.data.order import Order, Pick, Slot
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Transform = Callable[[bytes, str, Pick], Pixels]
 DrawSeed = Callable[[Pick], int]
-Skipped = list[tuple[str, str]]
+_FURTHEST = 64  # steps that are announced in advance at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +52,16 @@ class _Making:
     Attributes:
         step: its global step.
         worker: who makes it.
-        skipped: (key, reason) so far.
+        skipped: samples that could not be used, so far.
+        fetched: what the readers of this process had done before.
         read: seconds so far.
         decode: seconds so far.
     """
 
     step: int
     worker: int
-    skipped: Skipped = field(default_factory=list)
+    fetched: Counter[str]
+    skipped: list[Skip] = field(default_factory=list)
     read: float = 0.0
     decode: float = 0.0
 
@@ -83,7 +86,9 @@ class StepDataset(Dataset[ImageTextBatch]):
         max_tokens: int,
         rank: int,
         world_size: int,
-        workers: int = 1,
+        workers: int,
+        stop: int,
+        read_ahead_bytes: int,
     ) -> None:
         """Puts the parts together; nothing is read yet.
 
@@ -99,6 +104,8 @@ class StepDataset(Dataset[ImageTextBatch]):
             rank: of this process.
             world_size: number of processes.
             workers: how many processes make batches of it.
+            stop: the step behind the last that anybody will ask for.
+            read_ahead_bytes: samples of later steps that are announced to the folders at most.
         """
         self._folders = list(folders)
         self._order = order
@@ -111,6 +118,9 @@ class StepDataset(Dataset[ImageTextBatch]):
         self._rank = rank
         self._world_size = world_size
         self._board = WorkerBoard(max(1, workers))
+        self._stop = stop
+        self._read_ahead_bytes = read_ahead_bytes
+        self._announced: dict[int, list[Pick | None]] = {}
         self._first_ids = np.cumsum([0, *(len(folder) for folder in folders)]).tolist()
 
     def __getitem__(self, step: int) -> ImageTextBatch:
@@ -135,17 +145,26 @@ class StepDataset(Dataset[ImageTextBatch]):
         if cv2.getNumThreads() != 1:
             cv2.setNumThreads(0)  # its threads would fight with the trainer's for the cores, and die in a fork
         info = get_worker_info()
-        making = _Making(step=step, worker=0 if info is None else info.id)
+        making = _Making(step=step, worker=0 if info is None else info.id, fetched=self._fetched())
+        self._announce(step)
         slots = self._order.slots(step, self._rank, self._world_size)
+        picks = self._announced.pop(step, None) or [self._order.pick(slot) for slot in slots]
         pixels = np.empty((len(slots), *self.shape), dtype=np.uint8) if room is None else room
         items: list[Item] = []
-        for slot in slots:
-            item = self._item(slot, making, pixels[len(items)])
+        for slot, pick in zip(slots, picks, strict=True):
+            item = self._item(slot, pick, making, pixels[len(items)])
             if item is not None:
                 items.append(item)
         batch = self._collate(items, pixels[: len(items)], making)
         self._board.write(making.worker, Activity.WAITING, step)
         return batch
+
+    def _fetched(self) -> Counter[str]:
+        """What the readers have done in this process so far."""
+        total: Counter[str] = Counter()
+        for folder in self._folders:
+            total.update(vars(folder.reader.counts))
+        return total
 
     def where(self) -> list[str]:
         """A line for each worker: what it is at, and for how long."""
@@ -163,35 +182,55 @@ class StepDataset(Dataset[ImageTextBatch]):
         }
         return f"{doing[note.activity]} for {note.seconds:.0f} s"
 
-    def _item(self, slot: Slot, making: _Making, planes: Pixels) -> Item | None:
+    def _announce(self, step: int) -> None:
+        """Tells the folders what this step and the next ones of this worker will read, as far as the limit allows."""
+        if not self._read_ahead_bytes or not any(folder.reader.reads_ahead for folder in self._folders):
+            return
+        if step not in self._announced:  # the first step, or a jump
+            self._announced.clear()
+            for folder in self._folders:
+                folder.reader.forget()
+        worker = get_worker_info()
+        stride = 1 if worker is None else worker.num_workers
+        for later in range(step, min(self._stop, step + _FURTHEST * stride), stride):
+            if later in self._announced:
+                continue
+            if later > step and sum(folder.reader.ahead for folder in self._folders) >= self._read_ahead_bytes:
+                break
+            slots = self._order.slots(later, self._rank, self._world_size)
+            picks = self._announced[later] = [self._order.pick(slot) for slot in slots]
+            for number, folder in enumerate(self._folders):
+                folder.expect([pick.row for pick in picks if pick is not None and pick.source == number])
+
+    def _item(self, slot: Slot, pick: Pick | None, making: _Making, planes: Pixels) -> Item | None:
         """The sample of a slot or, where it is bad, its first good stand-in; None where there may be none.
 
         Its pixels go into `planes`, (3, H, W).
         """
         attempt = 0
-        while (pick := self._order.pick(slot, attempt)) is not None:
-            folder = self._folders[pick.source]
-            key = ""
+        while pick is not None:
+            folder, key = self._folders[pick.source], None
             begin = between = time.perf_counter()
             try:
                 self._board.write(making.worker, Activity.READING, making.step, pick.source, pick.row)
                 sample = folder.read(pick.row)
-                key = f" {sample.key}"
+                key = sample.key
                 between = time.perf_counter()
                 self._board.write(making.worker, Activity.DECODING, making.step, pick.source, pick.row)
                 return self._use(sample, pick, planes)
             except BadSample as error:
-                making.skipped.append((folder.place(pick.row) + key, str(error)))
+                making.skipped.append(Skip(*folder.shard_of(pick.row), key, str(error), pick.source))
             finally:
                 end = time.perf_counter()
                 # Of a sample that could not be read nothing was decoded: all of its time was reading.
-                making.read += (between if key else end) - begin
-                making.decode += end - between if key else 0.0
+                making.read += (end if key is None else between) - begin
+                making.decode += 0.0 if key is None else end - between
             attempt += 1
+            pick = self._order.pick(slot, attempt)
         if attempt > 1:
             raise UserError(
-                f"none of {attempt} samples around {making.skipped[-1][0]} of {folder.path} can be used "
-                f"({making.skipped[-1][1]}); check the shards with `trimline verify`"
+                f"none of {attempt} samples around {making.skipped[-1].name} of {folder.path} can be used "
+                f"({making.skipped[-1].reason}); check the shards with `trimline verify`"
             )
         return None
 
@@ -219,6 +258,8 @@ class StepDataset(Dataset[ImageTextBatch]):
         self._board.write(making.worker, Activity.TOKENISING, making.step)
         begin = time.perf_counter()
         ids, mask = self._tokenizer.encode(texts, self._max_tokens)
+        fetched = self._fetched()
+        fetched.subtract(making.fetched)
         text_seconds = time.perf_counter() - begin
         return ImageTextBatch(
             pixels=torch.from_numpy(pixels),
@@ -233,5 +274,5 @@ class StepDataset(Dataset[ImageTextBatch]):
             groups=[item.group for item in items],
             clusters=[item.cluster for item in items],
             skipped=making.skipped,
-            work=LoadWork(read=making.read, decode=making.decode, text=text_seconds),
+            work=LoadWork(read=making.read, decode=making.decode, text=text_seconds, **fetched),
         )

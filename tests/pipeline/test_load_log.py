@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.data.batch import ImageTextBatch, LoadWork
+from pipeline.data.batch import ImageTextBatch, LoadWork, Skip
 from pipeline.load_log import LoadTally, kind_of
 from pipeline.process import Process
 from tests.pipeline.distributed import run_ranks
@@ -14,7 +14,7 @@ from tests.pipeline.small import small_batch
 
 
 def batch_of(size: int, reasons: list[str], work: LoadWork) -> ImageTextBatch:
-    skipped = [(f"s{number}", reason) for number, reason in enumerate(reasons)]
+    skipped = [Skip("0.tar", number, None, reason) for number, reason in enumerate(reasons)]
     return ImageTextBatch(**{**vars(small_batch(size)), "skipped": skipped, "work": work})
 
 

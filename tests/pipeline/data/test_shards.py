@@ -173,7 +173,7 @@ def test_shards_of_another_tool_are_read_once_indexed(tmp_path: Path) -> None:
 
 
 def test_a_folder_survives_pickling_and_many_shards(make_split: MakeSplit, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.data.shards._OPEN_SHARDS", 2)
+    monkeypatch.setattr("pipeline.data.storage._OPEN_SHARDS", 2)
     folder = ShardFolder(make_split(9, shard_samples=1))
     before = len(os.listdir("/proc/self/fd"))
     assert [folder.read(row).key for row in (*range(9), 0)] == [*(f"s{k}" for k in range(9)), "s0"]
