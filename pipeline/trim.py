@@ -11,6 +11,7 @@ from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import eval_loader, train_loader
+from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.text import Tokenizer
 from pipeline.engine import OptimizerConfig, build_engine, split_decay
 from pipeline.exports import load_backbone
@@ -105,6 +106,7 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
             process=process,
             steps=end,
             start_step=start,
+            quarantine=stage.folder / QUARANTINE,
         )
 
     counts = train(task, engine, batches, config.loop, stage)

@@ -78,7 +78,14 @@ class Order(Protocol):
 class Units:
     """The units of one source, numbered shard by shard: what order needs to know of an index."""
 
-    def __init__(self, digest: str, shard_rows: Sequence[int], texts: NDArray[np.int64], unit: Unit) -> None:
+    def __init__(
+        self,
+        digest: str,
+        shard_rows: Sequence[int],
+        texts: NDArray[np.int64],
+        unit: Unit,
+        sizes: NDArray[np.int64] | None = None,
+    ) -> None:
         """Counts the units of every shard.
 
         Args:
@@ -86,13 +93,16 @@ class Units:
             shard_rows: how many rows each shard has; empty shards are fine.
             texts: how many texts each row has, shape (rows,); rows without a text have no unit.
             unit: "image" makes one unit of a row, "pair" one of each of its texts.
+            sizes: how many units each shard has, where that is known; else all of `texts` is read to count them.
         """
         self.digest = digest
         self._texts = texts
         self._unit = unit
         self._row_starts = np.concatenate([[0], np.cumsum(np.asarray(shard_rows, dtype=np.int64))])
-        sizes = [int(self._row_units(shard).sum()) for shard in range(len(shard_rows))]
-        self.shard_sizes: NDArray[np.int64] = np.array(sizes, dtype=np.int64)
+        if sizes is None:
+            counts = [int(self._row_units(shard).sum()) for shard in range(len(shard_rows))]
+            sizes = np.array(counts, dtype=np.int64)
+        self.shard_sizes: NDArray[np.int64] = sizes
         self.total = int(self.shard_sizes.sum())
         self._ends: dict[int, NDArray[np.int64]] = {}
 
@@ -106,10 +116,20 @@ class Units:
         if ends is None:
             if len(self._ends) >= 256:  # bounds memory; windows touch few shards at a time
                 self._ends.clear()
-            ends = self._ends[shard] = np.cumsum(self._row_units(shard))
+            ends = self._ends[shard] = self._counted(shard)
         local = int(ends.searchsorted(number, side="right"))
         before = int(ends[local - 1]) if local else 0
         return int(self._row_starts[shard]) + local, number - before
+
+    def _counted(self, shard: int) -> NDArray[np.int64]:
+        ends = np.cumsum(self._row_units(shard))
+        found = int(ends[-1]) if len(ends) else 0
+        if found != self.shard_sizes[shard]:
+            raise UserError(
+                f"index.json counts {self.shard_sizes[shard]} texts or samples with texts in shard number {shard}, "
+                f"samples.npy {found}; make the index again with `trimline index`"
+            )
+        return ends
 
     def draw_text(self, row: int, seed: int, epoch: int) -> int:
         """The text that an image goes with in this epoch."""

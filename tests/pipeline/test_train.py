@@ -87,6 +87,16 @@ def pretrained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_log_says_how_the_trainer_is_fed(pretrained: Path) -> None:
+    lines = read_metrics(pretrained / "metrics.jsonl")
+    assert len(lines) == 6
+    for line in lines:
+        assert 0 < line["data_wait"] < 1
+        assert min(line["read_ms"], line["decode_ms"], line["text_ms"]) > 0
+        assert "skips" not in line
+    assert all(line["samples_per_second"] > 0 for line in lines[1:])
+
+
 def test_all_ranks_begin_with_the_same_weights_and_momentum_tower(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

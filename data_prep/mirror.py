@@ -1,0 +1,59 @@
+"""The index of shards behind a URL, copied to a local folder that stands for them; the shards stay where they are."""
+
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.files import read_json, write_atomic, write_json
+from data_prep.index import INDEX, SAMPLES, parse_index, samples_size
+from data_prep.remote import RemoteFolder
+
+REMOTE = "remote.json"
+"""Says in a split's folder where its shards are, if not beside it."""
+
+
+def mirror_index(remote: RemoteFolder, folder: Path) -> dict[str, Any]:
+    """Copies index.json and samples.npy, where they are not there already; the index last.
+
+    Args:
+        remote: The folder of a split.
+        folder: Where they go, with a file `remote.json` that names the URL.
+
+    Returns:
+        The parsed index.
+
+    Raises:
+        UserError: there is no usable index, or it cannot be read.
+    """
+    data = remote.read_whole(INDEX)
+    index = parse_index(data, remote.url)
+    size = samples_size(sum(shard["nsamples"] for shard in index["shardlist"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _is_copy(folder, remote.url, data, size):
+        (folder / INDEX).unlink(missing_ok=True)
+        remote.fetch(SAMPLES, folder / SAMPLES, size)
+        write_json(folder / REMOTE, {"url": remote.url})
+        write_atomic(folder / INDEX, data)
+    return index
+
+
+def _is_copy(folder: Path, url: str, data: bytes, size: int) -> bool:
+    paths = folder / INDEX, folder / SAMPLES
+    if remote_url(folder) != url or not all(path.is_file() for path in paths):
+        return False
+    return paths[0].read_bytes() == data and paths[1].stat().st_size == size
+
+
+def remote_url(folder: Path) -> str | None:
+    """Where the shards of a split's folder are, if not in it.
+
+    Raises:
+        UserError: the file that says so is broken.
+    """
+    try:
+        stated = read_json(folder / REMOTE)
+    except FileNotFoundError:
+        return None
+    if not isinstance(stated, dict) or not isinstance(stated.get("url"), str):
+        raise UserError(f"{folder / REMOTE} must hold an object with a url; delete it and run the command again")
+    return str(stated["url"])
