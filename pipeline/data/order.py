@@ -13,6 +13,7 @@ then only the units that C equal ranges cannot hold, fewer than C, are left out.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -180,6 +181,14 @@ class _SourceEpochs:
             known = self._windows[stream] = (epoch, window, order)
         return window * self._config.window + int(known[2][inside])
 
+    def stride(self, slot: Slot) -> int:
+        """Steps of this length visit every place of a range once before they meet the first again."""
+        key = (self._seed, self.units.digest, slot.epoch, slot.stream, slot.place, "stride")
+        found = 1 + draw(self.range_length, *key)
+        while gcd(found, self.range_length) > 1:
+            found += 1
+        return found
+
     def at(self, epoch: int, stream: int, place: int) -> tuple[int, int]:
         place = self._shuffled(epoch, stream, place % self.range_length)
         shard, number = self._layout(epoch).at(stream * self.range_length + place)
@@ -245,11 +254,16 @@ class TrainOrder:
         return Slot(source, stream, epoch, place)
 
     def pick(self, slot: Slot, attempt: int = 0) -> Pick | None:
-        """The sample of a slot; a bad one is replaced by the next of its range, None when all were tried."""
+        """The sample of a slot; for a bad one another of its range, None when all were tried.
+
+        Stand-ins are tried at steps of a length drawn by the slot. The next in line would be in the same batch, and
+        where a shard is cut short it would stand for everything that was lost.
+        """
         epochs = self._epochs[slot.source]
         if attempt >= epochs.range_length:
             return None
-        row, text = epochs.at(slot.epoch, slot.stream, slot.place + attempt)
+        place = slot.place + (attempt * epochs.stride(slot) if attempt else 0)
+        row, text = epochs.at(slot.epoch, slot.stream, place)
         return Pick(slot.source, row, slot.epoch, text)
 
 

@@ -14,7 +14,7 @@ from pipeline.data.loader import LoaderConfig, StepLoader, eval_loader, train_lo
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.process import Process
-from tests.pipeline.data.samples import MakeSplit
+from tests.pipeline.data.samples import MakeSplit, spoil
 
 CONFIG = LoaderConfig(
     height=12, width=16, crop_scale=(0.5, 1.0), flip=True, streams=2, window=4, workers=0, max_tokens=8
@@ -52,16 +52,6 @@ def content(batch: ImageTextBatch) -> list[tuple]:
 
 def sequence(loader: StepLoader) -> list[tuple]:
     return [sample for batch in loader for sample in content(batch)]
-
-
-def spoil(folder: Path, row: int) -> None:
-    """Overwrites the first bytes of a picture inside its shard."""
-    shards = ShardFolder(folder)
-    shard = shards.place(row).partition("#")[0]
-    begin = int(shards._rows[row, 0])
-    with open(folder / shard, "r+b") as file:
-        file.seek(begin + 512)
-        file.write(b"no picture")
 
 
 def test_a_batch_says_everything_of_its_samples(make_split: MakeSplit, training) -> None:
