@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.targets import LocalTarget, Target, write_json_to
 
-COLUMNS = ("begin", "end", "captions", "statements")
+COLUMNS = ("begin", "end", "captions", "statements", "crc32")
+"""Of `samples.npy`; the last is `checksums.of_members`."""
+Row = tuple[int, int, int, int, int]
 INDEX = "index.json"
 SAMPLES = "samples.npy"
 COUNTS = {"captions": ("captions", "captioned"), "statements": ("statements", "stated")}
@@ -24,7 +26,7 @@ COUNTS = {"captions": ("captions", "captioned"), "statements": ("statements", "s
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """One finished shard; `rows` has a (begin, end, captions, statements) for each sample, in order."""
+    """One finished shard; `rows` has a row of `COLUMNS` for each sample, in order."""
 
     url: str
     filesize: int
@@ -85,7 +87,7 @@ def write_samples(target: Target, rows: Iterable[NDArray[np.int64]]) -> None:
 
     Args:
         target: The folder of the split.
-        rows: Blocks of int64 (samples, 4), in the order of the shards.
+        rows: Blocks of int64 (samples, 5), in the order of the shards.
 
     Raises:
         UserError: where the disk is full.
@@ -144,7 +146,7 @@ def load_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.int64]]:
     """Reads a folder's index.
 
     Returns:
-        The parsed `index.json`, and the rows of `samples.npy`: int64 (samples, 4), memory-mapped.
+        The parsed `index.json`, and the rows of `samples.npy`: int64 (samples, 5), memory-mapped.
 
     Raises:
         UserError: where the folder has no index, or one that does not fit together.
@@ -158,6 +160,11 @@ def load_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.int64]]:
         raise UserError(
             f"{folder} has a broken index ({error}); make it again with `trimline index {folder}`"
         ) from error
+    if index.get("columns") != list(COLUMNS):
+        raise UserError(
+            f"{folder / INDEX} is of another version: its columns are not {', '.join(COLUMNS)}; "
+            f"make it again with `trimline index {folder}`"
+        )
     total = sum(shard["nsamples"] for shard in index["shardlist"])
     if rows.dtype != np.int64 or rows.shape != (total, len(COLUMNS)):
         raise UserError(

@@ -235,6 +235,14 @@ def read_member(file: BinaryIO, member: Member) -> bytes:
     return os.pread(file.fileno(), member.size, member.data)
 
 
+def read_chunks(file: BinaryIO, member: Member) -> Iterator[bytes]:
+    """Reads one member's bytes, which may be more than fit into memory; fewer where the file ends before."""
+    place, end = member.data, member.data + member.size
+    while data := os.pread(file.fileno(), min(_CHUNK, end - place), place):
+        yield data
+        place += len(data)
+
+
 def group_samples(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:
     """Groups neighbouring members of the same key into samples.
 
