@@ -1,16 +1,13 @@
 """Reads shards behind a URL through a cache of blocks on disk."""
 
 import time
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future
-from hashlib import blake2b, sha256
 
 from data_prep.remote import Piece, RemoteFolder
 from pipeline.data.cache import BlockCache, Key
-from pipeline.data.decode import BadSample
 from pipeline.data.remote_reader import DirectReader, Run, runs
-from pipeline.data.storage import Range, ShardList, file_digest, wrong_checksum
+from pipeline.data.storage import Range, ShardList, file_digest
 
 BLOCK = 1 << 20
 """Bytes of a block: some ten pictures of COCO's size, so that a first batch waits for little that it does not need."""
@@ -21,18 +18,16 @@ _DISTRUST_SECONDS = 0.05
 class CachedReader(DirectReader):
     """Reads blocks of shards into a cache on disk, and samples from there."""
 
-    def __init__(self, folder: RemoteFolder, shards: ShardList, cache: BlockCache, checksums: bool) -> None:
+    def __init__(self, folder: RemoteFolder, shards: ShardList, cache: BlockCache) -> None:
         """Asks for nothing yet.
 
         Args:
             folder: where the shards lie.
             shards: the shards.
             cache: keeps their blocks.
-            checksums: whether shards are compared with their checksums before they are used.
         """
         super().__init__(folder, shards)
         self._cache = cache
-        self._checksums = checksums
         self._trusts_others = True  # to fetch what they have claimed
         self._odd: set[int] = set()  # shards of another size than they should have are not kept
 
@@ -90,22 +85,23 @@ class CachedReader(DirectReader):
     def read(self, where: Range) -> bytes:
         """See `Reader.read`."""
         self._discharge(where)
-        sums = self._verified(where.shard) if self._checksums else None
+        return self._read(where)
+
+    def _read(self, where: Range) -> bytes:
         if where.shard in self._odd:
             return self._fetch(where).data
-        return b"".join(self._bytes(where, block, sums) for block in self._blocks_of(where))
+        return b"".join(self._bytes(where, block) for block in self._blocks_of(where))
 
-    def _bytes(self, where: Range, block: Range, sums: "tuple[int, ...] | None") -> bytes:
+    def read_anew(self, where: Range) -> bytes:
+        """See `Reader.read_anew`; the blocks of the cache are replaced."""
+        for block in self._blocks_of(where):
+            self._cache.drop(self._key(block))
+        return self._read(where)
+
+    def _bytes(self, where: Range, block: Range) -> bytes:
         """The bytes of a range that lie in a block."""
         begin, end = max(where.begin, block.begin) - block.begin, min(where.end, block.end) - block.begin
-        if sums is None:
-            return self._there(block, begin, end)
-        for _ in range(2):
-            data = self._there(block, 0, block.end - block.begin)
-            if zlib.crc32(data) == sums[block.begin // BLOCK]:
-                return data[begin:end]
-            self._cache.drop(self._key(block))
-        raise BadSample(wrong_checksum(self._shards.names[block.shard]))
+        return self._there(block, begin, end)
 
     def _there(self, block: Range, begin: int, end: int) -> bytes:
         """Bytes of a block: from the cache, or fetched into it by this process or another one."""
@@ -146,53 +142,3 @@ class CachedReader(DirectReader):
                     return self._keep([block]).data[begin:end]
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
-
-    def _verified(self, shard: int) -> tuple[int, ...]:
-        """A checksum (CRC-32) of each block of a shard that as a whole has the checksum of its index.
-
-        Raises:
-            BadSample: it has not.
-        """
-        known = self._work().sums
-        if shard not in known:
-            known[shard] = self._kept_sums(shard) or self._verify(shard) or self._verify(shard, again=True)
-        found = known[shard]
-        if found is None:
-            raise BadSample(wrong_checksum(self._shards.names[shard]))
-        return found
-
-    def _blocks(self, shard: int) -> list[Range]:
-        return self._blocks_of(Range(shard, 0, self._shards.sizes[shard]))
-
-    def _verify(self, shard: int, again: bool = False) -> tuple[int, ...] | None:
-        """Reads a whole shard; None where it has not its checksum."""
-        blocks = self._blocks(shard)
-        if again:
-            for block in blocks:
-                self._cache.drop(self._key(block))
-        self._ask([block for block in blocks if not self._cache.has(self._key(block))], gap=0)
-        whole, sums = sha256(), list[int]()
-        for block in blocks:
-            data = self._there(block, 0, block.end - block.begin)
-            whole.update(data)
-            sums.append(zlib.crc32(data))
-        if whole.hexdigest() != self._shards.sha256[shard]:
-            return None
-        packed = b"".join(value.to_bytes(4, "little") for value in sums)
-        self._cache.put(self._sums_key(shard), packed + _seal(packed))
-        return tuple(sums)
-
-    def _sums_key(self, shard: int) -> Key:
-        return Key(file_digest(self._folder.url, self._shards, shard), len(self._blocks(shard)))
-
-    def _kept_sums(self, shard: int) -> tuple[int, ...] | None:
-        """Those that this or another process kept."""
-        size = 4 * len(self._blocks(shard))
-        data = self._cache.read(self._sums_key(shard), 0, size + 8, size + 8)
-        if data is None or _seal(data[:size]) != data[size:]:
-            return None
-        return tuple(int.from_bytes(data[place : place + 4], "little") for place in range(0, size, 4))
-
-
-def _seal(data: bytes) -> bytes:
-    return blake2b(data, digest_size=8).digest()

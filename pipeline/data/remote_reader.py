@@ -65,7 +65,6 @@ class Work:
     flying: dict[Range, "Future[bytes]"] = field(default_factory=dict)
     ahead: int = 0
     counts: ReadCounts = field(default_factory=ReadCounts)
-    sums: dict[int, tuple[int, ...] | None] = field(default_factory=dict)
 
 
 class DirectReader:
@@ -150,6 +149,10 @@ class DirectReader:
         work.counts.hits += future.done()
         work.counts.misses += not future.done()
         return self._result(future, where)
+
+    def read_anew(self, where: Range) -> bytes:
+        """See `Reader.read_anew`."""
+        return self._fetch(where).data
 
     def _discharge(self, where: Range) -> bool:
         """Takes back one announcement; says whether there are more: of a picture with several captions."""

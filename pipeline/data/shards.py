@@ -5,7 +5,7 @@ import re
 import tarfile
 import tempfile
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys
 
+from data_prep.checksums import of_members
 from data_prep.errors import UserError
 from data_prep.files import sha256_file
-from data_prep.index import COLUMNS, COUNTS, INDEX, load_index
+from data_prep.index import COLUMNS, COUNTS, INDEX, SAMPLES, load_index
 from data_prep.mirror import mirror_index, remote_url
 from data_prep.remote import RemoteFolder, is_url, local_path
-from data_prep.tars import BLOCK, why_unsafe
+from data_prep.tars import BLOCK, is_of_sample, why_unsafe
 from data_prep.texts import BadText, read_fields
 from pipeline.data.cache import BlockCache
 from pipeline.data.cached_reader import CachedReader
@@ -121,6 +122,7 @@ class ShardFolder:
         self._ends = list(accumulate(self.shard_rows))
         keys = [key for pair in COUNTS.values() for key in pair]
         self._counts = {key: _counted(shards, key) for key in keys}
+        self._checksums = storage.checksums
         self.reader = self._open(storage)
 
     def _local(self, path: str | Path, storage: StorageConfig) -> Path:
@@ -138,21 +140,12 @@ class ShardFolder:
 
     def _open(self, storage: StorageConfig) -> Reader:
         url = remote_url(self.path)
-        if storage.checksums and None in self._shards.sha256:
-            raise UserError(
-                f"{url or self.path}/{INDEX} has no sha256 of its shards to compare with (loader.checksums); make the "
-                "index again with `trimline index`, or set loader.checksums to false"
-            )
         if url is None:
-            return LocalReader(self.path, self._shards, storage.checksums)
+            return LocalReader(self.path, self._shards)
         remote = RemoteFolder(url, storage.patience)
         if storage.cache_dir is not None:
             cache = BlockCache(storage.cache_dir, storage.cache_bytes)
-            return CachedReader(remote, self._shards, cache, storage.checksums)
-        if storage.checksums:
-            raise UserError(
-                f"loader.checksums of shards behind a URL ({url}) need a place to keep them: set loader.cache_dir"
-            )
+            return CachedReader(remote, self._shards, cache)
         return DirectReader(remote, self._shards)
 
     def _checked(self, url: str) -> str:
@@ -208,10 +201,20 @@ class ShardFolder:
         where = self._range(row)
         if not self._is_within(where):
             raise BadSample(f"samples.npy names bytes that {self._shards.names[where.shard]} does not or cannot have")
-        data = self.reader.read(where)
+        if not self._checksums:
+            return parse_sample(self._bytes(self.reader.read, where))
+        stated = int(self._rows[row, COLUMNS.index("crc32")])
+        for read in (self.reader.read, self.reader.read_anew):
+            data = self._bytes(read, where)
+            if _checksum(data) == stated:
+                return parse_sample(data)
+        raise BadSample(f"has not the checksum that {SAMPLES} has for it")
+
+    def _bytes(self, read: Callable[[Range], bytes], where: Range) -> bytes:
+        data = read(where)
         if len(data) < where.end - where.begin:
             raise BadSample(f"shard {self._shards.names[where.shard]} is truncated")
-        return parse_sample(data)
+        return data
 
     def _range(self, row: int) -> Range:
         begin, end = (int(value) for value in self._rows[row, :2])
@@ -244,9 +247,7 @@ def parse_sample(data: bytes) -> Sample:
         BadSample: the members are broken, of several samples, or lack a picture or the JSON.
         UserError: a member is pickled, or its name leads out of the folder.
     """
-    members = _plain_members(data)
-    if members is None:
-        members = _any_members(data)
+    members = _members(data)
     for name, _ in members:
         reason = None if _ORDINARY.fullmatch(name) else why_unsafe(name)
         if reason:
@@ -274,6 +275,19 @@ def _fields(parts: dict[str, Any]) -> dict[str, Any]:
         return read_fields(parts)
     except BadText as error:
         raise BadSample(str(error)) from error
+
+
+def _members(data: bytes) -> list[tuple[str, bytes]]:
+    members = _plain_members(data)
+    return _any_members(data) if members is None else members
+
+
+def _checksum(data: bytes) -> int | None:
+    """The checksum of a sample, as samples.npy has it; None where it is not even tar."""
+    try:
+        return of_members((name, [piece]) for name, piece in _members(data) if is_of_sample(name))
+    except BadSample:
+        return None
 
 
 def _plain_members(data: bytes) -> list[tuple[str, bytes]] | None:

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from data_prep.errors import UserError
-from data_prep.files import sha256_file
-from data_prep.index import INDEX
 from data_prep.patience import Patience
-from pipeline.data.decode import BadSample
 from pipeline.limits import above_zero
 
 _OPEN_SHARDS = 128  # file handles a folder may hold in each process
@@ -26,8 +23,7 @@ class StorageConfig:
         cache_dir: folder on a local disk in which shards behind a URL are kept, in blocks; all processes and jobs of a
             user on a machine may share it. None reads each sample over the network, every epoch.
         cache_gib: what the cache may take, in GiB; give it room for two windows of every stream at least.
-        checksums: compare every shard with the SHA-256 in its index before it is used (once a process, or once for
-            all with a cache), and blocks of the cache each time.
+        checksums: compare every sample with its checksum in samples.npy, each time it is read.
         read_ahead_mib: samples of the next steps that a loader process asks for in advance, in MiB.
         silence_seconds: time without a byte after which a connection is given up for another one.
         give_up_seconds: time for one read with all its attempts, after which the run stops.
@@ -137,9 +133,12 @@ class Reader(Protocol):
         """The bytes of a range; fewer where the shard ends before.
 
         Raises:
-            BadSample: the shard has not the checksum that it should have.
             UserError: the shard cannot be read.
         """
+        ...
+
+    def read_anew(self, where: Range) -> bytes:
+        """The same from where the shard is, for what was read before was wrong."""
         ...
 
     def close(self) -> None:
@@ -157,19 +156,16 @@ class LocalReader:
     ahead = 0
     counts = ReadCounts()
 
-    def __init__(self, folder: Path, shards: ShardList, checksums: bool) -> None:
+    def __init__(self, folder: Path, shards: ShardList) -> None:
         """Opens nothing yet.
 
         Args:
             folder: where the shards lie.
             shards: the shards.
-            checksums: whether each is compared with its checksum when this process first reads it.
         """
         self._handles: dict[int, int] = {}
         self._folder = folder
         self._shards = shards
-        self._checksums = checksums
-        self._good: dict[int, bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Open files stay behind."""
@@ -183,16 +179,11 @@ class LocalReader:
 
     def read(self, where: Range) -> bytes:
         """See `Reader.read`."""
-        handle = self._handle(where.shard)
-        if self._checksums and not self._is_good(where.shard):
-            raise BadSample(wrong_checksum(self._shards.names[where.shard]))
-        return os.pread(handle, where.end - where.begin, where.begin)
+        return os.pread(self._handle(where.shard), where.end - where.begin, where.begin)
 
-    def _is_good(self, shard: int) -> bool:
-        if shard not in self._good:
-            found = sha256_file(self._folder / self._shards.names[shard])
-            self._good[shard] = found == self._shards.sha256[shard]
-        return self._good[shard]
+    def read_anew(self, where: Range) -> bytes:
+        """See `Reader.read_anew`."""
+        return self.read(where)
 
     def _handle(self, shard: int) -> int:
         handle = self._handles.get(shard)
@@ -214,11 +205,6 @@ class LocalReader:
 
     def __del__(self) -> None:
         self.close()
-
-
-def wrong_checksum(name: str) -> str:
-    """Why a sample of such a shard is bad."""
-    return f"shard {name} has not the checksum of {INDEX}"
 
 
 def file_digest(url: str, shards: ShardList, shard: int) -> str:

@@ -1,21 +1,25 @@
 """Shards behind a URL give what the same shards give in a local folder, whatever the server does."""
 
-import json
+import io
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
+import tarfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import fsspec
 import numpy as np
 import pytest
 
 from data_prep.errors import UserError
+from data_prep.index import load_index
 from data_prep.make_index import index_folder
 from pipeline.data.decode import BadSample
 from pipeline.data.loader import LoaderConfig, StepLoader, eval_loader, train_loader
@@ -222,28 +226,42 @@ def test_a_cache_that_is_changed_is_found_by_checksum(split, server, tmp_path) -
     assert contents(ShardFolder(server.url, where)) == expected == contents(ShardFolder(split))
 
 
-@pytest.mark.parametrize("remote", [False, True])
-def test_a_shard_without_its_checksum_is_bad_as_a_whole(split, server, tmp_path, remote) -> None:
+@pytest.mark.parametrize("where", ["folder", "server", "cache"])
+def test_a_sample_without_its_checksum_is_bad_and_no_other_is(split, server, tmp_path, where) -> None:
+    expected = contents(ShardFolder(split))
+    begin, end = (int(value) for value in load_index(split)[1][12, :2])
     data = bytearray((split / "00002.tar").read_bytes())
-    data[-1] ^= 1  # no sample would notice
+    place = data.rindex(b'"s12"', begin, end)  # its key in the JSON
+    data[place + 1] ^= 1
     (split / "00002.tar").write_bytes(data)
-    plain = ShardFolder(server.url if remote else split, storage(tmp_path, False))
-    assert plain.read(12).key == "s12"
-    folder = ShardFolder(server.url if remote else split, storage(tmp_path, remote, checksums=True))
-    for row in (10, 14, 12):
-        with pytest.raises(BadSample, match=r"^shard 00002\.tar has not the checksum of index\.json$"):
-            folder.read(row)
-    assert folder.read(9).key == "s9" and folder.read(15).key == "s15"
+    path = split if where == "folder" else server.url
+    plain = ShardFolder(path, storage(tmp_path / "plain", where == "cache"))
+    assert plain.read(12).fields != expected[12][2]
+    folder = ShardFolder(path, storage(tmp_path, where == "cache", checksums=True))
+    for row in range(30):
+        if row != 12:
+            sample = folder.read(row)
+            assert (sample.key, sample.images, sample.fields) == expected[row]
+    before = len(tars(server))
+    for _ in range(2):
+        with pytest.raises(BadSample, match=r"^has not the checksum that samples\.npy has for it$"):
+            folder.read(12)
+    assert len(tars(server)) - before <= (0 if where == "folder" else 8)
 
 
-def test_checksums_need_something_to_compare_with_and_a_place(split, server, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"set loader\.cache_dir"):
-        ShardFolder(server.url, storage(tmp_path, False, checksums=True))
-    index = json.loads((split / "index.json").read_text())
-    del index["shardlist"][1]["sha256"]
-    (split / "index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"no sha256 .* loader\.checksums"):
-        ShardFolder(split, storage(tmp_path, True, checksums=True))
+@pytest.mark.parametrize("layout", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_any_dialect_of_tar_has_the_checksums_that_its_index_has(tmp_path, layout) -> None:
+    key = "folder/" + "ä" * 90
+    (tmp_path / "split").mkdir()
+    with tarfile.open(tmp_path / "split" / "0.tar", "w", format=layout) as tar:
+        png = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
+        for name, data in ((f"{key}.png", png), ("README", b"no sample"), (f"{key}.TXT", b"c"), ("b.png", png)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    index_folder(tmp_path / "split")
+    folder = ShardFolder(tmp_path / "split", storage(tmp_path, False, checksums=True))
+    assert [folder.read(0).key, folder.read(1).key] == [key, "b"]
 
 
 def test_a_small_cache_is_slower_and_not_wrong(split, server, tmp_path) -> None:
@@ -360,7 +378,7 @@ def _damage(data: bytearray, rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 300))])
 def test_fuzzed_shards_give_what_they_give_in_a_folder(split: Path, tmp_path: Path, seed: int) -> None:
-    rng = np.random.default_rng(seed)
+    rng, whole = np.random.default_rng(seed), contents(ShardFolder(split))
     for path in split.glob("*.tar"):
         data = bytearray(path.read_bytes())
         for _ in range(rng.integers(3)):
@@ -378,7 +396,12 @@ def test_fuzzed_shards_give_what_they_give_in_a_folder(split: Path, tmp_path: Pa
         for cached in (False, True, True):
             assert outcomes(ShardFolder(f"memory:/{place}", storage(tmp_path, cached))) == expected
         checked = outcomes(ShardFolder(f"memory:/{place}", storage(tmp_path, True, checksums=True)))
-        assert checked == outcomes(ShardFolder(split, storage(tmp_path, False, checksums=True)))
-        assert all("checksum" in str(one) or one == f"s{row}" for row, one in enumerate(checked))
+        folder = ShardFolder(split, storage(tmp_path, False, checksums=True))
+        assert checked == outcomes(folder)
+        for row, one in enumerate(checked):
+            if one == f"s{row}":
+                assert (folder.read(row).images, folder.read(row).fields) == whole[row][1:]
+            else:
+                assert re.search("checksum|truncated|does not or cannot have", str(one))
     finally:
         fs.rm(place, recursive=True)
