@@ -59,16 +59,25 @@ class WorkerBoard:
             workers: how many write; at least one.
         """
         self.workers = workers
-        # Without a lock: a note torn in the middle is a wrong word in one log line, a lock is a way to hang.
-        self._cells = multiprocessing.RawArray(c_ubyte, _NOTE.size * workers)
+        # Without a lock, which would be a way to hang. Each worker has two notes and a byte that says which one is
+        # whole: whoever reads while it writes, or after it was stopped in the middle, finds the other one.
+        self._cells = multiprocessing.RawArray(c_ubyte, (1 + 2 * _NOTE.size) * workers)
 
     def write(self, worker: int, activity: Activity, step: int, source: int = 0, row: int = 0) -> None:
         """Replaces a worker's note."""
-        _NOTE.pack_into(self._cells, _NOTE.size * worker, time.monotonic(), activity, step, source, row)
+        spare = 1 - self._cells[worker]
+        _NOTE.pack_into(self._cells, self._place(worker, spare), time.monotonic(), activity, step, source, row)
+        self._cells[worker] = spare
+
+    def _place(self, worker: int, which: int) -> int:
+        return self.workers + _NOTE.size * (2 * worker + which)
 
     def read(self, worker: int) -> Note:
         """A worker's last note."""
-        then, activity, step, source, row = _NOTE.unpack_from(self._cells, _NOTE.size * worker)
+        whole = -1
+        while whole != self._cells[worker]:  # else it wrote twice meanwhile
+            whole = self._cells[worker]
+            then, activity, step, source, row = _NOTE.unpack_from(self._cells, self._place(worker, whole))
         seconds = time.monotonic() - then if then else None
         return Note(seconds=seconds, activity=Activity(activity), step=step, source=source, row=row)
 
