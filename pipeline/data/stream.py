@@ -15,14 +15,14 @@ from torch.utils.data import Dataset, get_worker_info
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch, LoadWork, Skip
 from pipeline.data.board import Activity, Note, WorkerBoard
-from pipeline.data.decode import BadSample, Pixels
+from pipeline.data.decode import BadSample, Encoded, Pixels
 from pipeline.data.order import Order, Pick, Slot
 from pipeline.data.shards import Sample, ShardFolder, TextKind
 from pipeline.data.text import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-Transform = Callable[[bytes, str, Pick], Pixels]
+Transform = Callable[[Encoded, str, Pick], Pixels]
 DrawSeed = Callable[[Pick], int]
 _FURTHEST = 64  # steps that are announced in advance at most
 
