@@ -105,7 +105,7 @@ class Slots:
         rest = os.pread(self._file, parcel.size, self._rest_at(parcel.step))
         # Pickled by our own worker in memory that nobody else can reach, as the queue does.
         values: dict[str, Any] = pickle.loads(rest)
-        tensors = {
+        tensors: dict[str, Any] = {
             name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()
         }
         rows = torch.from_numpy(self.pixels(parcel.step)[: len(tensors["keys"])])

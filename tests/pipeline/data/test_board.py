@@ -88,7 +88,7 @@ def test_the_board_says_what_is_read_and_decoded_now(loader_of: MakeLoader) -> N
     dataset._transform = lambda *words: (said.append(dataset.where()), transform(*words))[1]
     batch = next(iter(loader))
     names = [f"{folder.place(row)} of {folder.path}, step 0, for 0 s" for row in batch.sample_ids.tolist()]
-    assert said == [[f"worker 0 is {doing} {name}"] for name in names for doing in ("reading", "decoding")]
+    assert said == [[f"worker 0 is {doing} {name}"] for doing in ("reading", "decoding") for name in names]
     assert dataset.where() == ["worker 0 is done with step 0, waiting for 0 s"]
 
 
