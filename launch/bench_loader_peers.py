@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
@@ -69,6 +70,7 @@ class Work:
     """What a peer's loader processes do with a sample and with a batch."""
 
     def __init__(self, spec: LoaderSpec) -> None:
+        cv2.setNumThreads(0)  # as in our loader and in the decoder; workers are forked and inherit it
         self.config = TransformConfig(height=spec.size, width=spec.size)
         self.tokenizer = Tokenizer.load(spec.tokenizer)
         self.max_tokens = spec.max_tokens
@@ -91,7 +93,7 @@ def _our_samples(spec: LoaderSpec) -> Iterator[dict[str, Any]]:
     folder = ShardFolder(spec.shards)
     for row in range(len(folder)):
         sample = folder.read(row)
-        yield {"image": sample.image, "caption": sample.captions[0]}
+        yield {"image": bytes(sample.image), "caption": sample.captions[0]}
 
 
 def webdataset_peer(spec: LoaderSpec) -> Batches:

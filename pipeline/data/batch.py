@@ -74,7 +74,7 @@ class ImageTextBatch:
         groups: what each sample is counted with (its permutations in NLVR); its key where it stands alone.
         clusters: what depends on each other (a presentation of NLVR) and is resampled together for intervals.
         skipped: the samples that could not be used on the way to this batch.
-        times: what it took to make the batch.
+        work: what it took to make the batch.
     """
 
     pixels: Tensor

@@ -59,16 +59,25 @@ class WorkerBoard:
             workers: how many write; at least one.
         """
         self.workers = workers
-        # Without a lock: a note torn in the middle is a wrong word in one log line, a lock is a way to hang.
-        self._cells = multiprocessing.RawArray(c_ubyte, _NOTE.size * workers)
+        # Without a lock, which would be a way to hang. Each worker has room for two notes, which it writes in turn, and
+        # a byte that counts them: who reads while it writes, or after it was stopped in the middle, takes the other.
+        self._cells = multiprocessing.RawArray(c_ubyte, (1 + 2 * _NOTE.size) * workers)
 
     def write(self, worker: int, activity: Activity, step: int, source: int = 0, row: int = 0) -> None:
         """Replaces a worker's note."""
-        _NOTE.pack_into(self._cells, _NOTE.size * worker, time.monotonic(), activity, step, source, row)
+        count = (self._cells[worker] + 1) % 256
+        _NOTE.pack_into(self._cells, self._place(worker, count), time.monotonic(), activity, step, source, row)
+        self._cells[worker] = count
+
+    def _place(self, worker: int, count: int) -> int:
+        return self.workers + _NOTE.size * (2 * worker + count % 2)
 
     def read(self, worker: int) -> Note:
         """A worker's last note."""
-        then, activity, step, source, row = _NOTE.unpack_from(self._cells, _NOTE.size * worker)
+        count = -1
+        while count != self._cells[worker]:  # else it may be at this one again
+            count = self._cells[worker]
+            then, activity, step, source, row = _NOTE.unpack_from(self._cells, self._place(worker, count))
         seconds = time.monotonic() - then if then else None
         return Note(seconds=seconds, activity=Activity(activity), step=step, source=source, row=row)
 

@@ -1,6 +1,7 @@
 """Loaders of training and evaluation: DataLoaders over global steps, resumable by the first step."""
 
 import logging
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.board import StallWatch
-from pipeline.data.decode import Pixels
+from pipeline.data.decode import Encoded, Pixels
 from pipeline.data.order import EvalOrder, OrderConfig, Pick, TrainOrder, Unit
 from pipeline.data.parcels import Parcel, Slots
 from pipeline.data.quarantine import Quarantine
@@ -84,10 +86,16 @@ class _Failure:
     message: str
 
 
+class WorkerLost(RuntimeError):
+    """A loader process ended in the middle of its work: the system killed it, or a library crashed in it."""
+
+
 class _Carrier(Dataset[ImageTextBatch | Parcel | _Failure]):
-    def __init__(self, inner: StepDataset, slots: Slots | None) -> None:
+    """What workers call; `slots` is set while an iterator starts them."""
+
+    def __init__(self, inner: StepDataset) -> None:
         self.inner = inner
-        self.slots = slots
+        self.slots: Slots | None = None
 
     def __getitem__(self, step: int) -> ImageTextBatch | Parcel | _Failure:
         try:
@@ -128,14 +136,13 @@ class StepLoader(DataLoader[Any]):
             sources: names of the sources, for the quarantine list.
             quarantine: folder for lists of the samples that cannot be used; None for no list.
         """
-        workers, ahead = config.workers, config.workers * config.prefetch
-        slots = Slots(min(ahead + 1, max(1, len(steps))), (largest, *dataset.shape)) if workers else None
+        self._carrier = _Carrier(dataset)
         super().__init__(
-            _Carrier(dataset, slots),
+            self._carrier,
             batch_size=None,
             sampler=steps,
-            num_workers=workers,
-            prefetch_factor=config.prefetch if workers else None,
+            num_workers=config.workers,
+            prefetch_factor=config.prefetch if config.workers else None,
             # Else every iterator would draw from the global generator, which the trainer restores.
             generator=torch.Generator(),
         )
@@ -148,32 +155,54 @@ class StepLoader(DataLoader[Any]):
         self._max_bad_share = config.max_bad_share
         self._stall_seconds = config.stall_seconds
         self._dataset = dataset
-        self._slots = slots
+        self._slot_count = min(config.workers * config.prefetch + 1, max(1, len(steps)))
+        self._slot_shape = (largest, *dataset.shape)
         self._pinned = process.device.startswith("cuda")
 
     def __iter__(self) -> Iterator[ImageTextBatch]:  # type: ignore[override]
-        """Batches in the order of the steps.
+        """Batches in the order of the steps. Workers end with the iterator, whatever ends it.
 
         Raises:
             UserError: a shard cannot be read, or too many samples are bad.
+            WorkerLost: a worker was killed, or crashed.
         """
+        # Each iterator has its own: one that was left early may still have workers that write.
+        slots = self._carrier.slots = Slots(self._slot_count, self._slot_shape) if self.num_workers else None
         values = super().__iter__()
-        with StallWatch(self._stall_seconds, self._dataset.where) as watch:
-            for step in self._steps:
-                watch.waits()
-                value = next(values)
-                watch.goes_on()
-                batch = self._opened(value)
-                self._count(step, batch)
-                yield batch
+        self._carrier.slots = None
+        try:
+            with StallWatch(self._stall_seconds, self._dataset.where) as watch:
+                for step in self._steps:
+                    watch.waits()
+                    value = next(values)
+                    watch.goes_on()
+                    batch = self._opened(value, slots)
+                    self._count(step, batch)
+                    yield batch
+        except RuntimeError as error:
+            lost = self._lost(values)
+            if lost is None:
+                raise
+            raise lost from error
+        finally:
+            if isinstance(values, _MultiProcessingDataLoaderIter):
+                values._shutdown_workers()  # else they would live as long as an error's traceback, which holds them
 
-    def _opened(self, value: ImageTextBatch | Parcel | _Failure) -> ImageTextBatch:
+    def _opened(self, value: ImageTextBatch | Parcel | _Failure, slots: Slots | None) -> ImageTextBatch:
         if isinstance(value, _Failure):
             raise UserError(value.message)
         if isinstance(value, Parcel):
-            assert self._slots is not None
-            return self._slots.unpack(value, pinned=self._pinned)
+            assert slots is not None
+            return slots.unpack(value, pinned=self._pinned)
         return value.pin_memory() if self._pinned else value
+
+    def _lost(self, values: Iterator[Any]) -> WorkerLost | None:
+        """What to say of a worker that did not end by itself, if there is one."""
+        workers = values._workers if isinstance(values, _MultiProcessingDataLoaderIter) else []
+        for number, worker in enumerate(workers):
+            if worker.exitcode:
+                return WorkerLost(f"a loader process {_how_ended(worker.exitcode)}: {self._dataset.where()[number]}")
+        return None
 
     def _count(self, step: int, batch: ImageTextBatch) -> None:
         self.seen += len(batch)
@@ -191,6 +220,18 @@ class StepLoader(DataLoader[Any]):
                 f"{last.reason}; more than max_bad_share={self._max_bad_share}: check the shards "
                 "with `trimline verify`, or allow more"
             )
+
+
+def _how_ended(code: int) -> str:
+    if code > 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name
+    if -code != signal.SIGKILL:
+        return f"was killed ({name})"
+    return (
+        f"was killed ({name}), as the system does where memory runs out (then set a smaller loader.workers or "
+        "loader.prefetch)"
+    )
 
 
 def train_loader(
@@ -286,12 +327,12 @@ def _check_not_empty(folder: ShardFolder, total: int, text: TextKind) -> None:
         raise UserError(f"{folder.path} has {len(folder)} samples but no {text}; choose data that has them")
 
 
-def _augment(config: TransformConfig, seed: int, digests: list[str], data: bytes, text: str, pick: Pick) -> Pixels:
+def _augment(config: TransformConfig, seed: int, digests: list[str], data: Encoded, text: str, pick: Pick) -> Pixels:
     rng = generator(seed, digests[pick.source], pick.epoch, pick.row, pick.text, "augment")
     return train_image(data, text, config, rng)
 
 
-def _plain(config: TransformConfig, data: bytes, text: str, pick: Pick) -> Pixels:
+def _plain(config: TransformConfig, data: Encoded, text: str, pick: Pick) -> Pixels:
     return eval_image(data, config)
 
 

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,21 +16,25 @@ from torch.utils.data import Dataset, get_worker_info
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch, LoadWork, Skip
 from pipeline.data.board import Activity, Note, WorkerBoard
-from pipeline.data.decode import BadSample, Pixels
+from pipeline.data.decode import BadSample, Encoded, Pixels
 from pipeline.data.order import Order, Pick, Slot
 from pipeline.data.shards import Sample, ShardFolder, TextKind
 from pipeline.data.text import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-Transform = Callable[[bytes, str, Pick], Pixels]
+Transform = Callable[[Encoded, str, Pick], Pixels]
 DrawSeed = Callable[[Pick], int]
 _FURTHEST = 64  # steps that are announced in advance at most
+# Samples that are read before they are decoded. Decoding drives all else out of the processor's caches, and with them
+# the code that reads, which then takes three times as long.
+_TOGETHER = 16
+_LARGEST_KEPT = (32 << 20) - (64 << 10)  # bytes; of larger pieces glibc does not learn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """What a batch says of a sample; its pixels are in their place already.
+    """What a batch says of a sample; its pixels have their place.
 
     Nothing here holds on to the encoded picture: a batch of them, made and thrown away, would have the kernel take
     back and clear megabytes of pages each time, which costs as much as a third of decoding.
@@ -43,6 +48,13 @@ class Item:
     group: str
     cluster: str
     captions: list[str]
+
+
+class _Found(NamedTuple):
+    """A sample that was read, and its encoded picture."""
+
+    item: Item
+    image: Encoded
 
 
 @dataclass(kw_only=True)
@@ -119,6 +131,7 @@ class StepDataset(Dataset[ImageTextBatch]):
         self._world_size = world_size
         self._board = WorkerBoard(max(1, workers))
         self._stop = stop
+        self._prepared = False
         self._read_ahead_bytes = read_ahead_bytes
         self._announced: dict[int, list[Pick | None]] = {}
         self._first_ids = np.cumsum([0, *(len(folder) for folder in folders)]).tolist()
@@ -142,8 +155,10 @@ class StepDataset(Dataset[ImageTextBatch]):
         Raises:
             UserError: no sample of a slot's range can be read, or a shard cannot be opened.
         """
-        if cv2.getNumThreads() != 1:
+        if not self._prepared:
+            self._prepared = True
             cv2.setNumThreads(0)  # its threads would fight with the trainer's for the cores, and die in a fork
+            _keep_freed_memory()
         info = get_worker_info()
         making = _Making(step=step, worker=0 if info is None else info.id, fetched=self._fetched())
         self._announce(step)
@@ -151,10 +166,13 @@ class StepDataset(Dataset[ImageTextBatch]):
         picks = self._announced.pop(step, None) or [self._order.pick(slot) for slot in slots]
         pixels = np.empty((len(slots), *self.shape), dtype=np.uint8) if room is None else room
         items: list[Item] = []
-        for slot, pick in zip(slots, picks, strict=True):
-            item = self._item(slot, pick, making, pixels[len(items)])
-            if item is not None:
-                items.append(item)
+        for begin in range(0, len(slots), _TOGETHER):
+            part = slice(begin, begin + _TOGETHER)
+            read = [self._read(pick, making) for pick in picks[part]]
+            for slot, pick, found in zip(slots[part], picks[part], read, strict=True):
+                item = self._item(slot, pick, found, making, pixels[len(items)])
+                if item is not None:
+                    items.append(item)
         batch = self._collate(items, pixels[: len(items)], making)
         self._board.write(making.worker, Activity.WAITING, step)
         return batch
@@ -202,46 +220,26 @@ class StepDataset(Dataset[ImageTextBatch]):
             for number, folder in enumerate(self._folders):
                 folder.expect([pick.row for pick in picks if pick is not None and pick.source == number])
 
-    def _item(self, slot: Slot, pick: Pick | None, making: _Making, planes: Pixels) -> Item | None:
-        """The sample of a slot or, where it is bad, its first good stand-in; None where there may be none.
+    def _read(self, pick: Pick | None, making: _Making) -> _Found | Skip | None:
+        """A sample, not decoded yet; or why it cannot be used."""
+        if pick is None:
+            return None
+        folder, key, begin = self._folders[pick.source], None, time.perf_counter()
+        self._board.write(making.worker, Activity.READING, making.step, pick.source, pick.row)
+        try:
+            sample = folder.read(pick.row)
+            key = sample.key
+            return _Found(self._described(sample, pick), sample.image)
+        except BadSample as error:
+            return Skip(*folder.shard_of(pick.row), key, str(error), pick.source)
+        finally:
+            making.read += time.perf_counter() - begin
 
-        Its pixels go into `planes`, (3, H, W).
-        """
-        attempt = 0
-        while pick is not None:
-            folder, key = self._folders[pick.source], None
-            begin = between = time.perf_counter()
-            try:
-                self._board.write(making.worker, Activity.READING, making.step, pick.source, pick.row)
-                sample = folder.read(pick.row)
-                key = sample.key
-                between = time.perf_counter()
-                self._board.write(making.worker, Activity.DECODING, making.step, pick.source, pick.row)
-                return self._use(sample, pick, planes)
-            except BadSample as error:
-                making.skipped.append(Skip(*folder.shard_of(pick.row), key, str(error), pick.source))
-            finally:
-                end = time.perf_counter()
-                # Of a sample that could not be read nothing was decoded: all of its time was reading.
-                making.read += (end if key is None else between) - begin
-                making.decode += 0.0 if key is None else end - between
-            attempt += 1
-            pick = self._order.pick(slot, attempt)
-        if attempt > 1:
-            raise UserError(
-                f"none of {attempt} samples around {making.skipped[-1].name} of {folder.path} can be used "
-                f"({making.skipped[-1].reason}); check the shards with `trimline verify`"
-            )
-        return None
-
-    def _use(self, sample: Sample, pick: Pick, planes: Pixels) -> Item:
+    def _described(self, sample: Sample, pick: Pick) -> Item:
         try:
             text, label = sample.text(self._text, pick.text)
         except (KeyError, IndexError, TypeError) as error:
             raise BadSample(f"has no {self._text}[{pick.text}], which the index promises") from error
-        pixels = self._transform(sample.image, text, pick)
-        assert pixels.shape == (*self._size, 3)  # else OpenCV would write elsewhere, and say nothing
-        cv2.split(pixels, list(planes))  # eight times as fast as NumPy's transpose
         return Item(
             text=text,
             label=label,
@@ -252,6 +250,44 @@ class StepDataset(Dataset[ImageTextBatch]):
             cluster=sample.cluster,
             captions=sample.captions,
         )
+
+    def _item(
+        self, slot: Slot, pick: Pick | None, found: _Found | Skip | None, making: _Making, planes: Pixels
+    ) -> Item | None:
+        """The sample of a slot or, where it is bad, its first good stand-in; None where there may be none.
+
+        Its pixels go into `planes`, (3, H, W).
+        """
+        attempt = 0
+        while pick is not None:
+            done = self._decoded(found, pick, making, planes) if isinstance(found, _Found) else found
+            if isinstance(done, Item):
+                return done
+            assert done is not None
+            making.skipped.append(done)
+            attempt += 1
+            pick = self._order.pick(slot, attempt)
+            found = self._read(pick, making)
+        if attempt > 1:
+            bad = making.skipped[-1]
+            raise UserError(
+                f"none of {attempt} samples around {bad.name} of {self._folders[bad.source].path} can be used "
+                f"({bad.reason}); check the shards with `trimline verify`"
+            )
+        return None
+
+    def _decoded(self, found: _Found, pick: Pick, making: _Making, planes: Pixels) -> Item | Skip:
+        begin = time.perf_counter()
+        self._board.write(making.worker, Activity.DECODING, making.step, pick.source, pick.row)
+        try:
+            pixels = self._transform(found.image, found.item.text, pick)
+            assert pixels.shape == (*self._size, 3)  # else OpenCV would write elsewhere, and say nothing
+            cv2.split(pixels, list(planes))  # eight times as fast as NumPy's transpose
+            return found.item
+        except BadSample as error:
+            return Skip(*self._folders[pick.source].shard_of(pick.row), found.item.key, str(error), pick.source)
+        finally:
+            making.decode += time.perf_counter() - begin
 
     def _collate(self, items: list[Item], pixels: Pixels, making: _Making) -> ImageTextBatch:
         texts = [item.text for item in items]
@@ -276,3 +312,12 @@ class StepDataset(Dataset[ImageTextBatch]):
             skipped=making.skipped,
             work=LoadWork(read=making.read, decode=making.decode, text=text_seconds, **fetched),
         )
+
+
+def _keep_freed_memory() -> None:
+    """Has the C library keep what pictures free, up to 64 MiB, instead of giving it back to the kernel each time.
+
+    The kernel clears pages before it hands them out again: 20 a sample, half as long as reading it. glibc keeps twice
+    the largest piece that it ever mapped by itself and got back; elsewhere this does nothing.
+    """
+    np.empty(_LARGEST_KEPT, dtype=np.uint8)

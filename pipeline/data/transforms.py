@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipeline.data.decode import BadSample, Pixels, decode_image, jpeg_size
+from pipeline.data.decode import BadSample, Encoded, Pixels, decode_image, jpeg_size
 from pipeline.data.randaugment import DRAWS, RandAugmentConfig, randaugment
 
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
@@ -73,7 +73,7 @@ class TransformConfig:
         return _SPARE if self.resize == "bicubic" else 1
 
 
-def eval_image(data: bytes, config: TransformConfig) -> Pixels:
+def eval_image(data: Encoded, config: TransformConfig) -> Pixels:
     """The whole image at the model's size, (height, width, 3) uint8.
 
     Raises:
@@ -83,7 +83,7 @@ def eval_image(data: bytes, config: TransformConfig) -> Pixels:
     return _resize(decode_image(data, (spare * config.height, spare * config.width)), config)
 
 
-def train_image(data: bytes, text: str, config: TransformConfig, rng: np.random.Generator) -> Pixels:
+def train_image(data: Encoded, text: str, config: TransformConfig, rng: np.random.Generator) -> Pixels:
     """The image cropped, mirrored, its boxes dealt, and changed as `rng` decides, (height, width, 3) uint8.
 
     Args:
@@ -112,7 +112,7 @@ def train_image(data: bytes, text: str, config: TransformConfig, rng: np.random.
     return image
 
 
-def _decode_crop(data: bytes, draws: tuple[float, float, float, float], config: TransformConfig) -> Pixels:
+def _decode_crop(data: Encoded, draws: tuple[float, float, float, float], config: TransformConfig) -> Pixels:
     """The crop of an image, of a JPEG decoded at no larger scale than the crop needs."""
     full = jpeg_size(data)
     if full is None:

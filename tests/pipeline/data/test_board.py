@@ -56,6 +56,28 @@ def test_a_note_is_read_in_another_process_than_wrote_it() -> None:
     assert note.seconds is not None and 0 <= note.seconds < 60
 
 
+def _write_without_end(board: WorkerBoard) -> None:
+    while True:
+        for number in range(2):
+            board.write(0, Activity.READING, number, number, number)
+
+
+def test_a_note_is_never_read_in_halves() -> None:
+    """Half a note names a row that its source may not have."""
+    board = WorkerBoard(1)
+    process = multiprocessing.get_context("fork").Process(target=_write_without_end, args=(board,), daemon=True)
+    process.start()
+    while board.read(0).seconds is None:
+        time.sleep(0.001)
+    end, torn = time.monotonic() + 1, 0
+    while time.monotonic() < end:
+        note = board.read(0)
+        torn += note.seconds is None or not note.step == note.source == note.row
+    process.kill()
+    process.join()
+    assert not torn
+
+
 def test_the_board_says_what_is_read_and_decoded_now(loader_of: MakeLoader) -> None:
     loader = loader_of(steps=1)
     dataset, said = loader.dataset.inner, []
@@ -66,7 +88,7 @@ def test_the_board_says_what_is_read_and_decoded_now(loader_of: MakeLoader) -> N
     dataset._transform = lambda *words: (said.append(dataset.where()), transform(*words))[1]
     batch = next(iter(loader))
     names = [f"{folder.place(row)} of {folder.path}, step 0, for 0 s" for row in batch.sample_ids.tolist()]
-    assert said == [[f"worker 0 is {doing} {name}"] for name in names for doing in ("reading", "decoding")]
+    assert said == [[f"worker 0 is {doing} {name}"] for doing in ("reading", "decoding") for name in names]
     assert dataset.where() == ["worker 0 is done with step 0, waiting for 0 s"]
 
 

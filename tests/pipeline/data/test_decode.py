@@ -180,3 +180,28 @@ def test_a_flipped_byte_never_escapes_as_another_error(kind: str, place: int, ch
         assert decode_image(bytes(data)).dtype == np.uint8
     except BadSample as error:
         assert str(error)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_picture_beyond_opencvs_limits_is_a_bad_sample(kind: str) -> None:
+    wide = Image.fromarray(np.zeros((1, (1 << 20) + 1), np.uint16))
+    with pytest.raises(BadSample):
+        decode_image(encoded(wide, kind))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_tag_of_orientation_is_ignored_as_by_the_recipes(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(SMOOTH)
+    data = encoded(image, kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as tagged:
+        assert tagged.getexif()[0x0112] == 6
+        assert far(decode_image(data), np.asarray(tagged.convert("RGB"))) < 1
+    assert decode_image(data).shape == SMOOTH.shape
+
+
+@pytest.mark.parametrize(("eighths", "gives"), [(4, 4), (5, 5), (6, 8), (7, 8), (8, 8)])
+def test_scales_that_take_longer_than_full_size_are_not_used(eighths: int, gives: int) -> None:
+    data = encoded(Image.fromarray(cv2.resize(SMOOTH, (640, 480))), "JPEG")
+    assert decode_image(data, (60 * eighths, 80 * eighths)).shape == (60 * gives, 80 * gives, 3)
