@@ -19,6 +19,7 @@ _NO_RANGE = re.compile(r"bytes \*/(\d+)")
 _CHUNK = 1 << 18
 _BUSY = frozenset({408, 425, 429})
 _BELIEVED = 3  # attempts after which an answer that makes no sense is believed
+_SECOND_LOOK = 3.0  # seconds between them: a page that somebody's proxy shows for a moment stops no training
 _CONNECTIONS = 32
 _LARGEST = 1 << 30  # bytes of a whole file of unknown size; the index of 100,000 shards has 30 MB
 
@@ -107,7 +108,7 @@ class HttpRanges:
         if status == 206 and end is not None:
             if _encoding(response):
                 # A range of other bytes than those of the file.
-                raise Passing(f"the server answers with a range in the encoding {_encoding(response)}", tries=_BELIEVED)
+                raise _senseless(f"a range in the encoding {_encoding(response)}")
             total = _checked_range(response, begin, end, size)
             return _body(response, min(end, total) - begin, deadline), total
         if status == 200:
@@ -128,9 +129,9 @@ class HttpRanges:
         stated = response.headers.get("Content-Length", "")
         length = int(stated) if stated.isdecimal() and not _encoding(response) else None
         if "html" in kind or (size is not None and length is not None and length != size):
-            what = f"the server answers with {length if length is not None else 'some'} bytes of {kind or 'something'}"
+            what = f"{length if length is not None else 'some'} bytes of {kind or 'something'}"
             wanted = "a file" if size is None else f"the {size} bytes of the file"
-            raise Passing(f"{what}, not with {wanted}", tries=_BELIEVED)
+            raise _senseless(f"{what}, not with {wanted}")
         if end is None:
             data = _body(response, length, deadline)
             return data, len(data) if length is None else length
@@ -161,7 +162,7 @@ def _checked_range(response: urllib3.BaseHTTPResponse, begin: int, end: int, siz
     found = _CONTENT_RANGE.fullmatch(stated.strip())
     fits = found and int(found[1]) == begin <= int(found[2])
     if not found or not fits or (found[3] != "*" and int(found[2]) >= int(found[3])):
-        raise Passing(f"the server answers with the range {stated!r}, not {begin}-{end - 1}", tries=_BELIEVED)
+        raise _senseless(f"the range {stated!r}, not {begin}-{end - 1}")
     if found[3] != "*":
         return int(found[3])
     return size if size is not None and size >= end else int(found[2]) + 1
@@ -204,7 +205,11 @@ def _check_end(response: urllib3.BaseHTTPResponse, place: int, size: int, deadli
             raise Passing(f"too slow: {place} of {size} bytes came in time")
     if place != size:
         found = "more than" if place > size else f"{place} bytes, not with"
-        raise Passing(f"the server answers with {found} the {size} bytes of the file", tries=_BELIEVED)
+        raise _senseless(f"{found} the {size} bytes of the file")
+
+
+def _senseless(what: str) -> Passing:
+    return Passing(f"the server answers with {what}", tries=_BELIEVED, pause=_SECOND_LOOK)
 
 
 def _pause(response: urllib3.BaseHTTPResponse) -> float:

@@ -24,6 +24,7 @@ CALM = Patience(stall_seconds=10.0, give_up_seconds=60.0)  # a busy machine is n
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_prep.patience._FIRST_PAUSE", 0.002)
+    monkeypatch.setattr("data_prep.http_ranges._SECOND_LOOK", 0.0)
 
 
 @pytest.fixture
@@ -93,6 +94,14 @@ def test_what_will_not_pass_is_believed(server: Server, fault: str, requests: in
     with pytest.raises(UserError, match=said):
         folder(server).read("a.tar", 0, 3000, len(DATA))
     assert len(server.requests) == requests
+
+
+@pytest.mark.parametrize("fault", ["html", "other range", "gzip range", "chunked page"])
+def test_a_page_of_a_moment_stops_nobody(server: Server, monkeypatch, fault: str) -> None:
+    monkeypatch.setattr("data_prep.http_ranges._SECOND_LOOK", 0.4)
+    until = time.monotonic() + 0.5
+    server.fault = lambda number, name: fault if time.monotonic() < until else None
+    assert folder(server).read("a.tar", 1000, 50_000, len(DATA)).data == DATA[1000:50_000]
 
 
 def test_a_file_of_another_size_is_read_as_far_as_it_goes_and_told_once(server: Server, caplog) -> None:
