@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 Transform = Callable[[bytes, str, Pick], Pixels]
 DrawSeed = Callable[[Pick], int]
 _FURTHEST = 64  # steps that are announced in advance at most
+_MOST_STAND_INS = 1000  # tried for one slot: where all are bad nothing good is left, and somebody waits for the batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +227,7 @@ class StepDataset(Dataset[ImageTextBatch]):
                 making.read += (end if key is None else between) - begin
                 making.decode += 0.0 if key is None else end - between
             attempt += 1
-            pick = self._order.pick(slot, attempt)
+            pick = self._order.pick(slot, attempt) if attempt < _MOST_STAND_INS else None
         if attempt > 1:
             raise UserError(
                 f"none of {attempt} samples around {making.skipped[-1].name} of {folder.path} can be used "

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.errors import UserError
 from pipeline.data.batch import Skip
 from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.data.quarantine import Quarantine, count_reasons, read_quarantine
 from pipeline.process import Process
-from tests.pipeline.data.samples import MakeSplit
+from tests.pipeline.data.samples import MakeSplit, spoil
 
 CONFIG = LoaderConfig(height=12, width=16, streams=2, window=4, workers=0, max_tokens=8, max_bad_share=1.0)
 
@@ -100,3 +101,24 @@ def test_a_loader_names_its_bad_samples_with_the_step(make_split: MakeSplit, tmp
     assert sum(loader.bad for loader in loaders) == sum(map(sum, steps)) > 1  # once an epoch, and as often as drawn
     assert sum((loader.reasons for loader in loaders), start=type(loaders[0].reasons)()).total() == sum(map(sum, steps))
     assert json.loads((tmp_path / "q" / f"rank-{line['rank']}.jsonl").read_text()) == line
+
+
+def test_where_nothing_is_good_a_run_stops_before_all_was_tried(make_split, tmp_path, tokenizer, monkeypatch) -> None:
+    folder = make_split(40)
+    for row in range(40):
+        spoil(folder, row)
+    for most, tried in ((7, 7), (1000, 20)):
+        monkeypatch.setattr("pipeline.data.stream._MOST_STAND_INS", most)
+        loader = train_loader(
+            [(folder, 1.0)],
+            text="statements",
+            unit="image",
+            config=CONFIG,
+            tokenizer=tokenizer,
+            seed=0,
+            global_batch=2,
+            process=Process(),
+            steps=3,
+        )
+        with pytest.raises(UserError, match=f"none of {tried} samples around"):
+            next(iter(loader))
