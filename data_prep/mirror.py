@@ -1,5 +1,6 @@
 """The index of shards behind a URL, copied to a local folder that stands for them; the shards stay where they are."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,32 @@ def mirror_index(remote: RemoteFolder, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no usable index, or it cannot be read.
     """
+    return _copy(remote, remote.read_whole(INDEX), folder)
+
+
+def mirror_for_all(remote: RemoteFolder, parent: Path) -> Path:
+    """Copies an index as `mirror_index` does, into a folder that any number of processes use at a time.
+
+    Args:
+        remote: The folder of a split.
+        parent: Where the folders of all indexes are; another index, of the same URL too, has another folder.
+
+    Raises:
+        UserError: there is no usable index, or it cannot be read.
+    """
     data = remote.read_whole(INDEX)
+    folder = parent / sha256(remote.url.encode() + b"\0" + data).hexdigest()[:32]
+    _copy(remote, data, folder)
+    return folder
+
+
+def _copy(remote: RemoteFolder, data: bytes, folder: Path) -> dict[str, Any]:
     index = parse_index(data, remote.url)
     size = samples_size(sum(shard["nsamples"] for shard in index["shardlist"]))
     folder.mkdir(parents=True, exist_ok=True)
     if not _is_copy(folder, remote.url, data, size):
-        (folder / INDEX).unlink(missing_ok=True)
+        if not _is_there(folder / INDEX, data):
+            (folder / INDEX).unlink(missing_ok=True)
         remote.fetch(SAMPLES, folder / SAMPLES, size)
         write_json(folder / REMOTE, {"url": remote.url})
         write_atomic(folder / INDEX, data)
@@ -41,7 +62,14 @@ def _is_copy(folder: Path, url: str, data: bytes, size: int) -> bool:
     paths = folder / INDEX, folder / SAMPLES
     if remote_url(folder) != url or not all(path.is_file() for path in paths):
         return False
-    return paths[0].read_bytes() == data and paths[1].stat().st_size == size
+    return _is_there(paths[0], data) and paths[1].stat().st_size == size
+
+
+def _is_there(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except FileNotFoundError:
+        return False
 
 
 def remote_url(folder: Path) -> str | None:

@@ -37,7 +37,10 @@ class CachedReader(DirectReader):
         self._odd: set[int] = set()  # shards of another size than they should have are not kept
 
     def _key(self, part: Range) -> Key:
-        return Key(file_digest(self._folder.url, self._shards, part.shard), part.begin // BLOCK)
+        return Key(self._digest(part.shard), part.begin // BLOCK)
+
+    def _digest(self, shard: int) -> str:
+        return file_digest(self._folder.url, self._shards, shard, BLOCK)
 
     def _block(self, shard: int, number: int) -> Range:
         return Range(shard, number * BLOCK, min((number + 1) * BLOCK, self._shards.sizes[shard]))
@@ -183,7 +186,7 @@ class CachedReader(DirectReader):
         return tuple(sums)
 
     def _sums_key(self, shard: int) -> Key:
-        return Key(file_digest(self._folder.url, self._shards, shard), len(self._blocks(shard)))
+        return Key(self._digest(shard), len(self._blocks(shard)))
 
     def _kept_sums(self, shard: int) -> tuple[int, ...] | None:
         """Those that this or another process kept."""

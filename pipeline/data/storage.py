@@ -16,6 +16,7 @@ from pipeline.limits import above_zero
 
 _OPEN_SHARDS = 128  # file handles a folder may hold in each process
 _GIB, _MIB = 1 << 30, 1 << 20
+_MOST = 1e6  # of any setting; a socket takes no time-out above 24 days
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,11 @@ class StorageConfig:
             raise UserError(
                 f"loader.read_ahead_mib={self.read_ahead_mib} must be at least 0, which reads nothing ahead"
             )
+        for name in ("cache_gib", "read_ahead_mib", "silence_seconds", "give_up_seconds"):
+            if getattr(self, name) > _MOST:
+                raise UserError(f"loader.{name}={getattr(self, name)} must be at most {_MOST:,.0f}")
+        if self.cache_dir is not None and "://" in self.cache_dir:
+            raise UserError(f"loader.cache_dir={self.cache_dir} must be a folder on a local disk, not a URL")
 
     @property
     def patience(self) -> Patience:
@@ -186,13 +192,23 @@ class LocalReader:
         handle = self._handle(where.shard)
         if self._checksums and not self._is_good(where.shard):
             raise BadSample(wrong_checksum(self._shards.names[where.shard]))
-        return os.pread(handle, where.end - where.begin, where.begin)
+        try:
+            return os.pread(handle, where.end - where.begin, where.begin)
+        except OSError as error:
+            raise self._unreadable(where.shard, error) from error
 
     def _is_good(self, shard: int) -> bool:
         if shard not in self._good:
-            found = sha256_file(self._folder / self._shards.names[shard])
+            try:
+                found = sha256_file(self._folder / self._shards.names[shard])
+            except OSError as error:
+                raise self._unreadable(shard, error) from error
             self._good[shard] = found == self._shards.sha256[shard]
         return self._good[shard]
+
+    def _unreadable(self, shard: int, error: OSError) -> UserError:
+        path = self._folder / self._shards.names[shard]
+        return UserError(f"cannot read shard {path} ({error.strerror}); fetch or write it again")
 
     def _handle(self, shard: int) -> int:
         handle = self._handles.get(shard)
@@ -203,7 +219,7 @@ class LocalReader:
             try:
                 handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                raise UserError(f"cannot read shard {path} ({error.strerror}); fetch or write it again") from error
+                raise self._unreadable(shard, error) from error
             self._handles[shard] = handle
         return handle
 
@@ -221,7 +237,7 @@ def wrong_checksum(name: str) -> str:
     return f"shard {name} has not the checksum of {INDEX}"
 
 
-def file_digest(url: str, shards: ShardList, shard: int) -> str:
-    """Stands for a shard's content in a cache: where it is and what its index says of it."""
-    told = f"{url}/{shards.names[shard]}\0{shards.sizes[shard]}\0{shards.sha256[shard]}"
+def file_digest(url: str, shards: ShardList, shard: int, block: int) -> str:
+    """Stands for a shard's content in a cache: where it is, what its index says of it, and how large blocks are."""
+    told = f"{url}/{shards.names[shard]}\0{shards.sizes[shard]}\0{shards.sha256[shard]}\0{block}"
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()

@@ -1,5 +1,6 @@
 """Shards behind a URL give what the same shards give in a local folder, whatever the server does."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -33,6 +34,7 @@ CONFIG = LoaderConfig(height=12, width=16, crop_scale=(0.5, 1.0), streams=2, win
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_prep.patience._FIRST_PAUSE", 0.002)
+    monkeypatch.setattr("data_prep.http_ranges._SECOND_LOOK", 0.0)
     monkeypatch.setattr("pipeline.data.cached_reader.BLOCK", 4096)
 
 
@@ -251,6 +253,70 @@ def test_a_small_cache_is_slower_and_not_wrong(split, server, tmp_path) -> None:
     assert contents(ShardFolder(server.url, where)) == contents(ShardFolder(split))
     blocks = [path.stat().st_size for path in (tmp_path / "cache" / "blocks").glob("*/*")]
     assert 0 < sum(blocks) <= 5 * 4096
+
+
+def test_jobs_with_other_blocks_do_not_take_each_others(split, server, tmp_path, monkeypatch) -> None:
+    size = (split / "00000.tar").stat().st_size
+    where, expected = storage(tmp_path, True), contents(ShardFolder(split))
+    for block in (size // 2, 3 * size // 4, size // 4):  # the second one has as many bytes with the first two
+        monkeypatch.setattr("pipeline.data.cached_reader.BLOCK", block)
+        assert contents(ShardFolder(server.url, where)) == expected
+
+
+def test_a_page_that_states_no_length_is_not_kept(split, server, tmp_path) -> None:
+    where, expected = storage(tmp_path, True), contents(ShardFolder(split))
+    folder = ShardFolder(server.url, where)
+    server.fault = lambda number, name: "chunked page"
+    with pytest.raises(UserError, match="more than the"):
+        folder.read(0)
+    server.fault = lambda number, name: None
+    assert contents(ShardFolder(server.url, where)) == expected
+
+
+def test_a_worker_that_ends_leaves_the_fetched_index_to_the_others(server) -> None:
+    folder = ShardFolder(server.url)
+    child = os.fork()
+    if not child:
+        del folder
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    place = folder.path
+    assert folder.digest and ShardFolder(place).read(3).key == "s3"
+    del folder
+    gc.collect()
+    assert not place.exists()
+
+
+def test_another_index_at_the_same_url_does_not_take_the_place_of_one_in_use(
+    split, server, tmp_path, make_split
+) -> None:
+    where = storage(tmp_path, True)
+    first = ShardFolder(server.url, where)
+    other = make_split(25, shard_samples=7, name="other")
+    for path in split.iterdir():
+        path.unlink()
+    for path in other.iterdir():
+        shutil.copy(path, split)
+    second = ShardFolder(server.url, where)
+    assert second.digest == ShardFolder(other).digest != first.digest
+    assert (len(first), len(second)) == (30, 25)
+
+
+@pytest.mark.parametrize("key", ["cache_gib", "read_ahead_mib", "silence_seconds", "give_up_seconds"])
+def test_settings_without_an_end_are_the_users_to_mend(key: str) -> None:
+    with pytest.raises(UserError, match=rf"loader\.{key}=inf must be at most 1,000,000"):
+        StorageConfig(**{key: float("inf")})
+    assert StorageConfig(**{key: 1e6}).cache_bytes > 0
+
+
+@pytest.mark.parametrize("cache_dir", ["file", "file/in", "s3://bucket/cache"])
+def test_a_cache_that_cannot_be_is_the_users_to_mend(server, tmp_path, monkeypatch, cache_dir) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"loader\.cache_dir"):
+        ShardFolder(server.url, StorageConfig(cache_dir=cache_dir))
+    assert not (tmp_path / "s3:").exists()
 
 
 def test_new_data_at_the_same_url_is_not_mixed_with_the_old(split, server, tmp_path, make_split) -> None:
