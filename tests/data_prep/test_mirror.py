@@ -54,6 +54,14 @@ def test_a_store_is_listed_and_its_indexes_are_copied(memory: str, tmp_path: Pat
     assert (tmp_path / "run/train/samples.npy").stat().st_ino == before  # not copied again
 
 
+def test_what_is_hidden_in_a_store_is_no_split(memory: str, tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    for name in (".download-train", "coco/.val", ".."):
+        fs.pipe_file(f"/mirror-test/{name}/index.json", b"{}")
+    assert list(prepare(SourceConfig(name="shards", root=memory), tmp_path / "run")["splits"]) == ["coco/val", "train"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "run"]
+
+
 def test_named_splits_alone_are_used(memory: str, tmp_path: Path) -> None:
     config = SourceConfig(name="shards", root=memory, splits=("train",))
     assert list(prepare(config, tmp_path / "run")["splits"]) == ["train"]
