@@ -43,6 +43,7 @@ class Threads:
 def _serve(queue: "SimpleQueue[Callable[[], None] | None]") -> None:
     while (call := queue.get()) is not None:
         call()
+        del call  # else a thread that waits would hold the reader, at whose end it shall end
 
 
 Run = Sequence[tuple[Range, "Future[bytes]"]]
