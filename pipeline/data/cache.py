@@ -90,6 +90,9 @@ class BlockCache:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            self._tell_full(f"{path}: {error.strerror}")
+            return None
         try:
             status = os.fstat(handle)
             data = os.pread(handle, end - begin, begin) if status.st_size == size else b""
@@ -115,7 +118,7 @@ class BlockCache:
         try:
             size = os.stat(self._path(key)).st_size
             os.unlink(self._path(key))
-        except FileNotFoundError:
+        except OSError:  # somebody else was faster, or has taken our rights away; then it is not there for us
             return
         self._count_out(size)
 
@@ -254,7 +257,7 @@ def _lock_byte(key: Key) -> int:
 
 
 def _touch(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         os.utime(path)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from urllib.parse import urlsplit
 
 Fault = Callable[[int, str], str | None]
@@ -28,6 +29,11 @@ class Server(ThreadingHTTPServer):
         self.requests: list[tuple[str, str | None]] = []
         self.proxy_credentials: list[str | None] = []
         self.lock = threading.Lock()
+
+    def server_bind(self) -> None:
+        """Without a search for the machine's name, which takes seconds where there is no name server."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
 
     @property
     def url(self) -> str:

@@ -156,6 +156,14 @@ def test_what_is_not_ours_in_the_folder_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "blocks" / "README").exists() and used(tmp_path) <= 2 * SIZE
 
 
+def test_a_block_that_cannot_be_opened_is_not_there(tmp_path: Path, caplog) -> None:
+    cache = BlockCache(tmp_path, 2 * SIZE)
+    (tmp_path / "blocks" / "ab").write_text("a file where a folder should be")
+    cache.put(key(1), block(1))
+    assert cache.read(key(1), 0, SIZE, SIZE) is None and cache.usage() == 0
+    assert "blocks are not kept" in caplog.text
+
+
 def test_a_folder_that_is_removed_while_it_is_used_is_no_error(tmp_path: Path) -> None:
     cache = BlockCache(tmp_path / "cache", 2 * SIZE)
     for number in range(6):

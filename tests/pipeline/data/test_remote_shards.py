@@ -7,7 +7,9 @@ import os
 import pickle
 import shutil
 import signal
+import threading
 import time
+import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -152,12 +154,16 @@ def test_steps_in_any_order_are_the_same(split, server, training) -> None:
         assert (remote[step].pixels == local[step].pixels).all()
 
 
-FAULTS = ["vanish", "drop", "stall", "html", "500", "429", "no range", "slow", "other range"]
+FAULTS = [
+    "vanish", "drop", "stall", "html", "500", "moved", "429", "no range", "gzip", "slow", "other range", "no length",
+    "impossible range",
+]  # fmt: skip
 
 
+@pytest.mark.parametrize("faults", [FAULTS[:7], FAULTS[7:]])
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_bad_server_costs_time_and_nothing_else(split, server, tmp_path, training, cached) -> None:
-    turns = iter(FAULTS)
+def test_a_bad_server_costs_time_and_nothing_else(split, server, tmp_path, training, cached, faults) -> None:
+    turns = iter(faults)
     server.fault = lambda number, name: next(turns, None) if number % 2 else None
     config = replace(CONFIG, cache_dir=str(tmp_path / "cache") if cached else None)
     loader = training(server.url, config)
@@ -261,6 +267,24 @@ def test_jobs_with_other_blocks_do_not_take_each_others(split, server, tmp_path,
     for block in (size // 2, 3 * size // 4, size // 4):  # the second one has as many bytes with the first two
         monkeypatch.setattr("pipeline.data.cached_reader.BLOCK", block)
         assert contents(ShardFolder(server.url, where)) == expected
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_reader_that_is_not_used_any_more_takes_its_threads_and_what_they_fetched_with_it(
+    server, tmp_path, cached
+) -> None:
+    before = threading.active_count()
+    folder = ShardFolder(server.url, storage(tmp_path, cached))
+    expect(folder, range(30))
+    reader = weakref.ref(folder.reader)
+    assert folder.read(3).key == "s3" and threading.active_count() > before
+    del folder
+    gc.collect()
+    assert reader() is None
+    end = time.monotonic() + 20
+    while threading.active_count() > before:
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_page_that_states_no_length_is_not_kept(split, server, tmp_path) -> None:
