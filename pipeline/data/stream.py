@@ -228,7 +228,7 @@ class StepDataset(Dataset[ImageTextBatch]):
                 making.decode += 0.0 if key is None else end - between
             attempt += 1
             pick = self._order.pick(slot, attempt) if attempt < _MOST_STAND_INS else None
-        if attempt > 1:
+        if not self._order.leaves_out:
             raise UserError(
                 f"none of {attempt} samples around {making.skipped[-1].name} of {folder.path} can be used "
                 f"({making.skipped[-1].reason}); check the shards with `trimline verify`"

@@ -10,7 +10,7 @@ from data_prep.errors import UserError
 from data_prep.files import sha256_file
 from data_prep.index import load_index
 from data_prep.job import Layout
-from data_prep.mirror import remote_url
+from data_prep.mirror import mirror_index, remote_url
 from data_prep.remote import RemoteFolder
 from data_prep.sources import SourceConfig, prepare, source_module
 from data_prep.sources.shards import _remote
@@ -95,6 +95,14 @@ def test_an_index_that_changes_is_copied_anew(tmp_path: Path) -> None:
         assert source_module("shards").plan(config)["train"].identity != first
         prepare(config, tmp_path / "run")
         assert len(load_index(tmp_path / "run" / "train")[1]) == 20
+
+
+def test_what_a_killed_copy_left_is_removed(memory: str, tmp_path: Path) -> None:
+    left = tmp_path / "run" / "train" / ".samples.npy.1.ab.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(1000))
+    mirror_index(RemoteFolder(f"{memory}/train"), left.parent)
+    assert not left.exists() and len(load_index(left.parent)[1]) == 30
 
 
 def test_a_side_file_of_another_index_is_refused(tmp_path: Path) -> None:

@@ -103,6 +103,25 @@ def test_a_loader_names_its_bad_samples_with_the_step(make_split: MakeSplit, tmp
     assert json.loads((tmp_path / "q" / f"rank-{line['rank']}.jsonl").read_text()) == line
 
 
+def test_a_batch_of_training_never_lacks_a_sample(make_split, tokenizer) -> None:
+    """Where a range has one sample and that is bad, nothing stands in for it."""
+    good, small = make_split(12), make_split(2, name="small")
+    spoil(small, 0)
+    loader = train_loader(
+        [(good, 1.0), (small, 1.0)],
+        text="statements",
+        unit="image",
+        config=CONFIG,
+        tokenizer=tokenizer,
+        seed=0,
+        global_batch=4,
+        process=Process(),
+        steps=3,
+    )
+    with pytest.raises(UserError, match=r"none of 1 samples around 00000\.tar#0"):
+        assert {len(batch) for batch in loader} == {4}
+
+
 def test_where_nothing_is_good_a_run_stops_before_all_was_tried(make_split, tmp_path, tokenizer, monkeypatch) -> None:
     folder = make_split(40)
     for row in range(40):

@@ -343,6 +343,24 @@ def test_a_cache_that_cannot_be_is_the_users_to_mend(server, tmp_path, monkeypat
     assert not (tmp_path / "s3:").exists()
 
 
+def test_a_shard_that_is_replaced_under_its_index_is_told(split, server, tmp_path, caplog) -> None:
+    folder = ShardFolder(server.url, storage(tmp_path, True, checksums=True))
+    assert folder.read(3).key == "s3"
+    other = (split / "00001.tar").read_bytes()
+    size = (split / "00000.tar").stat().st_size
+    (split / "00000.tar").write_bytes((other + bytes(size))[:size])
+    assert folder.read(3).key == "s3"  # from the cache
+    shutil.rmtree(tmp_path / "cache" / "blocks")
+    for opened in (folder, ShardFolder(server.url, storage(tmp_path, True, checksums=True))):
+        with pytest.raises(BadSample, match="not the checksum"):
+            opened.read(3)
+    (split / "00000.tar").write_bytes(other + b"more")
+    ShardFolder(server.url, storage(tmp_path, False)).read(9)
+    assert "where the index says" not in caplog.text
+    outcome(ShardFolder(server.url, storage(tmp_path, False)), 3)
+    assert f"00000.tar has {len(other) + 4} bytes where the index says {size}" in caplog.text
+
+
 def test_new_data_at_the_same_url_is_not_mixed_with_the_old(split, server, tmp_path, make_split) -> None:
     where = storage(tmp_path, True)
     contents(ShardFolder(server.url, where))
@@ -380,6 +398,22 @@ def test_an_s3_server(split, s3, tmp_path, training, workers, cached) -> None:
     assert folder.read(29).key == "s29"
     with pytest.raises(UserError, match="is not there"):
         ShardFolder("s3://shards/nothing", storage(tmp_path, cached))
+
+
+@pytest.mark.slow
+def test_a_fork_leaves_the_connections_to_a_store_alone(split, s3, tmp_path) -> None:
+    fsspec.filesystem("s3", skip_instance_cache=True).put(f"{split}/", s3 + "/", recursive=True)
+    folder = ShardFolder(s3, storage(tmp_path, False, silence_seconds=5.0, give_up_seconds=20.0))
+    assert folder.read(0).key == "s0"
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            good = [folder.read(row).key for row in range(5)] == [f"s{row}" for row in range(5)]
+            gc.collect()
+            os._exit(0 if good and not folder.reader.counts.failures else 1)
+        assert folder.read(9).key == "s9"
+        assert os.waitpid(child, 0)[1] == 0
+    assert contents(folder) == contents(ShardFolder(split)) and not folder.reader.counts.failures
 
 
 def _read_for_ever(url: str, where: StorageConfig, ready) -> None:
