@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.files import read_json, write_atomic, write_json
+from data_prep.files import read_json, remove_asides, write_atomic, write_json
 from data_prep.index import INDEX, SAMPLES, parse_index, samples_size
 from data_prep.remote import RemoteFolder
 
@@ -18,7 +18,7 @@ def mirror_index(remote: RemoteFolder, folder: Path) -> dict[str, Any]:
 
     Args:
         remote: The folder of a split.
-        folder: Where they go, with a file `remote.json` that names the URL.
+        folder: Where they go, with a file `remote.json` that names the URL; nobody else may be at work in it.
 
     Returns:
         The parsed index.
@@ -26,7 +26,9 @@ def mirror_index(remote: RemoteFolder, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no usable index, or it cannot be read.
     """
-    return _copy(remote, remote.read_whole(INDEX), folder)
+    data = remote.read_whole(INDEX)
+    remove_asides(folder)
+    return _copy(remote, data, folder)
 
 
 def mirror_for_all(remote: RemoteFolder, parent: Path) -> Path:
@@ -52,8 +54,8 @@ def _copy(remote: RemoteFolder, data: bytes, folder: Path) -> dict[str, Any]:
     if not _is_copy(folder, remote.url, data, size):
         if not _is_there(folder / INDEX, data):
             (folder / INDEX).unlink(missing_ok=True)
+        write_json(folder / REMOTE, {"url": remote.url})  # from here on the folder is known as a copy
         remote.fetch(SAMPLES, folder / SAMPLES, size)
-        write_json(folder / REMOTE, {"url": remote.url})
         write_atomic(folder / INDEX, data)
     return index
 

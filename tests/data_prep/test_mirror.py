@@ -1,6 +1,9 @@
 """Shards behind a URL as a source: their indexes are copied."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import fsspec
@@ -103,6 +106,28 @@ def test_what_a_killed_copy_left_is_removed(memory: str, tmp_path: Path) -> None
     left.write_bytes(bytes(1000))
     mirror_index(RemoteFolder(f"{memory}/train"), left.parent)
     assert not left.exists() and len(load_index(left.parent)[1]) == 30
+
+
+def test_a_copy_that_was_killed_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    shards(tmp_path / "made" / "train")
+    with serving(tmp_path / "made") as server:
+        config = SourceConfig(name="shards", root=server.url, splits=("train",))
+        server.fault = lambda number, name: "stall" if name.endswith("samples.npy") else None
+        child = os.fork()
+        if not child:
+            prepare(config, tmp_path / "run")
+            os._exit(0)
+        end = time.monotonic() + 20
+        while not list((tmp_path / "run" / "train").glob(".samples.npy.*")):
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        server.fault = lambda number, name: None
+        prepare(config, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "train").iterdir()) == [
+        "index.json", "remote.json", "samples.npy",
+    ]  # fmt: skip
 
 
 def test_a_side_file_of_another_index_is_refused(tmp_path: Path) -> None:
