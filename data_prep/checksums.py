@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Iterable
 
 
-def of_members(members: Iterable[tuple[str, Iterable[bytes]]]) -> int:
+def of_members(members: Iterable[tuple[str, Iterable[bytes | memoryview]]]) -> int:
     """The CRC-32 of a sample's members: of each its name, a zero byte and its bytes, one after the other.
 
     Headers and padding are not in it, so that it stays as it is when a shard is written anew or by another tool, and

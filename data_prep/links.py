@@ -57,7 +57,8 @@ def mirror_shards(place: Target, remote: RemoteFolder) -> dict[str, Any]:
     """
     folder = _local(place)
     _unlink(folder)
-    if folder.exists() and remote_url(folder) is None and any(folder.iterdir()):
+    # A copy that was killed leaves hidden files at most before it says whose it is.
+    if folder.exists() and remote_url(folder) is None and any(p.name[0] != "." for p in folder.iterdir()):
         raise UserError(f"{folder} holds other shards; remove it, or give another folder with --out DIR")
     account: dict[str, Any] = mirror_index(remote, folder)["account"]
     return account

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +13,7 @@ from fsspec.core import url_to_fs
 
 from data_prep.errors import UserError
 from data_prep.files import atomic_file
-from data_prep.http_ranges import HttpRanges
+from data_prep.http_ranges import INHERITED, HttpRanges
 from data_prep.patience import Passing, Patience, patiently
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class RemoteFolder:
             return Piece(data, total)
 
         def cost() -> int:
-            return end if self._ranges.from_start else end - begin
+            return size if self._ranges.from_start else end - begin
 
         piece = patiently(f"{self.url}/{name}", attempt, self.patience, cost, on_failure)
         if piece.total != size and name not in self._told:
@@ -165,21 +166,33 @@ class RemoteFolder:
 
 
 def _open(url: str, patience: Patience) -> Ranges:
-    kind = url.partition("://")[0]
+    kind, shown = url.partition("://")[0], _without_secrets(url)
     if "::" in url or any(mark in url for mark in "?#"):
-        raise UserError(f"{url}: give the plain URL of a folder, such as s3://bucket/folder or https://host/folder")
+        raise UserError(f"{shown}: give the plain URL of a folder, such as s3://bucket/folder or https://host/folder")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"{shown} is no address ({error}); give such as https://host/folder") from error
     if kind in ("http", "https"):
-        if "@" in urlsplit(url).netloc:
+        if "@" in parts.netloc:
             # It would stand in run folders and logs, and is sent to nobody.
-            raise UserError(
-                f"{kind}://{urlsplit(url).hostname}: a name or password in the URL is not used; leave it out"
-            )
+            raise UserError(f"{shown}: a name or password in the URL is not used; leave it out")
         return HttpRanges(url, patience.stall_seconds)
+    if parts.password is not None:
+        raise UserError(
+            f"{shown}: a password in the URL would stand in run folders and logs; give it in the environment, as "
+            f"fsspec reads it (FSSPEC_{kind.upper()}_PASSWORD for most stores)"
+        )
     try:
         fsspec.get_filesystem_class(kind)
     except (ValueError, ImportError) as error:
         raise UserError(f"{url}: nothing here can read {kind}:// ({error})") from error
     return _StoreRanges(url)
+
+
+def _without_secrets(url: str) -> str:
+    """A URL without names, passwords and signatures, to be shown."""
+    return re.split(r"[?#]", re.sub(r"(?s)(?<=://).*@", "", url))[0]
 
 
 class _StoreRanges:
@@ -206,9 +219,16 @@ class _StoreRanges:
             if name not in self._sizes:
                 self._sizes[name] = int(fs.info(path)["size"])
             total = self._sizes[name]
-            return (fs.cat_file(path, start=begin, end=min(end, total)) if begin < total else b""), total
+            data = fs.cat_file(path, start=begin, end=min(end, total)) if begin < total else b""
+            if begin + len(data) < min(end, total):
+                self._sizes.pop(name, None)  # another file may have taken its place
+            return data, total
 
-        return self._asking(read, f"{self._url}/{name}")
+        try:
+            return self._asking(read, f"{self._url}/{name}")
+        except (Passing, UserError):
+            self._sizes.pop(name, None)
+            raise
 
     def splits(self) -> list[str]:
         """See `Ranges.splits`."""
@@ -224,6 +244,8 @@ class _StoreRanges:
         """Every store has errors of its own; sorts them into those that pass and those that do not."""
         try:
             return read(*self._fs())
+        except UserError:
+            raise
         except FileNotFoundError as error:
             raise UserError(f"{what} is not there; check the address, or copy it there again") from error
         except PermissionError as error:
@@ -240,6 +262,12 @@ class _StoreRanges:
     def _fs(self) -> tuple[Any, str]:
         """The file system of this process; what a fork inherits would share its connections."""
         if self._opened is None or self._opened[0] != os.getpid():
-            fs, root = url_to_fs(self._url, skip_instance_cache=True)
+            if self._opened is not None:
+                INHERITED.append(self._opened)
+            try:
+                fs, root = url_to_fs(self._url, skip_instance_cache=True)
+            except (*_PROGRAM_ERRORS, ValueError) as error:  # how these classes say that a part of the URL is missing
+                line = " ".join(str(error).split())
+                raise UserError(f"{self._url} cannot be opened ({line}); check the address") from error
             self._opened = os.getpid(), fs, root.rstrip("/")
         return self._opened[1:]

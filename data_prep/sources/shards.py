@@ -44,10 +44,7 @@ def _linked(config: SourceConfig) -> dict[str, PlannedSplit]:
     root = local_path(str(config.root))
     folders = sorted(path.parent for pattern in ("*", "*/*") for path in root.glob(f"{pattern}/{INDEX}"))
     names = {folder.relative_to(root): folder for folder in folders}
-    # What lies in a hidden folder is not finished, such as a download's .download-train.
-    found = {
-        path.as_posix(): folder for path, folder in names.items() if not any(p.startswith(".") for p in path.parts)
-    }
+    found = {path.as_posix(): folder for path, folder in names.items() if not _is_hidden(path.as_posix())}
     if not found:
         raise UserError(f"data.root={config.root}: {_WANTED}; `trimline index DIR` makes the index of a split's folder")
     for name in config.splits:
@@ -63,7 +60,7 @@ def _linked(config: SourceConfig) -> dict[str, PlannedSplit]:
 @lru_cache(maxsize=8)  # a run plans several times, and an index of a large corpus is tens of megabytes
 def _remote(root: str, splits: tuple[str, ...]) -> dict[str, PlannedSplit]:
     folder = RemoteFolder(root, _PATIENCE)
-    names = sorted(splits) or folder.splits()
+    names = sorted(splits) or [name for name in folder.splits() if not _is_hidden(name)]
     if not names:
         raise UserError(f"data.root={root}: {_WANTED}; `trimline index DIR` makes the index before it is copied there")
     plans = {}
@@ -72,6 +69,11 @@ def _remote(root: str, splits: tuple[str, ...]) -> dict[str, PlannedSplit]:
         digest = hashlib.sha256(remote.read_whole(INDEX)).hexdigest()
         plans[name] = PlannedSplit(identity={"index": digest, "url": remote.url}, load=_nothing, remote=remote)
     return plans
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a folder is not finished, as a download in .download-train, or leads out, as .. in a store does."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _nothing() -> Split:

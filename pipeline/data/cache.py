@@ -90,6 +90,9 @@ class BlockCache:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            self._tell_full(f"{path}: {error.strerror}")
+            return None
         try:
             status = os.fstat(handle)
             data = os.pread(handle, end - begin, begin) if status.st_size == size else b""
@@ -115,9 +118,9 @@ class BlockCache:
         try:
             size = os.stat(self._path(key)).st_size
             os.unlink(self._path(key))
-        except FileNotFoundError:
+        except OSError:  # somebody else was faster, or has taken our rights away; then it is not there for us
             return
-        self._reserve(-size)
+        self._count_out(size)
 
     def put(self, key: Key, data: bytes) -> None:
         """Keeps a block, and evicts what was least recently used where there is no room.
@@ -125,20 +128,22 @@ class BlockCache:
         A disk that takes no more, or a limit below one block, is no error: the block is not kept, and the first time
         this is told.
         """
-        path = self._path(key)
-        if os.path.exists(path) or not self._reserve(len(data)):
+        path, counted = self._path(key), False
+        if os.path.exists(path):
             return
-        aside = f"{path}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(aside, "wb") as file:
-                file.write(data)
-            os.replace(aside, path)
+            counted = self._reserve(len(data))
+            if counted:
+                _write(path, data)
         except OSError as error:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(aside)
-            self._reserve(-len(data))
+            if counted:
+                self._count_out(len(data))
             self._tell_full(error.strerror or str(error))
+
+    def _count_out(self, size: int) -> None:
+        """Counts bytes out; where the disk does not take even that, the next eviction finds them."""
+        with contextlib.suppress(OSError):
+            self._reserve(-size)
 
     def _tell_full(self, why: str) -> None:
         if not self._told_full:
@@ -252,11 +257,26 @@ def _lock_byte(key: Key) -> int:
 
 
 def _touch(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         os.utime(path)
 
 
+def _write(path: str, data: bytes) -> None:
+    aside = f"{path}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(aside, "wb") as file:
+            file.write(data)
+        os.replace(aside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+        raise
+
+
 def _files(folder: Path) -> Iterator["os.DirEntry[str]"]:
-    for inner in os.scandir(folder):
-        with contextlib.suppress(FileNotFoundError), os.scandir(inner) as entries:
-            yield from entries
+    """Files in the folders of a folder; any of these may be removed meanwhile."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as inner:
+        for entry in inner:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(entry) as entries:
+                yield from entries

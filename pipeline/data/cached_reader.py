@@ -32,7 +32,10 @@ class CachedReader(DirectReader):
         self._odd: set[int] = set()  # shards of another size than they should have are not kept
 
     def _key(self, part: Range) -> Key:
-        return Key(file_digest(self._folder.url, self._shards, part.shard), part.begin // BLOCK)
+        return Key(self._digest(part.shard), part.begin // BLOCK)
+
+    def _digest(self, shard: int) -> str:
+        return file_digest(self._folder.url, self._shards, shard, BLOCK)
 
     def _block(self, shard: int, number: int) -> Range:
         return Range(shard, number * BLOCK, min((number + 1) * BLOCK, self._shards.sizes[shard]))

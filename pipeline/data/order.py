@@ -67,7 +67,13 @@ class Slot(NamedTuple):
 
 
 class Order(Protocol):
-    """What a data set needs of an order."""
+    """What a data set needs of an order.
+
+    Attributes:
+        leaves_out: Whether a bad sample is left out; else another one must stand in for it.
+    """
+
+    leaves_out: bool
 
     def slots(self, step: int, rank: int = 0, world_size: int = 1) -> list[Slot]:
         """This rank's part of the batch of global step `step`."""
@@ -199,6 +205,8 @@ class _SourceEpochs:
 class TrainOrder:
     """The endless order of training; see the head of this module."""
 
+    leaves_out = False
+
     def __init__(
         self, sources: Sequence[tuple[Units, float]], config: OrderConfig, seed: int, global_batch: int
     ) -> None:
@@ -278,6 +286,8 @@ class EvalOrder:
     All ranks have the same number of steps; in the last one the units that are left are shared out, so a rank
     may get fewer, or none.
     """
+
+    leaves_out = True
 
     def __init__(self, units: Units, batch_size: int, world_size: int, limit: int | None = None) -> None:
         """Counts the steps.

@@ -43,6 +43,7 @@ class Threads:
 def _serve(queue: "SimpleQueue[Callable[[], None] | None]") -> None:
     while (call := queue.get()) is not None:
         call()
+        del call  # else a thread that waits would hold the reader, at whose end it shall end
 
 
 Run = Sequence[tuple[Range, "Future[bytes]"]]
@@ -179,11 +180,13 @@ class DirectReader:
         work = self._work()
 
         def count(failure: Passing) -> None:
-            work.counts.failures += 1
+            with work.lock:  # many threads count
+                work.counts.failures += 1
 
         shards = self._shards
         piece = self._folder.read(shards.names[part.shard], part.begin, part.end, shards.sizes[part.shard], count)
-        work.counts.fetched_bytes += len(piece.data)
+        with work.lock:
+            work.counts.fetched_bytes += len(piece.data)
         return piece
 
     def _fetch_run(self, run: Run) -> None:

@@ -1,14 +1,16 @@
 """Random access to the samples of a shard folder: one read of the sample's byte range, parsed in memory."""
 
 import io
+import os
 import re
+import shutil
 import tarfile
 import tempfile
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,7 @@ from data_prep.checksums import of_members
 from data_prep.errors import UserError
 from data_prep.files import sha256_file
 from data_prep.index import COLUMNS, COUNTS, INDEX, SAMPLES, load_index
-from data_prep.mirror import mirror_index, remote_url
+from data_prep.mirror import mirror_for_all, mirror_index, remote_url
 from data_prep.remote import RemoteFolder, is_url, local_path
 from data_prep.tars import BLOCK, is_of_sample, why_unsafe
 from data_prep.texts import BadText, read_fields
@@ -105,7 +107,6 @@ class ShardFolder:
             UserError: there is no usable index, or a shard it names is not a file of this folder.
         """
         storage = storage or StorageConfig()
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self.path = self._local(path, storage)
         if not self.path.is_dir():
             raise UserError(f"{self.path} is not a folder; give the folder of a split, with shards and {INDEX}")
@@ -131,11 +132,11 @@ class ShardFolder:
         if not is_url(path):
             return local_path(path)
         remote = RemoteFolder(str(path), storage.patience)
-        if storage.cache_dir is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="trimline-")
-            folder = Path(self._temporary.name)
-        else:
-            folder = Path(storage.cache_dir).expanduser() / "indexes" / sha256(remote.url.encode()).hexdigest()[:32]
+        if storage.cache_dir is not None:
+            cache = BlockCache(storage.cache_dir, storage.cache_bytes)
+            return mirror_for_all(remote, cache.folder / "indexes")
+        folder = Path(tempfile.mkdtemp(prefix="trimline-"))
+        weakref.finalize(self, _remove, folder, os.getpid())
         mirror_index(remote, folder)
         return folder
 
@@ -156,10 +157,6 @@ class ShardFolder:
                 "are read (never commands): copy the shard there and run `trimline index` on the folder"
             )
         return url
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The folder of a fetched index belongs to the process that made it."""
-        return self.__dict__ | {"_temporary": None}
 
     def __len__(self) -> int:
         """Number of samples, all shards together."""
@@ -231,6 +228,12 @@ class ShardFolder:
     def close(self) -> None:
         """Closes the files of this process; they are opened again when they are needed."""
         self.reader.close()
+
+
+def _remove(folder: Path, pid: int) -> None:
+    """Removes a fetched index; it belongs to the process that made it, not to those that fork from it."""
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _counted(shards: Sequence[dict[str, Any]], key: str) -> NDArray[np.int64] | None:

@@ -13,6 +13,7 @@ from pipeline.limits import above_zero
 
 _OPEN_SHARDS = 128  # file handles a folder may hold in each process
 _GIB, _MIB = 1 << 30, 1 << 20
+_MOST = 1e6  # of any setting; a socket takes no time-out above 24 days
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,11 @@ class StorageConfig:
             raise UserError(
                 f"loader.read_ahead_mib={self.read_ahead_mib} must be at least 0, which reads nothing ahead"
             )
+        for name in ("cache_gib", "read_ahead_mib", "silence_seconds", "give_up_seconds"):
+            if getattr(self, name) > _MOST:
+                raise UserError(f"loader.{name}={getattr(self, name)} must be at most {_MOST:,.0f}")
+        if self.cache_dir is not None and "://" in self.cache_dir:
+            raise UserError(f"loader.cache_dir={self.cache_dir} must be a folder on a local disk, not a URL")
 
     @property
     def patience(self) -> Patience:
@@ -179,11 +185,18 @@ class LocalReader:
 
     def read(self, where: Range) -> bytes:
         """See `Reader.read`."""
-        return os.pread(self._handle(where.shard), where.end - where.begin, where.begin)
+        try:
+            return os.pread(self._handle(where.shard), where.end - where.begin, where.begin)
+        except OSError as error:
+            raise self._unreadable(where.shard, error) from error
 
     def read_anew(self, where: Range) -> bytes:
         """See `Reader.read_anew`."""
         return self.read(where)
+
+    def _unreadable(self, shard: int, error: OSError) -> UserError:
+        path = self._folder / self._shards.names[shard]
+        return UserError(f"cannot read shard {path} ({error.strerror}); fetch or write it again")
 
     def _handle(self, shard: int) -> int:
         handle = self._handles.get(shard)
@@ -194,7 +207,7 @@ class LocalReader:
             try:
                 handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                raise UserError(f"cannot read shard {path} ({error.strerror}); fetch or write it again") from error
+                raise self._unreadable(shard, error) from error
             self._handles[shard] = handle
         return handle
 
@@ -207,7 +220,7 @@ class LocalReader:
         self.close()
 
 
-def file_digest(url: str, shards: ShardList, shard: int) -> str:
-    """Stands for a shard's content in a cache: where it is and what its index says of it."""
-    told = f"{url}/{shards.names[shard]}\0{shards.sizes[shard]}\0{shards.sha256[shard]}"
+def file_digest(url: str, shards: ShardList, shard: int, block: int) -> str:
+    """Stands for a shard's content in a cache: where it is, what its index says of it, and how large blocks are."""
+    told = f"{url}/{shards.names[shard]}\0{shards.sizes[shard]}\0{shards.sha256[shard]}\0{block}"
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()

@@ -30,6 +30,7 @@ _FURTHEST = 64  # steps that are announced in advance at most
 # the code that reads, which then takes three times as long.
 _TOGETHER = 16
 _LARGEST_KEPT = (32 << 20) - (64 << 10)  # bytes; of larger pieces glibc does not learn
+_MOST_STAND_INS = 1000  # tried for one slot: where all are bad nothing good is left, and somebody waits for the batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,9 +267,9 @@ class StepDataset(Dataset[ImageTextBatch]):
             assert done is not None
             making.skipped.append(done)
             attempt += 1
-            pick = self._order.pick(slot, attempt)
+            pick = self._order.pick(slot, attempt) if attempt < _MOST_STAND_INS else None
             found = self._read(pick, making)
-        if attempt > 1:
+        if not self._order.leaves_out:
             bad = making.skipped[-1]
             raise UserError(
                 f"none of {attempt} samples around {bad.name} of {self._folders[bad.source].path} can be used "

@@ -1,16 +1,20 @@
 """A web server on the loopback that serves a folder, and misbehaves when it is told to."""
 
+import gzip
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
+from urllib.parse import urlsplit
 
 Fault = Callable[[int, str], str | None]
 """(number of the request, file name) -> what goes wrong, or None."""
 
 PAGE = b"<html><body>Please log in</body></html>"
+LONG_PAGE = PAGE * 5000
 
 
 class Server(ThreadingHTTPServer):
@@ -23,7 +27,13 @@ class Server(ThreadingHTTPServer):
         self.fault: Fault = lambda number, name: None
         self.stall = threading.Event()
         self.requests: list[tuple[str, str | None]] = []
+        self.proxy_credentials: list[str | None] = []
         self.lock = threading.Lock()
+
+    def server_bind(self) -> None:
+        """Without a search for the machine's name, which takes seconds where there is no name server."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
 
     @property
     def url(self) -> str:
@@ -42,25 +52,59 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        name = self.path.removeprefix("/data/")
+        name = urlsplit(self.path).path.removeprefix("/data/")
         wanted = self.headers.get("Range")
         with self.server.lock:
             number = len(self.server.requests)
             self.server.requests.append((name, wanted))
+            self.server.proxy_credentials.append(self.headers.get("Proxy-Authorization"))
         fault = self.server.fault(number, name)
         path = self.server.root / name
         if fault == "vanish":
             self.close_connection = True
         elif fault == "html":
             self.answer(200, PAGE, {"Content-Type": "text/html"})
+        elif fault == "moved":
+            self.answer(302, b"there", {"Location": f"/data/{name}?token=secret"})
+        elif fault == "moved to nowhere":
+            self.answer(302, b"there", {"Location": "http://[nowhere/a.tar?token=secret"})
+        elif fault == "chunked page":
+            self.in_chunks(LONG_PAGE, {})
+        elif fault == "endless":
+            self.in_chunks(None, {"Content-Type": "application/json"})
+        elif fault == "gzip":
+            self.answer(200, gzip.compress(path.read_bytes()), {"Content-Encoding": "gzip"})
+        elif fault == "gzip chunks":
+            self.in_chunks(gzip.compress(path.read_bytes()), {"Content-Encoding": "gzip"})
+        elif fault == "gzip range":
+            self.serve(gzip.compress(path.read_bytes()), wanted, None, {"Content-Encoding": "gzip"})
         elif fault is not None and fault.isdecimal():
             self.answer(int(fault), b"sorry", {"Retry-After": "0"})
         elif not path.is_file():
             self.answer(404, b"no such file")
         else:
-            self.serve(path.read_bytes(), None if fault == "no range" else wanted, fault)
+            self.serve(path.read_bytes(), None if fault in ("no range", "no length") else wanted, fault)
 
-    def serve(self, data: bytes, wanted: str | None, fault: str | None) -> None:
+    def in_chunks(self, data: bytes | None, headers: dict[str, str]) -> None:
+        """An answer whose length nobody states, and which has no end where there is no data."""
+        self.send_response(200)
+        for name, value in {**headers, "Transfer-Encoding": "chunked"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        step = 1 << 16
+        pieces = (
+            iter(lambda: LONG_PAGE, b"") if data is None else (data[at : at + step] for at in range(0, len(data), step))
+        )
+        for piece in pieces:
+            if self.server.stall.is_set():
+                return
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def serve(self, data: bytes, wanted: str | None, fault: str | None, headers: dict[str, str] | None = None) -> None:
+        if wanted is None and fault == "no length":
+            self.in_chunks(data, {"Content-Type": "application/x-tar"})
+            return
         if wanted is None:
             self.answer(200, data, {"Content-Type": "application/x-tar"}, fault)
             return
@@ -70,8 +114,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         part = data[begin : end + 1]
         total = len(data) + (fault == "other size")
+        if fault == "impossible range":
+            total = begin + len(part) // 2
         begin += fault == "other range"
-        self.answer(206, part, {"Content-Range": f"bytes {begin}-{begin + len(part) - 1}/{total}"}, fault)
+        stated = f"bytes {begin}-{begin + len(part) - 1}/{total}"
+        self.answer(206, part, {**(headers or {}), "Content-Range": stated}, fault)
 
     def answer(self, status: int, data: bytes, headers: dict[str, str] | None = None, fault: str | None = None) -> None:
         self.send_response(status)

@@ -1,6 +1,9 @@
 """Shards behind a URL as a source: their indexes are copied."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import fsspec
@@ -10,7 +13,7 @@ from data_prep.errors import UserError
 from data_prep.files import sha256_file
 from data_prep.index import load_index
 from data_prep.job import Layout
-from data_prep.mirror import remote_url
+from data_prep.mirror import mirror_index, remote_url
 from data_prep.remote import RemoteFolder
 from data_prep.sources import SourceConfig, prepare, source_module
 from data_prep.sources.shards import _remote
@@ -54,6 +57,14 @@ def test_a_store_is_listed_and_its_indexes_are_copied(memory: str, tmp_path: Pat
     assert (tmp_path / "run/train/samples.npy").stat().st_ino == before  # not copied again
 
 
+def test_what_is_hidden_in_a_store_is_no_split(memory: str, tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    for name in (".download-train", "coco/.val", ".."):
+        fs.pipe_file(f"/mirror-test/{name}/index.json", b"{}")
+    assert list(prepare(SourceConfig(name="shards", root=memory), tmp_path / "run")["splits"]) == ["coco/val", "train"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "run"]
+
+
 def test_named_splits_alone_are_used(memory: str, tmp_path: Path) -> None:
     config = SourceConfig(name="shards", root=memory, splits=("train",))
     assert list(prepare(config, tmp_path / "run")["splits"]) == ["train"]
@@ -87,6 +98,36 @@ def test_an_index_that_changes_is_copied_anew(tmp_path: Path) -> None:
         assert source_module("shards").plan(config)["train"].identity != first
         prepare(config, tmp_path / "run")
         assert len(load_index(tmp_path / "run" / "train")[1]) == 20
+
+
+def test_what_a_killed_copy_left_is_removed(memory: str, tmp_path: Path) -> None:
+    left = tmp_path / "run" / "train" / ".samples.npy.1.ab.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(1000))
+    mirror_index(RemoteFolder(f"{memory}/train"), left.parent)
+    assert not left.exists() and len(load_index(left.parent)[1]) == 30
+
+
+def test_a_copy_that_was_killed_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    shards(tmp_path / "made" / "train")
+    with serving(tmp_path / "made") as server:
+        config = SourceConfig(name="shards", root=server.url, splits=("train",))
+        server.fault = lambda number, name: "stall" if name.endswith("samples.npy") else None
+        child = os.fork()
+        if not child:
+            prepare(config, tmp_path / "run")
+            os._exit(0)
+        end = time.monotonic() + 20
+        while not list((tmp_path / "run" / "train").glob(".samples.npy.*")):
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        server.fault = lambda number, name: None
+        prepare(config, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "train").iterdir()) == [
+        "index.json", "remote.json", "samples.npy",
+    ]  # fmt: skip
 
 
 def test_a_side_file_of_another_index_is_refused(tmp_path: Path) -> None:

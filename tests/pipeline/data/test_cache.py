@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,43 @@ def test_a_claim_holds_against_other_processes_until_it_is_given_up(tmp_path: Pa
         BlockCache(tmp_path, 10 * SIZE).put(key(7), block(7))  # another user in this process leaves the claim alone
         assert other() == "[0, 2]"
     assert other() == "[0, 1, 2]"
+
+
+def test_a_disk_that_takes_not_even_the_count_is_no_error(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk, on which not even 8 bytes may find room."""
+    code = "import resource, sys; from pipeline.data.cache import *; c = BlockCache(sys.argv[1], 10000)\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))\n"
+    code += "for n in range(2): c.put(Key('ab' * 16, n), bytes(1000)); print(c.has(Key('ab' * 16, n)))\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))\n"
+    code += "c.put(Key('ab' * 16, 2), bytes(1000)); print(c.has(Key('ab' * 16, 2)), c.usage())\n"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False", "True", "1000"], done.stderr
+    assert done.stderr.count("blocks are not kept") == 1
+
+
+def test_what_is_not_ours_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, 2 * SIZE)
+    (tmp_path / "blocks" / "README").write_text("notes")
+    for number in range(4):
+        cache.put(key(number), block(number))
+    assert (tmp_path / "blocks" / "README").exists() and used(tmp_path) <= 2 * SIZE
+
+
+def test_a_block_that_cannot_be_opened_is_not_there(tmp_path: Path, caplog) -> None:
+    cache = BlockCache(tmp_path, 2 * SIZE)
+    (tmp_path / "blocks" / "ab").write_text("a file where a folder should be")
+    cache.put(key(1), block(1))
+    assert cache.read(key(1), 0, SIZE, SIZE) is None and cache.usage() == 0
+    assert "blocks are not kept" in caplog.text
+
+
+def test_a_folder_that_is_removed_while_it_is_used_is_no_error(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path / "cache", 2 * SIZE)
+    for number in range(6):
+        cache.put(key(number), block(number))
+        if number % 2:
+            shutil.rmtree(tmp_path / "cache")
+    assert cache.read(key(5), 0, SIZE, SIZE) is None
 
 
 def test_a_folder_that_cannot_be_used_is_the_users_to_mend(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.errors import UserError
 from pipeline.data.batch import Skip
 from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.data.quarantine import Quarantine, count_reasons, read_quarantine
 from pipeline.process import Process
-from tests.pipeline.data.samples import MakeSplit
+from tests.pipeline.data.samples import MakeSplit, spoil
 
 CONFIG = LoaderConfig(height=12, width=16, streams=2, window=4, workers=0, max_tokens=8, max_bad_share=1.0)
 
@@ -100,3 +101,43 @@ def test_a_loader_names_its_bad_samples_with_the_step(make_split: MakeSplit, tmp
     assert sum(loader.bad for loader in loaders) == sum(map(sum, steps)) > 1  # once an epoch, and as often as drawn
     assert sum((loader.reasons for loader in loaders), start=type(loaders[0].reasons)()).total() == sum(map(sum, steps))
     assert json.loads((tmp_path / "q" / f"rank-{line['rank']}.jsonl").read_text()) == line
+
+
+def test_a_batch_of_training_never_lacks_a_sample(make_split, tokenizer) -> None:
+    """Where a range has one sample and that is bad, nothing stands in for it."""
+    good, small = make_split(12), make_split(2, name="small")
+    spoil(small, 0)
+    loader = train_loader(
+        [(good, 1.0), (small, 1.0)],
+        text="statements",
+        unit="image",
+        config=CONFIG,
+        tokenizer=tokenizer,
+        seed=0,
+        global_batch=4,
+        process=Process(),
+        steps=3,
+    )
+    with pytest.raises(UserError, match=r"none of 1 samples around 00000\.tar#0"):
+        assert {len(batch) for batch in loader} == {4}
+
+
+def test_where_nothing_is_good_a_run_stops_before_all_was_tried(make_split, tmp_path, tokenizer, monkeypatch) -> None:
+    folder = make_split(40)
+    for row in range(40):
+        spoil(folder, row)
+    for most, tried in ((7, 7), (1000, 20)):
+        monkeypatch.setattr("pipeline.data.stream._MOST_STAND_INS", most)
+        loader = train_loader(
+            [(folder, 1.0)],
+            text="statements",
+            unit="image",
+            config=CONFIG,
+            tokenizer=tokenizer,
+            seed=0,
+            global_batch=2,
+            process=Process(),
+            steps=3,
+        )
+        with pytest.raises(UserError, match=f"none of {tried} samples around"):
+            next(iter(loader))

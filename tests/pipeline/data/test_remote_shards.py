@@ -1,5 +1,6 @@
 """Shards behind a URL give what the same shards give in a local folder, whatever the server does."""
 
+import gc
 import io
 import multiprocessing
 import os
@@ -8,7 +9,9 @@ import re
 import shutil
 import signal
 import tarfile
+import threading
 import time
+import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +40,7 @@ CONFIG = LoaderConfig(height=12, width=16, crop_scale=(0.5, 1.0), streams=2, win
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_prep.patience._FIRST_PAUSE", 0.002)
+    monkeypatch.setattr("data_prep.http_ranges._SECOND_LOOK", 0.0)
     monkeypatch.setattr("pipeline.data.cached_reader.BLOCK", 4096)
 
 
@@ -154,12 +158,16 @@ def test_steps_in_any_order_are_the_same(split, server, training) -> None:
         assert (remote[step].pixels == local[step].pixels).all()
 
 
-FAULTS = ["vanish", "drop", "stall", "html", "500", "429", "no range", "slow", "other range"]
+FAULTS = [
+    "vanish", "drop", "stall", "html", "500", "moved", "429", "no range", "gzip", "slow", "other range", "no length",
+    "impossible range",
+]  # fmt: skip
 
 
+@pytest.mark.parametrize("faults", [FAULTS[:7], FAULTS[7:]])
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_bad_server_costs_time_and_nothing_else(split, server, tmp_path, training, cached) -> None:
-    turns = iter(FAULTS)
+def test_a_bad_server_costs_time_and_nothing_else(split, server, tmp_path, training, cached, faults) -> None:
+    turns = iter(faults)
     server.fault = lambda number, name: next(turns, None) if number % 2 else None
     config = replace(CONFIG, cache_dir=str(tmp_path / "cache") if cached else None)
     loader = training(server.url, config)
@@ -271,6 +279,106 @@ def test_a_small_cache_is_slower_and_not_wrong(split, server, tmp_path) -> None:
     assert 0 < sum(blocks) <= 5 * 4096
 
 
+def test_jobs_with_other_blocks_do_not_take_each_others(split, server, tmp_path, monkeypatch) -> None:
+    size = (split / "00000.tar").stat().st_size
+    where, expected = storage(tmp_path, True), contents(ShardFolder(split))
+    for block in (size // 2, 3 * size // 4, size // 4):  # the second one has as many bytes with the first two
+        monkeypatch.setattr("pipeline.data.cached_reader.BLOCK", block)
+        assert contents(ShardFolder(server.url, where)) == expected
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_reader_that_is_not_used_any_more_takes_its_threads_and_what_they_fetched_with_it(
+    server, tmp_path, cached
+) -> None:
+    before = threading.active_count()
+    folder = ShardFolder(server.url, storage(tmp_path, cached))
+    expect(folder, range(30))
+    reader = weakref.ref(folder.reader)
+    assert folder.read(3).key == "s3" and threading.active_count() > before
+    del folder
+    gc.collect()
+    assert reader() is None
+    end = time.monotonic() + 20
+    while threading.active_count() > before:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_page_that_states_no_length_is_not_kept(split, server, tmp_path) -> None:
+    where, expected = storage(tmp_path, True), contents(ShardFolder(split))
+    folder = ShardFolder(server.url, where)
+    server.fault = lambda number, name: "chunked page"
+    with pytest.raises(UserError, match="more than the"):
+        folder.read(0)
+    server.fault = lambda number, name: None
+    assert contents(ShardFolder(server.url, where)) == expected
+
+
+def test_a_worker_that_ends_leaves_the_fetched_index_to_the_others(server) -> None:
+    folder = ShardFolder(server.url)
+    child = os.fork()
+    if not child:
+        del folder
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    place = folder.path
+    assert folder.digest and ShardFolder(place).read(3).key == "s3"
+    del folder
+    gc.collect()
+    assert not place.exists()
+
+
+def test_another_index_at_the_same_url_does_not_take_the_place_of_one_in_use(
+    split, server, tmp_path, make_split
+) -> None:
+    where = storage(tmp_path, True)
+    first = ShardFolder(server.url, where)
+    other = make_split(25, shard_samples=7, name="other")
+    for path in split.iterdir():
+        path.unlink()
+    for path in other.iterdir():
+        shutil.copy(path, split)
+    second = ShardFolder(server.url, where)
+    assert second.digest == ShardFolder(other).digest != first.digest
+    assert (len(first), len(second)) == (30, 25)
+
+
+@pytest.mark.parametrize("key", ["cache_gib", "read_ahead_mib", "silence_seconds", "give_up_seconds"])
+def test_settings_without_an_end_are_the_users_to_mend(key: str) -> None:
+    with pytest.raises(UserError, match=rf"loader\.{key}=inf must be at most 1,000,000"):
+        StorageConfig(**{key: float("inf")})
+    assert StorageConfig(**{key: 1e6}).cache_bytes > 0
+
+
+@pytest.mark.parametrize("cache_dir", ["file", "file/in", "s3://bucket/cache"])
+def test_a_cache_that_cannot_be_is_the_users_to_mend(server, tmp_path, monkeypatch, cache_dir) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"loader\.cache_dir"):
+        ShardFolder(server.url, StorageConfig(cache_dir=cache_dir))
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_a_shard_that_is_replaced_under_its_index_is_told(split, server, tmp_path, caplog) -> None:
+    folder = ShardFolder(server.url, storage(tmp_path, True, checksums=True))
+    assert folder.read(3).key == "s3"
+    other = (split / "00001.tar").read_bytes()
+    size = (split / "00000.tar").stat().st_size
+    (split / "00000.tar").write_bytes((other + bytes(size))[:size])
+    assert folder.read(3).key == "s3"  # from the cache
+    shutil.rmtree(tmp_path / "cache" / "blocks")
+    for opened in (folder, ShardFolder(server.url, storage(tmp_path, True, checksums=True))):
+        with pytest.raises(BadSample, match="not the checksum"):
+            opened.read(3)
+    (split / "00000.tar").write_bytes(other + b"more")
+    ShardFolder(server.url, storage(tmp_path, False)).read(9)
+    assert "where the index says" not in caplog.text
+    outcome(ShardFolder(server.url, storage(tmp_path, False)), 3)
+    assert f"00000.tar has {len(other) + 4} bytes where the index says {size}" in caplog.text
+
+
 def test_new_data_at_the_same_url_is_not_mixed_with_the_old(split, server, tmp_path, make_split) -> None:
     where = storage(tmp_path, True)
     contents(ShardFolder(server.url, where))
@@ -308,6 +416,22 @@ def test_an_s3_server(split, s3, tmp_path, training, workers, cached) -> None:
     assert folder.read(29).key == "s29"
     with pytest.raises(UserError, match="is not there"):
         ShardFolder("s3://shards/nothing", storage(tmp_path, cached))
+
+
+@pytest.mark.slow
+def test_a_fork_leaves_the_connections_to_a_store_alone(split, s3, tmp_path) -> None:
+    fsspec.filesystem("s3", skip_instance_cache=True).put(f"{split}/", s3 + "/", recursive=True)
+    folder = ShardFolder(s3, storage(tmp_path, False, silence_seconds=5.0, give_up_seconds=20.0))
+    assert folder.read(0).key == "s0"
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            good = [folder.read(row).key for row in range(5)] == [f"s{row}" for row in range(5)]
+            gc.collect()
+            os._exit(0 if good and not folder.reader.counts.failures else 1)
+        assert folder.read(9).key == "s9"
+        assert os.waitpid(child, 0)[1] == 0
+    assert contents(folder) == contents(ShardFolder(split)) and not folder.reader.counts.failures
 
 
 def _read_for_ever(url: str, where: StorageConfig, ready) -> None:

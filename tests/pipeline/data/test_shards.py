@@ -14,6 +14,7 @@ from data_prep.errors import UserError
 from data_prep.make_index import index_folder
 from pipeline.data.decode import BadSample
 from pipeline.data.shards import ShardFolder, parse_sample
+from pipeline.data.storage import StorageConfig
 from tests.pipeline.data.samples import MakeSplit, png
 
 GOOD = {"k.png": b"picture", "k.txt": b"first", "k.json": b'{"captions": ["first", "second"], "group": "g"}'}
@@ -211,3 +212,12 @@ def test_the_fast_sum_is_the_sum(data: bytes) -> None:
 
     assert _sum(data) == sum(data)
     assert _sum(b"\xff" * 256) == 255 * 256
+
+
+def test_a_shard_that_is_a_folder_is_the_users_to_mend(make_split: MakeSplit) -> None:
+    path = make_split(12)
+    (path / "00001.tar").unlink()
+    (path / "00001.tar").mkdir()
+    for checksums in (False, True):
+        with pytest.raises(UserError, match=r"cannot read shard .*00001\.tar \(Is a directory\)"):
+            ShardFolder(path, StorageConfig(checksums=checksums)).read(5)
