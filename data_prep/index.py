@@ -1,8 +1,9 @@
 """The index of a shard folder: `index.json` (a wids index and checksums), `samples.npy` (byte offsets)."""
 
 import io
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -12,17 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.files import read_json
 from data_prep.targets import LocalTarget, Target, write_json_to
 
-COLUMNS = ("begin", "end", "captions", "statements")
+COLUMNS = ("begin", "end", "captions", "statements", "crc32")
+"""Of `samples.npy`; the last is `checksums.of_members`."""
+Row = tuple[int, int, int, int, int]
 INDEX = "index.json"
 SAMPLES = "samples.npy"
+COUNTS = {"captions": ("captions", "captioned"), "statements": ("statements", "stated")}
+"""By column: the keys of a shard in the index for the sum of its rows, and for how many rows are not 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """One finished shard; `rows` has a (begin, end, captions, statements) for each sample, in order."""
+    """One finished shard; `rows` has a row of `COLUMNS` for each sample, in order."""
 
     url: str
     filesize: int
@@ -52,10 +56,16 @@ def write_index(
     Raises:
         UserError: where the disk is full.
     """
-    entries = [_listed(shard.url, len(shard.rows), shard.filesize, shard.sha256) for shard in shards]
-    rows = (np.array(shard.rows, dtype=np.int64).reshape(-1, len(COLUMNS)) for shard in shards)
+    entries = list[dict[str, Any]]()
+
+    def blocks() -> Iterator[NDArray[np.int64]]:
+        for shard in shards:
+            rows = np.array(shard.rows, dtype=np.int64).reshape(-1, len(COLUMNS))
+            entries.append(_listed(shard.url, len(rows), shard.filesize, shard.sha256) | text_counts(rows))
+            yield rows
+
     target = LocalTarget(folder)
-    write_samples(target, rows)
+    write_samples(target, blocks())
     write_shardlist(target, entries, name=name, account=account, fingerprint=fingerprint, more=more)
 
 
@@ -63,12 +73,21 @@ def _listed(url: str, samples: int, filesize: int, sha256: str) -> dict[str, Any
     return {"url": url, "nsamples": samples, "filesize": filesize, "sha256": sha256}
 
 
+def text_counts(rows: NDArray[np.int64]) -> dict[str, int]:
+    """What the index says of a shard's texts, so that nobody must read all of `samples.npy` to know: see `COUNTS`."""
+    counts = {}
+    for column, (total, having) in COUNTS.items():
+        values = rows[:, COLUMNS.index(column)]
+        counts[total], counts[having] = int(values.sum()), int(np.count_nonzero(values))
+    return counts
+
+
 def write_samples(target: Target, rows: Iterable[NDArray[np.int64]]) -> None:
     """Writes `samples.npy` block by block, for all rows of a large split would not fit into memory.
 
     Args:
         target: The folder of the split.
-        rows: Blocks of int64 (samples, 4), in the order of the shards.
+        rows: Blocks of int64 (samples, 5), in the order of the shards.
 
     Raises:
         UserError: where the disk is full.
@@ -127,7 +146,7 @@ def load_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.int64]]:
     """Reads a folder's index.
 
     Returns:
-        The parsed `index.json`, and the rows of `samples.npy`: int64 (samples, 4), memory-mapped.
+        The parsed `index.json`, and the rows of `samples.npy`: int64 (samples, 5), memory-mapped.
 
     Raises:
         UserError: where the folder has no index, or one that does not fit together.
@@ -141,6 +160,11 @@ def load_index(folder: Path) -> tuple[dict[str, Any], NDArray[np.int64]]:
         raise UserError(
             f"{folder} has a broken index ({error}); make it again with `trimline index {folder}`"
         ) from error
+    if index.get("columns") != list(COLUMNS):
+        raise UserError(
+            f"{folder / INDEX} is of another version: its columns are not {', '.join(COLUMNS)}; "
+            f"make it again with `trimline index {folder}`"
+        )
     total = sum(shard["nsamples"] for shard in index["shardlist"])
     if rows.dtype != np.int64 or rows.shape != (total, len(COLUMNS)):
         raise UserError(
@@ -157,14 +181,31 @@ def read_shard_list(folder: Path) -> dict[str, Any]:
         UserError: where there is none, or it is not as `write_index` writes it.
     """
     try:
-        index = read_json(folder / INDEX)
+        data = (folder / INDEX).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _incomplete(folder, INDEX) from error
+    return parse_index(data, str(folder))
+
+
+def parse_index(data: bytes, folder: str) -> dict[str, Any]:
+    """Parses the content of an `index.json`.
+
+    Args:
+        data: The file.
+        folder: Where it lies, for messages.
+
+    Raises:
+        UserError: it is not as `write_index` writes it.
+    """
+    try:
+        index = json.loads(data)
     except RecursionError as error:
-        raise UserError(f"{folder / INDEX} does not hold valid JSON (nested too deep); delete it") from error
+        raise UserError(f"{folder}/{INDEX} does not hold valid JSON (nested too deep); delete it") from error
+    except ValueError as error:
+        raise UserError(f"{folder}/{INDEX} does not hold valid JSON ({error}); delete it and run again") from error
     if not (isinstance(index, dict) and isinstance(index.get("account"), dict) and _are_shards(index.get("shardlist"))):
         raise UserError(
-            f"{folder / INDEX} is not an index as Trimline writes it (shardlist of url, nsamples, filesize; account); "
+            f"{folder}/{INDEX} is not an index as Trimline writes it (shardlist of url, nsamples, filesize; account); "
             f"make it again with `trimline index {folder}`"
         )
     return index

@@ -14,7 +14,7 @@ from data_prep.clean import Cleaner, Dropped, Picture
 from data_prep.duplicates import is_duplicate, read_duplicates
 from data_prep.errors import UserError
 from data_prep.images import BadImage, measure_image, shrink_image
-from data_prep.index import COLUMNS
+from data_prep.index import COLUMNS, Row
 from data_prep.members import Original, Sample, Stored, sample_of
 from data_prep.parts import Part, Shard, Tally
 from data_prep.permutation import Permutation
@@ -163,11 +163,9 @@ class ShardJob:
             original=Original(sha256=sha256, width=picture.width, height=picture.height),
         )
 
-    def _write_shards(
-        self, number: int, samples: Iterator[Sample]
-    ) -> tuple[list[Shard], list[str], list[tuple[int, int, int, int]]]:
+    def _write_shards(self, number: int, samples: Iterator[Sample]) -> tuple[list[Shard], list[str], list[Row]]:
         """Streams samples into tars; returns these, the samples' keys, and the rows of samples.npy."""
-        shards, keys, rows = list[Shard](), list[str](), list[tuple[int, int, int, int]]()
+        shards, keys, rows = list[Shard](), list[str](), list[Row]()
         limit = math.inf if self.layout.shard_bytes is None else self.layout.shard_bytes
         sample = next(samples, None)
         while sample is not None:
@@ -179,7 +177,7 @@ class ShardJob:
                         file.write(data)
                         digest.update(data)
                     keys.append(sample.key)
-                    rows.append((begin, end, sample.captions, sample.statements))
+                    rows.append((begin, end, sample.captions, sample.statements, sample.checksum))
                     sample = next(samples, None)
                 file.write(_END)
                 digest.update(_END)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from data_prep.checksums import of_members
 from data_prep.clean import Picture
 from data_prep.records import Record
 from data_prep.tars import header, padding
@@ -25,6 +26,7 @@ class Sample(NamedTuple):
         size: Bytes of all parts, a multiple of 512.
         captions: How many captions it has.
         statements: How many statements it has.
+        checksum: As `checksums.of_members` makes it.
     """
 
     key: str
@@ -32,6 +34,7 @@ class Sample(NamedTuple):
     size: int
     captions: int
     statements: int
+    checksum: int
 
 
 class Original(NamedTuple):
@@ -62,11 +65,13 @@ def sample_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> S
         changed: What is done to pictures that have an original, in words for the JSON.
     """
     parts: list[bytes] = []
+    members: list[tuple[str, list[bytes]]] = []
     for name, stored in pictures.items():
         extension = stored.picture.extension
         member = f"{record.key}.{name}.{extension}" if name else f"{record.key}.{extension}"
         # Pictures are not copied; what is small goes together.
         parts += (header(member, len(stored.picture.data)), stored.picture.data, padding(len(stored.picture.data)))
+        members.append((member, [stored.picture.data]))
     caption = _encoded(record.captions[0]) if record.captions else b""
     text = _encoded(_encode_json(_json_of(record, pictures, changed)))
     parts.append(
@@ -77,7 +82,9 @@ def sample_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> S
             )
         )
     )
-    return Sample(record.key, parts, sum(map(len, parts)), len(record.captions), len(record.statements))
+    members += [(f"{record.key}.txt", [caption]), (f"{record.key}.json", [text])]
+    captions, statements = len(record.captions), len(record.statements)
+    return Sample(record.key, parts, sum(map(len, parts)), captions, statements, of_members(members))
 
 
 def _encoded(text: str) -> bytes:

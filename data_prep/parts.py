@@ -62,7 +62,7 @@ class Part:
         shards: Its shards, in order; none with no sample.
         tally: What it left out.
         keys: Of its samples, in order.
-        rows: int64 (samples, 4), the rows of samples.npy.
+        rows: int64 (samples, 5), the rows of samples.npy.
     """
 
     fingerprint: str

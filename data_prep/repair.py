@@ -18,7 +18,7 @@ from data_prep.keys import ShardKeys
 from data_prep.make_index import MEMBERS, RowFile, refuse_unfinished, usual
 from data_prep.parallel import cores, map_in_order
 from data_prep.rewrite import RewriteTask, Rewritten, rewrite_shard
-from data_prep.sample_check import Checks
+from data_prep.sample_check import UNKNOWN, Checks
 from data_prep.shard_check import TEXT_BITS, Progress, ShardFindings, check_shards
 from data_prep.verify import Survey, repeated_keys, survey_folder, wanted_members
 
@@ -49,7 +49,8 @@ class Repair:
         named: The first of them; all are in the folder's `lost.jsonl`.
         rewritten: Shards that were written anew.
         removed: Shards without a good sample, which were deleted.
-        set_aside: Tars that the index did not name, which were renamed to `NAME.tar.orphan`.
+        set_aside: Tars that the index did not name, or none of whose good samples it knows, which were renamed to
+            `NAME.tar.orphan`.
         renamed: Tars that were given the names which the index has for them.
     """
 
@@ -149,11 +150,15 @@ class _Look:
         """The shards that must be written anew."""
         checks, drops = Checks(decode=decode, wanted=self.wanted), self._repeated()
         tasks = {}
+        surveyed = {task.path: task for task in self.survey.tasks}
         for shard in self.shards:
             drop = drops.get(shard.path, frozenset())
             lacking = any(shard.texts[name] < shard.samples for name in checks.wanted)
             if shard.there and (shard.damaged or drop or lacking):
-                tasks[shard.path] = RewriteTask(path=shard.path, checks=checks, sha256=shard.sha256, drop=drop)
+                rows = surveyed[shard.path].suspects(shard.sha256)
+                tasks[shard.path] = RewriteTask(
+                    path=shard.path, checks=checks, sha256=shard.sha256, drop=drop, rows=rows
+                )
         return tasks
 
     def _repeated(self) -> dict[Path, frozenset[int]]:
@@ -171,41 +176,59 @@ def _mend(look: _Look, repair: Repair, decode: bool, workers: int | None) -> Non
     """Writes what is damaged anew, then the list of what was lost, then the index."""
     folder = look.survey.folder
     if not look.good.any():
-        raise UserError(f"{folder}: no sample of it is good, so nothing was touched; write or fetch it again")
+        raise UserError(
+            f"{folder}: no sample of it is good, so nothing was touched; write or fetch it again, or "
+            "run `trimline index` where other shards were put there on purpose"
+        )
     remove_asides(folder)  # of a repair that was killed
     for path in look.survey.orphans:
-        path.rename(path.with_name(path.name + SET_ASIDE))
-        repair.set_aside.append(path.name)
+        _set_aside(path, repair)
     with RowFile() as rows:
         with atomic_file(folder / LOST) as file:
             if (folder / LOST).exists():
                 file.write((folder / LOST).read_bytes())
-            _write_shards(look, look.damaged(decode), rows, file, repair, workers)
+            replaced = _write_shards(look, look.damaged(decode), rows, file, repair, workers)
         if not (folder / LOST).stat().st_size:
             (folder / LOST).unlink()
         entries = rows.entries()
         repair.kept = sum(len(entry.rows) for entry in entries)
         for name in repair.removed:
             (folder / name).unlink()
+        for path in replaced:
+            _set_aside(path, repair)
         _write_index(look, repair, entries)
+
+
+def _set_aside(path: Path, repair: Repair) -> None:
+    path.rename(path.with_name(path.name + SET_ASIDE))
+    repair.set_aside.append(path.name)
 
 
 def _write_shards(
     look: _Look, tasks: dict[Path, RewriteTask], rows: RowFile, file: BinaryIO, repair: Repair, workers: int | None
-) -> None:
-    """Writes the damaged shards anew; gathers the rows of all shards, and what was lost."""
+) -> list[Path]:
+    """Writes the damaged shards anew; gathers the rows of all shards, and what was lost.
+
+    Returns:
+        Shards without a good sample that have some which would be good if the index knew them: other ones, it seems.
+    """
+    replaced = []
     anew = map_in_order(rewrite_shard, list(tasks.values()), min(workers or cores(), len(tasks)))
     stated = {task.path: task.samples or 0 for task in look.survey.tasks}
     for shard, entry in zip(look.shards, look.rows.entries(), strict=True):
         if shard.path in tasks:
             now = next(anew)
-            (repair.rewritten if now.entry else repair.removed).append(shard.path.name)
+            if now.entry is None and any(what == UNKNOWN for *_, what in now.lost):
+                replaced.append(shard.path)
+            else:
+                (repair.rewritten if now.entry else repair.removed).append(shard.path.name)
         else:
             now = Rewritten(entry=entry if shard.there else None)
         if now.entry is not None:
             rows.add(now.entry.url, now.entry.filesize, now.entry.sha256, now.entry.rows)
         for lost in _lost(shard, now, stated[shard.path]):
             _tell(lost, file, repair)
+    return replaced
 
 
 def _lost(shard: ShardFindings, now: Rewritten, stated: int) -> Iterator[Lost]:

@@ -10,13 +10,12 @@ from typing import BinaryIO
 from data_prep.errors import UserError
 from data_prep.faults import FaultKind
 from data_prep.files import atomic_file
-from data_prep.index import ShardEntry
+from data_prep.index import Row, ShardEntry
 from data_prep.sample_check import Checks, SampleCheck
-from data_prep.shard_check import samples_of
+from data_prep.shard_check import Rows, samples_of, with_known
 from data_prep.tars import BLOCK, Member, padding
 
 _CHUNK = 1 << 20
-Row = tuple[int, int, int, int]
 Left = tuple[str, FaultKind, str]
 
 
@@ -33,12 +32,14 @@ class RewriteTask:
         checks: What makes a sample good.
         sha256: Of the tar's bytes, as they were looked through.
         drop: Numbers of good samples that are left out, for another one has their key.
+        rows: As `ShardTask.suspects` gives them.
     """
 
     path: Path
     checks: Checks
     sha256: str
     drop: frozenset[int] = frozenset()
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,8 @@ def rewrite_shard(task: RewriteTask) -> Rewritten:
 
 def _good(task: RewriteTask, file: BinaryIO, lost: list[Left]) -> Iterator[SampleCheck]:
     """The samples that stay; the others are put into `lost`."""
-    for number, check in enumerate(samples_of(file, task.checks, lambda damage: None)):
+    checks = with_known(task.checks, task.rows)
+    for number, check in enumerate(samples_of(file, checks, lambda damage: None)):
         if check.reasons:
             lost.append((check.key, *check.reasons[0]))
         elif number in task.drop:
@@ -96,7 +98,7 @@ def _write(task: RewriteTask, file: BinaryIO, lost: list[Left]) -> ShardEntry:
             begin = out.tell()
             for member in check.members:
                 _copy(member, file, write)
-            rows.append((begin, out.tell(), check.captions, check.statements))
+            rows.append((begin, out.tell(), check.captions, check.statements, check.checksum))
         if not rows:
             raise _NothingGood
         write(bytes(2 * BLOCK))

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from data_prep.checksums import of_members
 from data_prep.faults import FaultKind
 from data_prep.images import BadImage, ImageInfo, inspect_image
-from data_prep.tars import Member, is_image, read_member
+from data_prep.index import Row
+from data_prep.tars import Member, is_image, read_chunks, read_member
 from data_prep.texts import BadText, read_fields
 
 MAX_PICTURE_BYTES = 256 << 20
@@ -17,6 +19,8 @@ TEXT_MEMBERS = frozenset({"txt", "json"})
 _IMAGE_NAMES = ([""], ["left", "right"])
 # What img2dataset's own samples say, and ours made of them do not; its sha256 is of the picture before it was resized.
 _IMG2DATASET = frozenset({"status", "error_message"})
+
+UNKNOWN = "was changed: its checksum is none of those that samples.npy has for this shard"
 
 Reason = tuple[FaultKind, str]
 
@@ -29,11 +33,15 @@ class Checks:
         pictures: Whether to read the pictures, and compare their checksums with those in the JSON.
         decode: Whether to decode them in full.
         wanted: Text members that every sample must have.
+        checksums: Whether to make those of the samples, which takes reading all of them.
+        known: The checksums that samples may have, where another one is a fault.
     """
 
     pictures: bool = True
     decode: bool = True
     wanted: frozenset[str] = TEXT_MEMBERS
+    checksums: bool = True
+    known: frozenset[int] | None = None
 
 
 @dataclass(kw_only=True)
@@ -47,6 +55,7 @@ class SampleCheck:
         unusable: Why no reader of ours could use it (it has no row in the index then), or None.
         captions: How many it has.
         statements: How many it has.
+        checksum: Of its members; 0 where none was asked for.
     """
 
     key: str
@@ -55,6 +64,7 @@ class SampleCheck:
     unusable: Reason | None = None
     captions: int = 0
     statements: int = 0
+    checksum: int = 0
 
     @property
     def begin(self) -> int:
@@ -67,9 +77,9 @@ class SampleCheck:
         return self.members[-1].end
 
     @property
-    def row(self) -> tuple[int, int, int, int]:
+    def row(self) -> Row:
         """Its row of samples.npy."""
-        return self.begin, self.end, self.captions, self.statements
+        return self.begin, self.end, self.captions, self.statements, self.checksum
 
 
 def check_sample(key: str, members: list[Member], file: BinaryIO, checks: Checks) -> SampleCheck:
@@ -98,6 +108,10 @@ def check_sample(key: str, members: list[Member], file: BinaryIO, checks: Checks
     missing = sorted(checks.wanted - set(by_extension), reverse=True)
     check.reasons += [("missing member", f"has no .{name} member") for name in missing]
     check.reasons += _check_caption(texts, fields)
+    if checks.checksums:
+        check.checksum = of_members((member.name, read_chunks(file, member)) for member in members)
+        if not check.reasons and checks.known is not None and check.checksum not in checks.known:
+            check.reasons.append(("checksum", UNKNOWN))
     return check
 
 

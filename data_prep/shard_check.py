@@ -3,7 +3,7 @@
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.faults import Fault, FaultList
 from data_prep.files import sha256_file
+from data_prep.index import COLUMNS
 from data_prep.keys import digest
 from data_prep.parallel import cores, map_in_order
 from data_prep.sample_check import TEXT_MEMBERS, Checks, SampleCheck, check_sample
@@ -48,6 +49,18 @@ class ShardTask:
     sha256: str | None = None
     samples: int | None = None
     rows: Rows | None = None
+
+    def suspects(self, sha256: str) -> Rows | None:
+        """The rows that say which samples are as they were, where the shard is not; None where it is, or none do."""
+        return None if sha256 == self.sha256 else self.rows
+
+
+def with_known(checks: Checks, rows: Rows | None) -> Checks:
+    """Adds the samples' checksums in some rows to what is checked.
+
+    They are compared as a set: of a damaged shard samples may be missing, and the others may have moved.
+    """
+    return checks if rows is None else replace(checks, known=frozenset(rows[:, COLUMNS.index("crc32")].tolist()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +146,7 @@ def _nothing(path: Path, fault: Fault) -> ShardFindings:
         faults=[fault],
         damaged=True,
         samples=0,
-        rows=np.empty((0, 4), dtype=np.int64),
+        rows=np.empty((0, len(COLUMNS)), dtype=np.int64),
         digests=b"",
         good=b"",
         unusable=Counter(),
@@ -178,9 +191,9 @@ def _look(task: ShardTask) -> ShardFindings:
     size, sha256 = task.path.stat().st_size, sha256_file(task.path)
     changed = _compare_file(task, size, sha256, tally.faults)
     with open(task.path, "rb") as file:
-        for check in samples_of(file, task.checks, on_damage):
+        for check in samples_of(file, with_known(task.checks, task.suspects(sha256)), on_damage):
             tally.add(check, name)
-    rows = np.array(tally.rows, dtype=np.int64).reshape(-1, 4)
+    rows = np.array(tally.rows, dtype=np.int64).reshape(-1, len(COLUMNS))
     _compare_rows(task, rows, np.array(tally.unusable_at, dtype=np.int64), changed, tally.faults)
     return ShardFindings(
         path=task.path,
@@ -218,5 +231,5 @@ def _compare_rows(task: ShardTask, rows: Rows, unusable_at: Rows, changed: bool,
     if task.samples is not None and task.samples != found:
         faults.add("count", task.path.name, f"has {found} samples, the index says {task.samples}")
     elif not changed and not np.array_equal(stated, rows):
-        what = f"has {found} samples at other places, or with other texts, than samples.npy says"
+        what = f"has {found} samples at other places, or with other texts or checksums, than samples.npy says"
         faults.add("samples.npy", task.path.name, what)

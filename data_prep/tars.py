@@ -73,6 +73,12 @@ class Member:
         return self.name.rpartition("/")[2].partition(".")[2].lower()
 
 
+def is_of_sample(name: str) -> bool:
+    """Whether a file belongs to a sample, for any WebDataset reader: it needs a key and an extension (not README)."""
+    key, _, extension = name.rpartition("/")[2].partition(".")
+    return bool(key and extension)
+
+
 def is_image(member: Member) -> bool:
     """Whether a member's name says that it is a picture of a sample."""
     return member.extension.rpartition(".")[2] in IMAGES
@@ -235,17 +241,24 @@ def read_member(file: BinaryIO, member: Member) -> bytes:
     return os.pread(file.fileno(), member.size, member.data)
 
 
+def read_chunks(file: BinaryIO, member: Member) -> Iterator[bytes]:
+    """Reads one member's bytes, which may be more than fit into memory; fewer where the file ends before."""
+    place, end = member.data, member.data + member.size
+    while data := os.pread(file.fileno(), min(_CHUNK, end - place), place):
+        yield data
+        place += len(data)
+
+
 def group_samples(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:
     """Groups neighbouring members of the same key into samples.
 
-    A kind of member that comes twice begins another sample of that key. Files without a key or an extension
-    (README, .DS_Store) belong to no sample, for any WebDataset reader.
+    A kind of member that comes twice begins another sample of that key.
     """
     key, group, extensions = "", list[Member](), set[str]()
     for member in members:
-        extension = member.extension
-        if not extension or not member.key.rpartition("/")[2]:
+        if not is_of_sample(member.name):
             continue
+        extension = member.extension
         if group and (member.key != key or extension in extensions):
             yield key, group
             group, extensions = [], set()

@@ -22,8 +22,9 @@ def read_fields(members: Mapping[str, bytes]) -> dict[str, Any]:
     Raises:
         BadText: the members are not UTF-8, not JSON, or not of the wanted kinds.
     """
+    written = members.get("json", b"{}")
     try:
-        fields = json.loads(members.get("json", b"{}"))
+        fields = json.loads(written)
         caption = members.get("txt", b"").decode()
     except (ValueError, RecursionError) as error:  # JSON may be nested deeper than the parser goes
         raise BadText("text member is not JSON or UTF-8") from error
@@ -36,6 +37,8 @@ def read_fields(members: Mapping[str, bytes]) -> dict[str, Any]:
     statements = fields.get("statements", [])
     if not isinstance(statements, list) or not all(map(_is_statement, statements)):
         raise BadText("statements are not a list of texts with labels")
+    if written.isascii() and b"\\u" not in written:
+        return fields  # such JSON cannot hold half a character, and most is such
     if not all(map(_is_unicode, captions)) or not all(_is_unicode(statement["text"]) for statement in statements):
         raise BadText("texts hold half a character")
     return fields

@@ -11,6 +11,7 @@ from data_prep.faults import NAMED, Fault, FaultKind, FaultList
 from data_prep.index import INDEX, load_index, read_shard_list, skipped_counts
 from data_prep.keys import ShardKeys, key_at
 from data_prep.make_index import MEMBERS, tars_of
+from data_prep.mirror import remote_url
 from data_prep.sample_check import TEXT_MEMBERS, Checks
 from data_prep.shard_check import Progress, Rows, ShardTask, check_shards
 
@@ -38,13 +39,20 @@ def find_splits(folder: Path) -> list[Path]:
     """The split folders that a folder is or holds: those with an index or with tars.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or its shards are behind a URL.
     """
     if _is_split(folder):
-        return [folder]
-    splits = sorted(path for path in folder.glob("*") if path.is_dir() and _is_split(path))
+        splits = [folder]
+    else:
+        splits = sorted(path for path in folder.glob("*") if path.is_dir() and _is_split(path))
     if not splits:
         raise UserError(f"{folder} holds neither {INDEX} nor .tar files; give the folder of a split, or of several")
+    for split in splits:
+        url = remote_url(split)
+        if url is not None:
+            raise UserError(
+                f"{split} holds no shards but the index of those at {url}; look through them where they lie"
+            )
     return splits
 
 

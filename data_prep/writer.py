@@ -16,7 +16,7 @@ from data_prep.duplicates import FOLDER as CHECKSUMS
 from data_prep.duplicates import HashJob
 from data_prep.errors import UserError
 from data_prep.executors import Executor, Work, local_executor
-from data_prep.index import INDEX, SAMPLES, samples_size, write_samples, write_shardlist
+from data_prep.index import INDEX, SAMPLES, samples_size, text_counts, write_samples, write_shardlist
 from data_prep.job import PARTS, SHARD_NAME, Layout, ShardJob
 from data_prep.keys import KeyFile, digest
 from data_prep.out_folder import begin
@@ -173,7 +173,9 @@ def _finish(job: ShardJob, name: str) -> dict[str, Any]:
     def rows() -> Iterator[NDArray[np.int64]]:
         with KeyFile() as keys:
             for part in _finished_parts(job):
-                shardlist.extend(asdict(shard) for shard in part.shards)
+                ends = np.cumsum([shard.nsamples for shard in part.shards])
+                blocks = np.split(part.rows, ends[:-1])
+                shardlist.extend(asdict(s) | text_counts(rows) for s, rows in zip(part.shards, blocks, strict=False))
                 tally.add(part.tally)
                 keys.add(b"".join(map(digest, part.keys)))
                 yield part.rows

@@ -69,26 +69,27 @@ def _pictures(options: argparse.Namespace, scratch: Path) -> tuple[str, ...]:
         UserError: where the folder holds none.
     """
     if options.images is None:
-        return tuple(_make_pictures(scratch / "pictures", options.image_size, options.seed))
+        return tuple(make_pictures(scratch / "pictures", options.image_size, options.seed))
     folder = Path(options.images).expanduser()
     found: list[str] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if len(found) < _MOST_PICTURES and _is_picture(path):
+        if len(found) < _MOST_PICTURES and is_picture(path.read_bytes()):
             found.append(str(path))
     if not found:
         raise UserError(f"bench.images={options.images} holds no JPEG, PNG or WebP picture; give a folder of pictures")
     return tuple(found)
 
 
-def _is_picture(path: Path) -> bool:
+def is_picture(data: bytes) -> bool:
+    """Whether a file is a picture that shards may hold."""
     try:
-        measure_image(path.read_bytes())
+        measure_image(data)
     except BadImage:
         return False
     return True
 
 
-def _make_pictures(folder: Path, side: int, seed: int) -> Iterator[str]:
+def make_pictures(folder: Path, side: int, seed: int) -> Iterator[str]:
     """Smooth noise with fine grain, 4 to 3: JPEGs that take about as many bits a pixel as photographs do."""
     folder.mkdir()
     draw = np.random.Generator(np.random.Philox(key=seed))

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from launch.answers import INTERNAL, INTERRUPTED, USER_MISTAKE, Answer, Handler, Parser, add_command
-from launch.bench_options import add_shard_bench_options
+from launch.bench_options import add_loader_bench_options, add_shard_bench_options
 from launch.cli_data import add_data_commands
 from launch.shard_words import gather_lists
 
@@ -184,6 +184,10 @@ def _add_bench_commands(commands: Any) -> None:
     shard = "writing shards, against webdataset's TarWriter, the disk, the checksums and the bare decoder"
     parser = add_command(kinds, "shard", shard, "bench shard --images DIR --json", _bench)
     add_shard_bench_options(parser)
+
+    loader = "loading training batches, against the bare decoder in as many processes and against other loaders"
+    parser = add_command(kinds, "loader", loader, "bench loader --images train2017.tar --json", _bench)
+    add_loader_bench_options(parser)
 
 
 def _add_flops_command(commands: Any) -> None:

@@ -13,7 +13,13 @@ from data_prep.sources.published import DataSet, Expected
 
 _WIDTH = 110
 # Options that mean something for these sources only.
-_OWN = {"image_size": ("shapes",), "match": ("albef", "table"), "regions": ("vg",), "columns": ("table",)}
+_OWN = {
+    "image_size": ("shapes",),
+    "match": ("albef", "table"),
+    "regions": ("vg",),
+    "columns": ("table",),
+    "splits": ("shards",),
+}
 _WITHOUT_FILES = ("annotations", "images", "cache")
 
 

@@ -17,6 +17,7 @@ from launch.graph import Attempt, Stage
 from launch.reading import as_json
 from pipeline.data.decode import BadSample
 from pipeline.data.shards import ShardFolder
+from pipeline.data.storage import STORAGE_KEYS, StorageConfig
 from pipeline.data.text import Tokenizer
 from pipeline.progress import ProgressFile
 
@@ -26,6 +27,7 @@ KINDS = ("pretrain", "trim", "evaluate")
 """What a run can end with, in their order."""
 
 RESULTS = "results.json"
+_AHEAD = 64  # samples that are announced at a time
 
 
 def plan_source(config: SourceConfig) -> Mapping[str, PlannedSplit]:
@@ -56,10 +58,12 @@ def trim_name(config: RunConfig, target: float) -> str:
     return f"trim-{config.trim.task}-{target:.4g}x" if target % 1 else f"trim-{config.trim.task}-{target:.1f}x"
 
 
-def texts_of(split: Path) -> Iterator[str]:
+def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]:
     """Every caption and every statement of a split, for the vocabulary; bad samples have none."""
-    folder = ShardFolder(split)
+    folder = ShardFolder(split, storage)
     for row in range(len(folder)):
+        if row % _AHEAD == 0:
+            folder.expect(range(row, min(row + 2 * _AHEAD, len(folder))))
         try:
             fields = folder.read(row).fields
         except BadSample as error:
@@ -95,7 +99,10 @@ class _Builder:
         return self._folder(name) / "export"
 
     def _parts(self, *sections: str) -> dict[str, Any]:
-        return {section: self._run[section] for section in (*sections, "seed")}
+        parts = {section: self._run[section] for section in (*sections, "seed")}
+        if "loader" in parts:  # another cache is no reason to train again
+            parts["loader"] = {key: value for key, value in parts["loader"].items() if key not in STORAGE_KEYS}
+        return parts
 
     def _shard(self) -> Stage:
         plan = {name: dict(split.identity) for name, split in plan_source(self._config.data).items()}
@@ -142,7 +149,7 @@ class _Builder:
         if config.path is not None:
             tokenizer = Tokenizer.from_pretrained(Path(config.path).expanduser(), config.max_words, config.clean)
         else:
-            texts = itertools.chain.from_iterable(texts_of(split) for split in splits)
+            texts = itertools.chain.from_iterable(texts_of(split, self._config.loader) for split in splits)
             tokenizer = Tokenizer.train(texts, config)
         tokenizer.save(self._out / "tokenizer")
         return tokenizer.vocab_size

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import StepLoader, eval_loader
+from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.text import Tokenizer
 from pipeline.exports import load_backbone, load_statement_model
 from pipeline.limits import at_least
@@ -102,6 +103,7 @@ def loader_of(
     batch_size: int,
     tokenizer: Tokenizer,
     limit: int | None = None,
+    stage: Stage | None = None,
 ) -> StepLoader:
     """Every statement of a split once, or one caption of each picture."""
     return eval_loader(
@@ -113,6 +115,7 @@ def loader_of(
         batch_size=batch_size,
         process=Process(),
         limit=limit,
+        quarantine=None if stage is None else stage.folder / QUARANTINE,
     )
 
 
@@ -125,7 +128,7 @@ def _retrieval(
     clusters: list[str] = []
     gmacs: list[float] = []
     cost = CostModel(model, matching_parts(model), None)
-    loader = loader_of(inputs, split, "captions", config.batch_size, tokenizer, config.retrieval_pairs)
+    loader = loader_of(inputs, split, "captions", config.batch_size, tokenizer, config.retrieval_pairs, stage)
     for batch in loader:
         batch = batch.to(device)
         parts.append(encode_pairs(model, inputs.normalise(batch.pixels), batch.token_ids, batch.token_mask))
@@ -159,7 +162,7 @@ def _statements(
     gmacs: list[float] = []
     groups: list[str] = []
     clusters: list[str] = []
-    loader = loader_of(inputs, split, "statements", config.batch_size, tokenizer)
+    loader = loader_of(inputs, split, "statements", config.batch_size, tokenizer, None, stage)
     for batch, scores_B2, macs_B in judged(model, loader, inputs, stage.process.torch_device):
         right += (scores_B2.argmax(1) == batch.labels).float().tolist()
         gmacs += (macs_B / 1e9).tolist()

@@ -11,6 +11,7 @@ from data_prep.errors import UserError
 from data_prep.files import write_json
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import LoaderConfig, train_loader
+from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.sources import describe_mix, weigh_sources
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
 from pipeline.limits import weights_above_zero
@@ -107,6 +108,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
             process=stage.process,
             steps=end,
             start_step=start,
+            quarantine=stage.folder / QUARANTINE,
         )
 
     counts = train(task, engine, batches, config.loop, stage)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.data.loader import LoaderConfig
+from pipeline.data.storage import STORAGE_KEYS
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import normalise
 from pipeline.engine import EngineConfig
@@ -140,4 +141,5 @@ def sized_model(config: ModelConfig, tokenizer: Tokenizer, loader: LoaderConfig)
 
 def export_config(kind: str, model: ModelConfig, loader: LoaderConfig, **more: Any) -> dict[str, Any]:
     """What stands in an export's config.json: enough to build the model and to prepare its input."""
-    return {"kind": kind, "model": asdict(model), "loader": asdict(loader), **more}
+    prepared = {key: value for key, value in asdict(loader).items() if key not in STORAGE_KEYS}
+    return {"kind": kind, "model": asdict(model), "loader": prepared, **more}

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,11 @@ from torch import Tensor
 from pipeline.checkpoint import CheckpointStore
 from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch
+from pipeline.data.quarantine import FOLDER as QUARANTINE
+from pipeline.data.quarantine import count_reasons
 from pipeline.engine import Engine, StepReport
 from pipeline.limits import at_least
+from pipeline.load_log import LoadTally
 from pipeline.objectives.gather import global_sum
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, ProgressFile
@@ -79,8 +83,8 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         stage: Folder, process and budget.
 
     Returns:
-        Steps, samples and seconds of the whole training, samples that no process could use, and the main process's
-        peak memory.
+        Steps, samples and seconds of the whole training, samples that no process could use (each time it was to be
+        used), how many samples that are by reason, and the main process's peak memory.
     """
     store = CheckpointStore(stage.folder / "checkpoints")
     start, spent, skipped_before = _restore(store, task, engine, stage.process)
@@ -101,12 +105,15 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
             store.save(step, engine, task.tensors(), values, stage.process)
         if ends:
             break
+        begin = time.perf_counter()
         batch = next(stream)
+        waited = time.perf_counter() - begin
         skipped_here += len(batch.skipped)
         # The rate at the end of the step: that at its beginning would be 0 at first.
         lr_scale = config.schedule.lr_scale(min(1.0, tick.progress + 1 / config.steps))
         numbers = _step(task, engine, batch.to(stage.process.device), tick.progress, lr_scale)
         step += 1
+        log.load.add(batch, waited, time.perf_counter() - begin)
         log.add(step, clock.seconds, tick.progress, numbers)
     log.finish(step, clock.seconds)
     return {
@@ -114,6 +121,7 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         "samples": step * config.global_batch,
         "seconds": round(clock.seconds, 1),
         "skipped": skipped(),
+        "bad_samples": count_reasons(stage.folder / QUARANTINE),
         "peak_bytes": peak_bytes(stage.process.device),
     }
 
@@ -166,7 +174,9 @@ def _parts(batch: ImageTextBatch, count: int) -> Iterator[ImageTextBatch]:
 
 
 class StepLog:
-    """Means since the last multiple of `log_every` steps, to metrics.jsonl and the progress file; of the main process.
+    """Means since the last multiple of `log_every` steps, to metrics.jsonl and the progress file.
+
+    The main process writes, and what it writes of values is its own; how data come is told of all processes.
 
     Args:
         stage: Folder and process.
@@ -176,7 +186,10 @@ class StepLog:
 
     def __init__(self, stage: Stage, config: LoopConfig, step: int) -> None:
         self.main = stage.process.is_main
+        self.device = stage.process.torch_device
         self.config = config
+        self.load = LoadTally()
+        self.fed = ""
         self.sums: dict[str, Tensor] = {}
         self.count = 0
         self.last: tuple[int, float] | None = None
@@ -186,30 +199,38 @@ class StepLog:
             self.progress = ProgressFile(stage.folder / "progress.json", 1.0, "share")
 
     def add(self, step: int, seconds: float, progress: float, values: Mapping[str, Tensor]) -> None:
-        """Take in one step."""
+        """Take in one step; what its batch took is added to `load` before. Every process calls it for every step."""
+        self.count += 1
         if not self.main:
-            return
+            values = {}
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, torch.zeros(())) + value
-        self.count += 1
         if step % self.config.log_every == 0:
             self._write(step, seconds)
-        self.progress.show(progress, f"loss {float(values['loss']):.3f}")
+        if self.main:
+            self.progress.show(progress, f"loss {float(values['loss']):.3f}{self.fed}")
 
     def finish(self, step: int, seconds: float) -> None:
         """Write what is left."""
-        if self.main and self.count:
+        if self.count:
             self._write(step, seconds)
         if self.main:
             self.progress.show(1.0, f"{step:,} steps", now=True)
 
     def _write(self, step: int, seconds: float) -> None:
+        load = self.load.over_processes(self.device).values()
+        if self.main:
+            self._write_line(step, seconds, load)
+        self.last = (step, seconds)
+        self.sums, self.count, self.load = {}, 0, LoadTally()
+
+    def _write_line(self, step: int, seconds: float, load: Mapping[str, Any]) -> None:
         names = list(self.sums)
         means = (torch.stack([self.sums[name].cpu() for name in names]) / self.count).tolist()
         line = {"step": step, "samples": step * self.config.global_batch, "seconds": round(seconds, 2)}
+        self.fed = f", {load['data_wait']:.0%} waiting for data"
         if self.last is not None:
             rate = (step - self.last[0]) * self.config.global_batch / max(1e-9, seconds - self.last[1])
             line["samples_per_second"] = round(rate, 2)
-        self.metrics.write({**line, **dict(zip(names, means, strict=True))})
-        self.last = (step, seconds)
-        self.sums, self.count = {}, 0
+            self.fed = f", {rate:.0f} samples/s{self.fed}"
+        self.metrics.write({**line, **load, **dict(zip(names, means, strict=True))})

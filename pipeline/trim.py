@@ -5,24 +5,26 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import eval_loader, train_loader
+from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.text import Tokenizer
 from pipeline.engine import OptimizerConfig, build_engine, split_decay
 from pipeline.exports import load_backbone
 from pipeline.limits import above_zero, weights_above_zero
-from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blocks import recompute_activations
 from pipeline.process import Process
 from pipeline.setup import Inputs, check_batch, export_config, seed_everything
 from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
 from pipeline.train import LoopConfig, Stage, train
-from pipeline.trimming.cost import Units, units_of
+from pipeline.trimming.calibrate import Calibration, calibrate
+from pipeline.trimming.cost import units_of
 
 TYPICAL_TEXTS = 512
 
@@ -83,7 +85,7 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
     seed_everything(inputs.seed, 1000)
     tokenizer = inputs.load_tokenizer()
     model = _model(config, target, backbone, inputs, tokenizer).to(process.torch_device)
-    typical = _typical(model.backbone, config, inputs, tokenizer)
+    typical = units_of(model.backbone, _typical(config, inputs, tokenizer, TYPICAL_TEXTS).token_mask)
     if inputs.engine.recompute:
         recompute_activations(model)
     task = StatementTask(model, inputs.normalise, target, config.smarttrim, typical)
@@ -105,11 +107,17 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
             process=process,
             steps=end,
             start_step=start,
+            quarantine=stage.folder / QUARANTINE,
         )
 
     counts = train(task, engine, batches, config.loop, stage)
     weights = engine.weights()
     if process.is_main:
+        if target > 1:
+            settled = _model(config, target, backbone, inputs, tokenizer)
+            settled.load_state_dict(weights)
+            counts["calibration"] = asdict(_settle(settled, task.curriculum.shift, config, target, inputs, process))
+            weights = {name: tensor.cpu() for name, tensor in settled.state_dict().items()}
         _export(stage.folder / "export", model, weights, target, inputs)
     engine.close()
     return counts
@@ -131,19 +139,39 @@ def _model(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, to
     return StatementModel(model, config.smarttrim.trimmers if target > 1 else None)
 
 
-def _typical(model: Backbone, config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer) -> Units:
-    """Text lengths of some training statements (of the first split), for the cost model."""
+def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: int) -> ImageTextBatch:
+    """Some training statements (of the first split), for what is taken from typical instances."""
     batches = eval_loader(
         inputs.data / next(iter(config.splits)),
         text="statements",
         unit="pair",
         config=inputs.loader,
         tokenizer=tokenizer,
-        batch_size=TYPICAL_TEXTS,
+        batch_size=count,
         process=Process(),
-        limit=TYPICAL_TEXTS,
+        limit=count,
     )
-    return units_of(model, next(iter(batches)).token_mask)
+    return next(iter(batches))
+
+
+def _settle(
+    model: StatementModel, shift: float, config: TrimConfig, target: float, inputs: Inputs, process: Process
+) -> Calibration:
+    """Puts training's shift into the trimmers and settles it on training's instances; while other processes wait."""
+    assert model.trimmers is not None
+    model.trimmers.shift(shift)
+    count = config.smarttrim.calibrate
+    if not count:
+        return Calibration(0.0, None, None)
+    model.eval().to(process.torch_device)
+    batch, part = _typical(config, inputs, inputs.load_tokenizer(), count), config.loop.global_batch
+    parts = [batch.part(slice(at, at + part)).to(process.torch_device) for at in range(0, len(batch), part)]
+
+    def measure() -> float:
+        shares = [model.cost_shares(inputs.normalise(p.pixels), p.token_ids, p.token_mask) for p in parts]
+        return float(torch.cat(shares).double().mean())
+
+    return calibrate(model.trimmers, measure, 1 / target)
 
 
 def _export(folder: Path, model: StatementModel, weights: dict[str, Tensor], target: float, inputs: Inputs) -> None:

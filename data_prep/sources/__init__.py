@@ -15,10 +15,11 @@ from data_prep.errors import UserError
 from data_prep.exclusion import read_exclusions
 from data_prep.executors import Executor
 from data_prep.files import user_cache
-from data_prep.index import INDEX, load_index
 from data_prep.job import Layout
+from data_prep.links import link_shards, mirror_shards
 from data_prep.out_folder import alone, refuse_others, refuse_what_is_read
 from data_prep.records import Split
+from data_prep.remote import RemoteFolder
 from data_prep.targets import LocalTarget, Target, open_target
 from data_prep.writer import finished_account, remove_side_records, write_split
 
@@ -86,7 +87,8 @@ class SourceConfig:
 
     Attributes:
         name: The data set.
-        root: A folder with its files under the names that they are published by, or a folder above it.
+        root: A folder with its files under the names that they are published by, or a folder above it; of shards also
+            a URL.
         annotations: Its annotation files, `FILE` or `SPLIT=FILE`, where `root` is not to find them.
         images: Folders, tars and zips with its pictures, where `root` is not to find them.
         sizes: Samples wanted by split, where they shall differ from the source's own numbers; 0 leaves a
@@ -103,6 +105,8 @@ class SourceConfig:
             agree; name: the file name decides.
         regions: Which regions of Visual Genome are taken.
         columns: What the columns of a table are called.
+        splits: Names of the split folders to use (shards only), where `root` is a URL that cannot be listed; by default
+            all that have an index.
         cache: Folder for tables made of the annotations, which every worker must reach; by default one beside the
             shards, or in ~/.cache/trimline for those in an object store, that goes when they are done.
     """
@@ -122,6 +126,7 @@ class SourceConfig:
     match: Literal["path", "name"] = "path"
     regions: RegionsConfig = field(default_factory=RegionsConfig)
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    splits: tuple[str, ...] = ()
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -145,6 +150,7 @@ class PlannedSplit:
         load: Makes the split; called only where it is not yet written, for it may be slow.
         size: Samples, where known without loading.
         folder: Where the split is sharded already; it is linked then, and `load` is not called.
+        remote: The URL behind which it is sharded already; only its index is copied then.
         shuffled: Whether its samples come in a random order, so that another one would gain nothing.
         reads: The folders and archives that its pictures lie in.
     """
@@ -153,6 +159,7 @@ class PlannedSplit:
     load: Callable[[], Split]
     size: int | None = None
     folder: Path | None = None
+    remote: RemoteFolder | None = None
     shuffled: bool = False
     reads: tuple[str, ...] = ()
 
@@ -213,7 +220,7 @@ def prepare(
     source: Source = source_module(config.name)
     plans = source.plan(config)
     for name, plan in plans.items():
-        if plan.folder is None:
+        if plan.folder is None and plan.remote is None:
             refuse_what_is_read(target.child(name), plan.reads)
             if not replace_others:
                 refuse_others(target.child(name), _name(config, name))
@@ -259,8 +266,10 @@ def _write(
 
 def _finished(place: Target, plan: PlannedSplit, fingerprint: str) -> dict[str, Any] | None:
     """The account of a split that is linked, or written already; None for one that has yet to be written."""
+    if plan.remote is not None:
+        return mirror_shards(place, plan.remote)
     if plan.folder is not None:
-        return _link(place, plan.folder)
+        return link_shards(place, plan.folder)
     if isinstance(place, LocalTarget) and place.folder.is_symlink():
         place.folder.unlink()  # nothing of ours may be written into somebody's own shards
     account = finished_account(place, fingerprint)
@@ -307,33 +316,6 @@ def _layout(config: SourceConfig, name: str, plan: PlannedSplit) -> Layout:
     return Layout(
         shard_samples=config.shard_samples, shard_bytes=config.shard_bytes, max_side=config.max_side, order=order
     )
-
-
-def _link(place: Target, folder: Path) -> dict[str, Any]:
-    """Makes `place` lead to a folder of shards; returns the account of its index.
-
-    Raises:
-        UserError: a shard of the index is missing or of another size, or `place` is a folder with something in it, or
-            in an object store.
-    """
-    if not isinstance(place, LocalTarget):
-        raise UserError(f"{place}: shards that are there already can only be linked from a local folder; copy them")
-    link = place.folder
-    index, _ = load_index(folder)
-    for shard in index["shardlist"]:
-        path = folder / shard["url"]
-        if not path.exists() or path.stat().st_size != shard["filesize"]:
-            raise UserError(f"{path} is missing or not of the size in {folder / INDEX}; run `trimline index {folder}`")
-    if link.parent.is_symlink():
-        link.parent.unlink()  # nothing of ours may be written into somebody's shards
-    if link.is_symlink():
-        link.unlink()
-    elif link.exists():
-        raise UserError(f"{link} holds other shards; remove it, or give another folder with --out DIR")
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(folder.resolve(), target_is_directory=True)
-    account: dict[str, Any] = index["account"]
-    return account
 
 
 def _fingerprint(config: SourceConfig, name: str, plan: PlannedSplit, written: Mapping[str, Any]) -> str:

@@ -17,6 +17,17 @@ from launch.report.figures import INK, OKABE_ITO, Drawing, draw
 MAX_POINTS = 150
 _POSITIONS = ("step", "samples", "seconds")
 _COLUMNS = 4
+_TITLES = {
+    "loss": "loss, all parts",
+    "lr": "learning rate",
+    "samples_per_second": "samples/s",
+    "data_wait": "share of time waiting for data",
+    "cache_hits": "share of parts read that were there",
+    "fetched_mb": "fetched between lines, MB",
+    "read_ms": "reading, ms/sample of a worker",
+    "decode_ms": "decoding, ms/sample of a worker",
+    "text_ms": "tokenising, ms/sample of a worker",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +177,7 @@ def draw_curve(stage: str, curve: Curve) -> Drawing:
 
 
 def _panel_title(name: str) -> str:
-    return {"loss": "loss, all parts", "lr": "learning rate"}.get(name, name)
+    return _TITLES.get(name, name)
 
 
 def _look(name: str) -> tuple[str, Any]:

@@ -3,9 +3,56 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Skip(NamedTuple):
+    """A sample that could not be used.
+
+    Attributes:
+        shard: its shard.
+        number: of the sample in the shard.
+        key: its name, where it could be read.
+        reason: why.
+        source: number of its source in the mix.
+    """
+
+    shard: str
+    number: int
+    key: str | None
+    reason: str
+    source: int = 0
+
+    @property
+    def name(self) -> str:
+        """Shard, number and key."""
+        return f"{self.shard}#{self.number}" + ("" if self.key is None else f" {self.key}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadWork:
+    """What a worker did for the samples of a batch, summed; bad samples count too.
+
+    Attributes:
+        read: seconds for reading them from shards, and taking the members apart.
+        decode: seconds for decoding, resizing and augmenting.
+        text: seconds for tokenising.
+        hits: parts of samples that came from the cache or had been read ahead; none of local shards.
+        misses: parts that had to be waited for.
+        fetched_bytes: over the network.
+        failures: attempts to fetch that failed and were repeated.
+    """
+
+    read: float = 0.0
+    decode: float = 0.0
+    text: float = 0.0
+    hits: int = 0
+    misses: int = 0
+    fetched_bytes: int = 0
+    failures: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +73,8 @@ class ImageTextBatch:
         keys: name of each sample.
         groups: what each sample is counted with (its permutations in NLVR); its key where it stands alone.
         clusters: what depends on each other (a presentation of NLVR) and is resampled together for intervals.
-        skipped: (key, reason) of the samples that could not be used on the way to this batch.
+        skipped: the samples that could not be used on the way to this batch.
+        work: what it took to make the batch.
     """
 
     pixels: Tensor
@@ -40,7 +88,8 @@ class ImageTextBatch:
     keys: list[str]
     groups: list[str]
     clusters: list[str]
-    skipped: list[tuple[str, str]]
+    skipped: list[Skip]
+    work: LoadWork = LoadWork()
 
     def __len__(self) -> int:
         """B."""
@@ -51,13 +100,16 @@ class ImageTextBatch:
         return self._each_tensor(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "ImageTextBatch":
-        """The same batch in page-locked memory; called by torch's DataLoader."""
+        """The same batch in page-locked memory; what a copy to a GPU can overlap with."""
         return self._each_tensor(lambda tensor: tensor.pin_memory())
 
     def part(self, rows: slice) -> "ImageTextBatch":
-        """The batch of some of its rows; what was skipped stays with the first."""
-        values = {field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)}
-        return ImageTextBatch(**{**values, "skipped": [] if rows.start else self.skipped})
+        """The batch of some of its rows; what was skipped, and the work, stay with the first."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("skipped", "work")]
+        values = {name: getattr(self, name)[rows] for name in names}
+        if rows.start:
+            return ImageTextBatch(**values, skipped=[])
+        return ImageTextBatch(**values, skipped=self.skipped, work=self.work)
 
     def _each_tensor(self, change: Callable[[Tensor], Tensor]) -> "ImageTextBatch":
         return dataclasses.replace(

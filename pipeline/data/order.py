@@ -13,6 +13,7 @@ then only the units that C equal ranges cannot hold, fewer than C, are left out.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -66,7 +67,13 @@ class Slot(NamedTuple):
 
 
 class Order(Protocol):
-    """What a data set needs of an order."""
+    """What a data set needs of an order.
+
+    Attributes:
+        leaves_out: Whether a bad sample is left out; else another one must stand in for it.
+    """
+
+    leaves_out: bool
 
     def slots(self, step: int, rank: int = 0, world_size: int = 1) -> list[Slot]:
         """This rank's part of the batch of global step `step`."""
@@ -78,7 +85,14 @@ class Order(Protocol):
 class Units:
     """The units of one source, numbered shard by shard: what order needs to know of an index."""
 
-    def __init__(self, digest: str, shard_rows: Sequence[int], texts: NDArray[np.int64], unit: Unit) -> None:
+    def __init__(
+        self,
+        digest: str,
+        shard_rows: Sequence[int],
+        texts: NDArray[np.int64],
+        unit: Unit,
+        sizes: NDArray[np.int64] | None = None,
+    ) -> None:
         """Counts the units of every shard.
 
         Args:
@@ -86,13 +100,16 @@ class Units:
             shard_rows: how many rows each shard has; empty shards are fine.
             texts: how many texts each row has, shape (rows,); rows without a text have no unit.
             unit: "image" makes one unit of a row, "pair" one of each of its texts.
+            sizes: how many units each shard has, where that is known; else all of `texts` is read to count them.
         """
         self.digest = digest
         self._texts = texts
         self._unit = unit
         self._row_starts = np.concatenate([[0], np.cumsum(np.asarray(shard_rows, dtype=np.int64))])
-        sizes = [int(self._row_units(shard).sum()) for shard in range(len(shard_rows))]
-        self.shard_sizes: NDArray[np.int64] = np.array(sizes, dtype=np.int64)
+        if sizes is None:
+            counts = [int(self._row_units(shard).sum()) for shard in range(len(shard_rows))]
+            sizes = np.array(counts, dtype=np.int64)
+        self.shard_sizes: NDArray[np.int64] = sizes
         self.total = int(self.shard_sizes.sum())
         self._ends: dict[int, NDArray[np.int64]] = {}
 
@@ -106,10 +123,20 @@ class Units:
         if ends is None:
             if len(self._ends) >= 256:  # bounds memory; windows touch few shards at a time
                 self._ends.clear()
-            ends = self._ends[shard] = np.cumsum(self._row_units(shard))
+            ends = self._ends[shard] = self._counted(shard)
         local = int(ends.searchsorted(number, side="right"))
         before = int(ends[local - 1]) if local else 0
         return int(self._row_starts[shard]) + local, number - before
+
+    def _counted(self, shard: int) -> NDArray[np.int64]:
+        ends = np.cumsum(self._row_units(shard))
+        found = int(ends[-1]) if len(ends) else 0
+        if found != self.shard_sizes[shard]:
+            raise UserError(
+                f"index.json counts {self.shard_sizes[shard]} texts or samples with texts in shard number {shard}, "
+                f"samples.npy {found}; make the index again with `trimline index`"
+            )
+        return ends
 
     def draw_text(self, row: int, seed: int, epoch: int) -> int:
         """The text that an image goes with in this epoch."""
@@ -160,6 +187,14 @@ class _SourceEpochs:
             known = self._windows[stream] = (epoch, window, order)
         return window * self._config.window + int(known[2][inside])
 
+    def stride(self, slot: Slot) -> int:
+        """Steps of this length visit every place of a range once before they meet the first again."""
+        key = (self._seed, self.units.digest, slot.epoch, slot.stream, slot.place, "stride")
+        found = 1 + draw(self.range_length, *key)
+        while gcd(found, self.range_length) > 1:
+            found += 1
+        return found
+
     def at(self, epoch: int, stream: int, place: int) -> tuple[int, int]:
         place = self._shuffled(epoch, stream, place % self.range_length)
         shard, number = self._layout(epoch).at(stream * self.range_length + place)
@@ -169,6 +204,8 @@ class _SourceEpochs:
 
 class TrainOrder:
     """The endless order of training; see the head of this module."""
+
+    leaves_out = False
 
     def __init__(
         self, sources: Sequence[tuple[Units, float]], config: OrderConfig, seed: int, global_batch: int
@@ -225,11 +262,16 @@ class TrainOrder:
         return Slot(source, stream, epoch, place)
 
     def pick(self, slot: Slot, attempt: int = 0) -> Pick | None:
-        """The sample of a slot; a bad one is replaced by the next of its range, None when all were tried."""
+        """The sample of a slot; for a bad one another of its range, None when all were tried.
+
+        Stand-ins are tried at steps of a length drawn by the slot. The next in line would be in the same batch, and
+        where a shard is cut short it would stand for everything that was lost.
+        """
         epochs = self._epochs[slot.source]
         if attempt >= epochs.range_length:
             return None
-        row, text = epochs.at(slot.epoch, slot.stream, slot.place + attempt)
+        place = slot.place + (attempt * epochs.stride(slot) if attempt else 0)
+        row, text = epochs.at(slot.epoch, slot.stream, place)
         return Pick(slot.source, row, slot.epoch, text)
 
 
@@ -244,6 +286,8 @@ class EvalOrder:
     All ranks have the same number of steps; in the last one the units that are left are shared out, so a rank
     may get fewer, or none.
     """
+
+    leaves_out = True
 
     def __init__(self, units: Units, batch_size: int, world_size: int, limit: int | None = None) -> None:
         """Counts the steps.

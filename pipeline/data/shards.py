@@ -3,29 +3,44 @@
 import io
 import os
 import re
+import shutil
 import tarfile
+import tempfile
+import weakref
 from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
+from zlib import adler32
 
+import numpy as np
+from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys
 
+from data_prep.checksums import of_members
 from data_prep.errors import UserError
 from data_prep.files import sha256_file
-from data_prep.index import COLUMNS, INDEX, load_index
-from data_prep.tars import BLOCK, why_unsafe
+from data_prep.index import COLUMNS, COUNTS, INDEX, SAMPLES, load_index
+from data_prep.mirror import mirror_for_all, mirror_index, remote_url
+from data_prep.remote import RemoteFolder, is_url, local_path
+from data_prep.tars import BLOCK, is_of_sample, why_unsafe
 from data_prep.texts import BadText, read_fields
-from pipeline.data.decode import BadSample
+from pipeline.data.cache import BlockCache
+from pipeline.data.cached_reader import CachedReader
+from pipeline.data.decode import BadSample, Encoded
 from pipeline.data.order import Unit, Units
+from pipeline.data.remote_reader import DirectReader
+from pipeline.data.storage import LocalReader, Range, Reader, ShardList, StorageConfig
 
 TextKind = Literal["captions", "statements"]
 _IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 _IMAGE_SETS = ({""}, {"left", "right"})
 _ORDINARY = re.compile(r"[A-Za-z0-9_-]+(\.left|\.right)?\.(png|jpg|jpeg|webp|txt|json)")  # safe at a glance
-_OPEN_SHARDS = 128  # file handles a folder may hold in each process
+_LARGEST_SHARD, _LARGEST_SAMPLE = 1 << 40, 1 << 30  # an index from elsewhere may claim anything
+_PLAIN = re.compile(r"[^/\\:\x00-\x1f]+")  # a file name, neither a path nor a command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +49,17 @@ class Sample:
 
     Attributes:
         key: its name in the split.
-        images: encoded pictures; {"": data}, or {"left": data, "right": data} for a pair.
+        images: encoded pictures, where they lie in what was read; {"": data}, or {"left": data, "right": data} for a
+            pair.
         fields: what KEY.json says; "captions" is always there.
     """
 
     key: str
-    images: dict[str, bytes]
+    images: dict[str, Encoded]
     fields: dict[str, Any]
 
     @property
-    def image(self) -> bytes:
+    def image(self) -> Encoded:
         """The only picture of the sample."""
         if "" not in self.images:
             raise BadSample(f"has the pictures {sorted(self.images)} where one is wanted")
@@ -74,39 +90,73 @@ class Sample:
 
 
 class ShardFolder:
-    """A split folder: tar shards, index.json, samples.npy.
+    """A split: tar shards, index.json, samples.npy; in a local folder or behind a URL.
 
-    Files are opened when they are first read, and read without moving a shared position, so that an object
-    may go through a fork; it may be pickled too.
+    It may go through a fork, and be pickled. What it keeps does not grow with the samples: rows of samples.npy are
+    mapped, and read where they are needed.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, storage: StorageConfig | None = None) -> None:
         """Reads the index; no shard is touched.
+
+        Args:
+            path: the folder or its URL; or a folder with the index of shards that are behind a URL.
+            storage: how shards are read.
 
         Raises:
             UserError: there is no usable index, or a shard it names is not a file of this folder.
         """
-        self._handles: dict[int, int] = {}
-        self.path = Path(path)
+        storage = storage or StorageConfig()
+        self.path = self._local(path, storage)
         if not self.path.is_dir():
             raise UserError(f"{self.path} is not a folder; give the folder of a split, with shards and {INDEX}")
         index, self._rows = load_index(self.path)
-        self._shards: list[str] = [self._checked(shard["url"]) for shard in index["shardlist"]]
-        self.shard_rows: list[int] = [int(shard["nsamples"]) for shard in index["shardlist"]]
-        self._filesizes: list[int] = [int(shard["filesize"]) for shard in index["shardlist"]]
+        shards: list[dict[str, Any]] = index["shardlist"]
+        self._shards = ShardList(
+            names=[self._checked(shard["url"]) for shard in shards],
+            sizes=[int(shard["filesize"]) for shard in shards],
+            sha256=[shard.get("sha256") for shard in shards],
+        )
+        largest = max(self._shards.sizes, default=0)
+        if largest > _LARGEST_SHARD:
+            raise UserError(f"{self.path / INDEX} names a shard of {largest} bytes; make the index again")
+        self.shard_rows: list[int] = [int(shard["nsamples"]) for shard in shards]
         self._ends = list(accumulate(self.shard_rows))
+        keys = [key for pair in COUNTS.values() for key in pair]
+        self._counts = {key: _counted(shards, key) for key in keys}
+        self._checksums = storage.checksums
+        self.reader = self._open(storage)
+
+    def _local(self, path: str | Path, storage: StorageConfig) -> Path:
+        """Where the index is, which is fetched where the path is a URL."""
+        if not is_url(path):
+            return local_path(path)
+        remote = RemoteFolder(str(path), storage.patience)
+        if storage.cache_dir is not None:
+            cache = BlockCache(storage.cache_dir, storage.cache_bytes)
+            return mirror_for_all(remote, cache.folder / "indexes")
+        folder = Path(tempfile.mkdtemp(prefix="trimline-"))
+        weakref.finalize(self, _remove, folder, os.getpid())
+        mirror_index(remote, folder)
+        return folder
+
+    def _open(self, storage: StorageConfig) -> Reader:
+        url = remote_url(self.path)
+        if url is None:
+            return LocalReader(self.path, self._shards)
+        remote = RemoteFolder(url, storage.patience)
+        if storage.cache_dir is not None:
+            cache = BlockCache(storage.cache_dir, storage.cache_bytes)
+            return CachedReader(remote, self._shards, cache)
+        return DirectReader(remote, self._shards)
 
     def _checked(self, url: str) -> str:
-        if url != Path(url).name or url.startswith("pipe:") or ":" in url:
+        if not _PLAIN.fullmatch(url) or url in (".", ".."):
             raise UserError(
                 f"{self.path / INDEX} names the shard {url!r}; only plain file names in the same folder "
                 "are read (never commands): copy the shard there and run `trimline index` on the folder"
             )
         return url
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Open files stay behind."""
-        return self.__dict__ | {"_handles": {}}
 
     def __len__(self) -> int:
         """Number of samples, all shards together."""
@@ -120,12 +170,24 @@ class ShardFolder:
     def units(self, kind: TextKind, unit: Unit) -> Units:
         """What order needs to know of this folder."""
         column = self._rows[:, COLUMNS.index(kind)]
-        return Units(self.digest, self.shard_rows, column, unit)
+        total, having = COUNTS[kind]
+        sizes = self._counts[total if unit == "pair" else having]
+        return Units(self.digest, self.shard_rows, column, unit, sizes)
 
     def place(self, row: int) -> str:
         """Shard and number in it of a sample, to name one whose key cannot be read."""
+        return "{}#{}".format(*self.shard_of(row))
+
+    def shard_of(self, row: int) -> tuple[str, int]:
+        """Name of a sample's shard, and its number in it."""
         shard = self._shard_of(row)
-        return f"{self._shards[shard]}#{row - (self._ends[shard] - self.shard_rows[shard])}"
+        return self._shards.names[shard], row - (self._ends[shard] - self.shard_rows[shard])
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Announces samples that will be read soon."""
+        if self.reader.reads_ahead:
+            ranges = (self._range(row) for row in rows)
+            self.reader.expect([where for where in ranges if self._is_within(where)])
 
     def read(self, row: int) -> Sample:
         """Reads one sample.
@@ -134,38 +196,52 @@ class ShardFolder:
             BadSample: its bytes are missing (a truncated shard) or are not what a sample should be.
             UserError: the shard cannot be opened, or holds something that must not be read.
         """
+        where = self._range(row)
+        if not self._is_within(where):
+            raise BadSample(f"samples.npy names bytes that {self._shards.names[where.shard]} does not or cannot have")
+        if not self._checksums:
+            return parse_sample(self._bytes(self.reader.read, where))
+        stated = int(self._rows[row, COLUMNS.index("crc32")])
+        for read in (self.reader.read, self.reader.read_anew):
+            data = self._bytes(read, where)
+            if _checksum(data) == stated:
+                return parse_sample(data)
+        raise BadSample(f"has not the checksum that {SAMPLES} has for it")
+
+    def _bytes(self, read: Callable[[Range], bytes], where: Range) -> bytes:
+        data = read(where)
+        if len(data) < where.end - where.begin:
+            raise BadSample(f"shard {self._shards.names[where.shard]} is truncated")
+        return data
+
+    def _range(self, row: int) -> Range:
         begin, end = (int(value) for value in self._rows[row, :2])
-        shard = self._shard_of(row)
-        if not 0 <= begin < end <= self._filesizes[shard]:
-            raise BadSample(f"samples.npy names bytes that {self._shards[shard]} does not have")
-        data = os.pread(self._handle(shard), end - begin, begin)
-        if len(data) < end - begin:
-            raise BadSample(f"shard {self._shards[shard]} is truncated")
-        return parse_sample(data)
+        return Range(self._shard_of(row), begin, end)
+
+    def _is_within(self, where: Range) -> bool:
+        end = min(self._shards.sizes[where.shard], where.begin + _LARGEST_SAMPLE)
+        return 0 <= where.begin < where.end <= end
 
     def _shard_of(self, row: int) -> int:
         return bisect_right(self._ends, row)
 
-    def _handle(self, shard: int) -> int:
-        handle = self._handles.get(shard)
-        if handle is None:
-            if len(self._handles) >= _OPEN_SHARDS:
-                os.close(self._handles.pop(next(iter(self._handles))))
-            path = self.path / self._shards[shard]
-            try:
-                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise UserError(f"cannot read shard {path} ({error.strerror}); fetch or write it again") from error
-            self._handles[shard] = handle
-        return handle
-
     def close(self) -> None:
         """Closes the files of this process; they are opened again when they are needed."""
-        while self._handles:
-            os.close(self._handles.popitem()[1])
+        self.reader.close()
 
-    def __del__(self) -> None:
-        self.close()
+
+def _remove(folder: Path, pid: int) -> None:
+    """Removes a fetched index; it belongs to the process that made it, not to those that fork from it."""
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _counted(shards: Sequence[dict[str, Any]], key: str) -> NDArray[np.int64] | None:
+    """A count of every shard; None where an index, such as an older one, does not have it."""
+    counts = [shard.get(key) for shard in shards]
+    if not all(type(count) is int and 0 <= count < 1 << 62 for count in counts):
+        return None
+    return np.array(counts, dtype=np.int64)
 
 
 def parse_sample(data: bytes) -> Sample:
@@ -175,9 +251,7 @@ def parse_sample(data: bytes) -> Sample:
         BadSample: the members are broken, of several samples, or lack a picture or the JSON.
         UserError: a member is pickled, or its name leads out of the folder.
     """
-    members = _plain_members(data)
-    if members is None:
-        members = _any_members(data)
+    members = _members(data)
     for name, _ in members:
         reason = None if _ORDINARY.fullmatch(name) else why_unsafe(name)
         if reason:
@@ -202,17 +276,30 @@ def _is_image(extension: str) -> bool:
 
 def _fields(parts: dict[str, Any]) -> dict[str, Any]:
     try:
-        return read_fields(parts)
+        return read_fields({name: bytes(parts[name]) for name in ("json", "txt") if name in parts})
     except BadText as error:
         raise BadSample(str(error)) from error
 
 
-def _plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
+def _members(data: bytes) -> Sequence[tuple[str, Encoded]]:
+    members = _plain_members(data)
+    return _any_members(data) if members is None else members
+
+
+def _checksum(data: bytes) -> int | None:
+    """The checksum of a sample, as samples.npy has it; None where it is not even tar."""
+    try:
+        return of_members((name, [piece]) for name, piece in _members(data) if is_of_sample(name))
+    except BadSample:
+        return None
+
+
+def _plain_members(data: bytes) -> Sequence[tuple[str, Encoded]] | None:
     """Name and bytes of each member where all are plain ustar files, as ours are; None otherwise.
 
-    Ten times as fast as tarfile, and as strict: checksum, magic, type and size are verified.
+    Ten times as fast as tarfile, and as strict: checksum, magic, type and size are verified. Nothing is copied.
     """
-    members, position = [], 0
+    members, position, view = [], 0, memoryview(data)
     while position < len(data):
         header = data[position : position + BLOCK]
         if len(header) < BLOCK or header[257:263] != b"ustar\0" or header[156:157] not in (b"0", b"\0"):
@@ -225,17 +312,22 @@ def _plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
         except ValueError:
             return None
         # The checksum is the sum of all bytes with its own field taken as eight spaces.
-        if stated != sum(header) - sum(header[148:156]) + 256:
+        if stated != _sum(header[:256]) + _sum(header[256:]) - sum(header[148:156]) + 256:
             return None
         begin = position + BLOCK
         position = begin + -(-size // BLOCK) * BLOCK
         if position > len(data):
             return None
-        members.append((f"{prefix}/{name}" if prefix else name, data[begin : begin + size]))
+        members.append((f"{prefix}/{name}" if prefix else name, view[begin : begin + size]))
     return members
 
 
-def _any_members(data: bytes) -> list[tuple[str, bytes]]:
+def _sum(half: bytes) -> int:
+    """The sum of at most 256 bytes, in a tenth of the time: Adler has it, plus one, in the low half."""
+    return (adler32(half) & 0xFFFF) - 1
+
+
+def _any_members(data: bytes) -> Sequence[tuple[str, Encoded]]:
     """The same by tarfile: long names, other dialects, and the last word on what is broken."""
     members, end = [], 0
     try:

@@ -28,6 +28,7 @@ _USUAL = {
 }
 _ALSO = {"cls_token": "bos_token", "sep_token": "eos_token"}
 _FILE = "tokenizer.json"
+_MOST_WORDS = 1 << 16  # whose tokens are kept, about 10 MB
 _CONFIG = "tokenizer_config.json"
 
 
@@ -95,6 +96,9 @@ class Tokenizer:
         self.vocab_size: int = inner.get_vocab_size()
         self._inner = inner
         self._specials = tuple(specials)
+        self._added = [token.content for token in inner.get_added_tokens_decoder().values()]
+        self._by_word = _splits_at_blanks(inner)
+        self._words: dict[str, list[int]] = {}
 
     @classmethod
     def train(cls, texts: Iterable[str], config: TokenizerConfig) -> "Tokenizer":
@@ -183,13 +187,30 @@ class Tokenizer:
         ids = np.full((len(texts), max_tokens), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(texts), max_tokens), dtype=np.bool_)
         for row, text in enumerate(texts):
-            # One by one: the library's batch call starts threads, which a forked worker must not and a core
-            # cannot use.
-            words = self._inner.encode(clean_text(text, self.max_words, self.clean), add_special_tokens=False).ids
+            words = self._encode(clean_text(text, self.max_words, self.clean))
             tokens = [self.cls_id, *words[: max_tokens - 2], self.sep_id]
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = True
         return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def _encode(self, text: str) -> list[int]:
+        """The tokens of a cleaned text, whose words stand one blank apart.
+
+        Most words of captions are few, so a dictionary has their tokens in a fifth of the library's time. The
+        library's batch call would start threads, which a forked worker must not and a core cannot use.
+        """
+        if not self._by_word or any(token in text for token in self._added):
+            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+            return ids
+        tokens: list[int] = []
+        for word in text.split(" "):
+            known = self._words.get(word)
+            if known is None:
+                if len(self._words) >= _MOST_WORDS:
+                    self._words.clear()
+                known = self._words[word] = self._inner.encode(word, add_special_tokens=False).ids
+            tokens += known
+        return tokens
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """What tokens look like, for reports."""
@@ -207,6 +228,13 @@ def _special(role: str, config: Mapping[str, Any], inner: tokenizers.Tokenizer) 
 def _token(value: Any) -> str:
     """A special token as transformers' configs state it: plain, or an object."""
     return str(value["content"] if isinstance(value, dict) else value)
+
+
+def _splits_at_blanks(inner: tokenizers.Tokenizer) -> bool:
+    """Whether a text's tokens are those of its words in turn, as they are of BERT's; not of byte-level tokenizers."""
+    kinds = (models.WordPiece, pre_tokenizers.BertPreTokenizer, normalizers.BertNormalizer)
+    parts = (inner.model, inner.pre_tokenizer, inner.normalizer)
+    return all(isinstance(part, kind) for part, kind in zip(parts, kinds, strict=True))
 
 
 def _bert_like(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:

@@ -3,17 +3,21 @@
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipeline.data.decode import BadSample, Pixels, decode_image, jpeg_size
+from pipeline.data.decode import BadSample, Encoded, Pixels, decode_image, jpeg_size
+from pipeline.data.randaugment import DRAWS, RandAugmentConfig, randaugment
 
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 _ASPECT = (3 / 4, 4 / 3)
+_SPARE = 2  # a JPEG that is decoded at twice the size still gives what Pillow makes of the full one
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -30,6 +34,10 @@ class TransformConfig:
         flip: mirror every second image in training, except where its text says left or right.
         permute_boxes: in training, deal the three boxes of an NLVR picture anew; its statements are true of
             any order.
+        randaugment: operations on the cropped and mirrored picture in training, such as {count: 2, magnitude: 7};
+            None for none.
+        resize: "area" takes the mean of the pixels that fall together (and lies linearly between them where a
+            picture grows); "bicubic" is what torchvision does with Pillow pictures, sharper and slower.
         mean: of each channel, subtracted after scaling to 0..1.
         std: of each channel, divided by.
     """
@@ -39,6 +47,8 @@ class TransformConfig:
     crop_scale: tuple[float, float] | None = None
     flip: bool = False
     permute_boxes: bool = False
+    randaugment: RandAugmentConfig | None = None
+    resize: Literal["area", "bicubic"] = "area"
     mean: tuple[float, float, float] = _CLIP_MEAN
     std: tuple[float, float, float] = _CLIP_STD
 
@@ -47,26 +57,34 @@ class TransformConfig:
             raise UserError(f"height={self.height} and width={self.width} must be at least 1")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise UserError(f"crop_scale={self.crop_scale} must be two shares in order, such as (0.5, 1.0), or absent")
+        if self.resize not in ("area", "bicubic"):
+            raise UserError(f"resize={self.resize!r} must be area or bicubic")
         if min(self.std) <= 0:
             raise UserError(f"std={self.std} must be above 0 in each channel")
 
     @property
     def augments(self) -> bool:
         """Whether anything is left to chance in training."""
-        return self.crop_scale is not None or self.flip or self.permute_boxes
+        return self.crop_scale is not None or self.flip or self.permute_boxes or self.randaugment is not None
+
+    @property
+    def decode_scale(self) -> int:
+        """How many times as large as the result a picture must be decoded to lose nothing that would show."""
+        return _SPARE if self.resize == "bicubic" else 1
 
 
-def eval_image(data: bytes, config: TransformConfig) -> Pixels:
+def eval_image(data: Encoded, config: TransformConfig) -> Pixels:
     """The whole image at the model's size, (height, width, 3) uint8.
 
     Raises:
         BadSample: the image cannot be decoded.
     """
-    return _resize(decode_image(data, (config.height, config.width)), config)
+    spare = config.decode_scale
+    return _resize(decode_image(data, (spare * config.height, spare * config.width)), config)
 
 
-def train_image(data: bytes, text: str, config: TransformConfig, rng: np.random.Generator) -> Pixels:
-    """The image cropped, mirrored and its boxes dealt as `rng` decides, (height, width, 3) uint8.
+def train_image(data: Encoded, text: str, config: TransformConfig, rng: np.random.Generator) -> Pixels:
+    """The image cropped, mirrored, its boxes dealt, and changed as `rng` decides, (height, width, 3) uint8.
 
     Args:
         data: the image file.
@@ -80,25 +98,29 @@ def train_image(data: bytes, text: str, config: TransformConfig, rng: np.random.
     # All are drawn whatever the settings, so that switching one augmentation does not change the others.
     area, aspect, top, left, mirror = rng.random(5)
     draws = area, aspect, top, left
+    boxes = rng.permutation(3).tolist() if config.permute_boxes or config.randaugment else []
     if config.permute_boxes:
-        image = permute_boxes(decode_image(data), rng.permutation(3).tolist())
+        image = permute_boxes(decode_image(data), boxes)
         image = _cut(image, _crop(image.shape[:2], draws, config))
     else:
         image = _decode_crop(data, draws, config)
     image = _resize(image, config)
     if config.flip and mirror < 0.5 and not _SIDES.search(text):
         image = np.asarray(cv2.flip(image, 1), dtype=np.uint8)
+    if config.randaugment is not None:
+        image = randaugment(image, rng.random((config.randaugment.count, DRAWS)), config.randaugment)
     return image
 
 
-def _decode_crop(data: bytes, draws: tuple[float, float, float, float], config: TransformConfig) -> Pixels:
+def _decode_crop(data: Encoded, draws: tuple[float, float, float, float], config: TransformConfig) -> Pixels:
     """The crop of an image, of a JPEG decoded at no larger scale than the crop needs."""
     full = jpeg_size(data)
     if full is None:
         image = decode_image(data)
         return _cut(image, _crop(image.shape[:2], draws, config))
     box = _crop(full, draws, config)
-    least = math.ceil(config.height * full[0] / box[2]), math.ceil(config.width * full[1] / box[3])
+    height, width = config.decode_scale * config.height, config.decode_scale * config.width
+    least = math.ceil(height * full[0] / box[2]), math.ceil(width * full[1] / box[3])
     image = decode_image(data, least)
     down, across = image.shape[0] / full[0], image.shape[1] / full[1]
     return _cut(image, (round(box[0] * down), round(box[1] * across), round(box[2] * down), round(box[3] * across)))
@@ -136,6 +158,9 @@ def _resize(image: Pixels, config: TransformConfig) -> Pixels:
     height, width = image.shape[:2]
     if (height, width) == (config.height, config.width):
         return image
+    if config.resize == "bicubic":
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        return np.asarray(picture.resize((config.width, config.height), Image.Resampling.BICUBIC))
     shrinks = height >= config.height and width >= config.width
     way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (config.width, config.height), interpolation=way), dtype=np.uint8)

@@ -23,7 +23,7 @@ from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import CostModel, Units, cost_loss, kept_shares, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
 from pipeline.trimming.distillation import class_divergence
-from pipeline.trimming.smarttrim import Decision, Gate, GumbelGate, MaskedTrimming
+from pipeline.trimming.smarttrim import Decision, Gate, GumbelGate, MaskedTrimming, threshold
 from pipeline.trimming.trimmers import TrimmerConfig, Trimmers
 
 
@@ -36,15 +36,18 @@ class SmartTrimConfig:
         curriculum: Fall of the kept shares.
         distill_weight: λ_SD, of the full model's loss and the divergence from it.
         cost_weight: λ_cost.
+        calibrate: Training instances on which the scores' shift is settled at the end, so that the mean cost is the
+            target's; 0 leaves it as training left it.
     """
 
     trimmers: TrimmerConfig = field(default_factory=TrimmerConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     distill_weight: float = 1.0
     cost_weight: float = 20.0
+    calibrate: int = 256
 
     def __post_init__(self) -> None:
-        at_least(self, "smarttrim", 0, "distill_weight", "cost_weight")
+        at_least(self, "smarttrim", 0, "distill_weight", "cost_weight", "calibrate")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,13 @@ class StatementModel(nn.Module):
         """Cost of a statement's way through the model."""
         return CostModel(self.backbone, self.cls_head, self.trimmers)
 
+    @torch.no_grad()
+    def cost_shares(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """(B,) MACs of the trimmed model over the full one's, decided as in inference."""
+        answers, units = self(pixels, ids_BL, mask_BL, threshold, False), units_of(self.backbone, mask_BL)
+        cost = self.cost_model()
+        return cost.of(answers.decisions, units) / cost.full(units)
+
 
 class StatementTask:
     """Fine-tuning on statements; with a target above 1, SmartTrim.
@@ -155,7 +165,7 @@ class StatementTask:
     def _gate(self, progress: float) -> Gate:
         trimmers = self.config.trimmers
         ramp = min(1.0, progress / trimmers.noise_ramp) if trimmers.noise_ramp else 1.0
-        return GumbelGate(trimmers.noise * ramp, trimmers.temperature)
+        return GumbelGate(trimmers.noise * ramp, trimmers.temperature, self.curriculum.shift)
 
     def _trimmed(self, answers: Answers, batch: ImageTextBatch, progress: float) -> Losses:
         assert answers.trimmed_B2 is not None
@@ -176,25 +186,26 @@ class StatementTask:
             total = total + self.config.distill_weight * (named["full"] + named["divergence"])
         self.measured.append(measured)
         scalars: dict[str, Tensor | float] = {f"kept/{group}": share.detach() for group, share in shares.items()}
-        scalars |= {"wanted": wanted, "cost_share": measured, "accuracy": accuracy(answers.trimmed_B2, batch.labels)}
+        scalars |= {"wanted": wanted, "shift": self.curriculum.shift, "cost_share": measured}
+        scalars["accuracy"] = accuracy(answers.trimmed_B2, batch.labels)
         return Losses(total, named, scalars)
 
     def before_update(self, progress: float) -> None:
         """Nothing."""
 
     def after_update(self, progress: float) -> None:
-        """Correct the curriculum by what the update's parts cost."""
+        """Move the scores' shift by what the update's parts cost."""
         if self.measured:
             self.curriculum.observe(progress, float(torch.stack(self.measured).mean()), 1 / self.target)
             self.measured.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The curriculum's correction."""
-        return {"curriculum.correction": torch.tensor(self.curriculum.correction, dtype=torch.float64)}
+        """The scores' shift."""
+        return {"curriculum.shift": torch.tensor(self.curriculum.shift, dtype=torch.float64)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the curriculum's correction."""
-        self.curriculum.correction = float(tensors["curriculum.correction"])
+        """Take the scores' shift."""
+        self.curriculum.shift = float(tensors["curriculum.shift"])
 
 
 def accuracy(scores_B2: Tensor, labels_B: Tensor) -> Tensor:

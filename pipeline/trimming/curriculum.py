@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from pipeline.limits import a_share
+from pipeline.limits import a_share, at_least
+
+_MOST = 16.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,21 +13,26 @@ class CurriculumConfig:
 
     Attributes:
         share: Part of training over which they fall linearly from 1 to what the target needs; then they stay.
-        gain: How strongly the wanted cost follows what was measured (0: not at all).
+        gain: How strongly all scores follow the measured cost from then on: log-odds an update, for a cost that is
+            all of the full model's off (0: not at all).
     """
 
     share: float = 0.4
-    gain: float = 0.05
+    gain: float = 0.3
 
     def __post_init__(self) -> None:
-        a_share(self, "curriculum", "share", "gain")
+        a_share(self, "curriculum", "share")
+        at_least(self, "curriculum", 0, "gain")
 
 
 class Curriculum:
-    """The kept share γ to ask for now.
+    """The kept share γ to ask for now, and the price of keeping.
 
-    The share that the cost model solves for assumes every layer keeps alike; layers are free to differ, so the
-    asked share is corrected by what was measured.
+    The cost loss asks each group for the share that the cost model solved for; the task asks back, and the sum of both
+    misses the target, most of all where the tokens of pictures are worth more than that. So all scores are shifted
+    alike until the measured cost is the target's: a score is the log of the odds that its unit stays, and the shift is
+    the price of cost in the same measure (a Lagrange multiplier that is moved by what is left over). Asking for other
+    shares instead would have the groups that do as they are asked pay for the one that does not.
 
     Args:
         config: The fall.
@@ -35,16 +42,15 @@ class Curriculum:
     def __init__(self, config: CurriculumConfig, share: float) -> None:
         self.config = config
         self.share = share
-        self.correction = 0.0
+        self.shift = 0.0
 
     def wanted(self, progress: float) -> float:
         """γ at a share of training."""
         fall = min(1.0, progress / self.config.share) if self.config.share else 1.0
-        end = min(1.0, max(0.0, self.share + self.correction))
-        return 1.0 + (end - 1.0) * fall
+        return 1.0 + (self.share - 1.0) * fall
 
     def observe(self, progress: float, measured: float, target: float) -> None:
-        """Correct γ once the fall is over.
+        """Move the shift once the fall is over.
 
         Args:
             progress: Share of training.
@@ -52,5 +58,5 @@ class Curriculum:
             target: Wanted cost over the full cost.
         """
         if progress >= self.config.share:
-            self.correction += self.config.gain * (target - measured)
-            self.correction = min(0.3, max(-0.3, self.correction))
+            moved = self.shift + self.config.gain * (target - measured)
+            self.shift = min(_MOST, max(-_MOST, moved))

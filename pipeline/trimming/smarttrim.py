@@ -58,14 +58,16 @@ class GumbelGate:
     Attributes:
         noise: s; 1 is the paper's, 0 is the threshold with a gradient.
         temperature: τ.
+        shift: Added to every score.
     """
 
     noise: float
     temperature: float
+    shift: float = 0.0
 
     def __call__(self, scores: Tensor) -> Tensor:
         """Sample from torch's random state, in float32 at least: 16 bits have no tails to draw from."""
-        scores = at_least_float32(scores)
+        scores = at_least_float32(scores) + self.shift
         if self.noise:
             uniform = torch.rand_like(scores).clamp(1e-6, 1 - 1e-6)
             # The difference of two Gumbel variables is logistic.

@@ -55,6 +55,13 @@ def mlp(width_in: int, hidden: int, width_out: int, last_std: float, bias: float
     return nn.Sequential(nn.Linear(width_in, hidden), nn.GELU(), last)
 
 
+@torch.no_grad()
+def _shift(scores: nn.Sequential, by: float) -> None:
+    last = scores[-1]
+    assert isinstance(last, nn.Linear)
+    last.bias.add_(by)
+
+
 class TokenTrimmer(nn.Module):
     """Scores each token by itself and by what the sentence or picture asks for.
 
@@ -78,6 +85,10 @@ class TokenTrimmer(nn.Module):
         asked_Bd = self.ask(torch.cat([cls_BD, guide_BD], -1)) @ self.key.weight
         return self.local(small)[..., 0] + (small * spread(asked_Bd, stream)).sum(-1)
 
+    def shift(self, by: float) -> None:
+        """Adds a number to every score."""
+        _shift(self.local, by)
+
 
 class HeadTrimmer(nn.Module):
     """Scores the heads of one attention module.
@@ -97,6 +108,10 @@ class HeadTrimmer(nn.Module):
         """(B, width) -> (B, H); a head stays where its score is >= 0."""
         scores: Tensor = self.score(seen_BD)
         return scores
+
+    def shift(self, by: float) -> None:
+        """Adds a number to every score."""
+        _shift(self.score, by)
 
 
 def spread(per_instance_BD: Tensor, stream: TokenStream) -> Tensor:
@@ -157,6 +172,12 @@ class Trimmers(nn.ModuleDict):
             }
         )
         self.config = config
+
+    def shift(self, by: float) -> None:
+        """Adds a number to every score of tokens and heads."""
+        for module in self.modules():
+            if isinstance(module, TokenTrimmer | HeadTrimmer):
+                module.shift(by)
 
     def seen(self, stream: TokenStream) -> TokenStream:
         """What trimmers look at: the tokens through a layer norm without parameters.

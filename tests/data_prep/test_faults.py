@@ -98,6 +98,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no samples.npy": (lambda f: (f / SAMPLES).unlink(), "samples.npy"),
     "another place": (lambda f: change_rows(f, 12, 0), "samples.npy"),
     "another number of captions": (lambda f: change_rows(f, 12, 2), "samples.npy"),
+    "another checksum of a sample": (lambda f: change_rows(f, 12, 4), "samples.npy"),
+    "one more caption": (lambda f: rewrite(f, overwritten(captions=["picture 12", "number 2"])), "checksum"),
     "a pickle as samples.npy": (lambda f: np.save(f / SAMPLES, np.array([{}], dtype=object)), "samples.npy"),
 }
 

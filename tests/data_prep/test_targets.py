@@ -5,11 +5,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import fsspec
@@ -134,41 +129,6 @@ def test_targets_travel_to_other_processes(tmp_path):
 
 def _has(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    """A server that speaks S3 on the loopback, with a bucket."""
-    pytest.importorskip("s3fs", reason="s3fs is an optional dependency: pip install s3fs")
-    pytest.importorskip("moto", reason="the S3 server of this test: pip install 'moto[server]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    for name, value in {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(url, timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("shards")
-        yield "s3://shards/train"
-    finally:
-        server.kill()
-        server.wait()
 
 
 def test_an_s3_server_gets_the_bytes_that_a_folder_gets_from_several_processes(s3, tmp_path):

@@ -101,7 +101,7 @@ def test_rows_that_do_not_fit_the_shards_are_found(folder):
     np.save(folder / "samples.npy", rows)
     assert "at other places" in what(verify_folder(folder))
     np.save(folder / "samples.npy", rows[:-1])
-    assert "wants int64 (25, 4)" in what(verify_folder(folder))
+    assert "wants int64 (25, 5)" in what(verify_folder(folder))
 
 
 def test_index_of_foreign_shards_counts_their_captions(tmp_path):
@@ -114,7 +114,7 @@ def test_index_of_foreign_shards_counts_their_captions(tmp_path):
     account = index_folder(tmp_path)
     assert account == {"asked": 2, "written": 1, "skipped": {"no picture": 1}}
     index, rows = load_index(tmp_path)
-    assert rows[:, 2:].tolist() == [[1, 0]]
+    assert rows[:, 2:4].tolist() == [[1, 0]]
     assert index["shardlist"][0]["nsamples"] == 1
 
 

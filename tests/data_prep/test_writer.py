@@ -2,6 +2,7 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_index_points_at_every_sample(tmp_path):
     index, rows = load_index(tmp_path)
     assert account == index["account"] == {"asked": 25, "written": 25, "skipped": {}, "skipped_keys": []}
     assert [shard["nsamples"] for shard in index["shardlist"]] == [10, 10, 5]
-    assert rows[:, 2:].tolist() == [[2, 1]] * 25
+    assert rows[:, 2:4].tolist() == [[2, 1]] * 25
     number = 0
     for shard in index["shardlist"]:
         data = (tmp_path / shard["url"]).read_bytes()
@@ -58,6 +59,8 @@ def test_index_points_at_every_sample(tmp_path):
             begin, end = rows[number][:2]
             key = f"k{number:04d}"
             with tarfile.open(fileobj=io.BytesIO(data[begin:end] + bytes(1024))) as tar:
+                members = b"".join(f"{info.name}\0".encode() + tar.extractfile(info).read() for info in tar)
+                assert zlib.crc32(members) == rows[number, 4]
                 assert tar.getnames() == [f"{key}.png", f"{key}.txt", f"{key}.json"]
                 assert tar.extractfile(f"{key}.png").read() == picture(number)
                 value = json.loads(tar.extractfile(f"{key}.json").read())
@@ -243,4 +246,4 @@ def test_side_records_of_a_job_killed_at_its_very_end_are_removed(tmp_path):
 def test_samples_npy_is_plain_int64(tmp_path):
     write(tmp_path, Plain())
     rows = np.load(tmp_path / "samples.npy", allow_pickle=False)
-    assert (rows.dtype, rows.shape) == (np.dtype("int64"), (25, 4))
+    assert (rows.dtype, rows.shape) == (np.dtype("int64"), (25, 5))

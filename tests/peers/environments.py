@@ -1,28 +1,25 @@
-"""Environments of other projects' tools, each of its own, for they want other versions than we do.
+"""Environments of other projects' tools for tests; see launch/peer_environments.py.
 
-They are made on demand in the folder that TRIMLINE_PEERS names, and kept there; without it in a temporary one. Torch
-and the like, which take gigabytes, are borrowed from the environment that runs the tests; pip never changes that one.
+They are made on demand in the folder that TRIMLINE_PEERS names, and kept there; without it in a temporary one.
 """
 
-import hashlib
 import os
-import shutil
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
+from launch.bench_loader_peers import REQUIREMENTS
+from launch.peer_environments import VARIABLE, NoEnvironment, peer_python
+
 VERSIONS = {
-    "webdataset": ["webdataset==1.0.2", "pillow"],
-    "energon": ["megatron-energon==7.4.1"],
+    "webdataset": ("webdataset==1.0.2", "pillow"),
+    "energon": REQUIREMENTS["energon"],
     # The extra holds back webdataset, whose newer versions this loader does not understand.
-    "open_clip": ["open_clip_torch[training]==3.3.0"],
-    "img2dataset": ["img2dataset==1.47.0"],
+    "open_clip": ("open_clip_torch[training]==3.3.0",),
+    "img2dataset": ("img2dataset==1.47.0",),
 }
 _BORROWING = {"energon", "open_clip"}
-_SECONDS = 900
 
 
 def python_of(name: str, temporary: Path) -> Path:
@@ -30,37 +27,12 @@ def python_of(name: str, temporary: Path) -> Path:
 
     Skips the test where it cannot be made, or fails it where TRIMLINE_PEERS says that it is wanted in CI.
     """
-    wanted = " ".join(VERSIONS[name])
-    folder = Path(os.environ.get("TRIMLINE_PEERS") or temporary).expanduser()
-    place = folder / f"{name}-{hashlib.sha256((wanted + sys.version).encode()).hexdigest()[:12]}"
-    python = place / "bin" / "python"
-    if (place / "complete").exists():
-        return python
+    folder = Path(os.environ.get(VARIABLE) or temporary).expanduser()
     try:
-        _make(place, python, name)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        shutil.rmtree(place, ignore_errors=True)
-        output = error.stderr or b""
-        last = (output.decode(errors="replace").strip().splitlines() or [str(error)])[-1]
-        refuse = pytest.fail if os.environ.get("CI") and os.environ.get("TRIMLINE_PEERS") else pytest.skip
-        refuse(f"no environment with {wanted} could be made in {folder}: {last}")
-    return python
-
-
-def _make(place: Path, python: Path, name: str) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    _run([sys.executable, "-m", "venv", str(place)])
-    if name in _BORROWING:
-        library = next((place / "lib").glob("python*/site-packages"))
-        (library / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *VERSIONS[name]])
-    (place / "complete").touch()
-
-
-def _run(command: list[str]) -> None:
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    subprocess.run(command, capture_output=True, check=True, timeout=_SECONDS, env=environment)
+        return peer_python(folder, name, VERSIONS[name], borrow=name in _BORROWING)
+    except NoEnvironment as error:
+        refuse = pytest.fail if os.environ.get("CI") and os.environ.get(VARIABLE) else pytest.skip
+        refuse(str(error))
 
 
 def run_script(python: Path, script: str, *words: str, timeout: float = 300) -> str:

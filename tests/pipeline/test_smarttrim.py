@@ -8,6 +8,7 @@ from pipeline.measure.flops import linear_macs
 from pipeline.models.schedule import TokenStream
 from pipeline.process import Process
 from pipeline.tasks.statements import Answers, SmartTrimConfig, StatementModel, StatementTask
+from pipeline.trimming.calibrate import calibrate
 from pipeline.trimming.cost import GROUPS, cost_loss, kept_shares, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
 from pipeline.trimming.distillation import class_divergence
@@ -77,7 +78,7 @@ def test_every_trimmer_parameter_has_a_gradient_at_the_first_step() -> None:
 
 
 def trimmed_step(process: Process) -> tuple[dict[str, float], dict[str, torch.Tensor], float]:
-    """Named losses, gradients and the curriculum's correction of this rank's part of a batch of 8."""
+    """Named losses, gradients and the scores' shift of this rank's part of a batch of 8."""
     torch.set_default_dtype(torch.float64)
     try:
         model, batch = model_with(MIXED), small_batch(8)
@@ -93,7 +94,7 @@ def trimmed_step(process: Process) -> tuple[dict[str, float], dict[str, torch.Te
         return (
             {name: float(value.detach()) for name, value in losses.named.items()},
             gradients,
-            task.curriculum.correction,
+            task.curriculum.shift,
         )
     finally:
         torch.set_default_dtype(torch.float32)
@@ -101,13 +102,13 @@ def trimmed_step(process: Process) -> tuple[dict[str, float], dict[str, torch.Te
 
 @pytest.mark.timeout(120)
 def test_two_processes_trim_as_one_with_the_whole_batch() -> None:
-    named, gradients, correction = trimmed_step(Process())
+    named, gradients, shift = trimmed_step(Process())
     torch.set_default_dtype(torch.float64)
     parts = run_ranks(trimmed_step, 2)
-    assert correction != 0
+    assert shift != 0
     for part in parts:
         assert part[0]["cost"] == pytest.approx(named["cost"])
-        assert part[2] == pytest.approx(correction)
+        assert part[2] == pytest.approx(shift)
     for name, value in named.items():
         assert (parts[0][0][name] + parts[1][0][name]) / 2 == pytest.approx(value)
     averaged = {name: (parts[0][1][name] + parts[1][1][name]) / 2 for name in gradients}
@@ -195,13 +196,44 @@ def test_the_solved_share_reaches_the_wanted_cost_or_says_what_can_be_reached() 
         solve_share(cost, units, 1000.0)
 
 
-def test_the_curriculum_falls_linearly_then_follows_what_was_measured() -> None:
+def test_the_curriculum_falls_linearly_then_the_price_follows_what_was_measured() -> None:
     curriculum = Curriculum(CurriculumConfig(share=0.5, gain=0.1), 0.6)
     assert [round(curriculum.wanted(p), 6) for p in (0, 0.25, 0.5, 1)] == [1.0, 0.8, 0.6, 0.6]
     curriculum.observe(0.4, 0.9, 0.5)
-    assert curriculum.wanted(1) == pytest.approx(0.6)
+    assert curriculum.shift == 0
     curriculum.observe(0.6, 0.7, 0.5)
-    assert curriculum.wanted(1) == pytest.approx(0.58)
+    assert curriculum.shift == pytest.approx(-0.02)
+
+
+@pytest.mark.parametrize("speed_up", [1.3, 2.0])
+@pytest.mark.parametrize("bias", [-2.0, 0.1, 2.0])
+def test_calibration_reaches_the_wanted_cost_from_both_sides(speed_up: float, bias: float) -> None:
+    torch.manual_seed(0)
+    model, batch = model_with(TrimmerConfig(width_share=0.2, last_std=0.5, keep_bias=bias)).eval(), small_batch(64)
+    assert model.trimmers is not None
+    words = {name: value.clone() for name, value in model.trimmers.state_dict().items()}
+
+    def measure() -> float:
+        return float(model.cost_shares(scale(batch.pixels), batch.token_ids, batch.token_mask).mean())
+
+    done = calibrate(model.trimmers, measure, 1 / speed_up)
+    assert done.after == measure() == pytest.approx(1 / speed_up, rel=0.01)
+    assert done.before is not None and (done.shift < 0) == (done.before > 1 / speed_up)
+    for name, value in model.trimmers.state_dict().items():
+        is_last = name.endswith(("local.2.bias", "score.2.bias"))
+        torch.testing.assert_close(value, words[name] + (done.shift if is_last else 0.0))
+
+
+def test_calibration_takes_what_comes_nearest_where_the_wanted_cost_is_out_of_reach() -> None:
+    model, batch = model_with(TrimmerConfig(width_share=0.2)).eval(), small_batch(4)
+    assert model.trimmers is not None
+
+    def measure() -> float:
+        return float(model.cost_shares(scale(batch.pixels), batch.token_ids, batch.token_mask).mean())
+
+    done = calibrate(model.trimmers, measure, 0.01)
+    model.trimmers.shift(-100.0)
+    assert done.after == measure() > 0.01
 
 
 def test_divergence_teaches_the_trimmed_side_only() -> None:

@@ -13,7 +13,7 @@ from data_prep.errors import UserError
 from data_prep.sources import SourceConfig, prepare
 from pipeline.checkpoint import CheckpointStore, load_weights
 from pipeline.clock import Clock, ScheduleConfig
-from pipeline.data.batch import ImageTextBatch
+from pipeline.data.batch import ImageTextBatch, Skip
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.engine import EngineConfig, OptimizerConfig, build_engine, split_decay
@@ -85,6 +85,16 @@ def pretrained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "pretrain"
     run_job(job_of(data, folder, "pretrain"), Process())
     return folder
+
+
+def test_the_log_says_how_the_trainer_is_fed(pretrained: Path) -> None:
+    lines = read_metrics(pretrained / "metrics.jsonl")
+    assert len(lines) == 6
+    for line in lines:
+        assert 0 < line["data_wait"] < 1
+        assert min(line["read_ms"], line["decode_ms"], line["text_ms"]) > 0
+        assert "skips" not in line
+    assert all(line["samples_per_second"] > 0 for line in lines[1:])
 
 
 def test_all_ranks_begin_with_the_same_weights_and_momentum_tower(
@@ -197,7 +207,7 @@ def count_steps(
 
     def batches(start: int, end: int) -> Iterator[ImageTextBatch]:
         for seed in range(start, end):
-            yield replace(small_batch(4, seed), skipped=[("bad", "grey")] * (process.rank + 1))
+            yield replace(small_batch(4, seed), skipped=[Skip("a.tar", 0, "k", "grey", 0)] * (process.rank + 1))
 
     return task, train(task, engine, batches, loop_config, Stage(folder, process))
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from data_prep.records import Record
+from pipeline.data.shards import ShardFolder
 
 MakeSplit = Callable[..., Path]
 
@@ -26,3 +27,13 @@ class Listed:
 
     def records(self, start: int, stop: int) -> Iterator[Record]:
         yield from self.listed[start:stop]
+
+
+def spoil(folder: Path, row: int) -> None:
+    """Overwrites the first bytes of a picture inside its shard."""
+    shards = ShardFolder(folder)
+    shard = shards.place(row).partition("#")[0]
+    begin = int(shards._rows[row, 0])
+    with open(folder / shard, "r+b") as file:
+        file.seek(begin + 512)
+        file.write(b"no picture")

@@ -88,6 +88,52 @@ def test_a_transparent_colour_or_palette_entry_lies_on_white() -> None:
     assert got[0, 0].tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_grey_with_alpha_lies_on_white(kind: str) -> None:
+    pixels = np.array([[[200, 0], [200, 255], [200, 51]]], dtype=np.uint8)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    got = decode_image(encoded(Image.fromarray(pixels, "LA"), kind, **options))
+    assert got.tolist() == [[[255] * 3, [200] * 3, [244] * 3]]
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bits_a_channel_become_eight_with_alpha_and_without(channels: int) -> None:
+    deep = np.array([[[0, 257 * 100, 65535, 65535], [257 * 200, 0, 0, 0]]], dtype=np.uint16)[..., :channels]
+    order = [2, 1, 0, 3][:channels]
+    wanted = [[[0, 100, 255], [200, 0, 0] if channels == 3 else [255, 255, 255]]]
+    assert decode_image(cv2.imencode(".png", deep[..., order])[1].tobytes()).tolist() == wanted
+    assert decode_image(cv2.imencode(".tiff", deep[..., order])[1].tobytes())[0, 0].tolist() == [0, 100, 255]
+
+
+def test_sixteen_bit_grey_of_other_formats_is_scaled() -> None:
+    grey = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    for kind in ("TIFF", "PPM"):
+        assert decode_image(encoded(Image.fromarray(grey), kind))[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_a_palette_with_an_alpha_for_each_entry_lies_on_white() -> None:
+    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    palette.putpalette([200, 0, 0, 200, 0, 0, 200, 100, 0])
+    got = decode_image(encoded(palette, "PNG", transparency=bytes([0, 255, 51])))
+    assert got.tolist() == [[[255, 255, 255], [200, 0, 0], [244, 224, 204]]]
+
+
+def test_lossy_webp_and_gif_have_their_colours() -> None:
+    assert far(decode_image(encoded(Image.fromarray(SMOOTH), "WEBP", quality=95)), SMOOTH) < 5
+    gif = Image.fromarray(SMOOTH).quantize(64)
+    assert (decode_image(encoded(gif, "GIF")) == np.asarray(gif.convert("RGB"))).all()
+
+
+def test_adobes_inverted_cmyk_has_its_colours() -> None:
+    """Photoshop's CMYK JPEGs, and YCCK ones, store ink inverted and say so in an Adobe marker."""
+    image = Image.fromarray(SMOOTH).convert("CMYK")
+    data = encoded(image, "JPEG", quality=98)
+    assert b"Adobe" in data  # Pillow writes them as Photoshop does
+    white = encoded(Image.new("CMYK", (16, 16), (0, 0, 0, 0)), "JPEG")
+    black = encoded(Image.new("CMYK", (16, 16), (0, 0, 0, 255)), "JPEG")
+    assert decode_image(white).min() > 250 and decode_image(black).max() < 5
+
+
 def test_opaque_rgba_is_rgb() -> None:
     data = encoded(Image.fromarray(SMOOTH).convert("RGBA"), "PNG")
     assert (decode_image(data) == SMOOTH).all()
@@ -134,3 +180,28 @@ def test_a_flipped_byte_never_escapes_as_another_error(kind: str, place: int, ch
         assert decode_image(bytes(data)).dtype == np.uint8
     except BadSample as error:
         assert str(error)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_picture_beyond_opencvs_limits_is_a_bad_sample(kind: str) -> None:
+    wide = Image.fromarray(np.zeros((1, (1 << 20) + 1), np.uint16))
+    with pytest.raises(BadSample):
+        decode_image(encoded(wide, kind))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_tag_of_orientation_is_ignored_as_by_the_recipes(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(SMOOTH)
+    data = encoded(image, kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as tagged:
+        assert tagged.getexif()[0x0112] == 6
+        assert far(decode_image(data), np.asarray(tagged.convert("RGB"))) < 1
+    assert decode_image(data).shape == SMOOTH.shape
+
+
+@pytest.mark.parametrize(("eighths", "gives"), [(4, 4), (5, 5), (6, 8), (7, 8), (8, 8)])
+def test_scales_that_take_longer_than_full_size_are_not_used(eighths: int, gives: int) -> None:
+    data = encoded(Image.fromarray(cv2.resize(SMOOTH, (640, 480))), "JPEG")
+    assert decode_image(data, (60 * eighths, 80 * eighths)).shape == (60 * gives, 80 * gives, 3)

@@ -1,18 +1,20 @@
+import json
 import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from data_prep.errors import UserError
-from pipeline.data.batch import ImageTextBatch
+from pipeline.data.batch import ImageTextBatch, Skip
 from pipeline.data.loader import LoaderConfig, StepLoader, eval_loader, train_loader
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.process import Process
-from tests.pipeline.data.samples import MakeSplit
+from tests.pipeline.data.samples import MakeSplit, spoil
 
 CONFIG = LoaderConfig(
     height=12, width=16, crop_scale=(0.5, 1.0), flip=True, streams=2, window=4, workers=0, max_tokens=8
@@ -50,16 +52,6 @@ def content(batch: ImageTextBatch) -> list[tuple]:
 
 def sequence(loader: StepLoader) -> list[tuple]:
     return [sample for batch in loader for sample in content(batch)]
-
-
-def spoil(folder: Path, row: int) -> None:
-    """Overwrites the first bytes of a picture inside its shard."""
-    shards = ShardFolder(folder)
-    shard = shards.place(row).partition("#")[0]
-    begin = int(shards._rows[row, 0])
-    with open(folder / shard, "r+b") as file:
-        file.seek(begin + 512)
-        file.write(b"no picture")
 
 
 def test_a_batch_says_everything_of_its_samples(make_split: MakeSplit, training) -> None:
@@ -145,7 +137,7 @@ def test_a_bad_sample_keeps_its_slot_and_nothing_else_moves(make_split: MakeSpli
     after, skipped = [], Counter[tuple[str, str]]()
     for batch in loader:
         after += content(batch)
-        skipped.update(batch.skipped)
+        skipped.update((skip.name, skip.reason) for skip in batch.skipped)
     spoiled = [place for place, sample in enumerate(before) if sample[0] == "s5"]
     assert spoiled
     for place, (one, two) in enumerate(zip(before, after, strict=True)):
@@ -158,7 +150,7 @@ def test_samples_of_a_truncated_shard_are_counted_and_named(make_split: MakeSpli
     path = make_split(20)
     os.truncate(path / "00003.tar", 1)
     config = replace(CONFIG, max_bad_share=1.0)
-    names = Counter(key for batch in training(path, steps=8, config=config) for key, _ in batch.skipped)
+    names = Counter(skip.name for batch in training(path, steps=8, config=config) for skip in batch.skipped)
     assert names and set(names) <= {f"00003.tar#{k}" for k in range(5)}
 
 
@@ -259,18 +251,40 @@ def test_a_bad_sample_of_evaluation_is_left_out_and_named(make_split, tokenizer)
     options = {"text": "statements", "unit": "image", "config": CONFIG, "tokenizer": tokenizer, "batch_size": 4}
     batches = list(eval_loader(path, **options, process=Process()))
     assert [key for batch in batches for key in batch.keys] == ["s0", "s2", "s3", "s4", "s5"]
-    assert batches[0].skipped == [("00000.tar#1 s1", DAMAGE)]
+    assert batches[0].skipped == [Skip("00000.tar", 1, "s1", DAMAGE)]
+    assert batches[0].skipped[0].name == "00000.tar#1 s1"
 
 
 def test_data_without_the_wanted_texts_is_refused(make_split, tokenizer, training) -> None:
     path = make_split(4)
-    import numpy as np
-
     rows = np.load(path / "samples.npy")
     rows[:, 2] = 0
     np.save(path / "samples.npy", rows)
+    with pytest.raises(UserError, match=r"index\.json counts 6 .*, samples\.npy 0; make the index again"):
+        next(iter(training(path, steps=1)))
+    without_counts(path)
     with pytest.raises(UserError, match="4 samples but no captions"):
         training(path)
+
+
+def without_counts(path: Path) -> None:
+    """Makes an index as it was before it counted texts."""
+    index = json.loads((path / "index.json").read_text())
+    for shard in index["shardlist"]:
+        for key in ("captions", "captioned", "statements", "stated"):
+            del shard[key]
+    (path / "index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("text", ["captions", "statements"])
+@pytest.mark.parametrize("unit", ["image", "pair"])
+def test_an_index_without_counts_has_the_same_units(make_split: MakeSplit, text, unit) -> None:
+    path = make_split(23)
+    counted = ShardFolder(path).units(text, unit)
+    without_counts(path)
+    old = ShardFolder(path).units(text, unit)
+    assert counted.shard_sizes.tolist() == old.shard_sizes.tolist() and counted.total == old.total > 0
+    assert [counted.find(4, n) for n in range(2)] == [old.find(4, n) for n in range(2)]
 
 
 def test_a_batch_moves_whole(make_split: MakeSplit, training) -> None:
@@ -281,7 +295,16 @@ def test_a_batch_moves_whole(make_split: MakeSplit, training) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"workers": -1}, {"max_tokens": 2}, {"max_bad_share": 2.0}, {"streams": 0}, {"height": 0}]
+    "bad",
+    [
+        {"workers": -1},
+        {"max_tokens": 2},
+        {"max_bad_share": 2.0},
+        {"streams": 0},
+        {"height": 0},
+        {"prefetch": 0},
+        {"stall_seconds": -1},
+    ],
 )
 def test_senseless_settings_are_refused(bad) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):

@@ -1,4 +1,5 @@
-from itertools import pairwise
+from collections import Counter
+from itertools import takewhile
 
 import numpy as np
 import pytest
@@ -151,15 +152,29 @@ def test_sources_of_a_mix_keep_their_ratio_and_their_epochs(mixed, streams, roun
     assert len(set(visited)) == len(visited)  # a (source, row, epoch, text) comes once
 
 
-def test_a_stand_in_is_the_next_of_the_range_and_moves_nothing_else() -> None:
+def test_a_stand_in_is_of_the_range_and_in_the_end_all_are_tried() -> None:
     source = units([[1] * 6] * 4, "pair")
     order = TrainOrder([(source, 1.0)], OrderConfig(streams=2, window=4), 0, 4)
     slots = [slot for step in range(6) for slot in order.slots(step) if slot.stream == 1]
-    for slot, after in pairwise(slots):
-        assert order.pick(slot, 1) == order.pick(after)
-    tried = {order.pick(slots[3], attempt) for attempt in range(12)}
-    assert len(tried) == 12 and None not in tried
-    assert order.pick(slots[3], 12) is None
+    for slot in slots:
+        tried = {order.pick(slot, attempt) for attempt in range(12)}
+        assert tried == {order.pick(other) for other in slots}
+        assert order.pick(slot, 12) is None
+
+
+def test_what_a_lost_shard_had_is_replaced_by_many_samples_and_not_by_one() -> None:
+    source = units([[1] * 500] * 4, "pair")
+    order = TrainOrder([(source, 1.0)], OrderConfig(streams=2, window=64), 0, 4)
+    lost = [slot for step in range(500) for slot in order.slots(step) if order.pick(slot).row < 500]
+    used, attempts = Counter[int](), 0
+    for slot in lost:
+        rows = (order.pick(slot, attempt).row for attempt in range(1000))
+        tried = list(takewhile(lambda row: row < 500, rows))
+        attempts += len(tried)
+        used[order.pick(slot, len(tried)).row] += 1
+    assert len(lost) == 500
+    assert max(used.values()) < 10  # of 1500; one by one in line, a handful would stand for all
+    assert attempts < 4 * len(lost)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from data_prep.errors import UserError
 from data_prep.make_index import index_folder
 from pipeline.data.decode import BadSample
 from pipeline.data.shards import ShardFolder, parse_sample
+from pipeline.data.storage import StorageConfig
 from tests.pipeline.data.samples import MakeSplit, png
 
 GOOD = {"k.png": b"picture", "k.txt": b"first", "k.json": b'{"captions": ["first", "second"], "group": "g"}'}
@@ -173,7 +174,7 @@ def test_shards_of_another_tool_are_read_once_indexed(tmp_path: Path) -> None:
 
 
 def test_a_folder_survives_pickling_and_many_shards(make_split: MakeSplit, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.data.shards._OPEN_SHARDS", 2)
+    monkeypatch.setattr("pipeline.data.storage._OPEN_SHARDS", 2)
     folder = ShardFolder(make_split(9, shard_samples=1))
     before = len(os.listdir("/proc/self/fd"))
     assert [folder.read(row).key for row in (*range(9), 0)] == [*(f"s{k}" for k in range(9)), "s0"]
@@ -203,3 +204,20 @@ def test_the_fast_parse_equals_tarfiles() -> None:
     assert _plain_members(data) == _any_members(data) == list(GOOD.items())
     with tarfile.open(fileobj=io.BytesIO(data + bytes(1024))) as file:
         assert file.getnames() == list(GOOD)
+
+
+@given(st.binary(max_size=256))
+def test_the_fast_sum_is_the_sum(data: bytes) -> None:
+    from pipeline.data.shards import _sum
+
+    assert _sum(data) == sum(data)
+    assert _sum(b"\xff" * 256) == 255 * 256
+
+
+def test_a_shard_that_is_a_folder_is_the_users_to_mend(make_split: MakeSplit) -> None:
+    path = make_split(12)
+    (path / "00001.tar").unlink()
+    (path / "00001.tar").mkdir()
+    for checksums in (False, True):
+        with pytest.raises(UserError, match=r"cannot read shard .*00001\.tar \(Is a directory\)"):
+            ShardFolder(path, StorageConfig(checksums=checksums)).read(5)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
@@ -12,6 +12,8 @@ from data_prep.errors import UserError
 from pipeline.data.text import Tokenizer, TokenizerConfig, clean_text
 
 TEXTS = ["A small red circle.", "Two blue squares; one is large!", "no circle touches the box's edge"] * 3
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BY_WORD = Tokenizer.train(TEXTS, TokenizerConfig(vocab_size=300))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,34 @@ def test_a_vocabulary_of_bert_loads(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     assert tokenizer.encode(["a dogs cat"], 6)[0].tolist() == [[3, 1, 6, 7, 2, 4]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(TEXTS), max_size=4), st.booleans())
+def test_tokens_of_words_in_turn_are_those_of_the_text(texts: list[str], clean: bool) -> None:
+    tokenizer = Tokenizer(BY_WORD._inner, SPECIALS, 30, clean)
+    for text in (*texts, "na\u0131ve caf\u00e9 e\u0301 \u4e2d\u6587x [MASK] a\u200bb \u0301c 1,2-3"):
+        cleaned = clean_text(text, 30, clean)
+        assert tokenizer._by_word
+        assert tokenizer._encode(cleaned) == tokenizer._inner.encode(cleaned, add_special_tokens=False).ids
+        assert tokenizer._encode(cleaned) == tokenizer._encode(cleaned)
+
+
+def test_words_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.text._MOST_WORDS", 10)
+    tokenizer = Tokenizer.train(TEXTS, TokenizerConfig(vocab_size=200))
+    for number in range(50):
+        tokenizer.encode([f"circle {number}"], 8)
+        assert len(tokenizer._words) <= 10
+
+
+def test_an_added_token_is_found_inside_a_text_as_the_library_does() -> None:
+    inner = tokenizers.Tokenizer.from_str(BY_WORD._inner.to_str())
+    inner.add_special_tokens(["[MASK]", "two words"])
+    tokenizer = Tokenizer(inner, SPECIALS, 30, clean=False)
+    for text in ("a [MASK] circle", "red[MASK]", "one two words blue"):
+        assert tokenizer._encode(text) == inner.encode(text, add_special_tokens=False).ids
+    assert tokenizer.mask_id in tokenizer._encode("red[MASK]")
 
 
 def bpe_folder(folder: Path, tokens: list[str], config: dict[str, str]) -> Path:

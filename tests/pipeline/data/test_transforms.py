@@ -1,3 +1,5 @@
+import io
+from dataclasses import replace
 from itertools import permutations
 
 import cv2
@@ -6,11 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode, Resize
 
 from data_prep.errors import UserError
 from pipeline.data.decode import BadSample
+from pipeline.data.randaugment import RandAugmentConfig, randaugment
 from pipeline.data.seeds import generator
 from pipeline.data.transforms import TransformConfig, eval_image, normalise, permute_boxes, train_image
+
+BEFORE = [[100, 136, 173, 209], [124, 93, 61, 30]]
+ORDERS = [(2, 1, 0), (0, 2, 1), (1, 2, 0), (0, 2, 1)]
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -132,8 +140,61 @@ def test_normalise_takes_mean_and_deviation_out_of_each_channel() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"height": 0}, {"crop_scale": (0.0, 1.0)}, {"crop_scale": (0.9, 0.5)}, {"std": (0.0, 1.0, 1.0)}]
+    "bad",
+    [
+        {"height": 0},
+        {"crop_scale": (0.0, 1.0)},
+        {"crop_scale": (0.9, 0.5)},
+        {"std": (0.0, 1.0, 1.0)},
+        {"resize": "lanczos"},
+    ],
 )
 def test_senseless_settings_are_refused(bad) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         TransformConfig(**bad)
+
+
+def test_randaugment_changes_no_other_draw_and_follows_from_the_generator() -> None:
+    image = png(slope(60, 80))
+    plain = TransformConfig(height=24, width=24, crop_scale=(0.3, 0.5), flip=True)
+    more = replace(plain, randaugment=RandAugmentConfig(count=2, magnitude=7))
+    changed = 0
+    for k in range(40):
+        one, two = (train_image(image, "x", config, generator(k)) for config in (plain, more))
+        rng = generator(k)
+        rng.random(5), rng.permutation(3)
+        assert (two == randaugment(one, rng.random((2, 3)), RandAugmentConfig())).all()
+        changed += bool((one != two).any())
+    assert 20 < changed < 40
+
+
+def test_evaluation_is_never_augmented() -> None:
+    config = TransformConfig(height=8, width=8, crop_scale=(0.1, 0.2), flip=True, randaugment=RandAugmentConfig())
+    assert config.augments
+    assert (eval_image(png(slope(8, 8)), config) == slope(8, 8)).all()
+    assert TransformConfig(randaugment=RandAugmentConfig()).augments
+
+
+def test_the_draws_of_runs_without_randaugment_are_those_of_before() -> None:
+    # Written down before RandAugment came: crop, mirror and boxes of two visits.
+    config = TransformConfig(height=4, width=4, crop_scale=(0.3, 1.0), flip=True)
+    got = [train_image(png(slope(60, 80)), "x", config, generator(k))[:, :, 0].tolist()[0] for k in (1, 2)]
+    assert got == BEFORE
+    deal = TransformConfig(height=100, width=400, permute_boxes=True)
+    orders = []
+    for k in range(4):
+        dealt = train_image(png(boxes()), "x", deal, generator(k))
+        orders.append(next(o for o in permutations(range(3)) if (permute_boxes(boxes(), list(o)) == dealt).all()))
+    assert orders == ORDERS
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 420), (40, 30)])
+def test_bicubic_is_torchvisions_resize(height: int, width: int) -> None:
+    rough = np.random.default_rng(3).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    image = cv2.resize(rough, (width, height), interpolation=cv2.INTER_CUBIC)
+    config = TransformConfig(height=64, width=48, resize="bicubic")
+    wanted = np.asarray(Resize((64, 48), InterpolationMode.BICUBIC)(Image.fromarray(image)))
+    assert (eval_image(png(image), config) == wanted).all()
+    # A JPEG is decoded at a smaller scale, of which hardly anything may be seen.
+    exact = Resize((64, 48), InterpolationMode.BICUBIC)(Image.open(io.BytesIO(jpeg(image))).convert("RGB"))
+    assert np.abs(eval_image(jpeg(image), config).astype(int) - np.asarray(exact)).mean() < 1.5
