@@ -9,7 +9,9 @@ Facts this file rests on, found in DeepSpeed 0.19.8:
 - ZeRO 3 keeps the gradients of the step before where a parameter gets none in this one; the others use zero.
 - ZeRO 1-3 step a float32 copy of the weights, and write the weights from it: what is changed in a weight alone is
   undone by the next step.
-- The optimizer's state is split in the order of the parameter groups: a checkpoint fits only the same ones.
+- Its checkpoints fit only as many ranks and the same stage, are pickles, and its converter between them leaves out
+  frozen parameters under ZeRO 3. So we read and write the float32 partitions themselves: each rank knows which
+  elements of which parameter its partitions hold (`_held`).
 """
 
 import importlib
@@ -17,29 +19,27 @@ import logging
 import math
 import os
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_prep.errors import UserError
 from pipeline.engine import (
     Engine,
     EngineConfig,
     OptimizerConfig,
     ParamGroup,
     autocasts,
+    begin_moments,
     hold_limits,
     make_adamw,
     set_lr,
 )
 from pipeline.engine_torch import clip
+from pipeline.fragments import MOMENTS, WEIGHT, Held
 from pipeline.process import Process
-
-_TAG = "deepspeed"
-"""DeepSpeed writes its files into a folder of this name; the universal converter expects one such level."""
 
 
 class DeepSpeedEngine(Engine):
@@ -63,10 +63,7 @@ class DeepSpeedEngine(Engine):
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=deepspeed_config(config, process)
         )
-        self._files = _checkpoint_files()
-        self._engine.checkpoint_engine = self._files
-        # It would put a copy of a program of DeepSpeed's beside the weights, and fail between two barriers.
-        self._engine._copy_recovery_script = lambda folder: None
+        begin_moments(self._optimizer, self._stepped())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See `Engine.__call__`."""
@@ -112,14 +109,66 @@ class DeepSpeedEngine(Engine):
                 # ZeRO steps a copy of its own, from which the parameter is written again after each step.
                 deepspeed.utils.safe_set_full_fp32_param(param, param)
 
-    def _save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-        self._files.raise_failure()
+    def _held(self, *, saving: bool) -> Iterator[Held]:
+        trained = {id(param) for param in self._params}
+        for name, param in self.module.named_parameters():
+            if self.config.zero_stage == 3:
+                yield self._shard(name, param, id(param) in trained)
+            elif id(param) in trained and self.config.zero_stage:
+                yield from self._partition(name, param)
+            else:
+                moments = self._optimizer.state.get(param, {})
+                kinds = {kind: moments[kind] for kind in MOMENTS if moments}
+                yield self._whole(name, {WEIGHT: param, **kinds}, saving)
+        for name, buffer in self._buffers():
+            yield self._whole(name, {WEIGHT: buffer}, saving)
 
-    def _load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        if path is None:
-            raise UserError(f"{folder} holds no checkpoint of DeepSpeed; delete its parent folder to use an older one")
+    def _partition(self, name: str, param: nn.Parameter) -> Iterator[Held]:
+        """What ZeRO 1 and 2 give this rank of a parameter to step: a part, all, or nothing of it."""
+        mapping = param._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return
+        flat = self._engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+        where = mapping.hp_fragment_address
+        yield Held(name, mapping.lp_fragment_address.start, self._views(flat, where.start, where.numel))
+
+    def _shard(self, name: str, param: Any, trained: bool) -> Held:
+        """What ZeRO 3 gives this rank of a parameter: an equal part of each, padded at the end."""
+        length = param.ds_tensor.ds_numel
+        start = length * self.process.rank
+        real = max(0, min(length, param.ds_numel - start))
+        if not trained:
+            return Held(name, start, {WEIGHT: param.ds_tensor[:real]})
+        zero = self._engine.optimizer
+        group, offset, _ = zero.grad_position[zero.get_param_id(param)]
+        return Held(name, start, self._views(zero.fp32_partitioned_groups_flat[group], offset, real))
+
+    def _views(self, flat: Tensor, start: int, length: int) -> dict[str, Tensor]:
+        moments = self._optimizer.state[flat]
+        tensors = {WEIGHT: flat.detach(), **{kind: moments[kind] for kind in MOMENTS}}
+        return {kind: tensor.narrow(0, start, length) for kind, tensor in tensors.items()}
+
+    def _stepped(self) -> list[Tensor]:
+        """The tensors that the optimizer steps here: ZeRO's own float32 copies, or the parameters."""
+        if self.config.zero_stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        if self.config.zero_stage:
+            return list(self._engine.optimizer.single_partition_of_fp32_groups)
+        return list(self._params)
+
+    def _moments(self) -> list[dict[str, Any]]:
+        return [self._optimizer.state[tensor] for tensor in self._stepped()]
+
+    def _spread(self) -> None:
+        zero = self._engine.optimizer
+        if self.config.zero_stage in (1, 2):
+            zero.update_lp_params()
+        elif self.config.zero_stage == 3:
+            for group in range(len(zero.fp16_groups)):
+                zero._reassign_or_swap_out_partitioned_parameters(group)
+            # Small parameters are kept whole between steps: they are let go and gathered anew.
+            zero._partition_all_parameters()
+            zero.checkpoint_event_epilogue()
 
     def weights(self) -> dict[str, Tensor]:
         """See `Engine.weights`."""
@@ -156,7 +205,6 @@ def deepspeed_config(config: EngineConfig, process: Process) -> dict[str, Any]:
             # None: gradients are averaged in float32, as they are kept.
             "lower_precision_safe_modules": [],
         },
-        "checkpoint": {"tag_validation": "Ignore"},
         "steps_per_print": sys.maxsize,
     }
 
@@ -211,30 +259,3 @@ def _import_deepspeed(process: Process) -> Any:
     logger.propagate = True
     logger.setLevel(logging.ERROR)
     return deepspeed
-
-
-def _checkpoint_files() -> Any:
-    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-
-    class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]
-        """Writes DeepSpeed's files, and keeps a failure until all ranks are past DeepSpeed's barriers.
-
-        DeepSpeed saves between two barriers: an exception of one rank there leaves the others waiting for it.
-        """
-
-        failure: Exception | None = None
-
-        def save(self, state_dict: Any, path: str) -> None:
-            try:
-                # Through a file of ours: given a path, torch's writer hides the number of a system error.
-                with open(path, "wb") as file:
-                    torch.save(state_dict, file)
-            except Exception as error:
-                self.failure = error
-
-        def raise_failure(self) -> None:
-            failure, self.failure = self.failure, None
-            if failure is not None:
-                raise failure
-
-    return CheckpointFiles()

@@ -1,6 +1,6 @@
 """The engine in one plain PyTorch process: what DeepSpeed's results are compared with."""
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,19 +12,17 @@ from pipeline.engine import (
     OptimizerConfig,
     ParamGroup,
     autocasts,
+    begin_moments,
     hold_limits,
     make_adamw,
     set_lr,
 )
+from pipeline.fragments import MOMENTS, WEIGHT, Held
 from pipeline.process import Process
-from pipeline.tensor_files import read_tensors, write_tensors
-
-_MODULE = "module.safetensors"
-_OPTIMIZER = "optimizer.safetensors"
 
 
 class TorchEngine(Engine):
-    """AdamW in one process. Its files are safetensors: the weights, and the moments by parameter name."""
+    """AdamW in one process."""
 
     def __init__(
         self,
@@ -40,6 +38,7 @@ class TorchEngine(Engine):
         self._autocasts = autocasts(config, self._device)
         self._optimizer = make_adamw(optimizer, groups, self._device)
         self._params = [param for group in groups for param in group.params]
+        begin_moments(self._optimizer, self._params)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See `Engine.__call__`."""
@@ -65,30 +64,18 @@ class TorchEngine(Engine):
         self._optimizer.zero_grad(set_to_none=True)
         return norm.item()
 
-    def _save(self, folder: Path) -> None:
-        write_tensors(folder / _MODULE, self.module.state_dict())
-        write_tensors(folder / _OPTIMIZER, self._moments())
+    def _held(self, *, saving: bool) -> Iterator[Held]:
+        for name, param in self.module.named_parameters():
+            moments = self._optimizer.state.get(param, {})
+            yield self._whole(name, {WEIGHT: param, **{kind: moments[kind] for kind in MOMENTS if moments}}, saving)
+        for name, buffer in self._buffers():
+            yield self._whole(name, {WEIGHT: buffer}, saving)
 
-    def _load(self, folder: Path) -> None:
-        self.module.load_state_dict(read_tensors(folder / _MODULE))
-        moments = read_tensors(folder / _OPTIMIZER, device=self.process.device)
-        names = dict(self.module.named_parameters())
-        self._optimizer.state.clear()
-        for entry, tensor in moments.items():
-            kind, _, name = entry.partition(".")
-            self._optimizer.state[names[name]][kind] = tensor.cpu() if self._on_host(kind) else tensor
+    def _moments(self) -> list[dict[str, Any]]:
+        return [self._optimizer.state[param] for param in self._params]
 
-    def _moments(self) -> dict[str, Tensor]:
-        names: dict[Tensor, str] = {param: name for name, param in self.module.named_parameters()}
-        return {
-            f"{kind}.{names[param]}": tensor
-            for param, state in self._optimizer.state.items()
-            for kind, tensor in state.items()
-        }
-
-    def _on_host(self, kind: str) -> bool:
-        # AdamW keeps its count of steps on the CPU unless its fused kernel reads it on the device.
-        return kind == "step" and not self._optimizer.defaults["fused"]
+    def _spread(self) -> None:
+        """Nothing to do: the parts are the weights."""
 
     def weights(self) -> dict[str, Tensor]:
         """See `Engine.weights`."""

@@ -21,9 +21,11 @@ from pipeline.models.build import build_model
 from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pruning.config import PruningConfig
-from pipeline.setup import Inputs, check_batch, check_sizes, export_config, seed_everything, sized_model
+from pipeline.rng_state import seed_everything
+from pipeline.setup import Inputs, check_batch, check_sizes, export_config, sized_model
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
+from pipeline.tasks.task import without_prefix
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.weights.init import InitConfig, initialise
 
@@ -114,7 +116,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     counts = train(task, engine, batches, config.loop, stage)
     weights = engine.weights()
     if stage.process.is_main:
-        plain = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+        plain = without_prefix("model", weights)
         tokens = {"pad": tokenizer.pad_id, "begin": tokenizer.cls_id, "end": tokenizer.sep_id}
         described = export_config("backbone", model.config, inputs.loader, tokens=tokens)
         export_weights(stage.folder / "export", plain, described)

@@ -1,15 +1,12 @@
 """Small things that stages share before training starts."""
 
 import math
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
@@ -52,14 +49,6 @@ class Inputs:
     def normalise(self) -> Callable[[Tensor], Tensor]:
         """uint8 pixels -> the model's input."""
         return partial(normalise, mean=self.loader.mean, std=self.loader.std)
-
-
-def seed_everything(seed: int, part: int) -> None:
-    """Seed torch, numpy and Python for one of several parts of a run, independently of each other."""
-    mixed = int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
-    torch.manual_seed(mixed)
-    np.random.seed(mixed)
-    random.seed(mixed)
 
 
 def check_batch(

@@ -1,5 +1,6 @@
 """The one training loop: batch, losses, step, log, checkpoint. It knows no objective and no launcher."""
 
+import logging
 import resource
 import sys
 import time
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import CheckpointStore
+from pipeline.checkpoint import CheckpointConfig, CheckpointStore
+from pipeline.checkpoint_rules import Means
 from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.quarantine import FOLDER as QUARANTINE
@@ -23,6 +25,8 @@ from pipeline.objectives.gather import global_sum
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, ProgressFile
 from pipeline.tasks.task import Losses, Task
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +65,19 @@ class Stage:
         folder: Of the stage in the run folder.
         process: This process.
         budget_seconds: Time after which it ends; None for no bound.
+        checkpoint: Where its checkpoints go, and which of them stay.
     """
 
     folder: Path
     process: Process
     budget_seconds: float | None = None
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def checkpoints(self) -> Path | str:
+        """The folder or URL of its checkpoints."""
+        path = self.checkpoint.path
+        return self.folder / "checkpoints" if path is None else f"{path.rstrip('/')}/{self.folder.name}"
 
 
 Batches = Callable[[int, int], Iterable[ImageTextBatch]]
@@ -86,11 +98,22 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         Steps, samples and seconds of the whole training, samples that no process could use (each time it was to be
         used), how many samples that are by reason, and the main process's peak memory.
     """
-    store = CheckpointStore(stage.folder / "checkpoints")
+    store = CheckpointStore(stage.checkpoints, stage.checkpoint, stage.process)
+    try:
+        return _train(task, engine, batches, config, stage, store)
+    finally:
+        store.leave()
+
+
+def _train(
+    task: Task, engine: Engine, batches: Batches, config: LoopConfig, stage: Stage, store: CheckpointStore
+) -> dict[str, Any]:
+    """The loop itself."""
     start, spent, skipped_before = _restore(store, task, engine, stage.process)
     step, skipped_here = start, 0
     clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent, stage.process.device)
     log = StepLog(stage, config, step)
+    means = Means()
 
     def skipped() -> int:
         return skipped_before + global_sum(skipped_here, stage.process.torch_device)
@@ -98,12 +121,15 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
     engine.module.train()
     stream = iter(batches(start, config.steps))
     while True:
-        tick = clock.tick(step)
+        tick = clock.tick(step, store.failed)
+        if tick.failed:
+            store.finish()
         ends = tick.progress >= 1
-        if (tick.save or ends) and step > start:
+        if (tick.save or ends or store.wants(step)) and step > start:
             values = {"seconds": clock.seconds, "skipped": skipped()}
-            store.save(step, engine, task.tensors(), values, stage.process)
+            store.begin(step, engine, task.tensors(), values, means.take())
         if ends:
+            store.finish()
             break
         begin = time.perf_counter()
         batch = next(stream)
@@ -113,6 +139,7 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         lr_scale = config.schedule.lr_scale(min(1.0, tick.progress + 1 / config.steps))
         numbers = _step(task, engine, batch.to(stage.process.device), tick.progress, lr_scale)
         step += 1
+        means.add(numbers)
         log.load.add(batch, waited, time.perf_counter() - begin)
         log.add(step, clock.seconds, tick.progress, numbers)
     log.finish(step, clock.seconds)
@@ -139,6 +166,7 @@ def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Proces
     checkpoint = store.latest()
     if checkpoint is None:
         return 0, 0.0, 0
+    logger.info("going on from %s", checkpoint)
     tensors, values = checkpoint.restore(engine, process)
     task.load(tensors)
     return checkpoint.step, float(values["seconds"]), int(values["skipped"])

@@ -20,7 +20,8 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blocks import recompute_activations
 from pipeline.process import Process
-from pipeline.setup import Inputs, check_batch, export_config, seed_everything
+from pipeline.rng_state import seed_everything
+from pipeline.setup import Inputs, check_batch, export_config
 from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.trimming.cost import Units, units_of

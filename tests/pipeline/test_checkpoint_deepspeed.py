@@ -45,7 +45,7 @@ class Run:
 
     def save(self, store: CheckpointStore) -> None:
         tensors: dict[str, Tensor] = {**self.tower, "queue": self.queue}
-        store.save(self.done, self.engine, tensors, {"done": self.done}, self.process)
+        store.save(self.done, self.engine, tensors, {"done": self.done})
 
     def resume(self, store: CheckpointStore) -> None:
         checkpoint = store.latest()
@@ -60,7 +60,7 @@ def undisturbed(process: Process, folder: Path) -> list[float]:
     """All steps, with a checkpoint on the way."""
     run = Run(process)
     losses = [run.step() for _ in range(SAVED_AT)]
-    run.save(CheckpointStore(folder))
+    run.save(CheckpointStore(folder, process=process))
     losses += [run.step() for _ in range(SAVED_AT, STEPS)]
     run.engine.close()
     return losses
@@ -69,7 +69,7 @@ def undisturbed(process: Process, folder: Path) -> list[float]:
 def resumed(process: Process, folder: Path) -> list[float]:
     """The steps after the checkpoint."""
     run = Run(process)
-    run.resume(CheckpointStore(folder))
+    run.resume(CheckpointStore(folder, process=process))
     losses = [run.step() for _ in range(run.done, STEPS)]
     run.engine.close()
     return losses
@@ -89,9 +89,8 @@ def test_each_file_is_named_by_the_manifest(tmp_path: Path) -> None:
         f"step_00000003/{name}"
         for name in (
             "COMPLETE",
-            "engine/deepspeed/mp_rank_00_model_states.pt",
-            "engine/deepspeed/zero_pp_rank_0_mp_rank_00_optim_states.pt",
-            "engine/deepspeed/zero_pp_rank_1_mp_rank_00_optim_states.pt",
+            "engine_0.safetensors",
+            "engine_1.safetensors",
             "manifest.json",
             "rank_0.safetensors",
             "rank_1.safetensors",
@@ -104,7 +103,7 @@ def test_each_file_is_named_by_the_manifest(tmp_path: Path) -> None:
 def disk_full_on(process: Process, folder: Path, rank: int) -> tuple[str, float]:
     """What saving says where one rank cannot write, and how long it takes; then training goes on."""
     run = Run(process)
-    store = CheckpointStore(folder)
+    store = CheckpointStore(folder, process=process)
     run.save(store)
     run.step()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -136,7 +135,7 @@ def save_again_and_again(process: Process, folder: Path) -> None:
     run = Run(process)
     while True:
         run.step()
-        run.save(CheckpointStore(folder))
+        run.save(CheckpointStore(folder, process=process))
 
 
 @pytest.mark.slow
@@ -159,7 +158,7 @@ def test_killed_while_two_ranks_save(tmp_path: Path) -> None:
 
 def resume_and_step(process: Process, folder: Path) -> float:
     run = Run(process)
-    run.resume(CheckpointStore(folder))
+    run.resume(CheckpointStore(folder, process=process))
     loss = run.step()
     run.engine.close()
     return loss
