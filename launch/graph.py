@@ -60,6 +60,7 @@ class Stage:
         parts: All else that its result depends on, JSON-able: its configuration.
         outputs: Paths that must exist for the stage to count as finished.
         cpus: CPUs that it keeps busy.
+        says: What a person is told of it when it begins.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Stage:
     parts: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[Path, ...] = ()
     cpus: float = 1.0
+    says: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

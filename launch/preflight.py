@@ -13,6 +13,7 @@ from launch.config import RunConfig
 from launch.machine import available_cpus, available_gpus
 from launch.stages import plan_source
 from pipeline.data.text import Tokenizer
+from pipeline.deepspeed_json import check_settings
 from pipeline.engine import preflight_deepspeed
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
@@ -83,6 +84,7 @@ def _processes(config: RunConfig) -> int:
 def _check_engine(config: RunConfig) -> None:
     if config.engine.name == "deepspeed":
         preflight_deepspeed()
+        check_settings(config.engine.deepspeed_json)
     elif _processes(config) > 1:
         raise UserError(
             f"engine.name={config.engine.name} runs one process, not {_processes(config)}; "

@@ -132,6 +132,12 @@ class CheckpointStore:
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
+        self._begun = False
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there is a checkpoint to go back to, or one is being written; the same on all ranks."""
+        return self._begun
 
     @property
     def failed(self) -> bool:
@@ -186,6 +192,7 @@ class CheckpointStore:
             target=self._write, args=(name_of(step), mine, dict(values), manifest), name="checkpoint", daemon=True
         )
         self._thread.start()
+        self._begun = True
 
     def finish(self) -> None:
         """Waits for what is being written.
@@ -211,6 +218,7 @@ class CheckpointStore:
     def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint, or None; the main rank looks for all. It only reads."""
         found = together(self.process, lambda: self._newest() if self.process.is_main else None, str(self.place))[0]
+        self._begun = self._begun or found is not None
         return Checkpoint(place=self.place, name=found[0], step=found[1]) if found else None
 
     def _newest(self) -> tuple[str, int] | None:
@@ -257,9 +265,7 @@ class CheckpointStore:
         if self.process.is_main:
             write_json(aside / _VALUES, values)
             files.append(_VALUES)
-        told = {
-            file: {"bytes": (aside / file).stat().st_size, "sha256": sha256_file(aside / file)} for file in files
-        }
+        told = {file: {"bytes": (aside / file).stat().st_size, "sha256": sha256_file(aside / file)} for file in files}
         self.place.deliver(name, aside, files)
         return told
 

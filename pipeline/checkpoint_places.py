@@ -189,7 +189,9 @@ class StorePlace(Place):
     def __init__(self, url: str, process: Process) -> None:
         super().__init__(open_target(url))
         if self.target.only_here and process.world_size > 1:
-            raise UserError(f"checkpoint.path={url} is seen by one process only, not by {process.world_size}; give s3://")
+            raise UserError(
+                f"checkpoint.path={url} is seen by one process only, not by {process.world_size}; give s3://"
+            )
 
     def clean(self, name: str) -> None:
         """See `Place.clean`."""

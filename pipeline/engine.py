@@ -20,11 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pipeline.engine_config import EngineConfig, OptimizerConfig, autocasts
+from pipeline.engine_config import EngineConfig, OptimizerConfig, autocast_dtype
 from pipeline.fragments import MOMENTS, WEIGHT, FragmentFiles, Held, share, to_fragments
+from pipeline.loss_scale import LossScale
 from pipeline.process import Process
 
-__all__ = ["Engine", "EngineConfig", "OptimizerConfig", "ParamGroup", "StepReport", "autocasts", "build_engine"]
+__all__ = ["Engine", "EngineConfig", "OptimizerConfig", "ParamGroup", "StepReport", "build_engine"]
 
 _MIN_DEEPSPEED = (0, 19, 8)
 """The first version known to skip a step with a non-finite gradient in float32, under every ZeRO stage."""
@@ -55,7 +56,7 @@ class StepReport:
         loss: The loss averaged over ranks.
         grad_norm: L2 norm of the averaged gradient before clipping; 0 where `updated` is false.
         lr: Learning rate of a group with `lr_scale=1`.
-        updated: Whether the weights changed; false while gradients are accumulated.
+        updated: Whether the weights changed; false while gradients are accumulated, and where fp16 overflowed.
     """
 
     loss: float
@@ -107,6 +108,13 @@ class Engine(ABC):
         self.process = process
         self._base_lr = optimizer.lr
         self._pending = 0
+        self._bad: str | None = None
+        dtype = autocast_dtype(config, process.torch_device)
+        self._loss_scale = LossScale(dynamic=dtype is torch.float16)
+        if dtype is not None:
+            # Around the module's own forward: DeepSpeed turns off an autocast that it did not begin, and the one that it
+            # begins scales the loss of 16-bit floats before it clips, each rank by itself.
+            module.forward = torch.autocast(process.torch_device.type, dtype)(module.forward)
 
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +122,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _backward(self, loss: Tensor) -> None:
-        """Adds `loss / accumulation` to the gradient."""
+        """Adds `loss * loss_scale / accumulation` to the gradient."""
 
     @abstractmethod
     def _accumulated(self) -> None:
@@ -122,7 +130,11 @@ class Engine(ABC):
 
     @abstractmethod
     def _update(self, lr: float) -> float:
-        """Clips, steps, clears the gradient; returns its norm, non-finite where it left the weights alone."""
+        """Undoes the loss's scale, clips, steps, clears the gradient.
+
+        Returns:
+            The gradient's norm; non-finite where it left the weights alone.
+        """
 
     @abstractmethod
     def _held(self, *, saving: bool) -> Iterator[Held]:
@@ -159,22 +171,32 @@ class Engine(ABC):
             lr_scale: Share of the peak learning rate that holds now.
 
         Raises:
-            NonFiniteError: On every rank, where the loss of any of them or the gradient is NaN or infinite.
-                No weight has changed; the gradient is lost, so load a checkpoint before going on.
+            NonFiniteError: On every rank at the end of an update, where the loss of any of them or the gradient was NaN
+                or infinite. No weight has changed and the gradient is cleared: the next update may follow.
         """
-        mean = self._start_mean(loss)
-        self._backward(loss)
-        mean_loss = self._finish_mean(mean)
+        mean = self._mean(loss)
+        # A bad loss on one rank makes the gradient NaN on every rank: then all of them leave the weights alone.
+        self._backward(loss * (1 + 0 * mean))
+        mean_loss = mean.item()
         if not math.isfinite(mean_loss):
-            raise NonFiniteError(f"the loss is {mean_loss} on at least one rank (here: {loss.item()})")
+            self._bad = f"the loss is {mean_loss} on at least one rank (here: {loss.item()})"
         lr = self._base_lr * lr_scale
         self._pending += 1
         if self._pending < self.config.accumulation:
             self._accumulated()
             return StepReport(loss=mean_loss, grad_norm=0.0, lr=lr, updated=False)
+        return self._end_update(mean_loss, lr)
+
+    def _end_update(self, mean_loss: float, lr: float) -> StepReport:
         self._pending = 0
+        bad, self._bad = self._bad, None
         norm = self._update(lr)
-        if not math.isfinite(norm):
+        finite = math.isfinite(norm)
+        if bad is not None:
+            raise NonFiniteError(bad)
+        if self._loss_scale.update(overflow=not finite):
+            return StepReport(loss=mean_loss, grad_norm=0.0, lr=lr, updated=False)
+        if not finite:
             raise NonFiniteError(f"the norm of the gradient is {norm}, with a loss of {mean_loss:.6g}")
         return StepReport(loss=mean_loss, grad_norm=norm, lr=lr, updated=True)
 
@@ -182,8 +204,9 @@ class Engine(ABC):
         """Weights and optimizer state as they are now; this rank's part of them, not copied."""
         if self._pending:
             raise RuntimeError(f"save between updates, not after {self._pending} accumulated backward passes")
-        steps = max((int(state["step"]) for state in self._moments()), default=0)
-        return EngineState(to_fragments(self._held(saving=True)), {"shapes": self._shapes(), "steps": steps})
+        # All tensors are stepped in each update, whether or not the loss reached them.
+        values = {"shapes": self._shapes(), "steps": int(self._moments()[0]["step"])}
+        return EngineState(to_fragments(self._held(saving=True)), values | {"loss_scale": self._loss_scale.state()})
 
     def load(self, files: FragmentFiles, values: Mapping[str, Any]) -> None:
         """Takes what `state` gave on any number of ranks, under any engine and ZeRO stage.
@@ -200,7 +223,8 @@ class Engine(ABC):
             for state in self._moments():
                 state["step"].fill_(values["steps"])
             self._spread()
-        self._pending = 0
+        self._loss_scale.load(values["loss_scale"])
+        self._pending, self._bad = 0, None
 
     def _shapes(self) -> dict[str, list[int]]:
         # Of a parameter that ZeRO 3 has split, the shape is kept beside it; scalars may have been given a length.
@@ -219,18 +243,12 @@ class Engine(ABC):
         own = share(length, self.process.rank, self.process.world_size) if saving else slice(0, length)
         return Held(name, own.start, {kind: tensor.detach().view(-1)[own] for kind, tensor in tensors.items()})
 
-    def _start_mean(self, loss: Tensor) -> tuple[Tensor, dist.Work | None]:
-        # Not awaited before the backward pass, which thereby hides it.
+    def _mean(self, loss: Tensor) -> Tensor:
+        """The loss averaged over ranks."""
         value = loss.detach().float().clone()
-        if self.process.world_size == 1:
-            return value, None
-        return value, dist.all_reduce(value, async_op=True)
-
-    def _finish_mean(self, mean: tuple[Tensor, dist.Work | None]) -> float:
-        value, work = mean
-        if work is not None:
-            work.wait()
-        return value.item() / self.process.world_size
+        if self.process.world_size > 1:
+            dist.all_reduce(value)
+        return value / self.process.world_size
 
 
 def build_engine(
@@ -272,7 +290,7 @@ def _check_groups(module: nn.Module, groups: list[ParamGroup]) -> None:
 
 
 def make_adamw(config: OptimizerConfig, groups: list[ParamGroup], device: torch.device) -> torch.optim.AdamW:
-    """The AdamW of both engines: fused where PyTorch has a fused kernel for the device."""
+    """The AdamW of both engines: fused where PyTorch has a fused kernel for the device that it steps on."""
     described = [
         {
             "params": list(group.params),
@@ -298,6 +316,13 @@ def set_lr(optimizer: torch.optim.Optimizer, groups: list[ParamGroup], lr: float
     """Gives each of the optimizer's groups its share of the learning rate."""
     for target, group in zip(optimizer.param_groups, groups, strict=True):
         target["lr"] = lr * group.lr_scale
+
+
+def zero_missing(params: Iterable[nn.Parameter]) -> None:
+    """Gives a parameter that the loss did not reach a gradient of zero: it still decays and counts the step."""
+    for param in params:
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ Facts this file rests on, found in DeepSpeed 0.19.8:
   `deepspeed.ops.__compatible_ops__`, whether it may: with an empty one nothing is compiled, two workers do not
   race to do so, and no compiler is needed.
 - ZeRO 1-3 skip a step whose gradient norm is not finite and say so by `was_step_applied()`; stage 0 does not.
-- ZeRO 3 keeps the gradients of the step before where a parameter gets none in this one; the others use zero.
+- ZeRO 3, and an optimizer on the CPU, keep the gradients of the step before where a parameter gets none in this one;
+  the others use zero.
 - ZeRO 1-3 step a float32 copy of the weights, and write the weights from it: what is changed in a weight alone is
   undone by the next step.
 - Its checkpoints fit only as many ranks and the same stage, are pickles, and its converter between them leaves out
@@ -26,16 +27,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.deepspeed_json import laid_over
 from pipeline.engine import (
     Engine,
     EngineConfig,
     OptimizerConfig,
     ParamGroup,
-    autocasts,
     begin_moments,
     hold_limits,
     make_adamw,
     set_lr,
+    zero_missing,
 )
 from pipeline.engine_torch import clip
 from pipeline.fragments import MOMENTS, WEIGHT, Held
@@ -70,6 +72,11 @@ class DeepSpeedEngine(Engine):
         return self._engine(*args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:
+        if self._loss_scale.dynamic and self.config.zero_stage:
+            # ZeRO scales the loss by it, and unscales the gradient before it clips.
+            self._engine.optimizer.override_loss_scale(self._loss_scale.scale)
+        elif self._loss_scale.dynamic:
+            loss = loss * self._loss_scale.scale
         self._engine.backward(loss)
 
     def _accumulated(self) -> None:
@@ -87,15 +94,22 @@ class DeepSpeedEngine(Engine):
         if self.config.zero_stage == 3:
             # A parameter that the next loss does not reach would otherwise get this step's gradient again.
             self._engine.optimizer.grad_partitions_flat_buffer.zero_()
+        if self.config.offload_optimizer:
+            for tensor in self._stepped():
+                tensor.grad.zero_()  # likewise
         if not self._engine.was_step_applied():
             return float("nan")
         return float(self._engine.get_global_grad_norm())
 
     def _update_whole(self) -> float:
         # Without ZeRO the averaged gradient lies whole in the parameters, and DeepSpeed would step with any.
-        norm = clip(self._params, self.config.grad_clip).item()
+        zero_missing(self._params)
+        norm = clip(self._params, self.config.grad_clip, self._loss_scale.scale).item()
         if math.isfinite(norm):
             self._engine.step()
+        else:
+            self._engine.zero_grad()
+            self._engine.micro_steps += 1  # as its step would have counted, by which it tells the parts of an update
         return norm
 
     def _hold_limits(self) -> None:
@@ -193,25 +207,24 @@ def _give_scalars_a_length(module: nn.Module) -> set[str]:
 
 def deepspeed_config(config: EngineConfig, process: Process) -> dict[str, Any]:
     """DeepSpeed's own configuration, made in the worker because it depends on the number of workers."""
-    return {
+    ours = {
         # DeepSpeed sees losses, not batches: only the number of accumulated backward passes means anything.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": config.grad_clip if config.zero_stage else 0.0,
         "zero_optimization": _zero_config(config, process),
-        "torch_autocast": {
-            "enabled": autocasts(config, process.torch_device),
-            "dtype": "bfloat16",
-            # None: gradients are averaged in float32, as they are kept.
-            "lower_precision_safe_modules": [],
-        },
+        # PyTorch's AdamW steps on a CPU as well; DeepSpeed's own would have to be compiled.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
     }
+    given = config.deepspeed_json
+    assert not isinstance(given, str), "it was read where the run began"
+    return laid_over(ours, given or {})
 
 
 def _zero_config(config: EngineConfig, process: Process) -> dict[str, Any]:
     on_gpu = process.torch_device.type != "cpu"
-    return {
+    zero: dict[str, Any] = {
         "stage": config.zero_stage,
         # Elements, not bytes. DeepSpeed's 5e8 would make two buffers of 2 GB each on a GPU.
         "reduce_bucket_size": 50_000_000,
@@ -221,6 +234,13 @@ def _zero_config(config: EngineConfig, process: Process) -> dict[str, Any]:
         "overlap_comm": on_gpu,
         "contiguous_gradients": on_gpu,
     }
+    # Page-locked memory is for copies to a GPU.
+    there = {"device": "cpu", "pin_memory": on_gpu}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = there
+    if config.offload_params:
+        zero["offload_param"] = there
+    return zero
 
 
 def ensure_process_group(process: Process) -> None:

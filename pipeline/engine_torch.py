@@ -11,11 +11,11 @@ from pipeline.engine import (
     EngineConfig,
     OptimizerConfig,
     ParamGroup,
-    autocasts,
     begin_moments,
     hold_limits,
     make_adamw,
     set_lr,
+    zero_missing,
 )
 from pipeline.fragments import MOMENTS, WEIGHT, Held
 from pipeline.process import Process
@@ -33,30 +33,24 @@ class TorchEngine(Engine):
         process: Process,
     ) -> None:
         super().__init__(config, optimizer, module, process)
-        self._device = process.torch_device
         self._groups = groups
-        self._autocasts = autocasts(config, self._device)
-        self._optimizer = make_adamw(optimizer, groups, self._device)
+        self._optimizer = make_adamw(optimizer, groups, process.torch_device)
         self._params = [param for group in groups for param in group.params]
         begin_moments(self._optimizer, self._params)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See `Engine.__call__`."""
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocasts):
-            return self.module(*args, **kwargs)
+        return self.module(*args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:
-        (loss / self.config.accumulation).backward()
+        (loss * self._loss_scale.scale / self.config.accumulation).backward()
 
     def _accumulated(self) -> None:
         """Nothing to do: the gradients stay in the parameters."""
 
     def _update(self, lr: float) -> float:
-        for param in self._params:
-            if param.grad is None:
-                # As DeepSpeed does: a parameter that the loss did not reach still decays and counts the step.
-                param.grad = torch.zeros_like(param)
-        norm = clip(self._params, self.config.grad_clip)
+        zero_missing(self._params)
+        norm = clip(self._params, self.config.grad_clip, self._loss_scale.scale)
         if torch.isfinite(norm):
             set_lr(self._optimizer, self._groups, lr)
             self._optimizer.step()
@@ -86,6 +80,8 @@ class TorchEngine(Engine):
         self._optimizer.zero_grad(set_to_none=True)
 
 
-def clip(params: list[nn.Parameter], limit: float) -> Tensor:
-    """Scales the gradients down to the limit (0: not at all) and returns the norm that they had."""
+def clip(params: list[nn.Parameter], limit: float, loss_scale: float = 1.0) -> Tensor:
+    """Undoes the loss's scale, scales the gradients down to the limit (0: not at all), returns the norm between."""
+    if loss_scale != 1:
+        torch._foreach_mul_([param.grad for param in params], 1 / loss_scale)
     return nn.utils.clip_grad_norm_(params, limit if limit > 0 else float("inf"))

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from jsonargparse import ArgumentParser
 
+from pipeline.checkpoint_rules import CheckpointConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.engine import EngineConfig
 from pipeline.evaluate import EvaluateConfig, Trained, evaluate
@@ -62,7 +63,8 @@ def _inputs(job: Job) -> Inputs:
 
 
 def _stage(job: Job, process: Process) -> Stage:
-    return Stage(Path(job["folder"]), process, job.get("budget_seconds"))
+    checkpoint = parse(CheckpointConfig, job["run"].get("checkpoint", {}))
+    return Stage(Path(job["folder"]), process, job.get("budget_seconds"), checkpoint)
 
 
 def _trained(job: Job) -> Trained:

@@ -74,6 +74,11 @@ class Pretraining:
         if self.memory is not None:
             self.memory.queue.take()
 
+    def drop_update(self) -> None:
+        """Its features do not come into the queue; the momentum tower has followed the same weights once more."""
+        if self.memory is not None:
+            self.memory.queue.drop()
+
     def tensors(self) -> dict[str, Tensor]:
         """The queue."""
         return {} if self.memory is None else with_prefix("queue", self.memory.queue.tensors())

@@ -188,6 +188,10 @@ class StatementTask:
             self.curriculum.observe(progress, float(torch.stack(self.measured).mean()), 1 / self.target)
             self.measured.clear()
 
+    def drop_update(self) -> None:
+        """Forget what it cost."""
+        self.measured.clear()
+
     def tensors(self) -> dict[str, Tensor]:
         """The curriculum's correction."""
         return {"curriculum.correction": torch.tensor(self.curriculum.correction, dtype=torch.float64)}

@@ -13,7 +13,7 @@ from data_prep.errors import UserError
 from data_prep.sources import SourceConfig, prepare
 from pipeline.checkpoint import CheckpointStore, load_weights
 from pipeline.clock import Clock, ScheduleConfig
-from pipeline.data.batch import ImageTextBatch
+from pipeline.data.batch import ImageTextBatch, Skip
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.engine import EngineConfig, OptimizerConfig, build_engine, split_decay
@@ -190,6 +190,9 @@ class Counting:
     def after_update(self, progress: float) -> None:
         self.calls.append("after")
 
+    def drop_update(self) -> None:
+        self.calls.append("drop")
+
     def tensors(self) -> dict[str, torch.Tensor]:
         return {}
 
@@ -207,7 +210,7 @@ def count_steps(
 
     def batches(start: int, end: int) -> Iterator[ImageTextBatch]:
         for seed in range(start, end):
-            yield replace(small_batch(4, seed), skipped=[("bad", "grey")] * (process.rank + 1))
+            yield replace(small_batch(4, seed), skipped=[Skip("a.tar", 0, "k", "grey", 0)] * (process.rank + 1))
 
     return task, train(task, engine, batches, loop_config, Stage(folder, process))
 
