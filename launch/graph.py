@@ -36,10 +36,12 @@ class Attempt:
     Attributes:
         folder: Its own folder.
         resumed: Whether an earlier attempt with the same fingerprint left something there to go on from.
+        fingerprint: Of the stage: a digest of all that its result depends on.
     """
 
     folder: Path
     resumed: bool
+    fingerprint: str = ""
 
     def note_restart(self) -> None:
         """Counts that the stage's processes were started once more within this attempt."""
@@ -288,7 +290,7 @@ def _begin(stage: Stage, fingerprint: str) -> Attempt:
         "outputs": {},
     }
     write_json(stage.folder / STATUS, status)
-    return Attempt(folder=stage.folder, resumed=same)
+    return Attempt(folder=stage.folder, resumed=same, fingerprint=fingerprint)
 
 
 def _end(folder: Path, state: str, seconds: float, **more: Any) -> None:

@@ -239,6 +239,7 @@ class _Builder:
         )
 
     def _carry_out(self, job: dict[str, Any], workers: int, attempt: Attempt) -> Mapping[str, Any]:
+        job = {**job, "fingerprint": attempt.fingerprint}
         result = self._backend.run(job, workers, self._config.cluster.restarts, attempt.note_restart)
         if "rows" in result:
             write_json(attempt.folder / RESULTS, result["rows"])

@@ -117,14 +117,20 @@ class CheckpointStore:
         where: Folder or URL that holds one folder for each checkpoint; made at the first save.
         config: Which of them stay.
         process: This rank.
+        fingerprint: Of what is trained; checkpoints of something else are not gone on from.
 
     Raises:
         UserError: Nothing here can write there.
     """
 
     def __init__(
-        self, where: Path | str, config: CheckpointConfig | None = None, process: Process | None = None
+        self,
+        where: Path | str,
+        config: CheckpointConfig | None = None,
+        process: Process | None = None,
+        fingerprint: str = "",
     ) -> None:
+        self.fingerprint = fingerprint
         self.config = config or CheckpointConfig()
         self.process = process or Process()
         self.place = open_place(where, self.process)
@@ -186,7 +192,7 @@ class CheckpointStore:
             self._group = dist.new_group(backend="gloo")  # type: ignore[no-untyped-call]
         manifest = {
             "version": _VERSION, "step": step, "layout": engine.layout(), "engine": dict(state.values),
-            "metrics": dict(metrics or {}),
+            "metrics": dict(metrics or {}), "fingerprint": self.fingerprint,
         }  # fmt: skip
         self._thread = threading.Thread(
             target=self._write, args=(name_of(step), mine, dict(values), manifest), name="checkpoint", daemon=True
@@ -216,7 +222,11 @@ class CheckpointStore:
             self._group = None
 
     def latest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, or None; the main rank looks for all. It only reads."""
+        """The newest complete checkpoint, or None; the main rank looks for all. It only reads.
+
+        Raises:
+            UserError: There are checkpoints of another training.
+        """
         found = together(self.process, lambda: self._newest() if self.process.is_main else None, str(self.place))[0]
         self._begun = self._begun or found is not None
         return Checkpoint(place=self.place, name=found[0], step=found[1]) if found else None
@@ -224,6 +234,11 @@ class CheckpointStore:
     def _newest(self) -> tuple[str, int] | None:
         for saved in self.place.saved():
             if self.place.is_whole(saved.name):
+                if saved.fingerprint != self.fingerprint:
+                    raise UserError(
+                        f"{self.place} holds checkpoints of another configuration ({saved.name}); give another folder "
+                        "with --checkpoint.path, or start over with --fresh, which removes them"
+                    )
                 return saved.name, saved.step
             log.warning("%s/%s is incomplete or damaged; using an earlier checkpoint", self.place, saved.name)
         return None

@@ -89,7 +89,7 @@ class Place(ABC):
             match = _NAME.fullmatch(name)
             if match and COMPLETE in self.target.sizes(name):
                 found.append((int(match[1]), match[2] is None, name))
-        return [Saved(name=name, step=step, metrics=self._metrics(name)) for step, _, name in sorted(found)[::-1]]
+        return [self._described(name, step) for step, _, name in sorted(found)[::-1]]
 
     def is_whole(self, name: str) -> bool:
         """Whether the manifest is the marked one and every file has its size; `restore` checks the hashes."""
@@ -108,11 +108,20 @@ class Place(ABC):
         self.target.remove([f"{name}/{COMPLETE}"])
         self.target.remove_folder(name)
 
-    def _metrics(self, name: str) -> dict[str, float]:
+    def forget(self) -> None:
+        """Removes all checkpoints, complete or not."""
+        for saved in self.saved():
+            self.remove(saved.name)
+        for left in self._unmarked():
+            self.target.remove_folder(left)
+
+    def _described(self, name: str, step: int) -> Saved:
         try:
-            return dict(json.loads(self.target.read(f"{name}/{MANIFEST}")).get("metrics", {}))
+            manifest = json.loads(self.target.read(f"{name}/{MANIFEST}"))
         except (OSError, ValueError):
-            return {}
+            manifest = {}  # it is damaged, which `is_whole` tells
+        metrics, fingerprint = manifest.get("metrics", {}), manifest.get("fingerprint", "")
+        return Saved(name=name, step=step, metrics=metrics, fingerprint=fingerprint)
 
     def _unmarked(self) -> list[str]:
         return [
@@ -245,6 +254,12 @@ class StorePlace(Place):
         finally:
             if process.local_rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_all(path: str) -> None:
+    """Removes the checkpoints of all stages below a `checkpoint.path`, and nothing else."""
+    for stage in open_target(path).folders():
+        open_place(f"{path.rstrip('/')}/{stage}", Process()).forget()
 
 
 def open_place(where: str | Path, process: Process) -> Place:

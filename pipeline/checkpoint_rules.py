@@ -52,10 +52,12 @@ class Saved:
         name: Of its folder.
         step: Steps done before it.
         metrics: Means of what was logged since the one before.
+        fingerprint: Of what was trained.
     """
 
     name: str
     step: int
+    fingerprint: str = ""
     metrics: Mapping[str, float]
 
 

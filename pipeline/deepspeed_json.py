@@ -71,9 +71,7 @@ def read_deepspeed_json(given: str | Mapping[str, Any]) -> dict[str, Any]:
     for key in _dotted(settings):
         for prefix in _prefixes(key):
             if prefix in _OWNED:
-                raise UserError(
-                    f"engine.deepspeed_json sets {prefix}, which is written from {_OWNED[prefix]}; set that"
-                )
+                raise UserError(f"engine.deepspeed_json sets {prefix}, which is {_OWNED[prefix]}; set that")
             if prefix in _UNKNOWN_TO_US:
                 raise UserError(
                     f"engine.deepspeed_json sets {prefix}, which {_UNKNOWN_TO_US[prefix]}: checkpoints are not made for "

@@ -112,8 +112,8 @@ class Engine(ABC):
         dtype = autocast_dtype(config, process.torch_device)
         self._loss_scale = LossScale(dynamic=dtype is torch.float16)
         if dtype is not None:
-            # Around the module's own forward: DeepSpeed turns off an autocast that it did not begin, and the one that it
-            # begins scales the loss of 16-bit floats before it clips, each rank by itself.
+            # Around the module's own forward: DeepSpeed turns off an autocast that it did not begin, and with its own
+            # each rank scales the loss of 16-bit floats by itself, and clips before it unscales.
             module.forward = torch.autocast(process.torch_device.type, dtype)(module.forward)
 
     @abstractmethod

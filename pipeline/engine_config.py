@@ -36,8 +36,8 @@ class EngineConfig:
         recompute: Whether blocks keep only their inputs for the backward and are computed again there (activation
             checkpointing).
         compile: Whether torch.compile makes the vision towers; worth it on a GPU.
-        deepspeed_json: A file of DeepSpeed's own settings, or these themselves, which are laid over what is written from
-            the keys above; what has a key above is refused.
+        deepspeed_json: A file of DeepSpeed's own settings, or these themselves, which are laid over what is written
+            from the keys above; what has a key above is refused.
     """
 
     name: Literal["deepspeed", "torch"] = "deepspeed"
@@ -112,16 +112,17 @@ class EngineConfig:
             return self
         parts = parts_of(batch, processes, self.micro_batch)
         if parts is None or batch // processes // parts < least:
+            whole = max(least, batch // processes)
             raise UserError(
                 f"engine.micro_batch={self.micro_batch}: the {batch / processes:g} samples of each of {processes} "
                 f"workers ({stage}.loop.global_batch={batch}) do not divide into equal parts of {least} to "
-                f"{self.micro_batch} samples; give another global batch, or --engine.micro_batch {max(least, batch // processes)}"
+                f"{self.micro_batch} samples; give another global batch, or --engine.micro_batch {whole}"
             )
         return replace(self, micro_batch=None, accumulation=parts)
 
 
 def parts_of(batch: int, processes: int, micro_batch: int) -> int | None:
-    """The fewest equal parts of a process's samples that are no larger than `micro_batch`; None where there are none."""
+    """The fewest equal parts of a process's samples of at most `micro_batch`; None where it has no whole number."""
     own, rest = divmod(batch, processes)
     if rest:
         return None

@@ -75,14 +75,9 @@ class FragmentFiles:
         for runs in self._runs.values():
             runs.sort()
 
-    @property
-    def names(self) -> set[str]:
-        """All parameters and buffers."""
-        return {name for kind, name in self._runs if kind == WEIGHT}
-
-    def length(self, name: str) -> int:
-        """How many elements a parameter has."""
-        return max(stop for _, stop, _, _ in self._runs[WEIGHT, name])
+    def has(self, kind: str, name: str) -> bool:
+        """Whether there are elements of that kind."""
+        return (kind, name) in self._runs
 
     def read_into(self, part: Held) -> None:
         """Fills the views of a part.

@@ -1,4 +1,4 @@
-"""The pre-training stage: shards -> ALBEF with pruning -> checkpoint -> export."""
+"""The pre-training stage: shards -> a backbone with pruning -> checkpoints -> export."""
 
 import logging
 from collections.abc import Mapping

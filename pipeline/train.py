@@ -69,12 +69,14 @@ class Stage:
         process: This process.
         budget_seconds: Time after which it ends; None for no bound.
         checkpoint: Where its checkpoints go, and which of them stay.
+        fingerprint: Of all that its result depends on: it goes on from checkpoints with the same one only.
     """
 
     folder: Path
     process: Process
     budget_seconds: float | None = None
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    fingerprint: str = ""
 
     @property
     def checkpoints(self) -> Path | str:
@@ -106,7 +108,7 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         NonFiniteError: On every process, where a loss or gradient is not a number and the run is not to go on.
         UserError: A checkpoint could not be written, or does not fit.
     """
-    store = CheckpointStore(stage.checkpoints, stage.checkpoint, stage.process)
+    store = CheckpointStore(stage.checkpoints, stage.checkpoint, stage.process, stage.fingerprint)
     bad = BadUpdates(config.bad_updates)
     try:
         while True:

@@ -29,7 +29,7 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
     Args:
         job: JSON-able: ``kind`` (``pretrain``, ``trim``, ``evaluate`` or ``survivors``), ``stage`` (its name),
             ``folder`` (of the stage), ``data`` and ``tokenizer`` (folders), ``run`` (the resolved config),
-            ``budget_seconds`` (or None); ``target`` and ``backbone`` (export folder) for trim; ``pretrained``
+            ``budget_seconds`` (or None), ``fingerprint`` (of all that the stage's result depends on); ``target`` and ``backbone`` (export folder) for trim; ``pretrained``
             (export folder or None) and ``trimmed`` ({stage name: export folder}) for evaluate and survivors.
         process: This process among those of the stage.
 
@@ -64,7 +64,7 @@ def _inputs(job: Job) -> Inputs:
 
 def _stage(job: Job, process: Process) -> Stage:
     checkpoint = parse(CheckpointConfig, job["run"].get("checkpoint", {}))
-    return Stage(Path(job["folder"]), process, job.get("budget_seconds"), checkpoint)
+    return Stage(Path(job["folder"]), process, job.get("budget_seconds"), checkpoint, job.get("fingerprint", ""))
 
 
 def _trained(job: Job) -> Trained:
