@@ -74,7 +74,7 @@ def read_deepspeed_json(given: str | Mapping[str, Any]) -> dict[str, Any]:
                 raise UserError(f"engine.deepspeed_json sets {prefix}, which is {_OWNED[prefix]}; set that")
             if prefix in _UNKNOWN_TO_US:
                 raise UserError(
-                    f"engine.deepspeed_json sets {prefix}, which {_UNKNOWN_TO_US[prefix]}: checkpoints are not made for "
+                    f"engine.deepspeed_json sets {prefix}, which {_UNKNOWN_TO_US[prefix]}: checkpoints do not know "
                     "that; leave it out"
                 )
     return settings

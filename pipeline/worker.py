@@ -29,8 +29,9 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
     Args:
         job: JSON-able: ``kind`` (``pretrain``, ``trim``, ``evaluate`` or ``survivors``), ``stage`` (its name),
             ``folder`` (of the stage), ``data`` and ``tokenizer`` (folders), ``run`` (the resolved config),
-            ``budget_seconds`` (or None), ``fingerprint`` (of all that the stage's result depends on); ``target`` and ``backbone`` (export folder) for trim; ``pretrained``
-            (export folder or None) and ``trimmed`` ({stage name: export folder}) for evaluate and survivors.
+            ``budget_seconds`` (or None), ``fingerprint`` (of all that the stage's result depends on); ``target`` and
+            ``backbone`` (export folder) for trim; ``pretrained`` (export folder or None) and ``trimmed``
+            ({stage name: export folder}) for evaluate and survivors.
         process: This process among those of the stage.
 
     Returns:

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def train(process: Process, config: EngineConfig, steps: int = STEPS) -> tuple[l
             loss = engine(x[mine], target[mine], rare=step % 2 == 1)
             report = engine.step(loss, lr_scale=1 - step / steps)
             losses.append(report.loss)
-            assert config.precision == "fp16" or report.updated == (micro == config.accumulation - 1)
+            assert report.updated == (micro == config.accumulation - 1)
         numbers += [sum(losses) / len(losses), report.grad_norm]
     weights = engine.weights()
     engine.close()
@@ -95,6 +96,50 @@ def test_two_ranks_equal_one_process(
     for numbers, weights in run_ranks(train, 2, config):
         assert numbers == pytest.approx(reference[0], rel=1e-5, abs=1e-5)
         torch.testing.assert_close(weights, reference[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"zero_stage": 1, "offload_optimizer": True},
+        {"zero_stage": 2, "offload_optimizer": True, "accumulation": 2},
+        {"zero_stage": 3, "offload_optimizer": True},
+        {"zero_stage": 3, "offload_params": True},
+        {"zero_stage": 3, "offload_optimizer": True, "offload_params": True},
+    ],
+    ids=str,
+)
+def test_state_in_host_memory_changes_nothing(
+    more: dict[str, Any], reference: tuple[list[float], dict[str, Tensor]]
+) -> None:
+    for numbers, weights in run_ranks(train, 2, EngineConfig(**more)):
+        assert numbers == pytest.approx(reference[0], rel=1e-5, abs=1e-5)
+        torch.testing.assert_close(weights, reference[1], rtol=1e-5, atol=1e-5)
+
+
+def _updates_in_fp16(process: Process, config: EngineConfig) -> list[tuple[float, float, bool]]:
+    module = Tiny()
+    engine = build_engine(config, OPTIMIZER, module, tiny_groups(module), process)
+    found = []
+    for number in range(10):
+        x, target = (t.chunk(process.world_size)[process.rank] for t in batch(number))
+        report = engine.step(engine(x, target, rare=True) * 100, 1.0)
+        found.append((report.loss, report.grad_norm, report.updated))
+    engine.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    "more", [{"zero_stage": s} for s in range(4)] + [{"zero_stage": 2, "offload_optimizer": True}], ids=str
+)
+def test_fp16_skips_and_clips_alike_on_all_ranks_and_stages(more: dict[str, Any]) -> None:
+    wanted = _updates_in_fp16(Process(), EngineConfig(name="torch", precision="fp16"))
+    assert 0 < [updated for *_, updated in wanted].index(True) < 8
+    for found in run_ranks(_updates_in_fp16, 2, EngineConfig(precision="fp16", **more)):
+        assert [updated for *_, updated in found] == [updated for *_, updated in wanted]
+        assert [n for step in found for n in step[:2]] == pytest.approx(
+            [n for step in wanted for n in step[:2]], rel=0.02
+        )
 
 
 def test_the_gradient_is_clipped_in_the_comparison(reference: tuple[list[float], dict[str, Tensor]]) -> None:
