@@ -20,7 +20,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch.distributed as dist
@@ -65,10 +65,28 @@ class DeepSpeedEngine(Engine):
             model=module, optimizer=self._optimizer, config=deepspeed_config(config, process)
         )
         begin_moments(self._optimizer, self._stepped())
+        if config.zero_stage == 3:
+            self._keep_whole(_own_parameters(module))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See `Engine.__call__`."""
-        return self._engine(*args, **kwargs)
+        result = self._engine(*args, **kwargs)
+        if self.config.zero_stage == 3:
+            self._keep_whole(p for part in self.module.modules() for _, p in part.ds_external_parameters())
+        return result
+
+    def _keep_whole(self, params: Iterable[Any]) -> None:
+        """Lets ZeRO 3 gather parameters once a step, and not anew for each layer.
+
+        It gathers a parameter for a layer whose forward is called with tensors and gives tensors. What is used
+        elsewhere would be empty again in the backward.
+        """
+        fresh = [p for p in params if p.requires_grad and not p.is_external_param]
+        for param in fresh:
+            param.is_external_param = True
+        empty = [p for p in fresh if p.ds_status.name == "NOT_AVAILABLE"]
+        if empty:
+            empty[0].all_gather(empty)
 
     def _backward(self, loss: Tensor) -> None:
         if self._loss_scale.dynamic and self.config.zero_stage:
@@ -194,6 +212,13 @@ class DeepSpeedEngine(Engine):
     def close(self) -> None:
         """See `Engine.close`."""
         self._engine.destroy()
+
+
+def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters that belong to no layer of PyTorch's: class tokens, positions, temperatures."""
+    for part in module.modules():
+        if not type(part).__module__.startswith("torch."):
+            yield from part.parameters(recurse=False)
 
 
 def _give_scalars_a_length(module: nn.Module) -> set[str]:
