@@ -65,15 +65,30 @@ class DeepSpeedEngine(Engine):
             model=module, optimizer=self._optimizer, config=deepspeed_config(config, process)
         )
         begin_moments(self._optimizer, self._stepped())
+        self._external = 0
         if config.zero_stage == 3:
-            self._keep_whole(_own_parameters(module))
+            own = [param for param in _own_parameters(module) if param.requires_grad]
+            for param in own:
+                deepspeed.zero.register_external_parameter(module, param)
+            self._keep_whole(own)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See `Engine.__call__`."""
         result = self._engine(*args, **kwargs)
         if self.config.zero_stage == 3:
-            self._keep_whole(p for part in self.module.modules() for _, p in part.ds_external_parameters())
+            self._keep_found()
         return result
+
+    def _keep_found(self) -> None:
+        """Deals with parameters that DeepSpeed has just seen used outside their layers."""
+        found = [param for part in self.module.modules() for _, param in part.ds_external_parameters()]
+        if len(found) == self._external:
+            return
+        self._keep_whole(param for param in found if param.requires_grad)
+        coordinator = self._engine.optimizer.parameter_offload.get_param_coordinator()
+        if self._external and coordinator.is_complete_trace():
+            coordinator._invalidate_trace()  # it foresees what each layer fetches, and takes another course for a fault
+        self._external = len(found)
 
     def _keep_whole(self, params: Iterable[Any]) -> None:
         """Lets ZeRO 3 gather parameters once a step, and not anew for each layer.
@@ -81,7 +96,7 @@ class DeepSpeedEngine(Engine):
         It gathers a parameter for a layer whose forward is called with tensors and gives tensors. What is used
         elsewhere would be empty again in the backward.
         """
-        fresh = [p for p in params if p.requires_grad and not p.is_external_param]
+        fresh = [p for p in params if not p.is_external_param]
         for param in fresh:
             param.is_external_param = True
         empty = [p for p in fresh if p.ds_status.name == "NOT_AVAILABLE"]
