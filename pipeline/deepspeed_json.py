@@ -49,6 +49,7 @@ _UNKNOWN_TO_US = {
 """Settings that our checkpoints do not know."""
 
 _SECTIONS = {
+    "zero_optimization",
     "comms_logger",
     "flops_profiler",
     "monitor_config",
