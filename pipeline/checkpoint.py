@@ -189,7 +189,9 @@ class CheckpointStore:
             mine[_STATE] = self._host.copy("state", tensors)
         if self.process.world_size > 1 and self._group is None:
             # Of its own: what is told in the background must not meet what training tells.
-            self._group = dist.new_group(backend="gloo")  # type: ignore[no-untyped-call]
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
         manifest = {
             "version": _VERSION, "step": step, "layout": engine.layout(), "engine": dict(state.values),
             "metrics": dict(metrics or {}), "fingerprint": self.fingerprint,

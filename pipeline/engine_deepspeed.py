@@ -81,7 +81,7 @@ class DeepSpeedEngine(Engine):
 
     def _keep_found(self) -> None:
         """Deals with parameters that DeepSpeed has just seen used outside their layers."""
-        found = [param for part in self.module.modules() for _, param in part.ds_external_parameters()]
+        found = [param for part in self.module.modules() for param in _external_of(part)]
         if len(found) == self._external:
             return
         self._keep_whole(param for param in found if param.requires_grad)
@@ -128,6 +128,7 @@ class DeepSpeedEngine(Engine):
             self._engine.optimizer.grad_partitions_flat_buffer.zero_()
         if self.config.offload_optimizer:
             for tensor in self._stepped():
+                assert tensor.grad is not None
                 tensor.grad.zero_()  # likewise
         if not self._engine.was_step_applied():
             return float("nan")
@@ -227,6 +228,11 @@ class DeepSpeedEngine(Engine):
     def close(self) -> None:
         """See `Engine.close`."""
         self._engine.destroy()
+
+
+def _external_of(part: Any) -> Iterator[nn.Parameter]:
+    """Parameters of others that a layer was seen to use."""
+    return (param for _, param in part.ds_external_parameters())
 
 
 def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:

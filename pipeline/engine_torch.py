@@ -83,5 +83,5 @@ class TorchEngine(Engine):
 def clip(params: list[nn.Parameter], limit: float, loss_scale: float = 1.0) -> Tensor:
     """Undoes the loss's scale, scales the gradients down to the limit (0: not at all), returns the norm between."""
     if loss_scale != 1:
-        torch._foreach_mul_([param.grad for param in params], 1 / loss_scale)
+        torch._foreach_mul_([param.grad for param in params if param.grad is not None], 1 / loss_scale)
     return nn.utils.clip_grad_norm_(params, limit if limit > 0 else float("inf"))

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 from torch import Tensor
@@ -102,7 +103,7 @@ class FragmentFiles:
                 yield low, self._files[number].get_slice(key)[low - begin : high - begin]
 
 
-def _open(path: Path) -> "safetensors.safe_open":
+def _open(path: Path) -> Any:  # safetensors ships no types for it
     try:
         return safetensors.safe_open(path, "pt")
     except (OSError, safetensors.SafetensorError) as error:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -14,7 +16,7 @@ def held(parameter: nn.Parameter) -> Tensor:
     return parameter if shard is None else shard
 
 
-def release(parameters: Sequence[nn.Parameter]) -> None:
+def release(parameters: Sequence[Any]) -> None:
     """Lets go of whole copies that ZeRO 3 has made, so that the next use sees what is changed in shards."""
     gathered = [p for p in parameters if hasattr(p, "ds_tensor") and p.ds_status.name == "AVAILABLE"]
     if gathered:
