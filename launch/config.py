@@ -6,6 +6,7 @@ from typing import Literal
 from data_prep.errors import UserError
 from data_prep.sources import SourceConfig
 from launch.cluster_config import BudgetConfig, ClusterConfig
+from pipeline.checkpoint_rules import CheckpointConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import TokenizerConfig
 from pipeline.engine import EngineConfig
@@ -31,6 +32,7 @@ class RunConfig:
         tokenizer: The vocabulary, trained on the training captions.
         model: The backbone.
         engine: What carries out a step.
+        checkpoint: Where checkpoints go, and which of them stay.
         pretrain: Pre-training.
         trim: Trimming, one stage for each target.
         evaluate: Evaluation.
@@ -47,6 +49,7 @@ class RunConfig:
     tokenizer: TokenizerConfig
     model: ModelConfig
     engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     pretrain: PretrainConfig
     trim: TrimConfig
     evaluate: EvaluateConfig

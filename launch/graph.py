@@ -36,10 +36,12 @@ class Attempt:
     Attributes:
         folder: Its own folder.
         resumed: Whether an earlier attempt with the same fingerprint left something there to go on from.
+        fingerprint: Of the stage: a digest of all that its result depends on.
     """
 
     folder: Path
     resumed: bool
+    fingerprint: str = ""
 
     def note_restart(self) -> None:
         """Counts that the stage's processes were started once more within this attempt."""
@@ -60,6 +62,7 @@ class Stage:
         parts: All else that its result depends on, JSON-able: its configuration.
         outputs: Paths that must exist for the stage to count as finished.
         cpus: CPUs that it keeps busy.
+        says: What a person is told of it when it begins.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Stage:
     parts: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[Path, ...] = ()
     cpus: float = 1.0
+    says: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +290,7 @@ def _begin(stage: Stage, fingerprint: str) -> Attempt:
         "outputs": {},
     }
     write_json(stage.folder / STATUS, status)
-    return Attempt(folder=stage.folder, resumed=same)
+    return Attempt(folder=stage.folder, resumed=same, fingerprint=fingerprint)
 
 
 def _end(folder: Path, state: str, seconds: float, **more: Any) -> None:

@@ -60,7 +60,8 @@ class ProgressDisplay:
         """See `launch.graph.Observer`."""
         with self._lock:
             self._running[stage.name] = stage.folder / PROGRESS
-        self.say(f"{stage.name}: {'goes on where it stopped' if attempt.resumed else 'started'}")
+        words = f" ({stage.says})" if stage.says else ""
+        self.say(f"{stage.name}: {'goes on where it stopped' if attempt.resumed else 'started'}{words}")
 
     def stage_ended(self, stage: Stage, outcome: Outcome, seconds: float, message: str) -> None:
         """See `launch.graph.Observer`."""

@@ -24,6 +24,7 @@ from launch.progress import ProgressDisplay
 from launch.reading import dump_config
 from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS, build_stages
+from pipeline.checkpoint_places import forget_all
 from pipeline.progress import read_metrics
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,8 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
     with FolderLock(out), stopped_by_sigterm(), _log_file(out):
         if fresh:
             remove_run(out)
+            if config.checkpoint.path is not None:
+                forget_all(config.checkpoint.path)
         facts = _begin(config, out)
         stages = build_stages(config, out, backend, until)
 

@@ -19,6 +19,8 @@ from pipeline.data.decode import BadSample
 from pipeline.data.shards import ShardFolder
 from pipeline.data.storage import STORAGE_KEYS, StorageConfig
 from pipeline.data.text import Tokenizer
+from pipeline.engine_config import LAYOUT_KEYS
+from pipeline.pretrain import describe_pretrain_update
 from pipeline.progress import ProgressFile
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,8 @@ class _Builder:
 
     def _parts(self, *sections: str) -> dict[str, Any]:
         parts = {section: self._run[section] for section in (*sections, "seed")}
+        if "engine" in parts:  # nor is another way to compute the same updates
+            parts["engine"] = {key: value for key, value in parts["engine"].items() if key not in LAYOUT_KEYS}
         if "loader" in parts:  # another cache is no reason to train again
             parts["loader"] = {key: value for key, value in parts["loader"].items() if key not in STORAGE_KEYS}
         return parts
@@ -166,7 +170,13 @@ class _Builder:
             parts={**self._parts("loader", "model", "engine", "pretrain"), "budget": self._budget()},
             outputs=(self._export("pretrain"),),
             cpus=workers * self._config.cluster.cpus_per_worker,
+            says=self._update_in_words(workers),
         )
+
+    def _update_in_words(self, workers: int) -> str:
+        config = self._config
+        engine = config.engine.resolved("pretrain", config.pretrain.loop.global_batch, workers, least=2)
+        return describe_pretrain_update(config.pretrain, config.model, engine, workers)
 
     def _trim(self, target: float) -> Stage:
         name = trim_name(self._config, target)
@@ -229,6 +239,7 @@ class _Builder:
         )
 
     def _carry_out(self, job: dict[str, Any], workers: int, attempt: Attempt) -> Mapping[str, Any]:
+        job = {**job, "fingerprint": attempt.fingerprint}
         result = self._backend.run(job, workers, self._config.cluster.restarts, attempt.note_restart)
         if "rows" in result:
             write_json(attempt.folder / RESULTS, result["rows"])

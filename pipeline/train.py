@@ -1,5 +1,6 @@
 """The one training loop: batch, losses, step, log, checkpoint. It knows no objective and no launcher."""
 
+import logging
 import resource
 import sys
 import time
@@ -11,18 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import CheckpointStore
+from pipeline.bad_updates import BadUpdateConfig, BadUpdates, Rewind
+from pipeline.checkpoint import CheckpointConfig, CheckpointStore
+from pipeline.checkpoint_rules import Means
 from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.quarantine import count_reasons
-from pipeline.engine import Engine, StepReport
+from pipeline.engine import Engine, NonFiniteError, StepReport
 from pipeline.limits import at_least
 from pipeline.load_log import LoadTally
 from pipeline.objectives.gather import global_sum
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, ProgressFile
 from pipeline.tasks.task import Losses, Task
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class LoopConfig:
         schedule: Learning rate over training.
         checkpoint_seconds: Time between checkpoints.
         log_every: Steps between lines of metrics.jsonl.
+        bad_updates: What is done where a loss or gradient is not a number.
     """
 
     samples: int
@@ -42,6 +48,7 @@ class LoopConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint_seconds: float = 60.0
     log_every: int = 10
+    bad_updates: BadUpdateConfig = field(default_factory=BadUpdateConfig)
 
     def __post_init__(self) -> None:
         at_least(self, "loop", 1, "samples", "global_batch", "log_every")
@@ -61,11 +68,21 @@ class Stage:
         folder: Of the stage in the run folder.
         process: This process.
         budget_seconds: Time after which it ends; None for no bound.
+        checkpoint: Where its checkpoints go, and which of them stay.
+        fingerprint: Of all that its result depends on: it goes on from checkpoints with the same one only.
     """
 
     folder: Path
     process: Process
     budget_seconds: float | None = None
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    fingerprint: str = ""
+
+    @property
+    def checkpoints(self) -> Path | str:
+        """The folder or URL of its checkpoints."""
+        path = self.checkpoint.path
+        return self.folder / "checkpoints" if path is None else f"{path.rstrip('/')}/{self.folder.name}"
 
 
 Batches = Callable[[int, int], Iterable[ImageTextBatch]]
@@ -84,13 +101,40 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
 
     Returns:
         Steps, samples and seconds of the whole training, samples that no process could use (each time it was to be
-        used), how many samples that are by reason, and the main process's peak memory.
+        used), how many samples that are by reason, updates that were left out as they were not numbers, and the main
+        process's peak memory.
+
+    Raises:
+        NonFiniteError: On every process, where a loss or gradient is not a number and the run is not to go on.
+        UserError: A checkpoint could not be written, or does not fit.
     """
-    store = CheckpointStore(stage.folder / "checkpoints")
-    start, spent, skipped_before = _restore(store, task, engine, stage.process)
+    store = CheckpointStore(stage.checkpoints, stage.checkpoint, stage.process, stage.fingerprint)
+    bad = BadUpdates(config.bad_updates)
+    try:
+        while True:
+            try:
+                return _train(task, engine, batches, config, stage, store, bad)
+            except Rewind:
+                store.finish()
+    finally:
+        store.leave()
+
+
+def _train(
+    task: Task,
+    engine: Engine,
+    batches: Batches,
+    config: LoopConfig,
+    stage: Stage,
+    store: CheckpointStore,
+    bad: BadUpdates,
+) -> dict[str, Any]:
+    """The loop itself, from the last checkpoint on."""
+    start, spent, skipped_before, bad.left_out = _restore(store, task, engine, stage.process)
     step, skipped_here = start, 0
     clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent, stage.process.device)
     log = StepLog(stage, config, step)
+    means = Means()
 
     def skipped() -> int:
         return skipped_before + global_sum(skipped_here, stage.process.torch_device)
@@ -98,12 +142,15 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
     engine.module.train()
     stream = iter(batches(start, config.steps))
     while True:
-        tick = clock.tick(step)
+        tick = clock.tick(step, store.failed)
+        if tick.failed:
+            store.finish()
         ends = tick.progress >= 1
-        if (tick.save or ends) and step > start:
-            values = {"seconds": clock.seconds, "skipped": skipped()}
-            store.save(step, engine, task.tensors(), values, stage.process)
+        if (tick.save or ends or store.wants(step)) and step > start:
+            values = {"seconds": clock.seconds, "skipped": skipped(), "left_out": bad.left_out}
+            store.begin(step, engine, task.tensors(), values, means.take())
         if ends:
+            store.finish()
             break
         begin = time.perf_counter()
         batch = next(stream)
@@ -111,8 +158,16 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         skipped_here += len(batch.skipped)
         # The rate at the end of the step: that at its beginning would be 0 at first.
         lr_scale = config.schedule.lr_scale(min(1.0, tick.progress + 1 / config.steps))
-        numbers = _step(task, engine, batch.to(stage.process.device), tick.progress, lr_scale)
+        try:
+            numbers = _step(task, engine, batch.to(stage.process.device), tick.progress, lr_scale)
+        except NonFiniteError as error:
+            bad.bad(step, error, can_rewind=store.has_any)
+            task.drop_update()
+            step += 1
+            continue
+        bad.good()
         step += 1
+        means.add(numbers)
         log.load.add(batch, waited, time.perf_counter() - begin)
         log.add(step, clock.seconds, tick.progress, numbers)
     log.finish(step, clock.seconds)
@@ -121,6 +176,7 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         "samples": step * config.global_batch,
         "seconds": round(clock.seconds, 1),
         "skipped": skipped(),
+        "left_out": bad.left_out,
         "bad_samples": count_reasons(stage.folder / QUARANTINE),
         "peak_bytes": peak_bytes(stage.process.device),
     }
@@ -134,14 +190,16 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Process) -> tuple[int, float, int]:
-    """Steps done, seconds spent and samples skipped; zeros at a fresh start."""
+def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Process) -> tuple[int, float, int, int]:
+    """Steps done, seconds spent, samples skipped and updates left out; zeros at a fresh start."""
     checkpoint = store.latest()
     if checkpoint is None:
-        return 0, 0.0, 0
+        return 0, 0.0, 0, 0
+    logger.info("going on from %s", checkpoint)
     tensors, values = checkpoint.restore(engine, process)
+    task.drop_update()
     task.load(tensors)
-    return checkpoint.step, float(values["seconds"]), int(values["skipped"])
+    return checkpoint.step, float(values["seconds"]), int(values["skipped"]), int(values["left_out"])
 
 
 def _step(task: Task, engine: Engine, batch: ImageTextBatch, progress: float, lr_scale: float) -> dict[str, Tensor]:

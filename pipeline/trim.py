@@ -20,7 +20,8 @@ from pipeline.limits import above_zero, weights_above_zero
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blocks import recompute_activations
 from pipeline.process import Process
-from pipeline.setup import Inputs, check_batch, export_config, seed_everything
+from pipeline.rng_state import seed_everything
+from pipeline.setup import Inputs, check_batch, export_config
 from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.trimming.calibrate import Calibration, calibrate
@@ -81,7 +82,7 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
     process = stage.process
     if config.max_tokens is not None:
         inputs = replace(inputs, loader=replace(inputs.loader, max_tokens=config.max_tokens))
-    check_batch("trim", config.loop.global_batch, process.world_size, inputs.engine, inputs.loader)
+    settled = check_batch("trim", config.loop.global_batch, process.world_size, inputs.engine, inputs.loader)
     seed_everything(inputs.seed, 1000)
     tokenizer = inputs.load_tokenizer()
     model = _model(config, target, backbone, inputs, tokenizer).to(process.torch_device)
@@ -92,7 +93,7 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
     groups = [*split_decay(model.backbone), *split_decay(model.cls_head, config.head_scale)]
     if model.trimmers is not None:
         groups += split_decay(model.trimmers, config.trimmer_scale)
-    engine = build_engine(inputs.engine, config.optimizer, model, groups, process)
+    engine = build_engine(settled, config.optimizer, model, groups, process)
     seed_everything(inputs.seed, 1001 + process.rank)
 
     def batches(start: int, end: int) -> Iterable[ImageTextBatch]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from jsonargparse import ArgumentParser
 
+from pipeline.checkpoint_rules import CheckpointConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.engine import EngineConfig
 from pipeline.evaluate import EvaluateConfig, Trained, evaluate
@@ -28,8 +29,9 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
     Args:
         job: JSON-able: ``kind`` (``pretrain``, ``trim``, ``evaluate`` or ``survivors``), ``stage`` (its name),
             ``folder`` (of the stage), ``data`` and ``tokenizer`` (folders), ``run`` (the resolved config),
-            ``budget_seconds`` (or None); ``target`` and ``backbone`` (export folder) for trim; ``pretrained``
-            (export folder or None) and ``trimmed`` ({stage name: export folder}) for evaluate and survivors.
+            ``budget_seconds`` (or None), ``fingerprint`` (of all that the stage's result depends on); ``target`` and
+            ``backbone`` (export folder) for trim; ``pretrained`` (export folder or None) and ``trimmed``
+            ({stage name: export folder}) for evaluate and survivors.
         process: This process among those of the stage.
 
     Returns:
@@ -62,7 +64,8 @@ def _inputs(job: Job) -> Inputs:
 
 
 def _stage(job: Job, process: Process) -> Stage:
-    return Stage(Path(job["folder"]), process, job.get("budget_seconds"))
+    checkpoint = parse(CheckpointConfig, job["run"].get("checkpoint", {}))
+    return Stage(Path(job["folder"]), process, job.get("budget_seconds"), checkpoint, job.get("fingerprint", ""))
 
 
 def _trained(job: Job) -> Trained:
