@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.redact import SafeFormatter, redact
 from launch.answers import INTERNAL, INTERRUPTED, USER_MISTAKE, Answer, Handler, Parser, add_command
 from launch.bench_options import add_loader_bench_options, add_shard_bench_options
 from launch.cli_data import add_data_commands
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code, data, text = _answer(options, overrides)
     except UserError as error:
-        return _refuse(" ".join(str(error).split()), options.json)
+        return _refuse(" ".join(redact(str(error)).split()), options.json)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; run the same command again to continue\n")
         return INTERRUPTED
@@ -88,7 +89,7 @@ def _refuse(line: str, as_json: bool) -> int:
 def _apologise(error: Exception, options: argparse.Namespace) -> int:
     """One line for an error of ours; the traceback is in the run's launch.log, or on screen with --verbose."""
     log.debug("internal error", exc_info=error)
-    line = " ".join(f"{type(error).__name__}: {error}".split())
+    line = " ".join(redact(f"{type(error).__name__}: {error}").split())
     where = "the run folder's launch.log has" if options.command in _RUNNING else "--verbose shows"
     sys.stderr.write(f"trimline: an error of Trimline's own: {line} ({where} the details)\n")
     if options.json:
@@ -97,12 +98,10 @@ def _apologise(error: Exception, options: argparse.Namespace) -> int:
 
 
 def _log_to_stderr(verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(levelname)s %(name)s: %(message)s" if verbose else "%(message)s",
-        stream=sys.stderr,
-    )
-    for noisy in ("ray", "asyncio", "PIL", "matplotlib", "urllib3", "filelock", "fsspec"):
+    screen = logging.StreamHandler(sys.stderr)
+    screen.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s" if verbose else "%(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[screen])
+    for noisy in ("ray", "asyncio", "PIL", "matplotlib", "urllib3", "filelock", "fsspec", "wandb"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 

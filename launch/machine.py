@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_prep.redact import redact
+
 _PACKAGES = ("trimline", "torch", "ray", "deepspeed", "webdataset", "tokenizers", "numpy", "jsonargparse")
 
 
@@ -91,6 +93,6 @@ def _git(folder: Path, *words: str) -> str | None:
 
 
 def command() -> str:
-    """The command line that started this process."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """The command line that started this process, without secrets."""
+    words = [Path(sys.argv[0]).name, *map(redact, sys.argv[1:])]
     return " ".join(f"'{word}'" if " " in word else word for word in words)
