@@ -12,6 +12,7 @@ from pipeline.engine import EngineConfig
 from pipeline.evaluate import EvaluateConfig
 from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig
+from pipeline.tracking import TrackingConfig
 from pipeline.trim import TrimConfig
 
 
@@ -34,6 +35,7 @@ class RunConfig:
         pretrain: Pre-training.
         trim: Trimming, one stage for each target.
         evaluate: Evaluation.
+        tracking: Where numbers go besides the run folder.
     """
 
     name: str
@@ -50,6 +52,7 @@ class RunConfig:
     pretrain: PretrainConfig
     trim: TrimConfig
     evaluate: EvaluateConfig
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         if not self.name.strip() or "/" in self.name:

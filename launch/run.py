@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -103,7 +104,7 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
         if fresh:
             remove_run(out)
         facts = _begin(config, out)
-        stages = build_stages(config, out, backend, until)
+        stages = build_stages(config, out, backend, until, f"{config.name}-{facts['id']}")
 
         def prepare() -> None:
             facts["finished"] = None  # there is something to do
@@ -160,6 +161,7 @@ def _begin(config: RunConfig, out: Path) -> dict[str, Any]:
         earlier = {}
     facts = {
         "name": config.name,
+        "id": earlier.get("id") or secrets.token_hex(3),
         "command": machine.command(),
         "started": earlier.get("started", _now()),
         "finished": earlier.get("finished"),
