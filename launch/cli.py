@@ -164,8 +164,10 @@ def _add_run(commands: Any, name: str, text: str) -> None:
 def _add_run_folder_commands(commands: Any) -> None:
     parser = add_command(commands, "report", "write a run's report.html anew", "report runs/demo", _report)
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser = add_command(commands, "status", "say how far a run is, from another terminal", "status runs/demo", _status)
+    text = "say how far a run is, from another terminal"
+    parser = add_command(commands, "status", text, "status runs/demo --watch", _status)
     parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--watch", action="store_true", help="show it again and again until the run ends")
 
 
 def _add_bench_commands(commands: Any) -> None:
@@ -284,7 +286,7 @@ def _report(options: argparse.Namespace, _: list[str]) -> Answer:
 def _status(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.commands import status_command
 
-    return status_command(Path(options.run))
+    return status_command(Path(options.run), options.watch, options.json)
 
 
 def _bench(options: argparse.Namespace, _: list[str]) -> Answer:

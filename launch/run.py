@@ -105,6 +105,8 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
             remove_run(out)
         facts = _begin(config, out)
         stages = build_stages(config, out, backend, until, f"{config.name}-{facts['id']}")
+        facts["stages"] = {stage.name: list(stage.inputs) for stage in stages}
+        write_json(out / RUN, facts)
 
         def prepare() -> None:
             facts["finished"] = None  # there is something to do
