@@ -15,6 +15,7 @@ from data_prep.errors import UserError
 from data_prep.redact import SafeFormatter, redact
 from launch.answers import INTERNAL, INTERRUPTED, USER_MISTAKE, Answer, Handler, Parser, add_command
 from launch.bench_options import add_loader_bench_options, add_shard_bench_options
+from launch.cli_cluster import SUBMIT_OPTIONS, add_cluster_commands
 from launch.cli_data import add_data_commands
 from launch.shard_words import gather_lists
 
@@ -62,7 +63,10 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
     argparse cannot, for it would take an override's value for a file.
     """
-    if not words or words[0] not in _TAKING_OVERRIDES:
+    options = _OPTIONS
+    if list(words[:2]) == ["cluster", "submit"]:
+        options = _OPTIONS | SUBMIT_OPTIONS
+    elif not words or words[0] not in _TAKING_OVERRIDES:
         return list(words), []
     own: list[str] = []
     overrides: list[str] = []
@@ -70,7 +74,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         words = gather_lists(words)
     waiting = iter(words)
     for word in waiting:
-        known = word.split("=", 1)[0] in _OPTIONS or not word.startswith("--")
+        known = word.split("=", 1)[0] in options or not word.startswith("--")
         (own if known else overrides).append(word)
         if word.startswith("--") and "=" not in word and word not in _FLAGS:
             value = next(waiting, None)
@@ -136,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare_command(commands)
     _add_analyse_commands(commands)
     _add_weight_commands(commands)
+    add_cluster_commands(commands)
     return parser
 
 

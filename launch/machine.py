@@ -11,7 +11,8 @@ from typing import Any
 
 from data_prep.redact import redact
 
-_PACKAGES = ("trimline", "torch", "ray", "deepspeed", "webdataset", "tokenizers", "numpy", "jsonargparse")
+COMMIT = "TRIMLINE_COMMIT"  # tells a job on a cluster what it was sent with, for it has no checkout
+_PACKAGES = ("trimline", "torch", "ray", "deepspeed", "wandb", "webdataset", "tokenizers", "numpy", "jsonargparse")
 
 
 def available_cpus() -> int:
@@ -76,12 +77,12 @@ def _processor() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that runs, with ``+changes`` where files differ; None outside of one."""
+    """The commit of the checkout that runs, or that a job was sent from, with ``+changes`` where files differ."""
     folder = Path(__file__).resolve().parent.parent
     commit = _git(folder, "rev-parse", "HEAD")
     # An installed package may lie inside a repository that is not ours.
     if commit is None or _git(folder, "rev-parse", "--show-toplevel") != str(folder):
-        return None
+        return os.environ.get(COMMIT)
     return f"{commit}+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else commit
 
 
