@@ -11,13 +11,13 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 # A password may hold a slash, as keys of S3 do; what looks like a port ends the host.
 _USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://([^/?#:@]*:(?!\d+/)[^?#@]*|[^/?#]*)@")
 _PARAMETER = re.compile(r"([?&;])([^=&;?#\s]+)=([^&;#\s]*)")
-_WORDS = frozenset(
-    """
-    key apikey accesskey accesskeyid awsaccesskeyid googleaccessid token accesstoken secret clientsecret password passwd
-    passphrase pwd auth authorization credential credentials sig signature sas jwt
-    """.split()
+_VARIABLES = frozenset(
+    {"key", "apikey", "token", "secret", "password", "passwd", "passphrase", "credential", "credentials"}
 )
-_VARIABLES = frozenset("key apikey token secret password passwd passphrase credential credentials".split())
+_WORDS = _VARIABLES | {
+    "accesskey", "accesskeyid", "accesstoken", "auth", "authorization", "awsaccesskeyid", "clientsecret",
+    "googleaccessid", "jwt", "pwd", "sas", "sig", "signature",
+}  # fmt: skip
 _SHORTEST = 8  # a shorter value occurs in texts by chance, and is no secret worth the name
 
 

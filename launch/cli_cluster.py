@@ -15,7 +15,9 @@ SUBMIT_OPTIONS = frozenset({"--address", "--stage", "--python"})
 def add_cluster_commands(commands: Any) -> None:
     """Adds all of them."""
     text = "send a run to a Ray cluster, and follow it there"
-    example = "example: trimline cluster submit configs/runs/demo.yaml --out /shared/runs/demo --address http://HEAD:8265"
+    example = (
+        "example: trimline cluster submit configs/runs/demo.yaml --out /shared/runs/demo --address http://HEAD:8265"
+    )
     parser = commands.add_parser("cluster", help=text, description=text, epilog=example, allow_abbrev=False)
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     _add_submit(kinds)

@@ -188,7 +188,7 @@ def _headers() -> dict[str, Any] | None:
     try:
         headers = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{_HEADERS} holds no JSON; give an object, such as {{\"Authorization\": ...}}") from error
+        raise UserError(f'{_HEADERS} holds no JSON; give an object, such as {{"Authorization": ...}}') from error
     if not isinstance(headers, dict):
         raise UserError(f"{_HEADERS} holds a {type(headers).__name__}; give a JSON object")
     return headers

@@ -91,7 +91,9 @@ def test_a_training_shows_progress_losses_speed_checkpoint_and_what_waits_for_it
             folder.mkdir(parents=True)
             if step < 30:
                 (folder / "COMPLETE").touch()
-        write_json(attempt.folder / "tracking.json", {"starts": 2, "wandb": "offline", "problem": "wandb is not online"})
+        write_json(
+            attempt.folder / "tracking.json", {"starts": 2, "wandb": "offline", "problem": "wandb is not online"}
+        )
         seen.append(read_state(out))
         return {}
 
@@ -127,7 +129,10 @@ def test_a_killed_run_says_when_it_last_lived(tmp_path: Path, capsys: pytest.Cap
     running = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 60
-        while not (out / "stages/pretrain/metrics.jsonl").exists() or read_state(out)["stages"]["pretrain"]["step"] is None:
+        while (
+            not (out / "stages/pretrain/metrics.jsonl").exists()
+            or read_state(out)["stages"]["pretrain"]["step"] is None
+        ):
             assert time.monotonic() < end
             assert running.poll() is None
             time.sleep(0.1)

@@ -45,7 +45,12 @@ def head() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     folder = tempfile.mkdtemp(prefix="tl-head-", dir="/tmp")
     command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
     command += ["--port=0", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    command += ["--num-cpus=2", f"--temp-dir={folder}", "--object-store-memory=100000000", "--include-log-monitor=false"]
+    command += [
+        "--num-cpus=2",
+        f"--temp-dir={folder}",
+        "--object-store-memory=100000000",
+        "--include-log-monitor=false",
+    ]
     own = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "GLOO_SOCKET_IFNAME": "lo"}
     own |= {"WANDB_API_KEY": SECRET, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     environment = {**os.environ, **own}
