@@ -1,5 +1,6 @@
 """The job server of a Ray cluster: sends runs there and follows them."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -147,13 +148,10 @@ def is_over(state: Mapping[str, Any]) -> bool:
 
 
 def _client(address: str) -> Any:
-    try:
-        import aiohttp  # noqa: F401  # Ray's client wants it and says so only by a traceback
-        from ray.job_submission import JobSubmissionClient
-    except ImportError as error:
-        raise UserError(
-            f"the client of Ray's job server is not installed ({error.name}); pip install 'trimline[cluster]'"
-        ) from error
+    if importlib.util.find_spec("aiohttp") is None:  # Ray's client wants it, and says so by a traceback
+        raise UserError("the client of Ray's job server is not installed; pip install 'trimline[cluster]'")
+    from ray.job_submission import JobSubmissionClient
+
     for noisy in ("ray.dashboard", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     with _only(address):

@@ -1,5 +1,6 @@
 """Wandb in its modes: the same numbers as metrics.jsonl, one run over restarts, and never the end of a training."""
 
+import io
 import json
 import socket
 import time
@@ -23,7 +24,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees somebody's key, or leaves one."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setattr("sys.stdin", open("/dev/null"))
+    monkeypatch.setattr("sys.stdin", io.StringIO())
 
 
 def track(folder: Path, lines: list[dict[str, Any]], process: Process | None = None, **config: Any) -> Tracker:
