@@ -19,7 +19,7 @@ MOST_BYTES = 100 << 20  # Ray takes 512 MiB, all of which would go to every mach
 _PACKAGES = ("data_prep", "pipeline", "launch")
 _HERE = Path(__file__).resolve().parents[2]
 
-# The keys that name files; relative ones would be sought in a folder of the job's own on another machine.
+# The keys that name files (`pretrain.init` makes its own absolute); relative ones would be sought in a folder of the job's own on another machine.
 _PATHS = (
     ("out",),
     ("data", "root"),
@@ -29,9 +29,6 @@ _PATHS = (
     ("data", "clean", "exclude"),
     ("loader", "cache_dir"),
     ("tokenizer", "path"),
-    ("pretrain", "init", "model"),
-    ("pretrain", "init", "vision"),
-    ("pretrain", "init", "text"),
 )
 
 
@@ -59,7 +56,7 @@ def _texts(values: Any, keys: tuple[str, ...]) -> Iterator[str]:
         values = values.get(key) if isinstance(values, dict) else None
     for value in values if isinstance(values, list) else [values]:
         if isinstance(value, str):
-            yield value if "://" in value or value.startswith("/") else value.rpartition("=")[2]
+            yield value if "://" in value or value.startswith("/") else value.partition("=")[2] or value
 
 
 def make_working_dir(config: RunConfig, folder: Path) -> dict[str, Any]:

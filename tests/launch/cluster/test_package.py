@@ -56,7 +56,6 @@ def test_a_project_too_large_to_travel_names_its_largest_file(tmp_path: Path, mo
         ("--data.annotations", "[train=a.json]"),
         ("--tokenizer.path", "bert"),
         ("--loader.cache_dir", "cache"),
-        ("--pretrain.init", "{model: weights/blip}"),
         ("--out", "runs/tiny"),
     ],
 )
