@@ -154,9 +154,16 @@ def _client(address: str) -> Any:
 
     for noisy in ("ray.dashboard", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    from ray.exceptions import AuthenticationError
+
     with _only(address):
         try:
             return JobSubmissionClient(address, headers=_headers())
+        except AuthenticationError as error:
+            raise UserError(
+                f"the job server at {address} wants another token; give the cluster's with "
+                "RAY_AUTH_TOKEN_PATH=FILE, or in ~/.ray/auth_token"
+            ) from error
         except (OSError, RuntimeError) as error:
             raise UserError(_unreachable(address, error)) from error
 
@@ -179,17 +186,39 @@ def _only(address: str) -> Iterator[None]:
         os.environ.update(kept)
 
 
-def _headers() -> dict[str, Any] | None:
-    text = os.environ.get(_HEADERS)
-    if not text:
-        return None
+def _headers() -> dict[str, str]:
+    """What the server knows the user by.
+
+    Raises:
+        UserError: The variable that says so holds something else.
+    """
     try:
-        headers = json.loads(text)
+        given = json.loads(os.environ.get(_HEADERS) or "{}")
     except ValueError as error:
         raise UserError(f'{_HEADERS} holds no JSON; give an object, such as {{"Authorization": ...}}') from error
-    if not isinstance(headers, dict):
-        raise UserError(f"{_HEADERS} holds a {type(headers).__name__}; give a JSON object")
+    if not isinstance(given, dict):
+        raise UserError(f"{_HEADERS} holds a {type(given).__name__}; give a JSON object")
+    headers = {str(name): str(value) for name, value in given.items()}
+    token = _token()
+    if token and "authorization" not in map(str.lower, headers):
+        headers["Authorization"] = f"Bearer {token}"
     return headers
+
+
+def _token() -> str | None:
+    """The cluster's token where Ray looks for it; its client looks only where RAY_AUTH_MODE says that there is one."""
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return None
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return os.environ["RAY_AUTH_TOKEN"]
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named or "~/.ray/auth_token").expanduser()
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError as error:
+        if named:
+            raise UserError(f"RAY_AUTH_TOKEN_PATH={named} cannot be read: {error.strerror}") from error
+        return None
 
 
 def _variables() -> dict[str, str]:

@@ -124,11 +124,12 @@ def slurm(tmp_path: Path, trimline: str) -> subprocess.Popen[str]:
     tools.mkdir(parents=True)
     for name in ("ray", "srun", "scontrol"):
         (tools / name).write_text(f'#!/bin/bash\necho "{name} $*" >> {tmp_path}/called\n')
-    (tools / "trimline").write_text(f'#!/bin/bash\necho "trimline $*" >> {tmp_path}/called\n{trimline}\n')
+    known = 'test "$(wc -c < "$RAY_AUTH_TOKEN_PATH")" -eq 65 || exit 9'
+    (tools / "trimline").write_text(f'#!/bin/bash\n{known}\necho "trimline $*" >> {tmp_path}/called\n{trimline}\n')
     for tool in tools.iterdir():
         tool.chmod(0o755)
     given = {"TRIMLINE_ENVIRONMENT": str(tmp_path / "environment"), "SLURM_JOB_ID": "123456", "SLURM_GPUS_ON_NODE": "2"}
-    given |= {"SLURM_JOB_NUM_NODES": "3", "SLURM_CPUS_PER_TASK": "16"}
+    given |= {"SLURM_JOB_NUM_NODES": "3", "SLURM_CPUS_PER_TASK": "16", "HOME": str(tmp_path)}
     return subprocess.Popen(["bash", str(SLURM)], env={**os.environ, **given}, stderr=subprocess.PIPE, text=True)
 
 
@@ -147,6 +148,7 @@ def test_the_slurm_script_ends_as_the_run_does(tmp_path: Path, code: int) -> Non
     assert [line for line in called if line.startswith("trimline run ") and "--cluster.workers 6 " in line]
     assert called[-1].startswith("ray stop")
     assert not [line for line in called if line.startswith("scontrol")]
+    assert not list(tmp_path.glob(".trimline-token*"))
 
 
 def test_the_slurm_script_passes_the_notice_on_and_queues_again(tmp_path: Path) -> None:

@@ -45,26 +45,27 @@ def head() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     folder = tempfile.mkdtemp(prefix="tl-head-", dir="/tmp")
     command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
     command += ["--port=0", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    command += [
-        "--num-cpus=2",
-        f"--temp-dir={folder}",
-        "--object-store-memory=100000000",
-        "--include-log-monitor=false",
-    ]
+    command += ["--num-cpus=2", f"--temp-dir={folder}", "--object-store-memory=100000000"]
+    command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
     own = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "GLOO_SOCKET_IFNAME": "lo"}
     own |= {"WANDB_API_KEY": SECRET, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    token = Path(folder) / "token"
+    token.write_text("cluster-token-0123456789abcdef")
+    own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     environment = {**os.environ, **own}
     environment.pop("RAY_ADDRESS", None)
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + 120
-        while not answers(f"{address}/api/version"):
+        while not answers(f"{address}/api/version", token.read_text()):
             assert running.poll() is None
             assert time.monotonic() < end
             time.sleep(0.5)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         yield address, running
     finally:
+        os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
         started = psutil.Process(running.pid).children(recursive=True) if running.poll() is None else []
         running.terminate()
         running.wait(60)
@@ -73,9 +74,10 @@ def head() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def answers(url: str) -> bool:
+def answers(url: str, token: str) -> bool:
     try:
-        urllib.request.urlopen(url, timeout=2).close()
+        asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        urllib.request.urlopen(asked, timeout=2).close()
     except OSError:
         return False
     return True
@@ -183,6 +185,24 @@ def test_unknown_jobs_and_failing_ones_are_told(
     assert main(["cluster", "status", sent["id"], "--address", address]) == 0
     assert f"{sent['id']}: FAILED" in capsys.readouterr().out
     assert "/nowhere" in call(capsys, "logs", sent["id"], "--address", address)["logs"]
+
+
+@needs_server
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_wrong_token_and_a_lost_one_are_told(
+    head: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, _ = head
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong-token-0123456789")
+    assert main(["cluster", "status", "x", "--address", address]) == 2
+    error = capsys.readouterr().err
+    assert "wants another token" in error
+    assert "wrong-token" not in error
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    assert main(["cluster", "status", "x", "--address", address]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["head:8265", "ray://head:10001", "http://me:pw0123456@head:8265"])
