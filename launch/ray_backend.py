@@ -173,14 +173,16 @@ class RayBackend(Backend):
 
     def _run_trainer(self, job: Job, workers: int) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
+
+        from launch.ray_rendezvous import BoundTorchConfig
 
         gpus = self._config.gpus_per_worker
         resources = {"CPU": self._config.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
         trainer = TorchTrainer(
             _run_together,
             train_loop_config={"job": dict(job), "gpu": bool(gpus)},
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            torch_config=BoundTorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
             run_config=RunConfig(
                 name=f"{job['stage']}-{secrets.token_hex(4)}",

@@ -19,7 +19,8 @@ MOST_BYTES = 100 << 20  # Ray takes 512 MiB, all of which would go to every mach
 _PACKAGES = ("data_prep", "pipeline", "launch")
 _HERE = Path(__file__).resolve().parents[2]
 
-# The keys that name files (`pretrain.init` makes its own absolute); relative ones would be sought in a folder of the job's own on another machine.
+# The keys that name files (`pretrain.init` makes its own absolute); relative ones would be sought in a folder of the
+# job's own on another machine.
 _PATHS = (
     ("out",),
     ("data", "root"),

@@ -50,7 +50,7 @@ def process(out: Path, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_a_whole_run_writes_down_no_secret_of_its_environment(tmp_path: Path) -> None:
     run = process(tmp_path / "run", "--tracking.wandb", "offline", "--trim.targets", "[1.0]")
     _, errors = run.communicate(timeout=300)
@@ -63,7 +63,7 @@ def test_a_whole_run_writes_down_no_secret_of_its_environment(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_rays_ports_are_on_the_loopback_and_a_failed_run_keeps_its_logs_without_secrets(tmp_path: Path) -> None:
     words = [
         "--launcher",
@@ -78,7 +78,7 @@ def test_rays_ports_are_on_the_loopback_and_a_failed_run_keeps_its_logs_without_
     words += ["--engine.name", "deepspeed", "--pretrain.loop.samples", "10000000", "--tracking.wandb", "offline"]
     run = process(tmp_path / "run", *words)
     try:
-        end = time.monotonic() + 200
+        end = time.monotonic() + 400
         while not (tmp_path / "run/stages/pretrain/metrics.jsonl").exists() or not steps(tmp_path / "run"):
             assert run.poll() is None, run.communicate()
             assert time.monotonic() < end

@@ -114,7 +114,7 @@ def listening(root: psutil.Process) -> dict[str, str]:
 
 @needs_server
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_a_run_is_sent_followed_and_done(
     head: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,7 +137,7 @@ def test_a_run_is_sent_followed_and_done(
 
 @needs_server
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_a_run_is_stopped_in_order_with_all_ports_on_the_loopback_and_no_secret_written(
     head: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,7 +145,7 @@ def test_a_run_is_stopped_in_order_with_all_ports_on_the_loopback_and_no_secret_
     words = ["--stage", "pretrain", "--pretrain.loop.samples", "10000000", "--tracking.wandb", "offline"]
     words += ["--cluster.workers", "2", "--cluster.cpus_per_worker", "0.5", "--engine.name", "deepspeed"]
     sent = submit(address, tmp_path / "run", capsys, *words)
-    end = time.monotonic() + 200
+    end = time.monotonic() + 400
     while not (tmp_path / "run" / "run.json").exists() or not steps(tmp_path / "run"):
         assert time.monotonic() < end, call(capsys, "logs", sent["id"], "--address", address)["logs"]
         assert call(capsys, "status", sent["id"], "--address", address)["status"] in ("PENDING", "RUNNING")
@@ -170,7 +170,7 @@ def steps(out: Path) -> int | None:
 
 @needs_server
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_unknown_jobs_and_failing_ones_are_told(
     head: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,7 +189,7 @@ def test_unknown_jobs_and_failing_ones_are_told(
 
 @needs_server
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_a_wrong_token_and_a_lost_one_are_told(
     head: tuple[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
