@@ -1,7 +1,7 @@
 """How the workers of a Ray Train job find each other: at a port of the machine's own address, and of no other.
 
-Torch's store listens at every address of a machine wherever it opens the socket itself, so it is given an open one: on
-the loopback for a local cluster, on the address that Ray's own ports are on elsewhere. Found in Ray 2.60 and torch 2.15.
+Torch's store listens at every address of a machine where it opens the socket itself, so it is given an open one: on
+the loopback for a local cluster, elsewhere on the address that Ray's own ports are on. Found in Ray 2.60, torch 2.15.
 """
 
 import os
@@ -40,13 +40,18 @@ class _BoundBackend(TorchConfig().backend_cls):  # type: ignore[misc]
         ray.get([worker_group.execute_single_async(rank, join, rank, count, **meet) for rank in range(count)])
 
 
-def open_store(world_size: int, seconds: float) -> tuple[str, int]:
-    """In the first worker: the store, at the address that Ray knows this machine by.
+def open_store(world_size: int, seconds: float, host: str | None = None) -> tuple[str, int]:
+    """In the first worker: the store.
+
+    Args:
+        world_size: How many will meet there.
+        seconds: Patience of those who wait for something in it.
+        host: Where; by default the address that Ray knows this machine by.
 
     Returns:
         The address and the port.
     """
-    host = str(ray.util.get_node_ip_address())
+    host = host or str(ray.util.get_node_ip_address())
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family, backlog=_BACKLOG) as server:
         port = int(server.getsockname()[1])
