@@ -13,6 +13,7 @@ from pipeline.engine import EngineConfig
 from pipeline.evaluate import EvaluateConfig
 from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig
+from pipeline.tracking import TrackingConfig
 from pipeline.trim import TrimConfig
 
 
@@ -36,6 +37,7 @@ class RunConfig:
         pretrain: Pre-training.
         trim: Trimming, one stage for each target.
         evaluate: Evaluation.
+        tracking: Where numbers go besides the run folder.
     """
 
     name: str
@@ -53,6 +55,7 @@ class RunConfig:
     pretrain: PretrainConfig
     trim: TrimConfig
     evaluate: EvaluateConfig
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         if not self.name.strip() or "/" in self.name:

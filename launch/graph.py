@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
+from data_prep.redact import redact
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +259,7 @@ class _Runner:
             _end(stage.folder, "failed", seconds, error=message)
             if not told:
                 with open(stage.folder / "log.txt", "a", encoding="utf-8") as file:
-                    file.write("".join(traceback.format_exception(error)))
+                    file.write(redact("".join(traceback.format_exception(error))))
         except (OSError, UserError) as second:
             # The likely cause is a full disk, and then the first error, which is told anyhow, says so too.
             log.debug("stage %s: its failure could not be recorded", stage.name, exc_info=second)
@@ -268,8 +269,8 @@ class _Runner:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's message without line breaks and without secrets."""
+    return " ".join(redact(str(error)).split()) or type(error).__name__
 
 
 def _begin(stage: Stage, fingerprint: str) -> Attempt:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +107,9 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
             if config.checkpoint.path is not None:
                 forget_all(config.checkpoint.path)
         facts = _begin(config, out)
-        stages = build_stages(config, out, backend, until)
+        stages = build_stages(config, out, backend, until, f"{config.name}-{facts['id']}")
+        facts["stages"] = {stage.name: list(stage.inputs) for stage in stages}
+        write_json(out / RUN, facts)
 
         def prepare() -> None:
             facts["finished"] = None  # there is something to do
@@ -163,6 +166,7 @@ def _begin(config: RunConfig, out: Path) -> dict[str, Any]:
         earlier = {}
     facts = {
         "name": config.name,
+        "id": earlier.get("id") or secrets.token_hex(3),
         "command": machine.command(),
         "started": earlier.get("started", _now()),
         "finished": earlier.get("finished"),

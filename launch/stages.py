@@ -43,7 +43,9 @@ def plan_source(config: SourceConfig) -> Mapping[str, PlannedSplit]:
     return plan
 
 
-def build_stages(config: RunConfig, out: Path, backend: Backend, until: str | None = None) -> list[Stage]:
+def build_stages(
+    config: RunConfig, out: Path, backend: Backend, until: str | None = None, group: str = ""
+) -> list[Stage]:
     """All stages of a run, inputs before their users.
 
     Args:
@@ -51,8 +53,9 @@ def build_stages(config: RunConfig, out: Path, backend: Backend, until: str | No
         out: The run folder.
         backend: Starts the workers of all stages but the first.
         until: The last kind of stage wanted, of `KINDS`; None for all.
+        group: What the run's stages have in common in wandb, where the configuration does not say.
     """
-    return _Builder(config, out, backend).build(until)
+    return _Builder(config, out, backend, group).build(until)
 
 
 def trim_name(config: RunConfig, target: float) -> str:
@@ -76,11 +79,12 @@ def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]
 
 
 class _Builder:
-    def __init__(self, config: RunConfig, out: Path, backend: Backend) -> None:
+    def __init__(self, config: RunConfig, out: Path, backend: Backend, group: str) -> None:
         self._config = config
         self._out = out
         self._backend = backend
         self._run = as_json(config)
+        self._group = group
 
     def build(self, until: str | None) -> list[Stage]:
         wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
@@ -215,6 +219,7 @@ class _Builder:
             "data": str(self._out / "data"),
             "tokenizer": str(self._out / "tokenizer"),
             "run": self._run,
+            "group": self._group,
             "threads": max(1, int(self._config.cluster.cpus_per_worker)),
             **more,
         }

@@ -1,8 +1,6 @@
 """The one training loop: batch, losses, step, log, checkpoint. It knows no objective and no launcher."""
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +24,8 @@ from pipeline.objectives.gather import global_sum
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, ProgressFile
 from pipeline.tasks.task import Losses, Task
+from pipeline.told import Told, memory, peak_bytes
+from pipeline.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class Stage:
         budget_seconds: Time after which it ends; None for no bound.
         checkpoint: Where its checkpoints go, and which of them stay.
         fingerprint: Of all that its result depends on: it goes on from checkpoints with the same one only.
+        tracker: Is given the numbers of metrics.jsonl too.
     """
 
     folder: Path
@@ -77,6 +78,7 @@ class Stage:
     budget_seconds: float | None = None
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     fingerprint: str = ""
+    tracker: Tracker = field(default_factory=Tracker)
 
     @property
     def checkpoints(self) -> Path | str:
@@ -89,7 +91,9 @@ Batches = Callable[[int, int], Iterable[ImageTextBatch]]
 """(first step, end) -> the batches of these steps."""
 
 
-def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stage: Stage) -> dict[str, Any]:
+def train(
+    task: Task, engine: Engine, batches: Batches, config: LoopConfig, stage: Stage, told: Told | None = None
+) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start, to the end.
 
     Args:
@@ -98,6 +102,7 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         batches: The stream, from any step on.
         config: Durations.
         stage: Folder, process and budget.
+        told: What the log says besides what steps compute.
 
     Returns:
         Steps, samples and seconds of the whole training, samples that no process could use (each time it was to be
@@ -113,7 +118,7 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
     try:
         while True:
             try:
-                return _train(task, engine, batches, config, stage, store, bad)
+                return _train(task, engine, batches, config, stage, told, store, bad)
             except Rewind:
                 store.finish()
     finally:
@@ -126,6 +131,7 @@ def _train(
     batches: Batches,
     config: LoopConfig,
     stage: Stage,
+    told: Told | None,
     store: CheckpointStore,
     bad: BadUpdates,
 ) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def _train(
     start, spent, skipped_before, bad.left_out = _restore(store, task, engine, stage.process)
     step, skipped_here = start, 0
     clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent, stage.process.device)
-    log = StepLog(stage, config, step)
+    log = StepLog(stage, config, step, told)
     means = Means()
 
     def skipped() -> int:
@@ -180,14 +186,6 @@ def _train(
         "bad_samples": count_reasons(stage.folder / QUARANTINE),
         "peak_bytes": peak_bytes(stage.process.device),
     }
-
-
-def peak_bytes(device: str) -> int:
-    """The most memory that this process has held: of the GPU where it trains on one, else resident on the CPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Process) -> tuple[int, float, int, int]:
@@ -237,14 +235,18 @@ class StepLog:
     The main process writes, and what it writes of values is its own; how data come is told of all processes.
 
     Args:
-        stage: Folder and process.
+        stage: Folder, process and tracker.
         config: Durations.
         step: Steps done before.
+        told: What is said besides what steps compute.
     """
 
-    def __init__(self, stage: Stage, config: LoopConfig, step: int) -> None:
+    def __init__(self, stage: Stage, config: LoopConfig, step: int, told: Told | None = None) -> None:
         self.main = stage.process.is_main
         self.device = stage.process.torch_device
+        self.devices = stage.process.world_size
+        self.tracker = stage.tracker
+        self.told = told or Told(restarts=stage.tracker.restarts)
         self.config = config
         self.load = LoadTally()
         self.fed = ""
@@ -285,10 +287,13 @@ class StepLog:
     def _write_line(self, step: int, seconds: float, load: Mapping[str, Any]) -> None:
         names = list(self.sums)
         means = (torch.stack([self.sums[name].cpu() for name in names]) / self.count).tolist()
-        line = {"step": step, "samples": step * self.config.global_batch, "seconds": round(seconds, 2)}
+        line: dict[str, Any] = {"step": step, "samples": step * self.config.global_batch, "seconds": round(seconds, 2)}
         self.fed = f", {load['data_wait']:.0%} waiting for data"
         if self.last is not None:
             rate = (step - self.last[0]) * self.config.global_batch / max(1e-9, seconds - self.last[1])
-            line["samples_per_second"] = round(rate, 2)
+            line |= self.told.speed(rate, self.devices)
             self.fed = f", {rate:.0f} samples/s{self.fed}"
-        self.metrics.write({**line, **load, **dict(zip(names, means, strict=True))})
+        values = dict(zip(names, means, strict=True))
+        line |= {**load, **memory(str(self.device)), **values, **self.told.values(values.get("lr", 0.0))}
+        self.metrics.write(line)
+        self.tracker.log(line)
