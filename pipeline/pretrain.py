@@ -1,6 +1,5 @@
 """The pre-training stage: shards -> a backbone with pruning -> checkpoints -> export."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -32,8 +31,6 @@ from pipeline.tasks.task import without_prefix
 from pipeline.told import Told, device_peak, kept_tokens
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.weights.init import InitConfig, initialise
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +76,6 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     """
     settled = check_pretrain(config, model_config, inputs.loader, inputs.engine, stage.process.world_size)
     update = describe_pretrain_update(config, model_config, settled, stage.process.world_size)
-    if stage.process.is_main:
-        logger.info("%s", update)
     device = stage.process.torch_device
     # The same on every rank: the momentum tower is copied before the engine evens out the weights.
     seed_everything(inputs.seed, 0)
