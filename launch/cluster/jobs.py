@@ -24,6 +24,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 _HEADERS = "RAY_JOB_HEADERS"  # as for `ray job`: JSON, for servers that want a token
 _POLL_SECONDS = 1.0
+_PAUSES = (2.0, 5.0, 10.0, 10.0)
 # A run that is stopped writes a checkpoint first; Ray's own patience is 3 s.
 _STOP_SECONDS = 120
 
@@ -63,13 +64,24 @@ class Jobs:
         with tempfile.TemporaryDirectory(prefix="trimline-job-") as folder:
             package = make_working_dir(config, Path(folder))
             with self._told("submit", ""):
-                job = self._client.submit_job(
+                job = self._send(
+                    f"trimline-{_word(config.name)}",
                     entrypoint=entrypoint,
-                    submission_id=f"trimline-{_word(config.name)}-{secrets.token_hex(4)}",
                     runtime_env={"working_dir": folder, "env_vars": _variables()},
                     metadata={"name": config.name, "out": config.out, "command": command},
                 )
         return {"id": job, "address": self.address, "out": config.out, "entrypoint": entrypoint, **package}
+
+    def _send(self, name: str, **job: Any) -> str:
+        """Sends a job, and again where the server fails: it answers before the part of it that starts jobs does."""
+        for pause in _PAUSES:
+            try:
+                return str(self._client.submit_job(submission_id=f"{name}-{secrets.token_hex(4)}", **job))
+            except RuntimeError as error:
+                if "status code 500" not in str(error):
+                    raise
+                time.sleep(pause)
+        return str(self._client.submit_job(submission_id=f"{name}-{secrets.token_hex(4)}", **job))
 
     def status(self, job: str) -> dict[str, Any]:
         """A job's state: `PENDING`, `RUNNING`, `SUCCEEDED`, `FAILED` or `STOPPED`, since when, and why.
@@ -137,7 +149,7 @@ class Jobs:
             line = " ".join(redact(str(error)).split())
             if "404" in line:
                 raise UserError(f"no job {job} at {self.address}; `ray job list` shows those that there are") from error
-            raise UserError(f"the job server at {self.address} refused to {what} ({line[:300]})") from error
+            raise UserError(f"the job server at {self.address} failed to {what} (...{line[-300:]})") from error
         except OSError as error:  # requests' errors are of this kind
             raise UserError(_unreachable(self.address, error)) from error
 
@@ -152,8 +164,8 @@ def _client(address: str) -> Any:
         raise UserError("the client of Ray's job server is not installed; pip install 'trimline[cluster]'")
     from ray.job_submission import JobSubmissionClient
 
-    for noisy in ("ray.dashboard", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    for noisy in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{noisy}").setLevel(logging.ERROR)
     from ray.exceptions import AuthenticationError
 
     with _only(address):
