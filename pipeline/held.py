@@ -1,7 +1,6 @@
 """Parameters that a process holds in part: ZeRO 3 leaves each of them empty, and keeps a shard beside it."""
 
 from collections.abc import Sequence
-
 from typing import Any
 
 from torch import Tensor, nn
