@@ -110,6 +110,11 @@ class EngineConfig:
         """
         if self.micro_batch is None:
             return self
+        if self.micro_batch < least:
+            raise UserError(
+                f"engine.micro_batch={self.micro_batch} must be at least {least}: a part of {stage} needs as many "
+                f"samples to tell apart; try --engine.micro_batch {least}"
+            )
         parts = parts_of(batch, processes, self.micro_batch)
         if parts is None or batch // processes // parts < least:
             whole = max(least, batch // processes)

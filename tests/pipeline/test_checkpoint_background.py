@@ -182,11 +182,12 @@ def steps_until_told(process: Process, folder: Path) -> tuple[int, str]:
 
     run, store = SmallRun(process, engine_config(1), "clip"), CheckpointStore(folder, process=process)
     clock = Clock(1000, None, 1000.0)
+    store.save(0, run.engine, {}, {})  # the ranks meet in a file, which the limit must let grow before
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if process.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        store.begin(0, run.engine, {}, {})
+        store.begin(1, run.engine, {}, {})
         for number in range(1000):
             if clock.tick(number, store.failed).failed:
                 store.finish()
