@@ -58,7 +58,7 @@ def test_a_sound_run_passes(tmp_path: Path) -> None:
             ["--engine.name=deepspeed", '--engine.deepspeed_json={"wall_clock_brakedown": true}'],
             ["engine.deepspeed_json", "did you mean wall_clock_breakdown?"],
         ),
-        (["--engine.micro_batch=1"], ["engine.micro_batch=1", "equal parts of 2 to 1", "--engine.micro_batch 8"]),
+        (["--engine.micro_batch=1"], ["engine.micro_batch=1", "must be at least 2", "--engine.micro_batch 2"]),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_remedy(tmp_path: Path, overrides: list[str], words: list[str]) -> None:
