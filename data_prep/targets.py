@@ -68,6 +68,19 @@ class Target(Protocol):
         """The files of a folder (not of folders inside) and their bytes; empty where there is no such folder."""
         ...
 
+    def folders(self) -> list[str]:
+        """The names of the folders inside."""
+        ...
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copies a file to a local one.
+
+        Raises:
+            FileNotFoundError: there is none.
+            UserError: the disk is full.
+        """
+        ...
+
     def remove(self, names: Iterable[str]) -> None:
         """Removes files; one that is not there is no error."""
         ...
@@ -144,6 +157,15 @@ class LocalTarget:
             return {}
         return {path.name: path.stat().st_size for path in place.iterdir() if path.is_file()}
 
+    def folders(self) -> list[str]:
+        """See `Target.folders`."""
+        return [path.name for path in self.folder.iterdir() if path.is_dir()] if self.folder.is_dir() else []
+
+    def fetch(self, name: str, path: Path) -> None:
+        """See `Target.fetch`."""
+        with open(self.folder / name, "rb") as source, atomic_file(path, durable=False) as file:
+            shutil.copyfileobj(source, file)
+
     def remove(self, names: Iterable[str]) -> None:
         """See `Target.remove`."""
         for name in names:
@@ -213,14 +235,24 @@ class StoreTarget:
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """See `Target.sizes`."""
+        return {_last(entry): entry["size"] for entry in self._listed(folder) if entry["type"] == "file"}
+
+    def folders(self) -> list[str]:
+        """See `Target.folders`."""
+        return [_last(entry) for entry in self._listed() if entry["type"] == "directory"]
+
+    def _listed(self, folder: str = "") -> list[dict[str, Any]]:
         with self._talking() as (fs, root):
-            place = f"{root}/{folder}".rstrip("/")
             fs.invalidate_cache()
             try:
-                listed = fs.ls(place, detail=True)
+                return list(fs.ls(f"{root}/{folder}".rstrip("/"), detail=True))
             except FileNotFoundError:
-                return {}
-        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in listed if entry["type"] == "file"}
+                return []
+
+    def fetch(self, name: str, path: Path) -> None:
+        """See `Target.fetch`."""
+        with self._talking() as (fs, root), atomic_file(path, durable=False) as file:
+            fs.get_file(f"{root}/{name}", file.name)
 
     def remove(self, names: Iterable[str]) -> None:
         """See `Target.remove`."""
@@ -247,6 +279,10 @@ class StoreTarget:
                 f"{self.url} cannot be used ({type(error).__name__}: {error}); check the name and your credentials, "
                 "then run the same command again: what is finished is kept"
             ) from error
+
+
+def _last(entry: dict[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rpartition("/")[2]
 
 
 def write_json_to(target: Target, name: str, value: Any) -> None:

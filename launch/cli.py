@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.redact import SafeFormatter, redact
 from launch.answers import INTERNAL, INTERRUPTED, USER_MISTAKE, Answer, Handler, Parser, add_command
 from launch.bench_options import add_loader_bench_options, add_shard_bench_options
+from launch.cli_cluster import SUBMIT_OPTIONS, add_cluster_commands
 from launch.cli_data import add_data_commands
 from launch.shard_words import gather_lists
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code, data, text = _answer(options, overrides)
     except UserError as error:
-        return _refuse(" ".join(str(error).split()), options.json)
+        return _refuse(" ".join(redact(str(error)).split()), options.json)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; run the same command again to continue\n")
         return INTERRUPTED
@@ -61,7 +63,10 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
     argparse cannot, for it would take an override's value for a file.
     """
-    if not words or words[0] not in _TAKING_OVERRIDES:
+    options = _OPTIONS
+    if list(words[:2]) == ["cluster", "submit"]:
+        options = _OPTIONS | SUBMIT_OPTIONS
+    elif not words or words[0] not in _TAKING_OVERRIDES:
         return list(words), []
     own: list[str] = []
     overrides: list[str] = []
@@ -69,7 +74,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         words = gather_lists(words)
     waiting = iter(words)
     for word in waiting:
-        known = word.split("=", 1)[0] in _OPTIONS or not word.startswith("--")
+        known = word.split("=", 1)[0] in options or not word.startswith("--")
         (own if known else overrides).append(word)
         if word.startswith("--") and "=" not in word and word not in _FLAGS:
             value = next(waiting, None)
@@ -88,7 +93,7 @@ def _refuse(line: str, as_json: bool) -> int:
 def _apologise(error: Exception, options: argparse.Namespace) -> int:
     """One line for an error of ours; the traceback is in the run's launch.log, or on screen with --verbose."""
     log.debug("internal error", exc_info=error)
-    line = " ".join(f"{type(error).__name__}: {error}".split())
+    line = " ".join(redact(f"{type(error).__name__}: {error}").split())
     where = "the run folder's launch.log has" if options.command in _RUNNING else "--verbose shows"
     sys.stderr.write(f"trimline: an error of Trimline's own: {line} ({where} the details)\n")
     if options.json:
@@ -97,12 +102,10 @@ def _apologise(error: Exception, options: argparse.Namespace) -> int:
 
 
 def _log_to_stderr(verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(levelname)s %(name)s: %(message)s" if verbose else "%(message)s",
-        stream=sys.stderr,
-    )
-    for noisy in ("ray", "asyncio", "PIL", "matplotlib", "urllib3", "filelock", "fsspec"):
+    screen = logging.StreamHandler(sys.stderr)
+    screen.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s" if verbose else "%(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[screen])
+    for noisy in ("ray", "asyncio", "PIL", "matplotlib", "urllib3", "filelock", "fsspec", "wandb"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
@@ -137,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare_command(commands)
     _add_analyse_commands(commands)
     _add_weight_commands(commands)
+    add_cluster_commands(commands)
     return parser
 
 
@@ -165,8 +169,10 @@ def _add_run(commands: Any, name: str, text: str) -> None:
 def _add_run_folder_commands(commands: Any) -> None:
     parser = add_command(commands, "report", "write a run's report.html anew", "report runs/demo", _report)
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser = add_command(commands, "status", "say how far a run is, from another terminal", "status runs/demo", _status)
+    text = "say how far a run is, from another terminal"
+    parser = add_command(commands, "status", text, "status runs/demo --watch", _status)
     parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--watch", action="store_true", help="show it again and again until the run ends")
 
 
 def _add_bench_commands(commands: Any) -> None:
@@ -285,7 +291,7 @@ def _report(options: argparse.Namespace, _: list[str]) -> Answer:
 def _status(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.commands import status_command
 
-    return status_command(Path(options.run))
+    return status_command(Path(options.run), options.watch, options.json)
 
 
 def _bench(options: argparse.Namespace, _: list[str]) -> Answer:

@@ -158,11 +158,12 @@ def report_command(run: Path) -> Answer:
     return 0, {"report": str(report)}, str(report)
 
 
-def status_command(run: Path) -> Answer:
-    """`trimline status`."""
-    from launch.status import read_state, state_text
+def status_command(run: Path, follow: bool, as_json: bool) -> Answer:
+    """`trimline status`, once or (`follow`) until the run ends."""
+    from launch.status import read_state
+    from launch.status_text import state_text, watch
 
-    state = read_state(run)
+    state = watch(run, as_json) if follow else read_state(run)
     return 0, state, state_text(state)
 
 

@@ -6,12 +6,14 @@ from typing import Literal
 from data_prep.errors import UserError
 from data_prep.sources import SourceConfig
 from launch.cluster_config import BudgetConfig, ClusterConfig
+from pipeline.checkpoint_rules import CheckpointConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import TokenizerConfig
 from pipeline.engine import EngineConfig
 from pipeline.evaluate import EvaluateConfig
 from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig
+from pipeline.tracking import TrackingConfig
 from pipeline.trim import TrimConfig
 
 
@@ -31,9 +33,11 @@ class RunConfig:
         tokenizer: The vocabulary, trained on the training captions.
         model: The backbone.
         engine: What carries out a step.
+        checkpoint: Where checkpoints go, and which of them stay.
         pretrain: Pre-training.
         trim: Trimming, one stage for each target.
         evaluate: Evaluation.
+        tracking: Where numbers go besides the run folder.
     """
 
     name: str
@@ -47,9 +51,11 @@ class RunConfig:
     tokenizer: TokenizerConfig
     model: ModelConfig
     engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     pretrain: PretrainConfig
     trim: TrimConfig
     evaluate: EvaluateConfig
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         if not self.name.strip() or "/" in self.name:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
+from data_prep.redact import redact
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,12 @@ class Attempt:
     Attributes:
         folder: Its own folder.
         resumed: Whether an earlier attempt with the same fingerprint left something there to go on from.
+        fingerprint: Of the stage: a digest of all that its result depends on.
     """
 
     folder: Path
     resumed: bool
+    fingerprint: str = ""
 
     def note_restart(self) -> None:
         """Counts that the stage's processes were started once more within this attempt."""
@@ -60,6 +63,7 @@ class Stage:
         parts: All else that its result depends on, JSON-able: its configuration.
         outputs: Paths that must exist for the stage to count as finished.
         cpus: CPUs that it keeps busy.
+        says: What a person is told of it when it begins.
     """
 
     name: str
@@ -69,6 +73,7 @@ class Stage:
     parts: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[Path, ...] = ()
     cpus: float = 1.0
+    says: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +259,7 @@ class _Runner:
             _end(stage.folder, "failed", seconds, error=message)
             if not told:
                 with open(stage.folder / "log.txt", "a", encoding="utf-8") as file:
-                    file.write("".join(traceback.format_exception(error)))
+                    file.write(redact("".join(traceback.format_exception(error))))
         except (OSError, UserError) as second:
             # The likely cause is a full disk, and then the first error, which is told anyhow, says so too.
             log.debug("stage %s: its failure could not be recorded", stage.name, exc_info=second)
@@ -264,8 +269,8 @@ class _Runner:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's message without line breaks and without secrets."""
+    return " ".join(redact(str(error)).split()) or type(error).__name__
 
 
 def _begin(stage: Stage, fingerprint: str) -> Attempt:
@@ -286,7 +291,7 @@ def _begin(stage: Stage, fingerprint: str) -> Attempt:
         "outputs": {},
     }
     write_json(stage.folder / STATUS, status)
-    return Attempt(folder=stage.folder, resumed=same)
+    return Attempt(folder=stage.folder, resumed=same, fingerprint=fingerprint)
 
 
 def _end(folder: Path, state: str, seconds: float, **more: Any) -> None:

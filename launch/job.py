@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
 from data_prep.files import is_disk_full, read_json, write_json
+from data_prep.redact import SafeFormatter, redact
 from launch.graph import StageFailed
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class LogFile(logging.FileHandler):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8", delay=True)
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Keeps quiet about a full disk, of which whoever needed the space tells."""
@@ -114,7 +115,7 @@ def collect(folder: Path, failure: BaseException | None) -> dict[str, Any]:
         result = read_json(folder / RESULT)
         if isinstance(result, dict):
             return result
-    why = f" ({type(failure).__name__}: {' '.join(str(failure).split())[:200]})" if failure else ""
+    why = f" ({type(failure).__name__}: {' '.join(redact(str(failure)).split())[:200]})" if failure else ""
     raise WorkerDied(f"a worker process of {folder.name} ended without a result{why}; see {folder / LOG}") from failure
 
 
@@ -126,7 +127,7 @@ def _function(job: Job) -> "Callable[[dict[str, Any], Process], Mapping[str, Any
 
 def _write_error(folder: Path, rank: int, error: Exception) -> None:
     user = isinstance(error, UserError)
-    line = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
+    line = " ".join(redact(str(error)).split())[:_MESSAGE_CHARACTERS]
     record = {
         "kind": "user" if user else "internal",
         "rank": rank,
@@ -138,7 +139,7 @@ def _write_error(folder: Path, rank: int, error: Exception) -> None:
     if not user:
         # Into the file only: on the screen one line is enough.
         with open(_log_path(folder, rank), "a", encoding="utf-8") as file:
-            file.write(traceback.format_exc())
+            file.write(redact(traceback.format_exc()))
 
 
 @contextmanager

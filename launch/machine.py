@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("trimline", "torch", "ray", "deepspeed", "webdataset", "tokenizers", "numpy", "jsonargparse")
+from data_prep.redact import redact
+
+COMMIT = "TRIMLINE_COMMIT"  # tells a job on a cluster what it was sent with, for it has no checkout
+_PACKAGES = ("trimline", "torch", "ray", "deepspeed", "wandb", "webdataset", "tokenizers", "numpy", "jsonargparse")
 
 
 def available_cpus() -> int:
@@ -74,12 +77,12 @@ def _processor() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that runs, with ``+changes`` where files differ; None outside of one."""
+    """The commit of the checkout that runs, or that a job was sent from, with ``+changes`` where files differ."""
     folder = Path(__file__).resolve().parent.parent
     commit = _git(folder, "rev-parse", "HEAD")
     # An installed package may lie inside a repository that is not ours.
     if commit is None or _git(folder, "rev-parse", "--show-toplevel") != str(folder):
-        return None
+        return os.environ.get(COMMIT)
     return f"{commit}+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else commit
 
 
@@ -91,6 +94,6 @@ def _git(folder: Path, *words: str) -> str | None:
 
 
 def command() -> str:
-    """The command line that started this process."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """The command line that started this process, without secrets."""
+    words = [Path(sys.argv[0]).name, *map(redact, sys.argv[1:])]
     return " ".join(f"'{word}'" if " " in word else word for word in words)

@@ -12,18 +12,20 @@ from data_prep.sources.published import split_paths
 from launch.config import RunConfig
 from launch.machine import available_cpus, available_gpus
 from launch.stages import plan_source
+from pipeline.checkpoint_places import open_place
 from pipeline.data.text import Tokenizer
+from pipeline.deepspeed_json import check_settings
 from pipeline.engine import preflight_deepspeed
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.build import build_model
 from pipeline.pretrain import check_lr_scales, check_pretrain
+from pipeline.process import Process
 from pipeline.setup import check_batch, check_padding
 
 _GIB = 2**30
 _SPARE_BYTES = 256 * 2**20
-_CHECKPOINTS_AT_ONCE = 3  # two are kept, and one is being written
-_STATE_COPIES = 5  # weights, two moments, momentum tower, export: 4 bytes each
+_STATE_COPIES = 4  # weights, two moments, momentum tower: 4 bytes each
 
 
 def check(config: RunConfig, out: Path) -> None:
@@ -39,6 +41,8 @@ def check(config: RunConfig, out: Path) -> None:
     _check_splits(config)
     _check_words(config)
     check_lr_scales(_meta_model(config), config.pretrain.lr_scales)
+    if config.checkpoint.path is not None:
+        open_place(config.checkpoint.path, Process(world_size=_processes(config)))
     _check_disk(config, out)
 
 
@@ -83,6 +87,7 @@ def _processes(config: RunConfig) -> int:
 def _check_engine(config: RunConfig) -> None:
     if config.engine.name == "deepspeed":
         preflight_deepspeed()
+        check_settings(config.engine.deepspeed_json)
     elif _processes(config) > 1:
         raise UserError(
             f"engine.name={config.engine.name} runs one process, not {_processes(config)}; "
@@ -150,7 +155,10 @@ def needed_bytes(config: RunConfig) -> int:
     """About how much a run writes: shards, checkpoints and exports."""
     models = 1 + len(config.trim.targets)
     weights = 4 * _parameters(config)
-    return _shard_bytes(config) + models * weights * _STATE_COPIES * _CHECKPOINTS_AT_ONCE + _SPARE_BYTES
+    rules = config.checkpoint
+    # One more than are kept, for it is written before another goes; those of `keep_every_steps` nobody can foresee.
+    checkpoints = 0 if rules.path is not None else rules.keep_last + rules.keep_best + 1
+    return _shard_bytes(config) + models * weights * (1 + _STATE_COPIES * checkpoints) + _SPARE_BYTES
 
 
 def _shard_bytes(config: RunConfig) -> int:

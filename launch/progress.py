@@ -15,6 +15,7 @@ from launch.graph import Attempt, Outcome, Stage
 log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
+TRACKING = "tracking.json"  # of pipeline.tracking, which takes torch to import
 _POLL_SECONDS = 0.5
 _LINE_SECONDS = 15.0
 _BAR = "{desc:<24} {percentage:3.0f}%|{bar:24}| [{elapsed}<{remaining}]{postfix}"
@@ -34,6 +35,7 @@ class ProgressDisplay:
         self._line_seconds = line_seconds
         self._lock = threading.Lock()
         self._running: dict[str, Path] = {}
+        self._warned: set[str] = set()
         self._bars: dict[str, tqdm[Any]] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
@@ -60,18 +62,30 @@ class ProgressDisplay:
         """See `launch.graph.Observer`."""
         with self._lock:
             self._running[stage.name] = stage.folder / PROGRESS
-        self.say(f"{stage.name}: {'goes on where it stopped' if attempt.resumed else 'started'}")
+        words = f" ({stage.says})" if stage.says else ""
+        self.say(f"{stage.name}: {'goes on where it stopped' if attempt.resumed else 'started'}{words}")
 
     def stage_ended(self, stage: Stage, outcome: Outcome, seconds: float, message: str) -> None:
         """See `launch.graph.Observer`."""
         with self._lock:
-            self._running.pop(stage.name, None)
+            path = self._running.pop(stage.name, None)
             bar = self._bars.pop(stage.name, None)
         if bar is not None:
             bar.close()
+        if path is not None:
+            self._warn(stage.name, path)
         ends = {"done": f"done in {clock(seconds)}", "skipped": "finished before, skipped"}
         if outcome != "blocked":  # the end of the run names these, in one line
             self.say(f"{stage.name}: {ends.get(outcome) or f'{outcome}: {message}'}")
+
+    def _warn(self, name: str, progress: Path) -> None:
+        """Says once what went wrong with wandb, which ends nothing."""
+        problem = read_tracking(progress.parent).get("problem")
+        with self._lock:
+            if not problem or name in self._warned:
+                return
+            self._warned.add(name)
+        self.say(f"{name}: {problem}")
 
     def _watch(self) -> None:
         next_line = time.monotonic() + self._line_seconds
@@ -79,6 +93,8 @@ class ProgressDisplay:
             with self._lock:
                 running = dict(self._running)
             states = {name: state for name, path in running.items() if (state := read_progress(path))}
+            for name, path in running.items():
+                self._warn(name, path)
             if self._bars_wanted:
                 for name, state in states.items():
                     self._draw(name, state)
@@ -107,6 +123,15 @@ def read_progress(path: Path) -> dict[str, Any] | None:
         return None
     wanted = {"done", "total", "unit", "text"}
     return state if isinstance(state, dict) and wanted <= state.keys() else None
+
+
+def read_tracking(folder: Path) -> dict[str, Any]:
+    """How often a stage was started, and what became of wandb; empty where nothing is known."""
+    try:
+        state = json.loads((folder / TRACKING).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def describe(state: dict[str, Any]) -> str:

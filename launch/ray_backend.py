@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.redact import redact
 from launch.backend import Backend
 from launch.cluster_config import ClusterConfig
 from launch.job import Job, carry_out
@@ -112,7 +113,9 @@ class RayBackend(Backend):
         if self._session is None:
             return
         logs = self._session / "session_latest" / "logs"
-        shutil.copytree(logs, folder, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+        shutil.copytree(
+            logs, folder, copy_function=_copy_without_secrets, dirs_exist_ok=True, ignore_dangling_symlinks=True
+        )
 
     def _start_local(self) -> None:
         _remove_stale_sessions()
@@ -148,7 +151,8 @@ class RayBackend(Backend):
             )
         except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"no Ray cluster answers at cluster.address={address} ({' '.join(str(error).split())[:200]}); "
+                f"no Ray cluster answers at cluster.address={redact(address)} "
+                f"({' '.join(redact(str(error)).split())[:200]}); "
                 "start one with `ray start --head`, or leave the address out for a local one"
             ) from error
 
@@ -169,14 +173,16 @@ class RayBackend(Backend):
 
     def _run_trainer(self, job: Job, workers: int) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
+
+        from launch.ray_rendezvous import BoundTorchConfig
 
         gpus = self._config.gpus_per_worker
         resources = {"CPU": self._config.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
         trainer = TorchTrainer(
             _run_together,
             train_loop_config={"job": dict(job), "gpu": bool(gpus)},
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            torch_config=BoundTorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
             run_config=RunConfig(
                 name=f"{job['stage']}-{secrets.token_hex(4)}",
@@ -237,6 +243,12 @@ def _kept_signal_handlers() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _copy_without_secrets(source: str, target: str) -> None:
+    """Copies a log of Ray's, which names commands and variables as it likes."""
+    text = Path(source).read_text(encoding="utf-8", errors="replace")
+    Path(target).write_text(redact(text), encoding="utf-8")
 
 
 def _short_folder() -> Path:

@@ -13,6 +13,7 @@ import jsonargparse
 import yaml
 
 from data_prep.errors import UserError
+from data_prep.redact import has_secret, redact
 
 T = TypeVar("T")
 _SKIP = frozenset({types.NoneType})
@@ -38,8 +39,30 @@ def read_config(kind: type[T], files: Sequence[Path], overrides: Sequence[str]) 
     try:
         read = parser.instantiate(parser.parse_args(arguments))
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
-        raise UserError(_explain(str(error))) from error
-    return kind(**{field.name: read[field.name] for field in _fields(kind)})
+        raise UserError(_explain(redact(str(error)))) from error
+    config = kind(**{field.name: read[field.name] for field in _fields(kind)})
+    _refuse_secrets(as_json(config))
+    return config
+
+
+def _refuse_secrets(values: Any, key: str = "") -> None:
+    """Run folders and logs keep a configuration, so nothing in it may be a secret.
+
+    Raises:
+        UserError: For a URL with a password or a token in it.
+    """
+    if isinstance(values, Mapping):
+        for name, inner in values.items():
+            _refuse_secrets(name, key or "a key")
+            _refuse_secrets(inner, f"{key}.{name}".removeprefix("."))
+    elif isinstance(values, list):
+        for inner in values:
+            _refuse_secrets(inner, key)
+    elif isinstance(values, str) and has_secret(values):
+        raise UserError(
+            f"{key}={redact(values)} has a password or a token in its URL, which run folders and logs would keep; "
+            "leave it out, and give it to the store's library by its own variables or files, such as AWS_ACCESS_KEY_ID"
+        )
 
 
 def dump_config(config: Any) -> str:

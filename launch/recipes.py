@@ -36,7 +36,8 @@ def find_recipe(name: str) -> Path:
 def recipes() -> list[str]:
     """The names of all recipes that came with Trimline, such as ``configs/runs/demo.yaml``."""
     folder = recipe_folder()
-    return sorted(f"configs/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*.yaml"))
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(f"configs/{name}" for name in found if not name.startswith("cluster/"))  # those are not ours to read
 
 
 def _known(name: str) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from launch.progress import ProgressDisplay
 from launch.reading import dump_config
 from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS, build_stages
+from pipeline.checkpoint_places import forget_all
 from pipeline.progress import read_metrics
 
 log = logging.getLogger(__name__)
@@ -102,8 +104,12 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
     with FolderLock(out), stopped_by_sigterm(), _log_file(out):
         if fresh:
             remove_run(out)
+            if config.checkpoint.path is not None:
+                forget_all(config.checkpoint.path)
         facts = _begin(config, out)
-        stages = build_stages(config, out, backend, until)
+        stages = build_stages(config, out, backend, until, f"{config.name}-{facts['id']}")
+        facts["stages"] = {stage.name: list(stage.inputs) for stage in stages}
+        write_json(out / RUN, facts)
 
         def prepare() -> None:
             facts["finished"] = None  # there is something to do
@@ -160,6 +166,7 @@ def _begin(config: RunConfig, out: Path) -> dict[str, Any]:
         earlier = {}
     facts = {
         "name": config.name,
+        "id": earlier.get("id") or secrets.token_hex(3),
         "command": machine.command(),
         "started": earlier.get("started", _now()),
         "finished": earlier.get("finished"),

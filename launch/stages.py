@@ -19,6 +19,8 @@ from pipeline.data.decode import BadSample
 from pipeline.data.shards import ShardFolder
 from pipeline.data.storage import STORAGE_KEYS, StorageConfig
 from pipeline.data.text import Tokenizer
+from pipeline.engine_config import LAYOUT_KEYS
+from pipeline.pretrain import describe_pretrain_update
 from pipeline.progress import ProgressFile
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,9 @@ def plan_source(config: SourceConfig) -> Mapping[str, PlannedSplit]:
     return plan
 
 
-def build_stages(config: RunConfig, out: Path, backend: Backend, until: str | None = None) -> list[Stage]:
+def build_stages(
+    config: RunConfig, out: Path, backend: Backend, until: str | None = None, group: str = ""
+) -> list[Stage]:
     """All stages of a run, inputs before their users.
 
     Args:
@@ -49,8 +53,9 @@ def build_stages(config: RunConfig, out: Path, backend: Backend, until: str | No
         out: The run folder.
         backend: Starts the workers of all stages but the first.
         until: The last kind of stage wanted, of `KINDS`; None for all.
+        group: What the run's stages have in common in wandb, where the configuration does not say.
     """
-    return _Builder(config, out, backend).build(until)
+    return _Builder(config, out, backend, group).build(until)
 
 
 def trim_name(config: RunConfig, target: float) -> str:
@@ -74,11 +79,12 @@ def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]
 
 
 class _Builder:
-    def __init__(self, config: RunConfig, out: Path, backend: Backend) -> None:
+    def __init__(self, config: RunConfig, out: Path, backend: Backend, group: str) -> None:
         self._config = config
         self._out = out
         self._backend = backend
         self._run = as_json(config)
+        self._group = group
 
     def build(self, until: str | None) -> list[Stage]:
         wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
@@ -100,6 +106,8 @@ class _Builder:
 
     def _parts(self, *sections: str) -> dict[str, Any]:
         parts = {section: self._run[section] for section in (*sections, "seed")}
+        if "engine" in parts:  # nor is another way to compute the same updates
+            parts["engine"] = {key: value for key, value in parts["engine"].items() if key not in LAYOUT_KEYS}
         if "loader" in parts:  # another cache is no reason to train again
             parts["loader"] = {key: value for key, value in parts["loader"].items() if key not in STORAGE_KEYS}
         return parts
@@ -166,7 +174,13 @@ class _Builder:
             parts={**self._parts("loader", "model", "engine", "pretrain"), "budget": self._budget()},
             outputs=(self._export("pretrain"),),
             cpus=workers * self._config.cluster.cpus_per_worker,
+            says=self._update_in_words(workers),
         )
+
+    def _update_in_words(self, workers: int) -> str:
+        config = self._config
+        engine = config.engine.resolved("pretrain", config.pretrain.loop.global_batch, workers, least=2)
+        return describe_pretrain_update(config.pretrain, config.model, engine, workers)
 
     def _trim(self, target: float) -> Stage:
         name = trim_name(self._config, target)
@@ -205,6 +219,7 @@ class _Builder:
             "data": str(self._out / "data"),
             "tokenizer": str(self._out / "tokenizer"),
             "run": self._run,
+            "group": self._group,
             "threads": max(1, int(self._config.cluster.cpus_per_worker)),
             **more,
         }
@@ -229,6 +244,7 @@ class _Builder:
         )
 
     def _carry_out(self, job: dict[str, Any], workers: int, attempt: Attempt) -> Mapping[str, Any]:
+        job = {**job, "fingerprint": attempt.fingerprint}
         result = self._backend.run(job, workers, self._config.cluster.restarts, attempt.note_restart)
         if "rows" in result:
             write_json(attempt.folder / RESULTS, result["rows"])

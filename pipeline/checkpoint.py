@@ -1,241 +1,320 @@
-"""Checkpoints that are complete or absent, and exported weights.
+"""Checkpoints: all state of a run, copied to host memory while training waits and written while it goes on.
 
-    step_00001234/
-        engine/             weights and optimizer state, written by the engine, each rank its own files
-        state.safetensors   tensors that the optimizer does not own, whole (momentum tower, queue)
-        rank_0.safetensors  one per rank: the states of its random generators
-        values.json         counters and whatever else is not a tensor
-        manifest.json       what it fits, and every file's size and SHA-256
-        COMPLETE            SHA-256 of the manifest; written last
+    store = CheckpointStore(folder, config, process)
+    store.begin(step, engine, task.tensors(), values)     # training goes on
+    ...
+    store.finish()                                        # on all ranks: waits, and raises what went wrong
 
-All ranks write into a hidden folder aside; it is fsynced and renamed, then marked. A folder without a valid
-mark is ignored, and removed by the next save. Nothing is unpickled that the manifest does not name by its hash.
+They fit any number of ranks and any ZeRO stage. Nothing in them is unpickled. See `pipeline/checkpoint_places.py` for
+their files, and `docs/checkpoints.md`.
 """
 
 import logging
-import os
-import random
-import re
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.files import (
-    atomic_dir,
-    disk_full,
-    fsync_dir,
-    is_disk_full,
-    read_json,
-    sha256_file,
-    write_atomic,
-    write_json,
-)
+from data_prep.files import atomic_dir, read_json, sha256_file, write_json
+from pipeline.checkpoint_places import COMPLETE, MANIFEST, Place, name_of, open_place
+from pipeline.checkpoint_rules import CheckpointConfig, kept
 from pipeline.engine import Engine
+from pipeline.fragments import FragmentFiles
 from pipeline.process import Process
+from pipeline.rng_state import rng_state, seed_everything, set_rng_state
 from pipeline.tensor_files import read_tensors, write_tensors
+from pipeline.together import RankFailedError, together
+
+__all__ = ["Checkpoint", "CheckpointConfig", "CheckpointStore", "RankFailedError", "export_weights", "load_weights"]
 
 log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
-_VERSION = 1
-_NAME = re.compile(r"step_(\d{8,})(\.old)?")
-_PARTIAL = ".partial_"
-_ENGINE = "engine"
+_VERSION = 2
 _STATE = "state.safetensors"
 _VALUES = "values.json"
-_MANIFEST = "manifest.json"
-_COMPLETE = "COMPLETE"
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
-
-
-class RankFailedError(RuntimeError):
-    """Another rank failed at what all of them were doing together; its own log has the details."""
+_DAMAGED = "is damaged (delete this folder to continue from the checkpoint before it)"
+_LEAVING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint on disk.
+    """A complete checkpoint.
 
     Attributes:
-        folder: Where it lies.
+        place: In which it lies.
+        name: Of its folder.
         step: The step that it was saved after.
     """
 
-    folder: Path
+    place: Place
+    name: str
     step: int
+
+    def __str__(self) -> str:
+        return f"{self.place}/{self.name}"
 
     def restore(self, engine: Engine, process: Process) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Brings the engine and the random generators of every rank back; every rank must call it.
 
+        On as many ranks as it was saved on, all go on as if nothing had happened; on others the random generators begin
+        anew, each rank's at a place of its own.
+
         Returns:
-            The tensors (on the CPU) and values that were given to `CheckpointStore.save`.
+            The tensors (on the CPU) and values that were given to the store.
 
         Raises:
-            UserError: It was saved under another layout (workers, engine, ZeRO stage) or holds another model, or
-                a file is damaged.
+            UserError: It holds another model, or a file is damaged.
         """
-        manifest = read_json(self.folder / _MANIFEST)
-        self._check_layout(manifest, engine)
-        _together(process, lambda: self._check_files(manifest["files"], process), self.folder)
-        self._load_engine(engine)
-        tensors = read_tensors(self.folder / _STATE)
-        values: dict[str, Any] = read_json(self.folder / _VALUES)
-        # Last: whatever loading drew must not count.
-        _set_rng_state(read_tensors(self.folder / _rank_file(process.rank)))
+        with self.place.local(self.name, process) as folder:
+            manifest = read_json(folder / MANIFEST)
+            if manifest["version"] != _VERSION:
+                raise UserError(
+                    f"{self} has checkpoint format {manifest['version']}, this version of trimline reads "
+                    f"{_VERSION}; use the version that wrote it, or start over with --fresh"
+                )
+            together(process, lambda: self._check_files(folder, manifest["files"], process), str(self))
+            self._load_engine(folder, engine, manifest)
+            tensors = read_tensors(folder / _STATE)
+            values: dict[str, Any] = read_json(folder / _VALUES)
+            # Last: whatever loading drew must not count.
+            if manifest["layout"]["workers"] == process.world_size:
+                set_rng_state(read_tensors(folder / _rank_file(process.rank)), process)
+            else:
+                seed_everything(self.step, process.rank)
         return tensors, values
 
-    def _check_layout(self, manifest: dict[str, Any], engine: Engine) -> None:
-        wanted, saved = engine.layout(), manifest["layout"]
-        if manifest["version"] != _VERSION:
-            raise UserError(
-                f"{self.folder} has checkpoint format {manifest['version']}, this version of trimline reads "
-                f"{_VERSION}; use the version that wrote it, or start over with --fresh"
-            )
+    def _load_engine(self, folder: Path, engine: Engine, manifest: dict[str, Any]) -> None:
+        saved, wanted = manifest["layout"], engine.layout()
         if saved != wanted:
-            raise UserError(
-                f"{self.folder} was saved with {_describe(saved)}, this run has {_describe(wanted)}; "
-                "continue with the former, or start over with --fresh"
-            )
-
-    def _load_engine(self, engine: Engine) -> None:
+            log.info("%s was saved with %s; this run has %s", self, _describe(saved), _describe(wanted))
         try:
-            engine.load(self.folder / _ENGINE)
-        except RuntimeError as error:
-            if "loading state_dict" not in str(error):
-                raise
-            difference = str(error).splitlines()[1:2] or [str(error)]
-            raise UserError(
-                f"{self.folder} holds another model than this run's ({difference[0].strip()}); "
-                "give the model it was saved with, or start over with --fresh"
-            ) from error
+            engine.load(FragmentFiles(sorted(folder.glob("engine_*.safetensors"))), manifest["engine"])
+        except UserError as error:
+            raise UserError(f"{self}: {error}; give what it was saved with, or start over with --fresh") from error
 
-    def _check_files(self, files: dict[str, dict[str, Any]], process: Process) -> None:
-        if sorted(files) != _list_files(self.folder):
-            raise UserError(f"{self.folder} {_DAMAGED}: it does not hold the files that its manifest names")
+    def _check_files(self, folder: Path, files: dict[str, dict[str, Any]], process: Process) -> None:
+        found = {path.name for path in folder.iterdir()} - {MANIFEST, COMPLETE}
+        if found != set(files):
+            raise UserError(f"{self} {_DAMAGED}: it does not hold the files that its manifest names")
         for name in sorted(files)[process.rank :: process.world_size]:
-            if sha256_file(self.folder / name) != files[name]["sha256"]:
-                raise UserError(f"{self.folder} {_DAMAGED}: {name} is not what was written")
-
-
-_DAMAGED = "is damaged (delete this folder to continue from the checkpoint before it)"
+            if sha256_file(folder / name) != files[name]["sha256"]:
+                raise UserError(f"{self} {_DAMAGED}: {name} is not what was written")
 
 
 class CheckpointStore:
-    """The checkpoints of one training stage.
+    """The checkpoints of one training stage; every rank makes one and calls its methods together with the others.
 
     Args:
-        folder: Holds one folder for each checkpoint; made at the first save.
-        keep_last: How many complete ones stay.
+        where: Folder or URL that holds one folder for each checkpoint; made at the first save.
+        config: Which of them stay.
+        process: This rank.
+        fingerprint: Of what is trained; checkpoints of something else are not gone on from.
+
+    Raises:
+        UserError: Nothing here can write there.
     """
 
-    def __init__(self, folder: Path, keep_last: int = 2) -> None:
-        if keep_last < 1:
-            raise UserError(f"keep_last={keep_last} must be at least 1: a run continues from its last checkpoint")
-        self.folder = folder
-        self.keep_last = keep_last
+    def __init__(
+        self,
+        where: Path | str,
+        config: CheckpointConfig | None = None,
+        process: Process | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        self.fingerprint = fingerprint
+        self.config = config or CheckpointConfig()
+        self.process = process or Process()
+        self.place = open_place(where, self.process)
+        self._host = _HostCopies()
+        self._group: dist.ProcessGroup | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._begun = False
 
-    def save(
+    @property
+    def has_any(self) -> bool:
+        """Whether there is a checkpoint to go back to, or one is being written; the same on all ranks."""
+        return self._begun
+
+    @property
+    def failed(self) -> bool:
+        """Whether a save in the background has failed: then all ranks are to call `finish`, which raises it."""
+        return self._failure is not None
+
+    def wants(self, step: int) -> bool:
+        """Whether a checkpoint after this step is one that stays for its number."""
+        every = self.config.keep_every_steps
+        return every > 0 and step > 0 and step % every == 0
+
+    def save(self, step: int, engine: Engine, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Begins a checkpoint and waits until it is complete; see `begin` and `finish`."""
+        self.begin(step, engine, tensors, values)
+        self.finish()
+
+    def begin(
         self,
         step: int,
         engine: Engine,
         tensors: Mapping[str, Tensor],
         values: Mapping[str, Any],
-        process: Process,
-    ) -> Path:
-        """Writes a checkpoint; every rank must call it, and all of them return or raise.
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Copies all state to host memory, and begins to write it in the background; first it waits for the last one.
 
         Args:
             step: Steps done so far.
-            engine: Saves weights and optimizer state.
+            engine: Weights and optimizer state.
             tensors: What else the run needs, alike on all ranks; rank 0's are written.
             values: JSON-able; alike on all ranks.
-            process: This rank.
+            metrics: By which the best ones are told.
 
         Raises:
-            UserError: The disk is full. Earlier checkpoints stay.
+            UserError: The one before could not be written, as where the disk was full; or a metric that is not there.
         """
-        final = self.folder / f"step_{step:08d}"
-        partial = self.folder / f"{_PARTIAL}{final.name}"
+        self.finish()
+        self._check_metric(metrics or {})
+        state = engine.state()
+        mine = {f"engine_{self.process.rank}.safetensors": self._host.copy("engine", state.fragments)}
+        mine[_rank_file(self.process.rank)] = rng_state(self.process)
+        if self.process.is_main:
+            mine[_STATE] = self._host.copy("state", tensors)
+        if self.process.world_size > 1 and self._group is None:
+            # Of its own: what is told in the background must not meet what training tells.
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
+        manifest = {
+            "version": _VERSION, "step": step, "layout": engine.layout(), "engine": dict(state.values),
+            "metrics": dict(metrics or {}), "fingerprint": self.fingerprint,
+        }  # fmt: skip
+        self._thread = threading.Thread(
+            target=self._write, args=(name_of(step), mine, dict(values), manifest), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+        self._begun = True
 
-        def write() -> None:
-            engine.save(partial / _ENGINE)
-            write_tensors(partial / _rank_file(process.rank), _rng_state(process))
-            if process.is_main:
-                write_tensors(partial / _STATE, tensors)
-                write_json(partial / _VALUES, dict(values))
+    def finish(self) -> None:
+        """Waits for what is being written.
 
-        try:
-            _together(process, lambda: self._clean(partial, process), self.folder)
-            _together(process, write, self.folder)
-            parts = _together(process, lambda: _seal(partial, process), self.folder)
-            files = {name: entry for part in parts for name, entry in sorted(part.items())}
-            manifest = {"version": _VERSION, "step": step, "layout": engine.layout(), "files": files}
-            _together(process, lambda: self._publish(partial, final, manifest, process), self.folder)
-        except BaseException:
-            if process.is_main:
-                shutil.rmtree(partial, ignore_errors=True)
-            raise
-        return final
+        Raises:
+            UserError: The disk or the store is full; on all ranks. Earlier checkpoints stay.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def leave(self) -> None:
+        """Lets go at the end; what is being written is finished unless another rank is needed that does not answer."""
+        if self._thread is not None:
+            self._thread.join(_LEAVING_SECONDS if self.process.world_size > 1 else None)
+        if self._group is not None and (self._thread is None or not self._thread.is_alive()):
+            dist.destroy_process_group(self._group)
+            self._group = None
 
     def latest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, or None; reads only. Every rank asks before the first save."""
-        for checkpoint in self._newest_first():
-            if _is_whole(checkpoint.folder):
-                return checkpoint
-            log.warning("%s is incomplete or damaged; using an earlier checkpoint", checkpoint.folder)
+        """The newest complete checkpoint, or None; the main rank looks for all. It only reads.
+
+        Raises:
+            UserError: There are checkpoints of another training.
+        """
+        found = together(self.process, lambda: self._newest() if self.process.is_main else None, str(self.place))[0]
+        self._begun = self._begun or found is not None
+        return Checkpoint(place=self.place, name=found[0], step=found[1]) if found else None
+
+    def _newest(self) -> tuple[str, int] | None:
+        for saved in self.place.saved():
+            if self.place.is_whole(saved.name):
+                if saved.fingerprint != self.fingerprint:
+                    raise UserError(
+                        f"{self.place} holds checkpoints of another configuration ({saved.name}); give another folder "
+                        "with --checkpoint.path, or start over with --fresh, which removes them"
+                    )
+                return saved.name, saved.step
+            log.warning("%s/%s is incomplete or damaged; using an earlier checkpoint", self.place, saved.name)
         return None
 
-    def _newest_first(self) -> list[Checkpoint]:
-        """Marked ones; `.old` is what a save of the same step was replacing when it was stopped."""
-        found = []
-        for folder in self.folder.glob("step_*"):
-            match = _NAME.fullmatch(folder.name)
-            if match and (folder / _COMPLETE).is_file():
-                found.append((int(match[1]), match[2] is None, folder))
-        return [Checkpoint(folder=folder, step=step) for step, _, folder in sorted(found, reverse=True)]
+    def _check_metric(self, metrics: Mapping[str, float]) -> None:
+        if self.config.keep_best and metrics and self.config.best_metric not in metrics:
+            raise UserError(
+                f"checkpoint.best_metric={self.config.best_metric} is not logged; choose one of {', '.join(metrics)}"
+            )
 
-    def _clean(self, partial: Path, process: Process) -> None:
-        if not process.is_main:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for folder in self.folder.iterdir():
-            unmarked = _NAME.fullmatch(folder.name) and not (folder / _COMPLETE).is_file()
-            if unmarked or folder.name.startswith(_PARTIAL):
-                shutil.rmtree(folder)
-        for old in self.folder.glob("step_*.old"):
-            final = old.with_suffix("")
-            if final.exists():
-                _remove(old)
-            else:
-                old.rename(final)
-        (partial / _ENGINE).mkdir(parents=True)
+    def _write(
+        self, name: str, mine: Mapping[str, Mapping[str, Tensor]], values: dict[str, Any], manifest: dict[str, Any]
+    ) -> None:
+        """The background's work; every rank comes to the same end."""
+        aside: Path | None = None
+        try:
+            self._together(lambda: self.place.clean(name) if self.process.is_main else None)
+            aside = self.place.aside(name, self.process)
+            parts = self._together(lambda: self._write_files(name, aside, mine, values))
+            files = {file: entry for part in parts for file, entry in sorted(part.items())}
+            self._together(lambda: self._publish(name, {**manifest, "files": files}) if self.process.is_main else None)
+        except Exception as error:
+            if aside is not None and self.process.is_main:
+                self.place.abandon(name, aside)
+            elif aside is not None:
+                shutil.rmtree(aside, ignore_errors=True)
+            self._failure = error
 
-    def _publish(self, partial: Path, final: Path, manifest: dict[str, Any], process: Process) -> None:
-        if not process.is_main:
-            return
-        write_json(partial / _MANIFEST, manifest)
-        for folder in (partial / _ENGINE, partial):
-            fsync_dir(folder)
-        old = final.with_name(f"{final.name}.old")
-        if final.exists():
-            # Saved again after a restart: the old one counts until the new one is marked.
-            final.rename(old)
-        partial.rename(final)
-        fsync_dir(self.folder)
-        write_atomic(final / _COMPLETE, sha256_file(final / _MANIFEST) + "\n")
-        if old.exists():
-            _remove(old)
-        for checkpoint in self._newest_first()[self.keep_last :]:
-            _remove(checkpoint.folder)
+    def _together(self, work: Any) -> list[Any]:
+        return together(self.process, work, str(self.place), self._group)
+
+    def _write_files(
+        self, name: str, aside: Path, mine: Mapping[str, Mapping[str, Tensor]], values: dict[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """Writes this rank's files, and returns their sizes and hashes."""
+        for file, tensors in mine.items():
+            write_tensors(aside / file, tensors)
+        files = list(mine)
+        if self.process.is_main:
+            write_json(aside / _VALUES, values)
+            files.append(_VALUES)
+        told = {file: {"bytes": (aside / file).stat().st_size, "sha256": sha256_file(aside / file)} for file in files}
+        self.place.deliver(name, aside, files)
+        return told
+
+    def _publish(self, name: str, manifest: dict[str, Any]) -> None:
+        self.place.publish(name, manifest)
+        saved = self.place.saved()
+        stay = kept(saved, self.config)
+        for entry in saved:
+            if entry.name not in stay:
+                self.place.remove(entry.name)
+
+
+class _HostCopies:
+    """Copies of tensors in host memory, which is used again for the next ones."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, Tensor] = {}
+
+    def copy(self, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors as they are now; until the next call of the same group."""
+        copies = {name: self._copy(f"{group}/{name}", tensor.detach()) for name, tensor in tensors.items()}
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            torch.cuda.synchronize()
+        return copies
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        room = self._rooms.get(name)
+        if room is None or room.shape != tensor.shape or room.dtype != tensor.dtype:
+            # Page-locked memory is copied to at full speed, and while other copies are under way.
+            room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._rooms[name] = room
+        return room.copy_(tensor, non_blocking=tensor.is_cuda)
 
 
 def export_weights(folder: Path, state_dict: Mapping[str, Tensor], config: dict[str, Any]) -> None:
@@ -257,109 +336,9 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return read_tensors(folder / _WEIGHTS), read_json(folder / _CONFIG)
 
 
-def _remove(folder: Path) -> None:
-    # The mark goes first: a half-deleted folder must not count as complete.
-    (folder / _COMPLETE).unlink()
-    fsync_dir(folder)
-    shutil.rmtree(folder)
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether the manifest is the marked one and every file has its size; hashes are checked by `restore`."""
-    try:
-        marked = (folder / _COMPLETE).read_text().strip() == sha256_file(folder / _MANIFEST)
-        files = read_json(folder / _MANIFEST)["files"] if marked else {}
-        return marked and all((folder / name).stat().st_size == files[name]["bytes"] for name in files)
-    except (OSError, UserError):
-        return False
-
-
-def _list_files(folder: Path) -> list[str]:
-    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return sorted(set(paths) - {_MANIFEST, _COMPLETE})
-
-
-def _seal(partial: Path, process: Process) -> dict[str, dict[str, Any]]:
-    """Makes this rank's share of all files durable, and returns their sizes and hashes."""
-    share = _list_files(partial)[process.rank :: process.world_size]
-    for name in share:
-        _fsync(partial / name)
-    return {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256_file(partial / name)} for name in share}
-
-
-def _fsync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
 def _rank_file(rank: int) -> str:
     return f"rank_{rank}.safetensors"
 
 
-def _describe(layout: dict[str, Any]) -> str:
+def _describe(layout: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in sorted(layout.items()))
-
-
-def _rng_state(process: Process) -> dict[str, Tensor]:
-    """The states of torch's, numpy's and Python's generators."""
-    version, words, gauss = random.getstate()
-    numpy_state = np.random.get_state(legacy=False)
-    assert isinstance(numpy_state, dict)
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy_words": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-        "numpy_rest": torch.tensor(
-            [numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]], dtype=torch.float64
-        ),
-        "python_words": torch.tensor([version, *words]),
-        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-    }
-    if process.torch_device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(process.torch_device)
-    return state
-
-
-def _set_rng_state(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["torch"])
-    position, has_gauss, gauss = state["numpy_rest"].tolist()
-    words = state["numpy_words"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", words, int(position), int(has_gauss), gauss))
-    version, *python_words = state["python_words"].tolist()
-    spare = state["python_gauss"].tolist()
-    random.setstate((version, tuple(python_words), spare[0] if spare else None))
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _together(process: Process, work: Callable[[], _T], folder: Path) -> list[_T]:
-    """Runs `work` on every rank, and returns every rank's result to each; raises on all where one fails."""
-    failure: Exception | None = None
-    result: Any = None
-    try:
-        result = work()
-    except Exception as error:
-        failure = _explained(error, folder)
-    if process.world_size == 1:
-        if failure is not None:
-            raise failure
-        return [result]
-    said = f"{type(failure).__name__}: {failure}" if failure else None
-    mine = (result, said, isinstance(failure, UserError))
-    gathered: list[Any] = [None] * process.world_size
-    dist.all_gather_object(gathered, mine)
-    if failure is not None:
-        raise failure
-    for rank, (_, text, is_user_error) in enumerate(gathered):
-        if text is not None:
-            raise (UserError(text.partition(": ")[2]) if is_user_error else RankFailedError(f"rank {rank}: {text}"))
-    return [entry[0] for entry in gathered]
-
-
-def _explained(error: Exception, folder: Path) -> Exception:
-    """The user's error for a full disk, in whichever way a library says so; other errors as they are."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and is_disk_full(cause):
-            return disk_full(folder, cause)
-        cause = cause.__cause__ or cause.__context__
-    return error

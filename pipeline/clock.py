@@ -53,10 +53,12 @@ class Tick:
     Attributes:
         progress: Share of training done, 0 to 1. Schedules follow it, so they are complete at the end.
         save: Whether to write a checkpoint first.
+        failed: Whether an earlier checkpoint could not be written.
     """
 
     progress: float
     save: bool
+    failed: bool = False
 
 
 class Clock:
@@ -90,17 +92,17 @@ class Clock:
         """Seconds of training so far, over all restarts."""
         return time.monotonic() - self.started
 
-    def tick(self, step: int) -> Tick:
-        """Agree on progress before step number `step`."""
+    def tick(self, step: int, failed: bool = False) -> Tick:
+        """Agree on progress before step number `step`, and on whether a checkpoint failed."""
         progress = step / self.steps
         if self.budget_seconds is not None:
             progress = max(progress, self.seconds / self.budget_seconds)
         save = step > 0 and time.monotonic() - self.saved >= self.save_seconds
         progress = min(1.0, progress)
         if world_size() > 1:
-            agreed = torch.tensor([progress, float(save)], dtype=torch.float64, device=self.device)
+            agreed = torch.tensor([progress, float(save), float(failed)], dtype=torch.float64, device=self.device)
             dist.broadcast(agreed, 0)
-            progress, save = float(agreed[0]), bool(agreed[1])
+            progress, save, failed = float(agreed[0]), bool(agreed[1]), bool(agreed[2])
         if save:
             self.saved = time.monotonic()
-        return Tick(progress, save)
+        return Tick(progress, save, failed)

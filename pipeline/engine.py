@@ -11,17 +11,21 @@ import importlib.metadata
 import importlib.util
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from pipeline.engine_config import EngineConfig, OptimizerConfig, autocast_dtype
+from pipeline.fragments import MOMENTS, WEIGHT, FragmentFiles, Held, share, to_fragments
+from pipeline.loss_scale import LossScale
 from pipeline.process import Process
+
+__all__ = ["Engine", "EngineConfig", "OptimizerConfig", "ParamGroup", "StepReport", "build_engine"]
 
 _MIN_DEEPSPEED = (0, 19, 8)
 """The first version known to skip a step with a non-finite gradient in float32, under every ZeRO stage."""
@@ -29,78 +33,6 @@ _MIN_DEEPSPEED = (0, 19, 8)
 
 class NonFiniteError(ArithmeticError):
     """The loss or the gradient is NaN or infinite; raised on every rank, before any weight has changed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """How updates are computed.
-
-    Attributes:
-        name: `deepspeed`, or `torch` for one plain process.
-        zero_stage: What DeepSpeed splits over the ranks: 0 nothing, 1 optimizer state, 2 also gradients,
-            3 also weights.
-        precision: `auto` is bf16 where the device multiplies it natively, else fp32. `bf16` runs the forward pass
-            under autocast; weights, gradients and optimizer state stay float32, so that a slowly moving momentum copy
-            of the weights does not lose its small updates.
-        grad_clip: Largest norm of the whole gradient; 0 leaves it unclipped.
-        accumulation: Calls of `Engine.step` that make one update.
-        recompute: Whether blocks keep only their inputs for the backward and are computed again there (activation
-            checkpointing).
-        compile: Whether torch.compile makes the vision towers; worth it on a GPU.
-    """
-
-    name: Literal["deepspeed", "torch"] = "deepspeed"
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    grad_clip: float = 1.0
-    accumulation: int = 1
-    recompute: bool = False
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses values that no engine could use."""
-        if self.name not in ("deepspeed", "torch"):
-            raise UserError(f"engine.name={self.name!r} is not known; give deepspeed or torch")
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise UserError(f"engine.zero_stage={self.zero_stage} is not a ZeRO stage; give 0, 1, 2 or 3")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise UserError(f"engine.precision={self.precision!r} is not known; give auto, fp32 or bf16")
-        if not 0 <= self.grad_clip < math.inf:
-            raise UserError(f"engine.grad_clip={self.grad_clip} must be a norm >= 0; 0 turns clipping off")
-        if self.accumulation < 1:
-            raise UserError(f"engine.accumulation={self.accumulation} must be at least 1 (1 = no accumulation)")
-
-
-def autocasts(config: EngineConfig, device: torch.device) -> bool:
-    """Whether forward passes run in bf16 on this device."""
-    if config.precision != "auto":
-        return config.precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Without these instructions a CPU emulates bf16 products, slower than float32.
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW. The learning rate is the peak; `Engine.step` is told which share of it holds now."""
-
-    lr: float = 1e-4
-    weight_decay: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        """Refuses values that AdamW cannot use."""
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"optimizer.lr={self.lr} must be above 0; 1e-4 is a usual value")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"optimizer.weight_decay={self.weight_decay} must be at least 0")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.betas={self.betas} must be two numbers in [0, 1), as [0.9, 0.999]")
-        if not 0 < self.eps < 1:
-            raise UserError(f"optimizer.eps={self.eps} must be between 0 and 1; 1e-8 is a usual value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +56,26 @@ class StepReport:
         loss: The loss averaged over ranks.
         grad_norm: L2 norm of the averaged gradient before clipping; 0 where `updated` is false.
         lr: Learning rate of a group with `lr_scale=1`.
-        updated: Whether the weights changed; false while gradients are accumulated.
+        updated: Whether the weights changed; false while gradients are accumulated, and where fp16 overflowed.
     """
 
     loss: float
     grad_norm: float
     lr: float
     updated: bool
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """What is to be saved of an engine.
+
+    Attributes:
+        fragments: This rank's part of weights and moments, by key.
+        values: JSON-able, alike on all ranks.
+    """
+
+    fragments: Mapping[str, Tensor]
+    values: Mapping[str, Any]
 
 
 def split_decay(module: nn.Module, lr_scale: float = 1.0) -> list[ParamGroup]:
@@ -163,6 +108,13 @@ class Engine(ABC):
         self.process = process
         self._base_lr = optimizer.lr
         self._pending = 0
+        self._bad: str | None = None
+        dtype = autocast_dtype(config, process.torch_device)
+        self._loss_scale = LossScale(dynamic=dtype is torch.float16)
+        if dtype is not None:
+            # Around the module's own forward: DeepSpeed turns off an autocast that it did not begin, and with its own
+            # each rank scales the loss of 16-bit floats by itself, and clips before it unscales.
+            module.forward = torch.autocast(process.torch_device.type, dtype)(module.forward)
 
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -170,7 +122,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _backward(self, loss: Tensor) -> None:
-        """Adds `loss / accumulation` to the gradient."""
+        """Adds `loss * loss_scale / accumulation` to the gradient."""
 
     @abstractmethod
     def _accumulated(self) -> None:
@@ -178,15 +130,23 @@ class Engine(ABC):
 
     @abstractmethod
     def _update(self, lr: float) -> float:
-        """Clips, steps, clears the gradient; returns its norm, non-finite where it left the weights alone."""
+        """Undoes the loss's scale, clips, steps, clears the gradient.
+
+        Returns:
+            The gradient's norm; non-finite where it left the weights alone.
+        """
 
     @abstractmethod
-    def _save(self, folder: Path) -> None:
-        """Writes this rank's files."""
+    def _held(self, *, saving: bool) -> Iterator[Held]:
+        """The elements of all state that this rank holds; while `saving`, of what all hold its share only."""
 
     @abstractmethod
-    def _load(self, folder: Path) -> None:
-        """Reads this rank's files."""
+    def _moments(self) -> list[dict[str, Any]]:
+        """The optimizer's state of each tensor that it steps here."""
+
+    @abstractmethod
+    def _spread(self) -> None:
+        """Makes the module's weights those that were just written into the parts of `_held`."""
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
@@ -197,7 +157,7 @@ class Engine(ABC):
         """Lets go of memory and hooks; the module stays."""
 
     def layout(self) -> dict[str, str | int]:
-        """What a checkpoint's engine files depend on: they load only where this is the same."""
+        """Over what the state is spread here; it loads under any other."""
         layout: dict[str, str | int] = {"engine": self.config.name, "workers": self.process.world_size}
         if self.config.name == "deepspeed":
             layout["zero_stage"] = self.config.zero_stage
@@ -211,49 +171,84 @@ class Engine(ABC):
             lr_scale: Share of the peak learning rate that holds now.
 
         Raises:
-            NonFiniteError: On every rank, where the loss of any of them or the gradient is NaN or infinite.
-                No weight has changed; the gradient is lost, so load a checkpoint before going on.
+            NonFiniteError: On every rank at the end of an update, where the loss of any of them or the gradient was NaN
+                or infinite. No weight has changed and the gradient is cleared: the next update may follow.
         """
-        mean = self._start_mean(loss)
-        self._backward(loss)
-        mean_loss = self._finish_mean(mean)
+        mean = self._mean(loss)
+        # A bad loss on one rank makes the gradient NaN on every rank: then all of them leave the weights alone.
+        self._backward(loss * (1 + 0 * mean))
+        mean_loss = mean.item()
         if not math.isfinite(mean_loss):
-            raise NonFiniteError(f"the loss is {mean_loss} on at least one rank (here: {loss.item()})")
+            self._bad = f"the loss is {mean_loss} on at least one rank (here: {loss.item()})"
         lr = self._base_lr * lr_scale
         self._pending += 1
         if self._pending < self.config.accumulation:
             self._accumulated()
             return StepReport(loss=mean_loss, grad_norm=0.0, lr=lr, updated=False)
+        return self._end_update(mean_loss, lr)
+
+    def _end_update(self, mean_loss: float, lr: float) -> StepReport:
         self._pending = 0
+        bad, self._bad = self._bad, None
         norm = self._update(lr)
-        if not math.isfinite(norm):
+        finite = math.isfinite(norm)
+        if bad is not None:
+            raise NonFiniteError(bad)
+        if self._loss_scale.update(overflow=not finite):
+            return StepReport(loss=mean_loss, grad_norm=0.0, lr=lr, updated=False)
+        if not finite:
             raise NonFiniteError(f"the norm of the gradient is {norm}, with a loss of {mean_loss:.6g}")
         return StepReport(loss=mean_loss, grad_norm=norm, lr=lr, updated=True)
 
-    def save(self, folder: Path) -> None:
-        """Writes weights and optimizer state, each rank its own files; every rank must call it."""
+    def state(self) -> EngineState:
+        """Weights and optimizer state as they are now; this rank's part of them, not copied."""
         if self._pending:
             raise RuntimeError(f"save between updates, not after {self._pending} accumulated backward passes")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._save(folder)
+        # All tensors are stepped in each update, whether or not the loss reached them.
+        values = {"shapes": self._shapes(), "steps": int(self._moments()[0]["step"])}
+        return EngineState(to_fragments(self._held(saving=True)), values | {"loss_scale": self._loss_scale.state()})
 
-    def load(self, folder: Path) -> None:
-        """Reads what `save` wrote under the same `layout`; trusted files only: DeepSpeed unpickles."""
-        self._load(folder)
-        self._pending = 0
+    def load(self, files: FragmentFiles, values: Mapping[str, Any]) -> None:
+        """Takes what `state` gave on any number of ranks, under any engine and ZeRO stage.
 
-    def _start_mean(self, loss: Tensor) -> tuple[Tensor, dist.Work | None]:
-        # Not awaited before the backward pass, which thereby hides it.
+        Raises:
+            UserError: It is another model's.
+        """
+        difference = _first_difference(values["shapes"], self._shapes())
+        if difference is not None:
+            raise UserError(f"it holds another model than this run's ({difference})")
+        with torch.no_grad():
+            for part in self._held(saving=False):
+                files.read_into(part)
+            for state in self._moments():
+                state["step"].fill_(values["steps"])
+            self._spread()
+        self._loss_scale.load(values["loss_scale"])
+        self._pending, self._bad = 0, None
+
+    def _shapes(self) -> dict[str, list[int]]:
+        # Of a parameter that ZeRO 3 has split, the shape is kept beside it; scalars may have been given a length.
+        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self.module.named_parameters()}
+        shapes |= {name: buffer.shape for name, buffer in self._buffers()}
+        return {name: list(shape) or [1] for name, shape in shapes.items()}
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The buffers that belong to the state."""
+        kept = self.module.state_dict(keep_vars=True)
+        return ((name, buffer) for name, buffer in self.module.named_buffers() if name in kept)
+
+    def _whole(self, name: str, tensors: Mapping[str, Tensor], saving: bool) -> Held:
+        """A part that all ranks hold whole."""
+        length = tensors[WEIGHT].numel()
+        own = share(length, self.process.rank, self.process.world_size) if saving else slice(0, length)
+        return Held(name, own.start, {kind: tensor.detach().view(-1)[own] for kind, tensor in tensors.items()})
+
+    def _mean(self, loss: Tensor) -> Tensor:
+        """The loss averaged over ranks."""
         value = loss.detach().float().clone()
-        if self.process.world_size == 1:
-            return value, None
-        return value, dist.all_reduce(value, async_op=True)
-
-    def _finish_mean(self, mean: tuple[Tensor, dist.Work | None]) -> float:
-        value, work = mean
-        if work is not None:
-            work.wait()
-        return value.item() / self.process.world_size
+        if self.process.world_size > 1:
+            dist.all_reduce(value)
+        return value / self.process.world_size
 
 
 def build_engine(
@@ -295,7 +290,7 @@ def _check_groups(module: nn.Module, groups: list[ParamGroup]) -> None:
 
 
 def make_adamw(config: OptimizerConfig, groups: list[ParamGroup], device: torch.device) -> torch.optim.AdamW:
-    """The AdamW of both engines: fused where PyTorch has a fused kernel for the device."""
+    """The AdamW of both engines: fused where PyTorch has a fused kernel for the device that it steps on."""
     described = [
         {
             "params": list(group.params),
@@ -308,10 +303,26 @@ def make_adamw(config: OptimizerConfig, groups: list[ParamGroup], device: torch.
     return torch.optim.AdamW(described, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
+def begin_moments(optimizer: torch.optim.AdamW, tensors: Iterable[Tensor]) -> None:
+    """Gives the tensors that AdamW steps the state that it would give them in its first step."""
+    for tensor in tensors:
+        on_device = optimizer.defaults["fused"] or optimizer.defaults["capturable"]
+        step = torch.zeros((), dtype=torch.float32, device=tensor.device if on_device else "cpu")
+        moments = {kind: torch.zeros_like(tensor, memory_format=torch.preserve_format) for kind in MOMENTS}
+        optimizer.state[tensor] = {"step": step, **moments}
+
+
 def set_lr(optimizer: torch.optim.Optimizer, groups: list[ParamGroup], lr: float) -> None:
     """Gives each of the optimizer's groups its share of the learning rate."""
     for target, group in zip(optimizer.param_groups, groups, strict=True):
         target["lr"] = lr * group.lr_scale
+
+
+def zero_missing(params: Iterable[nn.Parameter]) -> None:
+    """Gives a parameter that the loss did not reach a gradient of zero: it still decays and counts the step."""
+    for param in params:
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
 
 
 @torch.no_grad()
@@ -321,6 +332,15 @@ def hold_limits(groups: list[ParamGroup]) -> list[nn.Parameter]:
     for param, limits in limited:
         param.clamp_(*limits)
     return [param for param, _ in limited]
+
+
+def _first_difference(saved: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> str | None:
+    for name, shape in wanted.items():
+        if name not in saved:
+            return f"it has no {name}"
+        if saved[name] != shape:
+            return f"size mismatch for {name}: {saved[name]}, here {shape}"
+    return next((f"{name} is not in this one" for name in saved if name not in wanted), None)
 
 
 def preflight_deepspeed() -> None:

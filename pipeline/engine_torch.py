@@ -1,6 +1,6 @@
 """The engine in one plain PyTorch process: what DeepSpeed's results are compared with."""
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,20 +11,18 @@ from pipeline.engine import (
     EngineConfig,
     OptimizerConfig,
     ParamGroup,
-    autocasts,
+    begin_moments,
     hold_limits,
     make_adamw,
     set_lr,
+    zero_missing,
 )
+from pipeline.fragments import MOMENTS, WEIGHT, Held
 from pipeline.process import Process
-from pipeline.tensor_files import read_tensors, write_tensors
-
-_MODULE = "module.safetensors"
-_OPTIMIZER = "optimizer.safetensors"
 
 
 class TorchEngine(Engine):
-    """AdamW in one process. Its files are safetensors: the weights, and the moments by parameter name."""
+    """AdamW in one process."""
 
     def __init__(
         self,
@@ -35,29 +33,24 @@ class TorchEngine(Engine):
         process: Process,
     ) -> None:
         super().__init__(config, optimizer, module, process)
-        self._device = process.torch_device
         self._groups = groups
-        self._autocasts = autocasts(config, self._device)
-        self._optimizer = make_adamw(optimizer, groups, self._device)
+        self._optimizer = make_adamw(optimizer, groups, process.torch_device)
         self._params = [param for group in groups for param in group.params]
+        begin_moments(self._optimizer, self._params)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See `Engine.__call__`."""
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocasts):
-            return self.module(*args, **kwargs)
+        return self.module(*args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:
-        (loss / self.config.accumulation).backward()
+        (loss * self._loss_scale.scale / self.config.accumulation).backward()
 
     def _accumulated(self) -> None:
         """Nothing to do: the gradients stay in the parameters."""
 
     def _update(self, lr: float) -> float:
-        for param in self._params:
-            if param.grad is None:
-                # As DeepSpeed does: a parameter that the loss did not reach still decays and counts the step.
-                param.grad = torch.zeros_like(param)
-        norm = clip(self._params, self.config.grad_clip)
+        zero_missing(self._params)
+        norm = clip(self._params, self.config.grad_clip, self._loss_scale.scale)
         if torch.isfinite(norm):
             set_lr(self._optimizer, self._groups, lr)
             self._optimizer.step()
@@ -65,30 +58,18 @@ class TorchEngine(Engine):
         self._optimizer.zero_grad(set_to_none=True)
         return norm.item()
 
-    def _save(self, folder: Path) -> None:
-        write_tensors(folder / _MODULE, self.module.state_dict())
-        write_tensors(folder / _OPTIMIZER, self._moments())
+    def _held(self, *, saving: bool) -> Iterator[Held]:
+        for name, param in self.module.named_parameters():
+            moments = self._optimizer.state.get(param, {})
+            yield self._whole(name, {WEIGHT: param, **{kind: moments[kind] for kind in MOMENTS if moments}}, saving)
+        for name, buffer in self._buffers():
+            yield self._whole(name, {WEIGHT: buffer}, saving)
 
-    def _load(self, folder: Path) -> None:
-        self.module.load_state_dict(read_tensors(folder / _MODULE))
-        moments = read_tensors(folder / _OPTIMIZER, device=self.process.device)
-        names = dict(self.module.named_parameters())
-        self._optimizer.state.clear()
-        for entry, tensor in moments.items():
-            kind, _, name = entry.partition(".")
-            self._optimizer.state[names[name]][kind] = tensor.cpu() if self._on_host(kind) else tensor
+    def _moments(self) -> list[dict[str, Any]]:
+        return [self._optimizer.state[param] for param in self._params]
 
-    def _moments(self) -> dict[str, Tensor]:
-        names: dict[Tensor, str] = {param: name for name, param in self.module.named_parameters()}
-        return {
-            f"{kind}.{names[param]}": tensor
-            for param, state in self._optimizer.state.items()
-            for kind, tensor in state.items()
-        }
-
-    def _on_host(self, kind: str) -> bool:
-        # AdamW keeps its count of steps on the CPU unless its fused kernel reads it on the device.
-        return kind == "step" and not self._optimizer.defaults["fused"]
+    def _spread(self) -> None:
+        """Nothing to do: the parts are the weights."""
 
     def weights(self) -> dict[str, Tensor]:
         """See `Engine.weights`."""
@@ -99,6 +80,8 @@ class TorchEngine(Engine):
         self._optimizer.zero_grad(set_to_none=True)
 
 
-def clip(params: list[nn.Parameter], limit: float) -> Tensor:
-    """Scales the gradients down to the limit (0: not at all) and returns the norm that they had."""
+def clip(params: list[nn.Parameter], limit: float, loss_scale: float = 1.0) -> Tensor:
+    """Undoes the loss's scale, scales the gradients down to the limit (0: not at all), returns the norm between."""
+    if loss_scale != 1:
+        torch._foreach_mul_([param.grad for param in params if param.grad is not None], 1 / loss_scale)
     return nn.utils.clip_grad_norm_(params, limit if limit > 0 else float("inf"))

@@ -1,4 +1,4 @@
-"""The pre-training stage: shards -> ALBEF with pruning -> checkpoint -> export."""
+"""The pre-training stage: shards -> a backbone with pruning -> checkpoints -> export."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,15 +15,20 @@ from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.sources import describe_mix, weigh_sources
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
 from pipeline.limits import weights_above_zero
+from pipeline.measure.step_macs import pretraining_macs
+from pipeline.measure.training_macs import StepSizes
 from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import recompute_activations
 from pipeline.models.build import build_model
 from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pruning.config import PruningConfig
-from pipeline.setup import Inputs, check_batch, check_sizes, export_config, seed_everything, sized_model
+from pipeline.rng_state import seed_everything
+from pipeline.setup import Inputs, check_batch, check_sizes, describe_update, export_config, sized_model
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
+from pipeline.tasks.task import without_prefix
+from pipeline.told import Told, device_peak, kept_tokens
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.weights.init import InitConfig, initialise
 
@@ -69,7 +74,8 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     Raises:
         UserError: Sizes that do not fit together, before training starts.
     """
-    check_pretrain(config, model_config, inputs.loader, inputs.engine, stage.process.world_size)
+    settled = check_pretrain(config, model_config, inputs.loader, inputs.engine, stage.process.world_size)
+    update = describe_pretrain_update(config, model_config, settled, stage.process.world_size)
     device = stage.process.torch_device
     # The same on every rank: the momentum tower is copied before the engine evens out the weights.
     seed_everything(inputs.seed, 0)
@@ -91,7 +97,8 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
         torch.Generator().manual_seed(inputs.seed),
     )
     _prepare_towers(task, inputs.engine)
-    engine = build_engine(inputs.engine, config.optimizer, task.module, _param_groups(model, config), stage.process)
+    told = _told(config, model, inputs, stage)  # counted before an engine may split the weights
+    engine = build_engine(settled, config.optimizer, task.module, _param_groups(model, config), stage.process)
     seed_everything(inputs.seed, 1 + stage.process.rank)
 
     sources = weigh_sources(inputs.sources(config.splits), config.mix, "captions", config.unit)
@@ -111,15 +118,54 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
             quarantine=stage.folder / QUARANTINE,
         )
 
-    counts = train(task, engine, batches, config.loop, stage)
+    counts = train(task, engine, batches, config.loop, stage, told)
     weights = engine.weights()
     if stage.process.is_main:
-        plain = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+        plain = without_prefix("model", weights)
         tokens = {"pad": tokenizer.pad_id, "begin": tokenizer.cls_id, "end": tokenizer.sep_id}
         described = export_config("backbone", model.config, inputs.loader, tokens=tokens)
         export_weights(stage.folder / "export", plain, described)
     engine.close()
-    return counts | {"mix": describe_mix(list(config.splits), sources, counts["samples"], "captions", config.unit)}
+    return counts | {
+        "update": update,
+        "mix": describe_mix(list(config.splits), sources, counts["samples"], "captions", config.unit),
+    }
+
+
+def describe_pretrain_update(config: PretrainConfig, model: ModelConfig, engine: EngineConfig, processes: int) -> str:
+    """One line on how an update is dealt out, and what that does to the negatives."""
+    negatives = negatives_of_parts(config, model, engine, processes)
+    return describe_update(config.loop.global_batch, processes, engine.accumulation, negatives)
+
+
+def negatives_of_parts(config: PretrainConfig, model: ModelConfig, engine: EngineConfig, processes: int) -> str:
+    """What accumulation does to the negatives of contrast and matching; empty without accumulation."""
+    if engine.accumulation == 1:
+        return ""
+    batch, told = config.loop.global_batch, []
+    together = batch // engine.accumulation
+    if model.backbone != "meter":
+        queue = f" (and {config.objectives.queue} of the queue)" if model.backbone in ("albef", "blip") else ""
+        told.append(f"contrast is among the {together} pairs of a part over all workers{queue}, not among {batch}")
+    if model.backbone != "clip":
+        among = together if config.objectives.negatives == "global" else together // processes
+        told.append(f"matching draws negatives from {among} pairs")
+    return "; ".join(told)
+
+
+def _told(config: PretrainConfig, model: Backbone, inputs: Inputs, stage: Stage) -> Told:
+    """What the log says besides losses; texts count as long as they are padded to."""
+    length, tower = inputs.loader.max_tokens, model.config.vision
+    words = length - 1.0 if model.config.backbone == "blip" else config.objectives.mask_share * (length - 2)
+    keys = config.loop.global_batch + (config.objectives.queue if model.averaged else 0)
+    scales = {**config.lr_scales, **({"temperature": config.objectives.temperature_lr} if model.has_contrast else {})}
+    return Told(
+        macs=pretraining_macs(model, config.pruning, StepSizes(text_length=length, keys=keys, words=words)).step,
+        lr_scales=scales,
+        tokens=kept_tokens(config.pruning, tower.depth, tower.patches),
+        peak_flops=device_peak(stage.process, inputs.engine, stage.tracker.peak_tflops),
+        restarts=stage.tracker.restarts,
+    )
 
 
 def _prepare_towers(task: Pretraining, engine: EngineConfig) -> None:
@@ -170,7 +216,7 @@ def check_lr_scales(model: Backbone, scales: Mapping[str, float]) -> None:
 
 def check_pretrain(
     config: PretrainConfig, model: ModelConfig, loader: LoaderConfig, engine: EngineConfig, processes: int
-) -> None:
+) -> EngineConfig:
     """Refuses what cannot work, before anything is read or made.
 
     Args:
@@ -180,20 +226,19 @@ def check_pretrain(
         engine: How updates are computed.
         processes: How many train together.
 
+    Returns:
+        The engine's configuration with the number of accumulated parts in it.
+
     Raises:
         UserError: Naming the keys that do not fit together.
     """
     # Two pairs: each needs another one as its negative.
-    check_batch("pretrain", config.loop.global_batch, processes, engine, loader, least=2)
+    settled = check_batch("pretrain", config.loop.global_batch, processes, engine, loader, least=2)
     check_sizes(model, loader)
     check_guidance(config.pruning, model)
     if config.init is not None:
         config.init.check()
-    if engine.zero_stage == 3:
-        raise UserError(
-            "engine.zero_stage=3 splits weights that the momentum tower must follow and that guidance reads outside "
-            "of their own layers; use 0, 1 or 2"
-        )
+    return settled
 
 
 # METER prunes each pair by the text that it fuses, so it has no choice; only ALBEF masks words and contrasts besides.

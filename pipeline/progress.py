@@ -24,12 +24,19 @@ class ProgressFile:
         self.total = total
         self.unit = unit
         self.written = 0.0
+        self.began: tuple[float, float] | None = None
 
     def show(self, done: float, text: str = "", *, now: bool = False) -> None:
-        """Write at most twice a second, or at once if `now`."""
-        if not now and time.monotonic() - self.written < SECONDS_BETWEEN_WRITES:
+        """Write at most twice a second, or at once if `now`; with the seconds that the rest takes at this pace."""
+        clock = time.monotonic()
+        if self.began is None:
+            self.began = clock, done
+        if not now and clock - self.written < SECONDS_BETWEEN_WRITES:
             return
-        state = {"done": done, "total": self.total, "unit": self.unit, "text": text}
+        state = {"done": done, "total": self.total, "unit": self.unit, "text": text, "eta_seconds": None}
+        since, before = self.began
+        if done > before:
+            state["eta_seconds"] = round((self.total - done) * (clock - since) / (done - before), 1)
         write_atomic(self.path, json.dumps(state))
         self.written = time.monotonic()
 

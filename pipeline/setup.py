@@ -1,15 +1,12 @@
 """Small things that stages share before training starts."""
 
 import math
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
@@ -54,17 +51,9 @@ class Inputs:
         return partial(normalise, mean=self.loader.mean, std=self.loader.std)
 
 
-def seed_everything(seed: int, part: int) -> None:
-    """Seed torch, numpy and Python for one of several parts of a run, independently of each other."""
-    mixed = int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
-    torch.manual_seed(mixed)
-    np.random.seed(mixed)
-    random.seed(mixed)
-
-
 def check_batch(
     stage: str, batch: int, processes: int, engine: EngineConfig, loader: LoaderConfig, least: int = 1
-) -> None:
+) -> EngineConfig:
     """Refuses a global batch that does not divide among processes, accumulated parts and streams.
 
     Args:
@@ -75,18 +64,36 @@ def check_batch(
         loader: Says how many streams the batch is read from.
         least: Samples that each part must have.
 
+    Returns:
+        The engine's configuration with the number of accumulated parts in it.
+
     Raises:
         UserError: With a batch that would do.
     """
-    parts = processes * engine.accumulation
-    unit = math.lcm(parts, loader.streams)
-    if batch % unit or batch < least * parts:
-        fix = max(-(-least * parts // unit), round(batch / unit)) * unit
+    unit = math.lcm(processes * engine.accumulation, loader.streams)
+    fewest = least * processes * engine.accumulation
+    if batch % unit or batch < fewest:
+        fix = max(-(-fewest // unit), round(batch / unit)) * unit
         raise UserError(
             f"{stage}.loop.global_batch={batch} must be a multiple of {unit}, for {processes} workers x "
             f"{engine.accumulation} accumulated parts and {loader.streams} streams (loader.streams), with at least "
             f"{least} samples for each part; try --{stage}.loop.global_batch {fix}"
         )
+    return engine.resolved(stage, batch, processes, least)
+
+
+def describe_update(batch: int, processes: int, accumulation: int, negatives: str = "") -> str:
+    """One line on how the samples of an update are dealt out.
+
+    Args:
+        batch: Samples of an update over all processes.
+        processes: How many train together.
+        accumulation: Parts that each makes of its own.
+        negatives: What the parts do to the losses.
+    """
+    parts = f" x {accumulation} parts" if accumulation > 1 else ""
+    line = f"an update: {batch} samples = {processes} workers{parts} x {batch // processes // accumulation}"
+    return f"{line}; {negatives}" if negatives else line
 
 
 def check_sizes(config: ModelConfig, loader: LoaderConfig) -> None:

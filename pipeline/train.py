@@ -1,7 +1,6 @@
 """The one training loop: batch, losses, step, log, checkpoint. It knows no objective and no launcher."""
 
-import resource
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,18 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import CheckpointStore
+from pipeline.bad_updates import BadUpdateConfig, BadUpdates, Rewind
+from pipeline.checkpoint import CheckpointConfig, CheckpointStore
+from pipeline.checkpoint_rules import Means
 from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.quarantine import count_reasons
-from pipeline.engine import Engine, StepReport
+from pipeline.engine import Engine, NonFiniteError, StepReport
 from pipeline.limits import at_least
 from pipeline.load_log import LoadTally
 from pipeline.objectives.gather import global_sum
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, ProgressFile
 from pipeline.tasks.task import Losses, Task
+from pipeline.told import Told, memory, peak_bytes
+from pipeline.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class LoopConfig:
         schedule: Learning rate over training.
         checkpoint_seconds: Time between checkpoints.
         log_every: Steps between lines of metrics.jsonl.
+        bad_updates: What is done where a loss or gradient is not a number.
     """
 
     samples: int
@@ -42,6 +48,7 @@ class LoopConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint_seconds: float = 60.0
     log_every: int = 10
+    bad_updates: BadUpdateConfig = field(default_factory=BadUpdateConfig)
 
     def __post_init__(self) -> None:
         at_least(self, "loop", 1, "samples", "global_batch", "log_every")
@@ -61,18 +68,32 @@ class Stage:
         folder: Of the stage in the run folder.
         process: This process.
         budget_seconds: Time after which it ends; None for no bound.
+        checkpoint: Where its checkpoints go, and which of them stay.
+        fingerprint: Of all that its result depends on: it goes on from checkpoints with the same one only.
+        tracker: Is given the numbers of metrics.jsonl too.
     """
 
     folder: Path
     process: Process
     budget_seconds: float | None = None
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    fingerprint: str = ""
+    tracker: Tracker = field(default_factory=Tracker)
+
+    @property
+    def checkpoints(self) -> Path | str:
+        """The folder or URL of its checkpoints."""
+        path = self.checkpoint.path
+        return self.folder / "checkpoints" if path is None else f"{path.rstrip('/')}/{self.folder.name}"
 
 
 Batches = Callable[[int, int], Iterable[ImageTextBatch]]
 """(first step, end) -> the batches of these steps."""
 
 
-def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stage: Stage) -> dict[str, Any]:
+def train(
+    task: Task, engine: Engine, batches: Batches, config: LoopConfig, stage: Stage, told: Told | None = None
+) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start, to the end.
 
     Args:
@@ -81,16 +102,45 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         batches: The stream, from any step on.
         config: Durations.
         stage: Folder, process and budget.
+        told: What the log says besides what steps compute.
 
     Returns:
         Steps, samples and seconds of the whole training, samples that no process could use (each time it was to be
-        used), how many samples that are by reason, and the main process's peak memory.
+        used), how many samples that are by reason, updates that were left out as they were not numbers, and the main
+        process's peak memory.
+
+    Raises:
+        NonFiniteError: On every process, where a loss or gradient is not a number and the run is not to go on.
+        UserError: A checkpoint could not be written, or does not fit.
     """
-    store = CheckpointStore(stage.folder / "checkpoints")
-    start, spent, skipped_before = _restore(store, task, engine, stage.process)
+    store = CheckpointStore(stage.checkpoints, stage.checkpoint, stage.process, stage.fingerprint)
+    bad = BadUpdates(config.bad_updates)
+    try:
+        while True:
+            try:
+                return _train(task, engine, batches, config, stage, told, store, bad)
+            except Rewind:
+                store.finish()
+    finally:
+        store.leave()
+
+
+def _train(
+    task: Task,
+    engine: Engine,
+    batches: Batches,
+    config: LoopConfig,
+    stage: Stage,
+    told: Told | None,
+    store: CheckpointStore,
+    bad: BadUpdates,
+) -> dict[str, Any]:
+    """The loop itself, from the last checkpoint on."""
+    start, spent, skipped_before, bad.left_out = _restore(store, task, engine, stage.process)
     step, skipped_here = start, 0
     clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent, stage.process.device)
-    log = StepLog(stage, config, step)
+    log = StepLog(stage, config, step, told)
+    means = Means()
 
     def skipped() -> int:
         return skipped_before + global_sum(skipped_here, stage.process.torch_device)
@@ -98,12 +148,15 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
     engine.module.train()
     stream = iter(batches(start, config.steps))
     while True:
-        tick = clock.tick(step)
+        tick = clock.tick(step, store.failed)
+        if tick.failed:
+            store.finish()
         ends = tick.progress >= 1
-        if (tick.save or ends) and step > start:
-            values = {"seconds": clock.seconds, "skipped": skipped()}
-            store.save(step, engine, task.tensors(), values, stage.process)
+        if (tick.save or ends or store.wants(step)) and step > start:
+            values = {"seconds": clock.seconds, "skipped": skipped(), "left_out": bad.left_out}
+            store.begin(step, engine, task.tensors(), values, means.take())
         if ends:
+            store.finish()
             break
         begin = time.perf_counter()
         batch = next(stream)
@@ -111,8 +164,16 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         skipped_here += len(batch.skipped)
         # The rate at the end of the step: that at its beginning would be 0 at first.
         lr_scale = config.schedule.lr_scale(min(1.0, tick.progress + 1 / config.steps))
-        numbers = _step(task, engine, batch.to(stage.process.device), tick.progress, lr_scale)
+        try:
+            numbers = _step(task, engine, batch.to(stage.process.device), tick.progress, lr_scale)
+        except NonFiniteError as error:
+            bad.bad(step, error, can_rewind=store.has_any)
+            task.drop_update()
+            step += 1
+            continue
+        bad.good()
         step += 1
+        means.add(numbers)
         log.load.add(batch, waited, time.perf_counter() - begin)
         log.add(step, clock.seconds, tick.progress, numbers)
     log.finish(step, clock.seconds)
@@ -121,27 +182,22 @@ def train(task: Task, engine: Engine, batches: Batches, config: LoopConfig, stag
         "samples": step * config.global_batch,
         "seconds": round(clock.seconds, 1),
         "skipped": skipped(),
+        "left_out": bad.left_out,
         "bad_samples": count_reasons(stage.folder / QUARANTINE),
         "peak_bytes": peak_bytes(stage.process.device),
     }
 
 
-def peak_bytes(device: str) -> int:
-    """The most memory that this process has held: of the GPU where it trains on one, else resident on the CPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Process) -> tuple[int, float, int]:
-    """Steps done, seconds spent and samples skipped; zeros at a fresh start."""
+def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Process) -> tuple[int, float, int, int]:
+    """Steps done, seconds spent, samples skipped and updates left out; zeros at a fresh start."""
     checkpoint = store.latest()
     if checkpoint is None:
-        return 0, 0.0, 0
+        return 0, 0.0, 0, 0
+    logger.info("going on from %s", checkpoint)
     tensors, values = checkpoint.restore(engine, process)
+    task.drop_update()
     task.load(tensors)
-    return checkpoint.step, float(values["seconds"]), int(values["skipped"])
+    return checkpoint.step, float(values["seconds"]), int(values["skipped"]), int(values["left_out"])
 
 
 def _step(task: Task, engine: Engine, batch: ImageTextBatch, progress: float, lr_scale: float) -> dict[str, Tensor]:
@@ -179,14 +235,18 @@ class StepLog:
     The main process writes, and what it writes of values is its own; how data come is told of all processes.
 
     Args:
-        stage: Folder and process.
+        stage: Folder, process and tracker.
         config: Durations.
         step: Steps done before.
+        told: What is said besides what steps compute.
     """
 
-    def __init__(self, stage: Stage, config: LoopConfig, step: int) -> None:
+    def __init__(self, stage: Stage, config: LoopConfig, step: int, told: Told | None = None) -> None:
         self.main = stage.process.is_main
         self.device = stage.process.torch_device
+        self.devices = stage.process.world_size
+        self.tracker = stage.tracker
+        self.told = told or Told(restarts=stage.tracker.restarts)
         self.config = config
         self.load = LoadTally()
         self.fed = ""
@@ -227,10 +287,13 @@ class StepLog:
     def _write_line(self, step: int, seconds: float, load: Mapping[str, Any]) -> None:
         names = list(self.sums)
         means = (torch.stack([self.sums[name].cpu() for name in names]) / self.count).tolist()
-        line = {"step": step, "samples": step * self.config.global_batch, "seconds": round(seconds, 2)}
+        line: dict[str, Any] = {"step": step, "samples": step * self.config.global_batch, "seconds": round(seconds, 2)}
         self.fed = f", {load['data_wait']:.0%} waiting for data"
         if self.last is not None:
             rate = (step - self.last[0]) * self.config.global_batch / max(1e-9, seconds - self.last[1])
-            line["samples_per_second"] = round(rate, 2)
+            line |= self.told.speed(rate, self.devices)
             self.fed = f", {rate:.0f} samples/s{self.fed}"
-        self.metrics.write({**line, **load, **dict(zip(names, means, strict=True))})
+        values = dict(zip(names, means, strict=True))
+        line |= {**load, **memory(str(self.device)), **values, **self.told.values(values.get("lr", 0.0))}
+        self.metrics.write(line)
+        self.tracker.log(line)

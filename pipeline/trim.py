@@ -17,11 +17,14 @@ from pipeline.data.text import Tokenizer
 from pipeline.engine import OptimizerConfig, build_engine, split_decay
 from pipeline.exports import load_backbone
 from pipeline.limits import above_zero, weights_above_zero
+from pipeline.measure.step_macs import statement_macs
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blocks import recompute_activations
 from pipeline.process import Process
-from pipeline.setup import Inputs, check_batch, export_config, seed_everything
+from pipeline.rng_state import seed_everything
+from pipeline.setup import Inputs, check_batch, export_config
 from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
+from pipeline.told import Told, device_peak
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.trimming.calibrate import Calibration, calibrate
 from pipeline.trimming.cost import units_of
@@ -81,7 +84,7 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
     process = stage.process
     if config.max_tokens is not None:
         inputs = replace(inputs, loader=replace(inputs.loader, max_tokens=config.max_tokens))
-    check_batch("trim", config.loop.global_batch, process.world_size, inputs.engine, inputs.loader)
+    settled = check_batch("trim", config.loop.global_batch, process.world_size, inputs.engine, inputs.loader)
     seed_everything(inputs.seed, 1000)
     tokenizer = inputs.load_tokenizer()
     model = _model(config, target, backbone, inputs, tokenizer).to(process.torch_device)
@@ -92,7 +95,8 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
     groups = [*split_decay(model.backbone), *split_decay(model.cls_head, config.head_scale)]
     if model.trimmers is not None:
         groups += split_decay(model.trimmers, config.trimmer_scale)
-    engine = build_engine(inputs.engine, config.optimizer, model, groups, process)
+    told = _told(config, model, inputs, stage)  # counted before an engine may split the weights
+    engine = build_engine(settled, config.optimizer, model, groups, process)
     seed_everything(inputs.seed, 1001 + process.rank)
 
     def batches(start: int, end: int) -> Iterable[ImageTextBatch]:
@@ -110,14 +114,14 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
             quarantine=stage.folder / QUARANTINE,
         )
 
-    counts = train(task, engine, batches, config.loop, stage)
+    counts = train(task, engine, batches, config.loop, stage, told)
     weights = engine.weights()
     if process.is_main:
         if target > 1:
-            settled = _model(config, target, backbone, inputs, tokenizer)
-            settled.load_state_dict(weights)
-            counts["calibration"] = asdict(_settle(settled, task.curriculum.shift, config, target, inputs, process))
-            weights = {name: tensor.cpu() for name, tensor in settled.state_dict().items()}
+            plain = _model(config, target, backbone, inputs, tokenizer)
+            plain.load_state_dict(weights)
+            counts["calibration"] = asdict(_settle(plain, task.curriculum.shift, config, target, inputs, process))
+            weights = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
         _export(stage.folder / "export", model, weights, target, inputs)
     engine.close()
     return counts
@@ -137,6 +141,17 @@ def _model(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, to
             f"{words}; pre-train again, or set loader and tokenizer to the checkpoint's"
         )
     return StatementModel(model, config.smarttrim.trimmers if target > 1 else None)
+
+
+def _told(config: TrimConfig, model: StatementModel, inputs: Inputs, stage: Stage) -> Told:
+    """What the log says besides losses; what is kept of tokens and heads is among the task's own numbers."""
+    scales = {"head": config.head_scale} | ({} if model.trimmers is None else {"trimmers": config.trimmer_scale})
+    return Told(
+        macs=statement_macs(model, inputs.loader.max_tokens, config.smarttrim.distill_weight > 0),
+        lr_scales=scales,
+        peak_flops=device_peak(stage.process, inputs.engine, stage.tracker.peak_tflops),
+        restarts=stage.tracker.restarts,
+    )
 
 
 def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: int) -> ImageTextBatch:

@@ -1,12 +1,15 @@
 """The one entry of a worker process: a job as JSON in, its results as JSON out. Every launcher calls it alike."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jsonargparse import ArgumentParser
 
+from pipeline.checkpoint_rules import CheckpointConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.engine import EngineConfig
 from pipeline.evaluate import EvaluateConfig, Trained, evaluate
@@ -15,6 +18,7 @@ from pipeline.pretrain import PretrainConfig, pretrain
 from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.survivors import draw_survivors
+from pipeline.tracking import Tracker, TrackingConfig, open_tracker
 from pipeline.train import Stage
 from pipeline.trim import TrimConfig, trim
 
@@ -28,8 +32,9 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
     Args:
         job: JSON-able: ``kind`` (``pretrain``, ``trim``, ``evaluate`` or ``survivors``), ``stage`` (its name),
             ``folder`` (of the stage), ``data`` and ``tokenizer`` (folders), ``run`` (the resolved config),
-            ``budget_seconds`` (or None); ``target`` and ``backbone`` (export folder) for trim; ``pretrained``
-            (export folder or None) and ``trimmed`` ({stage name: export folder}) for evaluate and survivors.
+            ``budget_seconds`` (or None), ``fingerprint`` (of all that the stage's result depends on); ``target`` and
+            ``backbone`` (export folder) for trim; ``pretrained`` (export folder or None) and ``trimmed``
+            ({stage name: export folder}) for evaluate and survivors; ``group`` for wandb.
         process: This process among those of the stage.
 
     Returns:
@@ -39,7 +44,8 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
         UserError: Something is wrong with the configuration or the data.
     """
     torch.set_num_threads(max(1, int(job.get("threads", torch.get_num_threads()))))
-    return _KINDS[job["kind"]](job, process)
+    with _tracker(job, process) as tracker:
+        return _KINDS[job["kind"]](job, _stage(job, process, tracker))
 
 
 def parse(config: type[Config], values: Mapping[str, Any]) -> Config:
@@ -61,8 +67,24 @@ def _inputs(job: Job) -> Inputs:
     )
 
 
-def _stage(job: Job, process: Process) -> Stage:
-    return Stage(Path(job["folder"]), process, job.get("budget_seconds"))
+def _stage(job: Job, process: Process, tracker: Tracker) -> Stage:
+    return Stage(
+        Path(job["folder"]),
+        process,
+        job.get("budget_seconds"),
+        checkpoint=parse(CheckpointConfig, job["run"].get("checkpoint", {})),
+        fingerprint=job.get("fingerprint", ""),
+        tracker=tracker,
+    )
+
+
+def _tracker(job: Job, process: Process) -> AbstractContextManager[Tracker]:
+    """Who is told of a stage; nobody where the run's configuration does not say."""
+    run = job["run"]
+    config = parse(TrackingConfig, run["tracking"]) if "tracking" in run else TrackingConfig(wandb="disabled")
+    if job["kind"] == "survivors":
+        config = replace(config, wandb="disabled")  # it has no numbers
+    return open_tracker(config, str(job.get("group", "")), run, Path(job["folder"]), process)
 
 
 def _trained(job: Job) -> Trained:
@@ -71,28 +93,30 @@ def _trained(job: Job) -> Trained:
     return Trained(None if pretrained is None else Path(pretrained), trimmed)
 
 
-def _pretrain(job: Job, process: Process) -> dict[str, Any]:
+def _pretrain(job: Job, stage: Stage) -> dict[str, Any]:
     config, model = parse(PretrainConfig, job["run"]["pretrain"]), parse(ModelConfig, job["run"]["model"])
-    return pretrain(config, model, _inputs(job), _stage(job, process))
+    return pretrain(config, model, _inputs(job), stage)
 
 
-def _trim(job: Job, process: Process) -> dict[str, Any]:
+def _trim(job: Job, stage: Stage) -> dict[str, Any]:
     config = parse(TrimConfig, job["run"]["trim"])
-    return trim(config, job["target"], Path(job["backbone"]), _inputs(job), _stage(job, process))
+    return trim(config, job["target"], Path(job["backbone"]), _inputs(job), stage)
 
 
-def _evaluate(job: Job, process: Process) -> dict[str, Any]:
+def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:
     config = parse(EvaluateConfig, job["run"]["evaluate"])
-    return {"rows": evaluate(config, _trained(job), _inputs(job), _stage(job, process))}
+    rows = evaluate(config, _trained(job), _inputs(job), stage)
+    stage.tracker.summary({f"{row['task']}/{row['split']}/{row['metric']}": row["value"] for row in rows})
+    return {"rows": rows}
 
 
-def _survivors(job: Job, process: Process) -> dict[str, Any]:
+def _survivors(job: Job, stage: Stage) -> dict[str, Any]:
     config = parse(EvaluateConfig, job["run"]["evaluate"])
     pruning = parse(PretrainConfig, job["run"]["pretrain"]).pruning
-    return {"pictures": draw_survivors(config, pruning, _trained(job), _inputs(job), _stage(job, process))}
+    return {"pictures": draw_survivors(config, pruning, _trained(job), _inputs(job), stage)}
 
 
-_KINDS: dict[str, Callable[[Job, Process], dict[str, Any]]] = {
+_KINDS: dict[str, Callable[[Job, Stage], dict[str, Any]]] = {
     "pretrain": _pretrain,
     "trim": _trim,
     "evaluate": _evaluate,

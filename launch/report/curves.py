@@ -16,6 +16,7 @@ from launch.report.figures import INK, OKABE_ITO, Drawing, draw
 # More points than this cannot be told apart in a panel; each then stands for the mean of several steps.
 MAX_POINTS = 150
 _POSITIONS = ("step", "samples", "seconds")
+_NOT_DRAWN = ("lr/", "tokens/", "restarts", "samples_per_second_per_device")  # they repeat others, or do not change
 _COLUMNS = 4
 _TITLES = {
     "loss": "loss, all parts",
@@ -27,6 +28,10 @@ _TITLES = {
     "read_ms": "reading, ms/sample of a worker",
     "decode_ms": "decoding, ms/sample of a worker",
     "text_ms": "tokenising, ms/sample of a worker",
+    "tflops_per_device": "TFLOP/s of a device",
+    "mfu": "model FLOPs utilisation",
+    "memory_gib": "peak of main memory, GiB",
+    "device_memory_gib": "peak of GPU memory, GiB",
 }
 
 
@@ -44,7 +49,7 @@ class Curve:
     @property
     def scalars(self) -> list[str]:
         """What is drawn: the loss, its parts, the learning rate, then the others."""
-        names = [name for name in self.columns if name not in _POSITIONS]
+        names = [name for name in self.columns if name not in _POSITIONS and not name.startswith(_NOT_DRAWN)]
         return sorted(names, key=_rank)
 
     def last(self, name: str) -> float | None:

@@ -47,6 +47,10 @@ class FeatureQueue:
             self.push(image_GE, text_GE)
         self._aside.clear()
 
+    def drop(self) -> None:
+        """Forget what was put aside."""
+        self._aside.clear()
+
     def push(self, image_GE: Tensor, text_GE: Tensor) -> None:
         """Overwrite the oldest columns, going round at the end (ELIP's queue, which wraps)."""
         length = self.image_EQ.shape[1]

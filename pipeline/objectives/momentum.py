@@ -6,11 +6,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from pipeline.held import held, release
 from pipeline.models.backbone import Backbone
 
 
 class MomentumTower:
-    """Exponential moving average of a backbone's encoders and projections; no module of the optimizer's.
+    """Exponential moving average of a backbone's encoders and projections.
+
+    Its `model` is to be a frozen part of the module that is trained: then the engine saves it, and ZeRO 3 splits it as
+    it splits the online one. Each process moves the elements that it holds, and nothing is gathered for that.
 
     Args:
         model: The online model; the copy begins equal to it.
@@ -27,18 +31,10 @@ class MomentumTower:
     @torch.no_grad()
     def update(self, online: Backbone) -> None:
         """Follow the online model by one step."""
-        mine: list[Tensor] = [p for _, p in averaged_parameters(self.model)]
-        theirs = [p.to(m.dtype) for (_, p), m in zip(averaged_parameters(online), mine, strict=True)]
+        release([p for _, p in averaged_parameters(self.model)])
+        mine: list[Tensor] = [held(p) for _, p in averaged_parameters(self.model)]
+        theirs = [held(p).to(m.dtype) for (_, p), m in zip(averaged_parameters(online), mine, strict=True)]
         torch._foreach_lerp_(mine, theirs, 1 - self.momentum)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All state, for a checkpoint."""
-        return {name: p.data for name, p in averaged_parameters(self.model)}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take the state of `tensors`; names must match."""
-        for name, parameter in averaged_parameters(self.model):
-            parameter.data.copy_(tensors[name])
 
 
 def averaged_parameters(model: Backbone) -> Iterator[tuple[str, nn.Parameter]]:

@@ -17,7 +17,7 @@ from pipeline.tasks.task import Losses, with_prefix, without_prefix
 
 
 class Pretraining:
-    """Task: the online model in `module`; momentum tower and queue beside it where the backbone has them.
+    """Task: online model and, where the backbone has one, momentum tower in `module`; a queue beside it.
 
     Args:
         model: The online model.
@@ -48,6 +48,8 @@ class Pretraining:
             device = next(model.parameters()).device
             queue = FeatureQueue(model.config.embed, objectives.queue, generator, device)
             self.memory = Memory(MomentumTower(model, objectives.momentum), queue)
+            # A frozen part of what is trained: the engine saves it with the rest, and splits it under ZeRO 3.
+            self.online.momentum = self.memory.teacher.model
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
         """The online model's losses."""
@@ -72,15 +74,16 @@ class Pretraining:
         if self.memory is not None:
             self.memory.queue.take()
 
+    def drop_update(self) -> None:
+        """Its features do not come into the queue; the momentum tower has followed the same weights once more."""
+        if self.memory is not None:
+            self.memory.queue.drop()
+
     def tensors(self) -> dict[str, Tensor]:
-        """Momentum tower and queue."""
-        if self.memory is None:
-            return {}
-        teacher, queue = self.memory.teacher.tensors(), self.memory.queue.tensors()
-        return with_prefix("momentum", teacher) | with_prefix("queue", queue)
+        """The queue."""
+        return {} if self.memory is None else with_prefix("queue", self.memory.queue.tensors())
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take momentum tower and queue."""
+        """Take the queue."""
         if self.memory is not None:
-            self.memory.teacher.load(without_prefix("momentum", tensors))
             self.memory.queue.load(without_prefix("queue", tensors))

@@ -6,7 +6,8 @@ B batch, L text tokens, D width.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,8 @@ class SmartTrimConfig:
         at_least(self, "smarttrim", 0, "distill_weight", "cost_weight", "calibrate")
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Scores of the two classes.
+class Answers(NamedTuple):
+    """Scores of the two classes; a tuple, for ZeRO 3 looks into tuples for the tensors that a model gives.
 
     Attributes:
         full_B2: Of the untrimmed model; None where it was not asked.
@@ -62,7 +62,7 @@ class Answers:
 
     full_B2: Tensor | None
     trimmed_B2: Tensor | None = None
-    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    decisions: Mapping[str, Decision] = MappingProxyType({})
 
 
 class StatementModel(nn.Module):
@@ -198,6 +198,10 @@ class StatementTask:
         if self.measured:
             self.curriculum.observe(progress, float(torch.stack(self.measured).mean()), 1 / self.target)
             self.measured.clear()
+
+    def drop_update(self) -> None:
+        """Forget what it cost."""
+        self.measured.clear()
 
     def tensors(self) -> dict[str, Tensor]:
         """The scores' shift."""

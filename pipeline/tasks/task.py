@@ -48,6 +48,10 @@ class Task(Protocol):
         """Called once after an update."""
         ...
 
+    def drop_update(self) -> None:
+        """Called in place of `after_update` where an update was left out: forgets what its batch left behind."""
+        ...
+
     def tensors(self) -> dict[str, Tensor]:
         """State that the optimizer does not own, whole and the same on every process."""
         ...

@@ -1,5 +1,6 @@
 """Jobs that the tests let worker processes carry out, each in milliseconds."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -61,3 +62,10 @@ def fill_disk(job: dict[str, Any], process: Process) -> dict[str, Any]:
 def complain(job: dict[str, Any], process: Process) -> dict[str, Any]:
     """Finds a mistake that takes many words."""
     raise UserError("é" * 100_000)
+
+
+def blurt(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """Logs, prints and raises what nobody should see."""
+    secret = os.environ["WANDB_API_KEY"]
+    logging.getLogger("somebody").warning("the key is %s", secret)
+    raise ConnectionError(f"PUT https://me:{secret}@host/x?token={secret} with {secret} failed")

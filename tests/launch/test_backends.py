@@ -93,7 +93,8 @@ def test_ray_starts_workers_together_alone_and_again(tmp_path: Path) -> None:
         pids: list[int] = []
         threads = [
             threading.Thread(
-                target=lambda name=name: pids.append(backend.run(job(tmp_path / name, "add_ranks"), 1)["pid"])
+                target=lambda name=name: pids.append(backend.run(job(tmp_path / name, "add_ranks"), 1)["pid"]),
+                daemon=True,  # one that waits for a Ray that was shut down spins, and would keep pytest from ending
             )
             for name in "ab"
         ]

@@ -140,5 +140,7 @@ def test_utilisation_is_what_the_steps_own_flops_take_of_the_peak() -> None:
 def test_peaks_are_known_for_the_boards_that_are_named() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
     assert peak_flops("NVIDIA A100-SXM4-80GB", "bfloat16") == 312e12
-    assert peak_flops("NVIDIA H100 PCIe", "bfloat16") is None
+    assert peak_flops("NVIDIA H100 PCIe", "bfloat16") == 756e12
+    assert (peak_flops("NVIDIA H200 NVL", "bfloat16"), peak_flops("NVIDIA H200", "bfloat16")) == (836e12, 989e12)
+    assert peak_flops("NVIDIA H100 of tomorrow", "bfloat16") is None
     assert peak_flops("NVIDIA H100 80GB HBM3", "float32") is None

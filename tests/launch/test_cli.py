@@ -53,6 +53,10 @@ def trimline(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         "analyse leak",
         "import",
         "export",
+        "cluster submit",
+        "cluster status",
+        "cluster logs",
+        "cluster stop",
     ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:

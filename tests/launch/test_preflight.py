@@ -53,6 +53,12 @@ def test_a_sound_run_passes(tmp_path: Path) -> None:
             ["--launcher=ray", "--cluster.workers=2", "--cluster.cpus_per_worker=0.5"],
             ["engine.name=torch", "deepspeed"],
         ),
+        (["--checkpoint.path=nowhere://bucket/run"], ["nowhere://", "nothing here can write"]),
+        (
+            ["--engine.name=deepspeed", '--engine.deepspeed_json={"wall_clock_brakedown": true}'],
+            ["engine.deepspeed_json", "did you mean wall_clock_breakdown?"],
+        ),
+        (["--engine.micro_batch=1"], ["engine.micro_batch=1", "must be at least 2", "--engine.micro_batch 2"]),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_remedy(tmp_path: Path, overrides: list[str], words: list[str]) -> None:

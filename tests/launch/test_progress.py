@@ -9,6 +9,7 @@ import pytest
 
 from launch.graph import Attempt, Stage
 from launch.progress import ProgressDisplay, clock, describe, read_progress
+from pipeline.progress import ProgressFile
 
 
 class Terminal(io.StringIO):
@@ -81,3 +82,26 @@ def test_progress_in_words(state: dict[str, object], words: str) -> None:
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (3700, "1 h 01 min")])
 def test_durations_in_words(seconds: float, words: str) -> None:
     assert clock(seconds) == words
+
+
+def test_what_went_wrong_with_wandb_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    one, stream = stage(tmp_path / "a"), io.StringIO()
+    (tmp_path / "a" / "tracking.json").write_text(json.dumps({"starts": 1, "problem": "wandb is not online (no key)"}))
+    with ProgressDisplay(stream) as display:
+        display.stage_started(one, Attempt(folder=tmp_path / "a", resumed=False))
+        end = time.monotonic() + 20
+        while "wandb" not in stream.getvalue():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        display.stage_ended(one, "done", 1.0, "")
+    assert stream.getvalue().count("pretrain: wandb is not online (no key)\n") == 1
+
+
+def test_the_time_left_is_that_of_the_pace_since_the_beginning(tmp_path: Path) -> None:
+    progress = ProgressFile(tmp_path / "progress.json", 100.0, "samples")
+    progress.show(40.0, now=True)  # where an earlier attempt stopped
+    assert json.loads((tmp_path / "progress.json").read_text())["eta_seconds"] is None
+    time.sleep(0.1)
+    progress.show(60.0, now=True)
+    assert 0.2 <= json.loads((tmp_path / "progress.json").read_text())["eta_seconds"] < 5.0

@@ -1,7 +1,9 @@
 """Checkpoints that two DeepSpeed ranks write together."""
 
 import os
+import random
 import resource
+import shutil
 import time
 from pathlib import Path
 
@@ -21,12 +23,14 @@ STEPS = 6
 class Run:
     """A training run with what pre-training has: dropout, a momentum tower, a queue, state outside the engine."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, config: EngineConfig | None = None) -> None:
         torch.manual_seed(0)
         self.process = process
         self.module = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.GELU(), nn.Linear(16, 4))
         groups = split_decay(self.module)
-        self.engine: Engine = build_engine(EngineConfig(), OptimizerConfig(lr=1e-2), self.module, groups, process)
+        self.engine: Engine = build_engine(
+            config or EngineConfig(), OptimizerConfig(lr=1e-2), self.module, groups, process
+        )
         torch.manual_seed(1 + process.rank)
         self.tower = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
         self.queue = torch.zeros(6, 4)
@@ -45,7 +49,7 @@ class Run:
 
     def save(self, store: CheckpointStore) -> None:
         tensors: dict[str, Tensor] = {**self.tower, "queue": self.queue}
-        store.save(self.done, self.engine, tensors, {"done": self.done}, self.process)
+        store.save(self.done, self.engine, tensors, {"done": self.done})
 
     def resume(self, store: CheckpointStore) -> None:
         checkpoint = store.latest()
@@ -60,7 +64,7 @@ def undisturbed(process: Process, folder: Path) -> list[float]:
     """All steps, with a checkpoint on the way."""
     run = Run(process)
     losses = [run.step() for _ in range(SAVED_AT)]
-    run.save(CheckpointStore(folder))
+    run.save(CheckpointStore(folder, process=process))
     losses += [run.step() for _ in range(SAVED_AT, STEPS)]
     run.engine.close()
     return losses
@@ -69,7 +73,7 @@ def undisturbed(process: Process, folder: Path) -> list[float]:
 def resumed(process: Process, folder: Path) -> list[float]:
     """The steps after the checkpoint."""
     run = Run(process)
-    run.resume(CheckpointStore(folder))
+    run.resume(CheckpointStore(folder, process=process))
     losses = [run.step() for _ in range(run.done, STEPS)]
     run.engine.close()
     return losses
@@ -89,9 +93,8 @@ def test_each_file_is_named_by_the_manifest(tmp_path: Path) -> None:
         f"step_00000003/{name}"
         for name in (
             "COMPLETE",
-            "engine/deepspeed/mp_rank_00_model_states.pt",
-            "engine/deepspeed/zero_pp_rank_0_mp_rank_00_optim_states.pt",
-            "engine/deepspeed/zero_pp_rank_1_mp_rank_00_optim_states.pt",
+            "engine_0.safetensors",
+            "engine_1.safetensors",
             "manifest.json",
             "rank_0.safetensors",
             "rank_1.safetensors",
@@ -104,7 +107,7 @@ def test_each_file_is_named_by_the_manifest(tmp_path: Path) -> None:
 def disk_full_on(process: Process, folder: Path, rank: int) -> tuple[str, float]:
     """What saving says where one rank cannot write, and how long it takes; then training goes on."""
     run = Run(process)
-    store = CheckpointStore(folder)
+    store = CheckpointStore(folder, process=process)
     run.save(store)
     run.step()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -136,7 +139,7 @@ def save_again_and_again(process: Process, folder: Path) -> None:
     run = Run(process)
     while True:
         run.step()
-        run.save(CheckpointStore(folder))
+        run.save(CheckpointStore(folder, process=process))
 
 
 @pytest.mark.slow
@@ -159,7 +162,43 @@ def test_killed_while_two_ranks_save(tmp_path: Path) -> None:
 
 def resume_and_step(process: Process, folder: Path) -> float:
     run = Run(process)
-    run.resume(CheckpointStore(folder))
+    run.resume(CheckpointStore(folder, process=process))
     loss = run.step()
     run.engine.close()
     return loss
+
+
+def save_as_fast_as_possible(process: Process, folder: Path) -> None:
+    """One checkpoint after the other in the background, each with the weights of its own step."""
+    run, store = Run(process), CheckpointStore(folder, process=process)
+    while True:
+        run.step()
+        marked = {**run.tower, "queue": run.queue, "norm": run.engine.weights()["0.weight"].norm()}
+        store.begin(run.done, run.engine, marked, {"done": run.done})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_killed_at_fifty_random_moments_the_newest_complete_one_loads(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    seen = set()
+    for _ in range(50):
+        pool = RankPool(2)
+        known = {path.parent for path in tmp_path.glob("step_*/COMPLETE")}
+        pool.send(save_as_fast_as_possible, (tmp_path,))
+        while {path.parent for path in tmp_path.glob("step_*/COMPLETE")} <= known:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.3))
+        pool.kill()
+        seen.add(tuple(sorted(path.name.partition("step")[0] for path in tmp_path.iterdir())))
+        complete = [int(path.parent.name.removeprefix("step_")) for path in tmp_path.glob("step_????????/COMPLETE")]
+        checkpoint = CheckpointStore(tmp_path).latest()
+        assert checkpoint is not None and checkpoint.step == max(complete)
+        # On one rank and under another engine, which takes all that the two have written.
+        run = Run(Process(), EngineConfig(name="torch"))
+        tensors, values = checkpoint.restore(run.engine, run.process)
+        assert values["done"] == checkpoint.step
+        torch.testing.assert_close(run.engine.weights()["0.weight"].norm(), tensors["norm"])
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+    assert len(seen) > 1, "no kill hit a checkpoint that was being written"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from pipeline.deepspeed_json import check_settings
 from pipeline.engine import (
     Engine,
     EngineConfig,
@@ -21,6 +22,8 @@ from pipeline.engine import (
     preflight_deepspeed,
     split_decay,
 )
+from pipeline.engine_deepspeed import deepspeed_config
+from pipeline.loss_scale import LossScale
 from pipeline.process import Process
 
 
@@ -41,10 +44,26 @@ def loss_of(engine: Engine, x: Tensor) -> Tensor:
     [
         ({"name": "megatron"}, "give deepspeed or torch"),
         ({"zero_stage": 4}, "give 0, 1, 2 or 3"),
-        ({"precision": "fp8"}, "give auto, fp32 or bf16"),
+        ({"precision": "fp8"}, "give auto, fp32, bf16 or fp16"),
         ({"grad_clip": -1.0}, "0 turns clipping off"),
         ({"grad_clip": math.nan}, "grad_clip=nan"),
         ({"accumulation": 0}, "accumulation=0 must be at least 1"),
+        ({"micro_batch": 0}, "micro_batch=0 must be at least 1"),
+        ({"micro_batch": 4, "accumulation": 2}, "give one of them"),
+        ({"zero_stage": 0, "offload_optimizer": True}, "give 1, 2 or 3"),
+        ({"zero_stage": 2, "offload_params": True}, "keeps all weights; give 3"),
+        ({"name": "torch", "offload_optimizer": True}, "use --engine.name deepspeed"),
+        ({"name": "torch", "deepspeed_json": {"zero_optimization": {}}}, "use --engine.name deepspeed"),
+        ({"zero_stage": 3, "compile": True}, "gathers weights layer by layer; give 2"),
+        ({"deepspeed_json": {"optimizer": {"type": "Lamb"}}}, "sets optimizer, which is the stage's optimizer"),
+        ({"deepspeed_json": {"train_batch_size": 4}}, "sets train_batch_size, which is the stage's loop.global_batch"),
+        (
+            {"deepspeed_json": {"zero_optimization": {"stage": 2}}},
+            "zero_optimization.stage, which is engine.zero_stage",
+        ),
+        ({"deepspeed_json": {"zero_optimization": {"zero_hpz_partition_size": 2}}}, "checkpoints do not know that"),
+        ({"deepspeed_json": "/no/such.json"}, "such.json cannot be read: No such file"),
+        ({"deepspeed_json": "{no"}, "does not hold valid JSON"),
     ],
 )
 def test_an_engine_that_cannot_be_is_refused(given: dict[str, Any], said: str) -> None:
@@ -135,11 +154,11 @@ def test_accumulated_parts_equal_the_whole_batch() -> None:
     torch.testing.assert_close(parts.weights(), whole.weights(), rtol=1e-5, atol=1e-6)
 
 
-def test_saving_between_accumulated_parts_is_refused(tmp_path: Path) -> None:
+def test_saving_between_accumulated_parts_is_refused() -> None:
     engine = make(accumulation=2)
     engine.step(loss_of(engine, torch.ones(2, 3)), 1.0)
     with pytest.raises(RuntimeError, match="save between updates"):
-        engine.save(tmp_path)
+        engine.state()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -154,6 +173,90 @@ def test_a_bad_loss_or_gradient_stops_before_the_step(bad: float) -> None:
     with pytest.raises(NonFiniteError, match="norm of the gradient"):
         engine.step(loss_of(engine, torch.ones(2, 3)), 1.0)
     torch.testing.assert_close(engine.weights(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "micro_batch", "parts"),
+    [
+        (512, 4, None, 1),
+        (512, 4, 128, 1),
+        (512, 4, 200, 1),
+        (512, 4, 127, 2),
+        (512, 4, 50, 4),
+        (12, 1, 5, 3),
+        (14, 2, 4, 7),
+    ],
+)
+def test_parts_of_an_update_are_as_few_as_fit(batch: int, processes: int, micro_batch: int | None, parts: int) -> None:
+    settled = EngineConfig(micro_batch=micro_batch).resolved("pretrain", batch, processes)
+    assert (settled.accumulation, settled.micro_batch) == (parts, None)
+
+
+def test_samples_that_make_no_equal_parts_are_refused_with_a_size_that_does() -> None:
+    with pytest.raises(UserError, match=r"7 samples of each of 2 workers.*equal parts of 2 to 4 .*micro_batch 7"):
+        EngineConfig(micro_batch=4).resolved("pretrain", 14, 2, least=2)
+
+
+def test_settings_of_deepspeeds_are_read_from_a_file_and_laid_over_ours(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text('{"zero_optimization": {"reduce_bucket_size": 5}, "wall_clock_breakdown": true}')
+    config = EngineConfig(deepspeed_json=str(file), zero_stage=2, grad_clip=3.0)
+    assert config.deepspeed_json == {"zero_optimization": {"reduce_bucket_size": 5}, "wall_clock_breakdown": True}
+    written = deepspeed_config(config, Process())
+    assert written["zero_optimization"]["stage"] == 2 and written["zero_optimization"]["reduce_bucket_size"] == 5
+    assert written["zero_optimization"]["allgather_bucket_size"] == 50_000_000
+    assert (written["gradient_clipping"], written["wall_clock_breakdown"]) == (3.0, True)
+    assert EngineConfig(deepspeed_json='{"prescale_gradients": true}').deepspeed_json == {"prescale_gradients": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"wall_clock_brakedown": True}, "did you mean wall_clock_breakdown"),
+        ({"zero_optimization": {"reduce_bucket_sise": 5}}, "reduce_bucket_sise"),
+        ({"zero_optimization": {"reduce_bucket_size": -5}}, "reduce_bucket_size"),
+    ],
+)
+def test_settings_that_deepspeed_does_not_know_are_refused(settings: dict[str, Any], said: str) -> None:
+    check_settings({"wall_clock_breakdown": True, "zero_optimization": {"reduce_bucket_size": 5}})
+    with pytest.raises(UserError, match=said) as caught:
+        check_settings(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_scale_of_the_loss_falls_at_once_and_rises_slowly() -> None:
+    scale = LossScale(dynamic=True, scale=8.0, patience=3)
+    assert [scale.update(overflow) for overflow in (True, False, False, False)] == [True, False, False, False]
+    assert scale.scale == 8.0
+    again = LossScale(dynamic=True)
+    again.load(scale.state())
+    assert [again.update(True) for _ in range(4)] == [True, True, True, False]  # below 1 it is no overflow
+    assert LossScale(dynamic=False).update(True) is False
+
+
+def test_fp16_finds_a_scale_and_learns_as_float32_does() -> None:
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    plain, half = make(lr=0.01), make(lr=0.01, precision="fp16")
+    reports = [half.step(loss_of(half, x) * 100, 1.0) for _ in range(12)]
+    skipped = [report.updated for report in reports].index(True)
+    assert 0 < skipped < 8, "2**16 times this gradient is more than 16 bits hold"
+    assert all(report.updated for report in reports[skipped:])
+    losses = [plain.step(loss_of(plain, x) * 100, 1.0).loss for _ in range(12 - skipped)]
+    assert [report.loss for report in reports[skipped:]] == pytest.approx(losses, rel=0.01)
+    assert {tensor.dtype for tensor in half.weights().values()} == {torch.float32}
+    with pytest.raises(NonFiniteError, match="the loss is nan"):
+        half.step(loss_of(half, x) * math.nan, 1.0)
+
+
+def test_after_a_bad_update_the_next_one_is_as_if_it_had_not_been() -> None:
+    engine, other = make(accumulation=2), make(accumulation=2)
+    x = torch.ones(2, 3)
+    engine.step(loss_of(engine, x) * math.nan, 1.0)
+    with pytest.raises(NonFiniteError):
+        engine.step(loss_of(engine, x), 1.0)
+    for one in (engine, other):
+        assert [one.step(loss_of(one, x), 1.0).updated for _ in range(2)] == [False, True]
+    torch.testing.assert_close(engine.weights(), other.weights(), rtol=0, atol=0)
 
 
 def test_weights_are_a_copy() -> None:

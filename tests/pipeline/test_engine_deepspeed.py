@@ -4,9 +4,11 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.engine import (
@@ -19,7 +21,9 @@ from pipeline.engine import (
     split_decay,
 )
 from pipeline.engine_deepspeed import ensure_process_group
+from pipeline.fragments import FragmentFiles
 from pipeline.process import Process
+from pipeline.tensor_files import write_tensors
 from tests.pipeline.distributed import RankError, run_ranks
 
 BATCH = 8
@@ -92,6 +96,47 @@ def test_two_ranks_equal_one_process(
     for numbers, weights in run_ranks(train, 2, config):
         assert numbers == pytest.approx(reference[0], rel=1e-5, abs=1e-5)
         torch.testing.assert_close(weights, reference[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"zero_stage": 1, "offload_optimizer": True},
+        {"zero_stage": 2, "offload_optimizer": True, "accumulation": 2},
+        {"zero_stage": 3, "offload_optimizer": True},
+        {"zero_stage": 3, "offload_params": True},
+        {"zero_stage": 3, "offload_optimizer": True, "offload_params": True},
+    ],
+    ids=str,
+)
+def test_state_in_host_memory_changes_nothing(
+    more: dict[str, Any], reference: tuple[list[float], dict[str, Tensor]]
+) -> None:
+    for numbers, weights in run_ranks(train, 2, EngineConfig(**more)):
+        assert numbers == pytest.approx(reference[0], rel=1e-5, abs=1e-5)
+        torch.testing.assert_close(weights, reference[1], rtol=1e-5, atol=1e-5)
+
+
+def _updates_in_fp16(process: Process, config: EngineConfig) -> list[tuple[float, float, bool]]:
+    module = Tiny()
+    engine = build_engine(config, OPTIMIZER, module, tiny_groups(module), process)
+    x, target = (t.chunk(process.world_size)[process.rank] for t in batch(0))
+    reports = [engine.step(engine(x, target, rare=True), 1.0) for _ in range(20)]
+    engine.close()
+    return [(report.loss, report.grad_norm, report.updated) for report in reports]
+
+
+@pytest.mark.parametrize(
+    "more", [{"zero_stage": s} for s in range(4)] + [{"zero_stage": 2, "offload_optimizer": True}], ids=str
+)
+def test_fp16_finds_a_scale_with_all_ranks_and_clips_as_float32_does(more: dict[str, Any]) -> None:
+    wanted = _updates_in_fp16(Process(), EngineConfig(name="torch"))
+    first, second = run_ranks(_updates_in_fp16, 2, EngineConfig(precision="fp16", **more))
+    assert first == second
+    scaled = [updated for *_, updated in first].index(True)
+    assert 0 < scaled < 12 and all(updated for *_, updated in first[scaled:])
+    for found, expected in zip(first[scaled:], wanted, strict=False):
+        assert found == pytest.approx(expected, rel=0.02)
 
 
 def test_the_gradient_is_clipped_in_the_comparison(reference: tuple[list[float], dict[str, Tensor]]) -> None:
@@ -172,12 +217,14 @@ def _save_and_go_on(process: Process, config: EngineConfig, folder: Path) -> tup
     module = Tiny()
     engine = build_engine(config, OPTIMIZER, module, tiny_groups(module), process)
     steps(engine, range(3))
-    engine.save(folder)
+    state = engine.state()
+    write_tensors(folder / f"{process.rank}.safetensors", state.fragments)
+    dist.barrier()
     undisturbed = steps(engine, range(3, 6))
     engine.close()
     module = Tiny()
     again = build_engine(config, OPTIMIZER, module, tiny_groups(module), process)
-    again.load(folder)
+    again.load(FragmentFiles(sorted(folder.iterdir())), state.values)
     resumed = steps(again, range(3, 6))
     again.close()
     return undisturbed, resumed
@@ -202,6 +249,8 @@ def test_the_test_helper_carries_a_failure_back_and_recovers() -> None:
 
 
 def test_two_processes_that_cannot_find_each_other_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    if dist.is_initialized():  # by a test of one process before
+        dist.destroy_process_group()
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(RuntimeError, match="start several processes with Ray or torchrun"):
         ensure_process_group(Process(world_size=2))

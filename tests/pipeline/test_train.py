@@ -103,7 +103,7 @@ def test_all_ranks_begin_with_the_same_weights_and_momentum_tower(
     begun: list[dict[str, torch.Tensor]] = []
 
     def stop(task: Pretraining, engine: EngineConfig) -> None:
-        begun.append({**task.model.state_dict(), **task.tensors()})
+        begun.append({**task.module.state_dict(), **task.tensors()})
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.pretrain._prepare_towers", stop)
@@ -119,7 +119,7 @@ def test_a_run_may_begin_with_given_weights(
     begun: list[dict[str, torch.Tensor]] = []
 
     def stop(task: Pretraining, engine: EngineConfig) -> None:
-        begun.append({**task.model.state_dict(), **task.tensors()})
+        begun.append({**task.module.state_dict(), **task.tensors()})
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.pretrain._prepare_towers", stop)
@@ -128,7 +128,7 @@ def test_a_run_may_begin_with_given_weights(
         run_job(job_of(data, tmp_path / "p", "pretrain", run=init), Process())
     assert json.loads((tmp_path / "p/init.json").read_text()) == {"left_out": {"model": []}}
     export, _ = load_weights(pretrained / "export")
-    assert all(torch.equal(tensor, begun[0][name]) for name, tensor in export.items())
+    assert all(torch.equal(tensor, begun[0][f"model.{name}"]) for name, tensor in export.items())
     # The momentum tower begins as a copy of the given weights.
     copied = {name: tensor for name, tensor in begun[0].items() if name.startswith("momentum.")}
     assert copied
@@ -190,6 +190,9 @@ class Counting:
     def after_update(self, progress: float) -> None:
         self.calls.append("after")
 
+    def drop_update(self) -> None:
+        self.calls.append("drop")
+
     def tensors(self) -> dict[str, torch.Tensor]:
         return {}
 
@@ -232,8 +235,8 @@ def test_log_windows_begin_at_the_same_steps_after_a_restart(tmp_path: Path, mon
 
 def test_the_end_is_saved_once_and_the_first_step_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    save = CheckpointStore.save
-    monkeypatch.setattr(CheckpointStore, "save", lambda store, step, *a: (saved.append(step), save(store, step, *a)))
+    begin = CheckpointStore.begin
+    monkeypatch.setattr(CheckpointStore, "begin", lambda store, step, *a: (saved.append(step), begin(store, step, *a)))
     count_steps(tmp_path, 3, log_every=1, checkpoint_seconds=0.0)
     assert saved == [1, 2, 3]
     rates = [line["lr"] for line in read_metrics(tmp_path / "metrics.jsonl")]
@@ -341,7 +344,7 @@ def test_a_budget_ends_training_in_time_with_its_schedule_complete(data: Path, t
         ({"loader.max_tokens": 30}, "max_positions=24"),
         ({"model.text.vocab_size": 10}, "set it to 0"),
         ({"pretrain.pruning.elip.depths": [2, 2, 6, 2]}, "add up to 12"),
-        ({"engine.zero_stage": 3}, "zero_stage=3"),
+        ({"engine.micro_batch": 1}, "engine.micro_batch 2"),
     ],
 )
 def test_what_does_not_fit_is_said_before_training(
@@ -397,7 +400,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_two_models_of_one_seed_are_the_same() -> None:
-    from pipeline.setup import seed_everything
+    from pipeline.rng_state import seed_everything
 
     draws = []
     for _ in range(2):

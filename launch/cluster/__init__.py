@@ -1,0 +1,1 @@
+"""Runs on a remote Ray cluster, through its job server."""

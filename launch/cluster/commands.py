@@ -1,0 +1,69 @@
+"""What `trimline cluster submit|status|logs|stop` do."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launch.answers import Answer
+from launch.cluster.jobs import Jobs
+from launch.config import RunConfig
+from launch.reading import read_config
+from launch.recipes import find_recipe
+
+
+def submit_command(
+    files: Sequence[str], overrides: Sequence[str], address: str | None, command: str, python: str
+) -> Answer:
+    """`trimline cluster submit`.
+
+    Raises:
+        UserError: for a mistake in the configuration, or a server that does not answer.
+    """
+    config = read_config(RunConfig, [find_recipe(name) for name in files], overrides)
+    sent = Jobs(address).submit(config, command, python)
+    where = f" --address {sent['address']}"
+    text = [
+        f"{sent['id']}: sent with {sent['files']} files ({sent['bytes'] / 2**20:.1f} MiB), writes {sent['out']}",
+        *(f"  trimline cluster {what} {sent['id']}{where}" for what in ("status", "logs --follow", "stop")),
+    ]
+    return 0, sent, "\n".join(text)
+
+
+def status_command(job: str, address: str | None) -> Answer:
+    """`trimline cluster status`."""
+    state = Jobs(address).status(job)
+    return 0, state, state_text(state)
+
+
+def logs_command(job: str, address: str | None, follow: bool, as_json: bool) -> Answer:
+    """`trimline cluster logs`; with `follow` until the job ends."""
+    jobs = Jobs(address)
+    if not follow:
+        text = jobs.logs(job)
+        return 0, {"id": job, "logs": text}, text.rstrip("\n")
+    parts = []
+    for part in jobs.follow(job):
+        parts.append(part)
+        if not as_json:
+            sys.stdout.write(part)
+            sys.stdout.flush()
+    state = jobs.status(job)
+    return 0, {**state, "logs": "".join(parts)}, state_text(state)
+
+
+def stop_command(job: str, address: str | None) -> Answer:
+    """`trimline cluster stop`."""
+    state = Jobs(address).stop(job)
+    return 0, state, state_text(state)
+
+
+def state_text(state: Mapping[str, Any]) -> str:
+    """A job's state in words."""
+    lines = [f"{state['id']}: {state['status']}{'' if state['started'] is None else ', since ' + state['started']}"]
+    if state["ended"]:
+        lines[0] += f", ended {state['ended']}"
+    if state["out"]:
+        lines.append(f"  writes {state['out']}")
+    if state["status"] == "FAILED" and state["message"]:
+        lines.append(f"  {' '.join(state['message'].split())[-500:]}")
+    return "\n".join(lines)

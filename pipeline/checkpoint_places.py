@@ -1,0 +1,273 @@
+"""Folders of checkpoints on this machine and in object stores: each checkpoint in them is complete or absent.
+
+    step_00001234/
+        engine_0.safetensors   one per rank: its part of weights and optimizer state (`pipeline/fragments.py`)
+        rank_0.safetensors     one per rank: the states of its random generators
+        state.safetensors      tensors that the optimizer does not own, whole (queue, trimming)
+        values.json            counters and whatever else is not a tensor
+        manifest.json          what it was made by, and every file's size and SHA-256
+        COMPLETE               SHA-256 of the manifest; written last
+
+A folder without a valid mark is ignored, and removed by the next save. On this machine all ranks write into a hidden
+folder aside, which is fsynced, renamed, and then marked. A store has no rename: files go to their place, the mark last.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.files import fsync_dir, sha256_file, write_atomic, write_json
+from data_prep.targets import LocalTarget, Target, open_target, write_json_to
+from pipeline.checkpoint_rules import Saved
+from pipeline.process import Process
+from pipeline.together import together
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+COMPLETE = "COMPLETE"
+_NAME = re.compile(r"step_(\d{8,})(\.old)?")
+_PARTIAL = ".partial_"
+
+
+def name_of(step: int) -> str:
+    """The folder of the checkpoint after a step."""
+    return f"step_{step:08d}"
+
+
+class Place(ABC):
+    """A folder of checkpoints.
+
+    Args:
+        target: The folder.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def __str__(self) -> str:
+        return str(self.target)
+
+    @abstractmethod
+    def clean(self, name: str) -> None:
+        """Removes what stopped saves left, and makes room for one; the main rank calls it before all write."""
+
+    @abstractmethod
+    def aside(self, name: str, process: Process) -> Path:
+        """The local folder into which a rank writes its files."""
+
+    @abstractmethod
+    def deliver(self, name: str, aside: Path, files: Sequence[str]) -> None:
+        """Makes files of a rank durable where they belong."""
+
+    @abstractmethod
+    def publish(self, name: str, manifest: Mapping[str, Any]) -> None:
+        """Makes a checkpoint complete, in place of an older one of the same step."""
+
+    @abstractmethod
+    def abandon(self, name: str, aside: Path) -> None:
+        """Removes what a failed save wrote; never raises."""
+
+    @abstractmethod
+    def local(self, name: str, process: Process) -> contextlib.AbstractContextManager[Path]:
+        """A local folder with a checkpoint's files; every rank asks for it together."""
+
+    def saved(self) -> list[Saved]:
+        """Marked checkpoints, the newest first; of one step, what was being replaced comes last."""
+        found = []
+        for name in self.target.folders():
+            match = _NAME.fullmatch(name)
+            if match and COMPLETE in self.target.sizes(name):
+                found.append((int(match[1]), match[2] is None, name))
+        return [self._described(name, step) for step, _, name in sorted(found)[::-1]]
+
+    def is_whole(self, name: str) -> bool:
+        """Whether the manifest is the marked one and every file has its size; `restore` checks the hashes."""
+        try:
+            manifest = self.target.read(f"{name}/{MANIFEST}")
+            mark = self.target.read(f"{name}/{COMPLETE}").decode().strip()
+            files = json.loads(manifest)["files"]
+        except (OSError, ValueError, KeyError):
+            return False
+        sizes = self.target.sizes(name)
+        right = all(sizes.get(file) == entry["bytes"] for file, entry in files.items())
+        return right and mark == hashlib.sha256(manifest).hexdigest()
+
+    def remove(self, name: str) -> None:
+        """Removes a complete checkpoint; the mark goes first: a half-deleted folder must not count as complete."""
+        self.target.remove([f"{name}/{COMPLETE}"])
+        self.target.remove_folder(name)
+
+    def forget(self) -> None:
+        """Removes all checkpoints, complete or not."""
+        for saved in self.saved():
+            self.remove(saved.name)
+        for left in self._unmarked():
+            self.target.remove_folder(left)
+
+    def _described(self, name: str, step: int) -> Saved:
+        try:
+            manifest = json.loads(self.target.read(f"{name}/{MANIFEST}"))
+        except (OSError, ValueError):
+            manifest = {}  # it is damaged, which `is_whole` tells
+        metrics, fingerprint = manifest.get("metrics", {}), manifest.get("fingerprint", "")
+        return Saved(name=name, step=step, metrics=metrics, fingerprint=fingerprint)
+
+    def _unmarked(self) -> list[str]:
+        return [
+            name
+            for name in self.target.folders()
+            if name.startswith(_PARTIAL) or (_NAME.fullmatch(name) and COMPLETE not in self.target.sizes(name))
+        ]
+
+
+class LocalPlace(Place):
+    """A folder that all ranks see."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(LocalTarget(folder))
+        self.folder = folder
+
+    def clean(self, name: str) -> None:
+        """See `Place.clean`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self._unmarked():
+            shutil.rmtree(self.folder / left)
+        for old in self.folder.glob("step_*.old"):
+            final = old.with_suffix("")
+            if final.exists():
+                self.remove(old.name)
+            else:
+                old.rename(final)
+        (self.folder / f"{_PARTIAL}{name}").mkdir()
+
+    def aside(self, name: str, process: Process) -> Path:
+        """See `Place.aside`."""
+        return self.folder / f"{_PARTIAL}{name}"
+
+    def deliver(self, name: str, aside: Path, files: Sequence[str]) -> None:
+        """See `Place.deliver`."""
+        for file in files:
+            with open(aside / file, "rb") as written:
+                os.fsync(written.fileno())
+
+    def publish(self, name: str, manifest: Mapping[str, Any]) -> None:
+        """See `Place.publish`."""
+        partial, final = self.folder / f"{_PARTIAL}{name}", self.folder / name
+        write_json(partial / MANIFEST, manifest)
+        fsync_dir(partial)
+        old = final.with_name(f"{name}.old")
+        if final.exists():
+            # Saved again after a restart: the old one counts until the new one is marked.
+            final.rename(old)
+        partial.rename(final)
+        fsync_dir(self.folder)
+        write_atomic(final / COMPLETE, sha256_file(final / MANIFEST) + "\n")
+        if old.exists():
+            self.remove(old.name)
+
+    def abandon(self, name: str, aside: Path) -> None:
+        """See `Place.abandon`."""
+        shutil.rmtree(self.folder / f"{_PARTIAL}{name}", ignore_errors=True)
+
+    def remove(self, name: str) -> None:
+        """See `Place.remove`."""
+        (self.folder / name / COMPLETE).unlink()
+        fsync_dir(self.folder / name)
+        shutil.rmtree(self.folder / name)
+
+    @contextlib.contextmanager
+    def local(self, name: str, process: Process) -> Iterator[Path]:
+        """See `Place.local`."""
+        yield self.folder / name
+
+
+class StorePlace(Place):
+    """A folder of an object store; each rank uploads its own files, so that machines need no common disk."""
+
+    def __init__(self, url: str, process: Process) -> None:
+        super().__init__(open_target(url))
+        if self.target.only_here and process.world_size > 1:
+            raise UserError(
+                f"checkpoint.path={url} is seen by one process only, not by {process.world_size}; give s3://"
+            )
+
+    def clean(self, name: str) -> None:
+        """See `Place.clean`."""
+        for left in self._unmarked():
+            self.target.remove_folder(left)
+        if COMPLETE in self.target.sizes(name):
+            self.remove(name)
+
+    def aside(self, name: str, process: Process) -> Path:
+        """See `Place.aside`; this machine's temporary folder."""
+        return Path(tempfile.mkdtemp(prefix=f"trimline-{name}-{process.rank}-"))
+
+    def deliver(self, name: str, aside: Path, files: Sequence[str]) -> None:
+        """See `Place.deliver`."""
+        for file in files:
+            with open(aside / file, "rb") as source, self.target.write(f"{name}/{file}") as there:
+                shutil.copyfileobj(source, there)
+        shutil.rmtree(aside)
+
+    def publish(self, name: str, manifest: Mapping[str, Any]) -> None:
+        """See `Place.publish`."""
+        write_json_to(self.target, f"{name}/{MANIFEST}", manifest)
+        mark = hashlib.sha256(self.target.read(f"{name}/{MANIFEST}")).hexdigest()
+        with self.target.write(f"{name}/{COMPLETE}") as file:
+            file.write(f"{mark}\n".encode())
+
+    def abandon(self, name: str, aside: Path) -> None:
+        """See `Place.abandon`."""
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            self.target.remove_folder(name)
+        except UserError as error:
+            log.warning("what was saved of %s stays in %s: %s", name, self, error)
+
+    @contextlib.contextmanager
+    def local(self, name: str, process: Process) -> Iterator[Path]:
+        """See `Place.local`; fetched once for each machine, and removed when all ranks have read it."""
+        known = hashlib.sha256(f"{os.getuid()} {self}/{name}".encode()).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / f"trimline-{known}"
+
+        def fetch() -> None:
+            if process.local_rank == 0:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                for file in self.target.sizes(name):
+                    self.target.fetch(f"{name}/{file}", folder / file)
+
+        try:
+            together(process, fetch, folder)
+            yield folder
+            together(process, lambda: None, folder)
+        finally:
+            if process.local_rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_all(path: str) -> None:
+    """Removes the checkpoints of all stages below a `checkpoint.path`, and nothing else."""
+    for stage in open_target(path).folders():
+        open_place(f"{path.rstrip('/')}/{stage}", Process()).forget()
+
+
+def open_place(where: str | Path, process: Process) -> Place:
+    """The place that a path or a URL names.
+
+    Raises:
+        UserError: Nothing here can write there.
+    """
+    if isinstance(open_target(where), LocalTarget):
+        return LocalPlace(Path(str(open_target(where))))
+    return StorePlace(str(where), process)

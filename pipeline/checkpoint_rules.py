@@ -1,0 +1,100 @@
+"""Where checkpoints go, and which of them stay."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+from pipeline.limits import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Where checkpoints go, and which of them stay; how often they are made is the loop's `checkpoint_seconds`.
+
+    Attributes:
+        path: Folder or URL that fsspec knows (``s3://bucket/run``), in which each stage has a folder of its name;
+            None for the stage's own folder. Another path does not make a stage begin anew: its checkpoints are looked
+            for there.
+        keep_last: How many of the newest stay.
+        keep_every_steps: Those after every so many steps stay too, and are made at these very steps; 0 for none.
+        keep_best: How many stay of those whose mean of `best_metric` since the checkpoint before is best.
+        best_metric: A value of metrics.jsonl, such as ``loss`` or ``loss/itc``.
+        best_is: Whether its ``lowest`` or ``highest`` values are the best.
+    """
+
+    path: str | None = None
+    keep_last: int = 2
+    keep_every_steps: int = 0
+    keep_best: int = 0
+    best_metric: str = "loss"
+    best_is: Literal["lowest", "highest"] = "lowest"
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise UserError(
+                f"checkpoint.keep_last={self.keep_last} must be at least 1: a run continues from its last checkpoint"
+            )
+        at_least(self, "checkpoint", 0, "keep_every_steps", "keep_best")
+        if self.path is not None and not self.path.strip():
+            raise UserError("checkpoint.path='' must be a folder or a URL; leave it out for the run's own folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A complete checkpoint.
+
+    Attributes:
+        name: Of its folder.
+        step: Steps done before it.
+        metrics: Means of what was logged since the one before.
+        fingerprint: Of what was trained.
+    """
+
+    name: str
+    step: int
+    fingerprint: str = ""
+    metrics: Mapping[str, float]
+
+
+def kept(saved: Sequence[Saved], config: CheckpointConfig) -> set[str]:
+    """Names of those that stay.
+
+    Args:
+        saved: All, the newest first.
+        config: The rules; one that any of them keeps stays.
+    """
+    names = {entry.name for entry in saved[: config.keep_last]}
+    if config.keep_every_steps:
+        names |= {entry.name for entry in saved if entry.step % config.keep_every_steps == 0}
+    sign = 1 if config.best_is == "lowest" else -1
+    told = [entry for entry in saved if math.isfinite(entry.metrics.get(config.best_metric, math.nan))]
+    best = sorted(told, key=lambda entry: sign * entry.metrics[config.best_metric])
+    return names | {entry.name for entry in best[: config.keep_best]}
+
+
+class Means:
+    """Means of a step's values since they were last asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Take in one step; the values stay on their device."""
+        self._count += 1
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def take(self) -> dict[str, float]:
+        """The means by name, of which those that are finite; it begins anew."""
+        sums, count = self._sums, self._count
+        self._sums, self._count = {}, 0
+        if not sums:
+            return {}
+        means = (torch.stack([value.detach().float().cpu() for value in sums.values()]) / count).tolist()
+        return {name: mean for name, mean in zip(sums, means, strict=True) if math.isfinite(mean)}

@@ -1,0 +1,73 @@
+"""What travels with a job to a cluster."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from launch.cluster import package
+from launch.cluster.package import CONFIG, check_portable, make_working_dir
+from launch.config import RunConfig
+from launch.reading import read_config
+
+ROOT = Path(__file__).resolve().parents[3]
+TINY = ROOT / "tests" / "launch" / "tiny.yaml"
+
+
+def config(*words: str) -> RunConfig:
+    return read_config(RunConfig, [TINY], ["--launcher", "ray", "--out", "/shared/out", *words])
+
+
+def test_the_project_travels_without_what_git_ignores_and_the_configuration_reads_back(tmp_path: Path) -> None:
+    told = make_working_dir(config(), tmp_path)
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"launch/cli.py", "pipeline/train.py", "data_prep/errors.py", "configs/runs/demo.yaml", CONFIG} <= names
+    assert "launch/report/page/report.html.j2" in names
+    assert not [name for name in names if name.startswith((".git", ".venv")) or "__pycache__" in name]
+    assert told["files"] == len(names)
+    assert read_config(RunConfig, [tmp_path / CONFIG], []) == config()
+
+
+def test_an_installation_sends_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site-packages"
+    for name in ("launch/a.py", "pipeline/b/c.py", "data_prep/d.txt", "launch/__pycache__/a.pyc", "torch/e.py"):
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(name)
+    monkeypatch.setattr(package, "_HERE", site)
+    (tmp_path / "job").mkdir()
+    make_working_dir(config(), tmp_path / "job")
+    sent = sorted(path.relative_to(tmp_path / "job").as_posix() for path in (tmp_path / "job").rglob("*.*"))
+    assert sent == sorted(["launch/a.py", "pipeline/b/c.py", "data_prep/d.txt", CONFIG])
+
+
+def test_a_project_too_large_to_travel_names_its_largest_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "launch").mkdir()
+    with open(tmp_path / "launch" / "big.bin", "wb") as file:
+        file.truncate(package.MOST_BYTES + 1)
+    monkeypatch.setattr(package, "_HERE", tmp_path)
+    with pytest.raises(UserError, match=r"100 MiB, the largest file being .*big\.bin"):
+        make_working_dir(config(), tmp_path / "job")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--data.root", "data/coco"),
+        ("--data.annotations", "[train=a.json]"),
+        ("--tokenizer.path", "bert"),
+        ("--loader.cache_dir", "cache"),
+        ("--out", "runs/tiny"),
+    ],
+)
+def test_relative_paths_are_refused(words: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=f"{words[0][2:]}.* is relative"):
+        check_portable(config(*words))
+
+
+def test_absolute_paths_and_urls_are_fine() -> None:
+    check_portable(config("--data.root", "s3://bucket/coco", "--data.annotations", "[train=/a=b/c.json, /d=e/f.json]"))
+
+
+def test_another_launcher_is_refused() -> None:
+    with pytest.raises(UserError, match="--launcher ray"):
+        check_portable(config("--launcher", "local"))

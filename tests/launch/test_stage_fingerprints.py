@@ -1,0 +1,56 @@
+"""What makes a stage begin anew, and what does not; what a stage says of its batch when it begins."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.config import RunConfig
+from launch.graph import fingerprints
+from launch.local_backend import LocalBackend
+from launch.reading import read_config
+from launch.stages import build_stages
+
+TINY = Path(__file__).with_name("tiny.yaml")
+
+
+def pretrain_of(tmp_path: Path, *overrides: str) -> tuple[str, str]:
+    """The fingerprint of the pre-training stage, and its words."""
+    stages = build_stages(read_config(RunConfig, [TINY], overrides), tmp_path, LocalBackend(0, 1))
+    return fingerprints(stages)["pretrain"], next(stage.says for stage in stages if stage.name == "pretrain")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (["--engine.name=deepspeed", "--engine.zero_stage=3", "--engine.offload_optimizer=true"], True),
+        (["--engine.recompute=true", "--checkpoint.path=memory://x", "--checkpoint.keep_best=2"], True),
+        (["--engine.name=deepspeed", '--engine.deepspeed_json={"wall_clock_breakdown": true}'], True),
+        (["--engine.precision=bf16"], False),
+        (["--engine.grad_clip=2"], False),
+        (["--engine.micro_batch=4"], False),
+    ],
+)
+def test_where_an_update_is_computed_is_no_reason_to_begin_anew(
+    overrides: list[str], same: bool, tmp_path: Path
+) -> None:
+    assert (pretrain_of(tmp_path)[0] == pretrain_of(tmp_path, *overrides)[0]) == same
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "an update: 8 samples = 1 workers x 8"),
+        (
+            ["--engine.micro_batch=4"],
+            "an update: 8 samples = 1 workers x 2 parts x 4; contrast is among the 4 pairs of a part over all workers "
+            "(and 16 of the queue), not among 8; matching draws negatives from 4 pairs",
+        ),
+        (
+            ["--engine.micro_batch=2", "--cluster.workers=2", "--pretrain.objectives.negatives=global"],
+            "an update: 8 samples = 2 workers x 2 parts x 2; contrast is among the 4 pairs of a part over all workers "
+            "(and 16 of the queue), not among 8; matching draws negatives from 4 pairs",
+        ),
+    ],
+)
+def test_a_stage_says_how_an_update_is_dealt_out(overrides: list[str], words: str, tmp_path: Path) -> None:
+    assert pretrain_of(tmp_path, *overrides)[1] == words
