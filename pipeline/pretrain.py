@@ -15,6 +15,7 @@ from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.sources import describe_mix, weigh_sources
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
 from pipeline.limits import weights_above_zero
+from pipeline.log_facts import LogFacts, device_peak, kept_tokens
 from pipeline.measure.step_macs import pretraining_macs
 from pipeline.measure.training_macs import StepSizes
 from pipeline.models.backbone import Backbone
@@ -28,7 +29,6 @@ from pipeline.setup import Inputs, check_batch, check_sizes, describe_update, ex
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.tasks.task import without_prefix
-from pipeline.told import Told, device_peak, kept_tokens
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.weights.init import InitConfig, initialise
 
@@ -97,7 +97,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
         torch.Generator().manual_seed(inputs.seed),
     )
     _prepare_towers(task, inputs.engine)
-    told = _told(config, model, inputs, stage)  # counted before an engine may split the weights
+    facts = _log_facts(config, model, inputs, stage)  # counted before an engine may split the weights
     engine = build_engine(settled, config.optimizer, task.module, _param_groups(model, config), stage.process)
     seed_everything(inputs.seed, 1 + stage.process.rank)
 
@@ -118,7 +118,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
             quarantine=stage.folder / QUARANTINE,
         )
 
-    counts = train(task, engine, batches, config.loop, stage, told)
+    counts = train(task, engine, batches, config.loop, stage, facts)
     weights = engine.weights()
     if stage.process.is_main:
         plain = without_prefix("model", weights)
@@ -142,24 +142,24 @@ def negatives_of_parts(config: PretrainConfig, model: ModelConfig, engine: Engin
     """What accumulation does to the negatives of contrast and matching; empty without accumulation."""
     if engine.accumulation == 1:
         return ""
-    batch, told = config.loop.global_batch, []
+    batch, effects = config.loop.global_batch, []
     together = batch // engine.accumulation
     if model.backbone != "meter":
         queue = f" (and {config.objectives.queue} of the queue)" if model.backbone in ("albef", "blip") else ""
-        told.append(f"contrast is among the {together} pairs of a part over all workers{queue}, not among {batch}")
+        effects.append(f"contrast is among the {together} pairs of a part over all workers{queue}, not among {batch}")
     if model.backbone != "clip":
         among = together if config.objectives.negatives == "global" else together // processes
-        told.append(f"matching draws negatives from {among} pairs")
-    return "; ".join(told)
+        effects.append(f"matching draws negatives from {among} pairs")
+    return "; ".join(effects)
 
 
-def _told(config: PretrainConfig, model: Backbone, inputs: Inputs, stage: Stage) -> Told:
+def _log_facts(config: PretrainConfig, model: Backbone, inputs: Inputs, stage: Stage) -> LogFacts:
     """What the log says besides losses; texts count as long as they are padded to."""
     length, tower = inputs.loader.max_tokens, model.config.vision
     words = length - 1.0 if model.config.backbone == "blip" else config.objectives.mask_share * (length - 2)
     keys = config.loop.global_batch + (config.objectives.queue if model.averaged else 0)
     scales = {**config.lr_scales, **({"temperature": config.objectives.temperature_lr} if model.has_contrast else {})}
-    return Told(
+    return LogFacts(
         macs=pretraining_macs(model, config.pruning, StepSizes(text_length=length, keys=keys, words=words)).step,
         lr_scales=scales,
         tokens=kept_tokens(config.pruning, tower.depth, tower.patches),

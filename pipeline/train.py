@@ -20,11 +20,11 @@ from pipeline.data.quarantine import count_reasons
 from pipeline.engine import Engine, NonFiniteError, StepReport
 from pipeline.limits import at_least
 from pipeline.load_log import LoadTally
+from pipeline.log_facts import LogFacts, memory, peak_bytes
 from pipeline.objectives.gather import global_sum
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, ProgressFile
 from pipeline.tasks.task import Losses, Task
-from pipeline.told import Told, memory, peak_bytes
 from pipeline.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ Batches = Callable[[int, int], Iterable[ImageTextBatch]]
 
 
 def train(
-    task: Task, engine: Engine, batches: Batches, config: LoopConfig, stage: Stage, told: Told | None = None
+    task: Task, engine: Engine, batches: Batches, config: LoopConfig, stage: Stage, facts: LogFacts | None = None
 ) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start, to the end.
 
@@ -102,7 +102,7 @@ def train(
         batches: The stream, from any step on.
         config: Durations.
         stage: Folder, process and budget.
-        told: What the log says besides what steps compute.
+        facts: What the log says besides what steps compute.
 
     Returns:
         Steps, samples and seconds of the whole training, samples that no process could use (each time it was to be
@@ -118,7 +118,7 @@ def train(
     try:
         while True:
             try:
-                return _train(task, engine, batches, config, stage, told, store, bad)
+                return _train(task, engine, batches, config, stage, facts, store, bad)
             except Rewind:
                 store.finish()
     finally:
@@ -131,7 +131,7 @@ def _train(
     batches: Batches,
     config: LoopConfig,
     stage: Stage,
-    told: Told | None,
+    facts: LogFacts | None,
     store: CheckpointStore,
     bad: BadUpdates,
 ) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _train(
     start, spent, skipped_before, bad.left_out = _restore(store, task, engine, stage.process)
     step, skipped_here = start, 0
     clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent, stage.process.device)
-    log = StepLog(stage, config, step, told)
+    log = StepLog(stage, config, step, facts)
     means = Means()
 
     def skipped() -> int:
@@ -238,15 +238,15 @@ class StepLog:
         stage: Folder, process and tracker.
         config: Durations.
         step: Steps done before.
-        told: What is said besides what steps compute.
+        facts: What is said besides what steps compute.
     """
 
-    def __init__(self, stage: Stage, config: LoopConfig, step: int, told: Told | None = None) -> None:
+    def __init__(self, stage: Stage, config: LoopConfig, step: int, facts: LogFacts | None = None) -> None:
         self.main = stage.process.is_main
         self.device = stage.process.torch_device
         self.devices = stage.process.world_size
         self.tracker = stage.tracker
-        self.told = told or Told(restarts=stage.tracker.restarts)
+        self.facts = facts or LogFacts(restarts=stage.tracker.restarts)
         self.config = config
         self.load = LoadTally()
         self.fed = ""
@@ -291,9 +291,9 @@ class StepLog:
         self.fed = f", {load['data_wait']:.0%} waiting for data"
         if self.last is not None:
             rate = (step - self.last[0]) * self.config.global_batch / max(1e-9, seconds - self.last[1])
-            line |= self.told.speed(rate, self.devices)
+            line |= self.facts.speed(rate, self.devices)
             self.fed = f", {rate:.0f} samples/s{self.fed}"
         values = dict(zip(names, means, strict=True))
-        line |= {**load, **memory(str(self.device)), **values, **self.told.values(values.get("lr", 0.0))}
+        line |= {**load, **memory(str(self.device)), **values, **self.facts.values(values.get("lr", 0.0))}
         self.metrics.write(line)
         self.tracker.log(line)

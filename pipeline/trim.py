@@ -17,6 +17,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.engine import OptimizerConfig, build_engine, split_decay
 from pipeline.exports import load_backbone
 from pipeline.limits import above_zero, weights_above_zero
+from pipeline.log_facts import LogFacts, device_peak
 from pipeline.measure.step_macs import statement_macs
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blocks import recompute_activations
@@ -24,7 +25,6 @@ from pipeline.process import Process
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, export_config
 from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
-from pipeline.told import Told, device_peak
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.trimming.calibrate import Calibration, calibrate
 from pipeline.trimming.cost import units_of
@@ -95,7 +95,7 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
     groups = [*split_decay(model.backbone), *split_decay(model.cls_head, config.head_scale)]
     if model.trimmers is not None:
         groups += split_decay(model.trimmers, config.trimmer_scale)
-    told = _told(config, model, inputs, stage)  # counted before an engine may split the weights
+    facts = _log_facts(config, model, inputs, stage)  # counted before an engine may split the weights
     engine = build_engine(settled, config.optimizer, model, groups, process)
     seed_everything(inputs.seed, 1001 + process.rank)
 
@@ -114,7 +114,7 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
             quarantine=stage.folder / QUARANTINE,
         )
 
-    counts = train(task, engine, batches, config.loop, stage, told)
+    counts = train(task, engine, batches, config.loop, stage, facts)
     weights = engine.weights()
     if process.is_main:
         if target > 1:
@@ -143,10 +143,10 @@ def _model(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, to
     return StatementModel(model, config.smarttrim.trimmers if target > 1 else None)
 
 
-def _told(config: TrimConfig, model: StatementModel, inputs: Inputs, stage: Stage) -> Told:
+def _log_facts(config: TrimConfig, model: StatementModel, inputs: Inputs, stage: Stage) -> LogFacts:
     """What the log says besides losses; what is kept of tokens and heads is among the task's own numbers."""
     scales = {"head": config.head_scale} | ({} if model.trimmers is None else {"trimmers": config.trimmer_scale})
-    return Told(
+    return LogFacts(
         macs=statement_macs(model, inputs.loader.max_tokens, config.smarttrim.distill_weight > 0),
         lr_scales=scales,
         peak_flops=device_peak(stage.process, inputs.engine, stage.tracker.peak_tflops),

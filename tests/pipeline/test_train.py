@@ -12,7 +12,6 @@ import torch
 from data_prep.errors import UserError
 from data_prep.sources import SourceConfig, prepare
 from pipeline.checkpoint import CheckpointStore, load_weights
-from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch, Skip
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer, TokenizerConfig
@@ -359,25 +358,6 @@ def test_a_checkpoint_of_other_sizes_is_refused(data: Path, pretrained: Path, tm
     more = {"target": 1.0, "backbone": str(pretrained / "export"), "run": {"loader.height": 40, "loader.width": 40}}
     with pytest.raises(UserError, match="was trained for 32 x 32 pixels"):
         run_job(job_of(data, tmp_path / "t", "trim", **more), Process())
-
-
-def test_the_learning_rate_warms_up_and_ends_at_its_final_share() -> None:
-    schedule = ScheduleConfig(warmup_share=0.1, final_scale=0.2)
-    assert [schedule.lr_scale(p) for p in (0.0, 0.05, 0.1, 1.0)] == pytest.approx([0, 0.5, 1.0, 0.2])
-
-
-def test_a_clock_without_budget_counts_steps_only() -> None:
-    clock = Clock(10, None, 1000.0)
-    assert [clock.tick(step).progress for step in (0, 5, 10)] == [0, 0.5, 1.0]
-
-
-def test_processes_agree_through_a_tensor_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[torch.device] = []
-    monkeypatch.setattr("pipeline.clock.world_size", lambda: 2)
-    monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, source: seen.append(tensor.device))
-    with pytest.raises(RuntimeError):  # a meta tensor has no values to read
-        Clock(10, None, 1000.0, device="meta").tick(1)
-    assert [device.type for device in seen] == ["meta"]
 
 
 def test_metrics_beyond_the_checkpoint_are_dropped_at_a_restart(tmp_path: Path) -> None:

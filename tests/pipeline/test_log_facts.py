@@ -1,6 +1,8 @@
 """The numbers of the log that no step computes, and what logging costs a step."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,29 +10,29 @@ import torch
 
 from pipeline.engine import EngineConfig
 from pipeline.load_log import LoadTally
+from pipeline.log_facts import LogFacts, device_peak, kept_tokens, memory, process_peak_bytes
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.tome import TomeConfig
-from pipeline.told import Told, device_peak, kept_tokens, memory
 from pipeline.train import LoopConfig, Stage, StepLog
 
 
 def test_speed_and_utilisation_of_each_device() -> None:
-    told = Told(macs=5e9, peak_flops=100e12)
-    assert told.speed(400.0, 4) == {
+    facts = LogFacts(macs=5e9, peak_flops=100e12)
+    assert facts.speed(400.0, 4) == {
         "samples_per_second": 400.0,
         "samples_per_second_per_device": 100.0,
         "tflops_per_device": 1.0,
         "mfu": 0.01,
     }
-    assert "mfu" not in Told(macs=5e9).speed(400.0, 4)
-    assert set(Told(peak_flops=1e12).speed(8.0, 2)) == {"samples_per_second", "samples_per_second_per_device"}
+    assert "mfu" not in LogFacts(macs=5e9).speed(400.0, 4)
+    assert set(LogFacts(peak_flops=1e12).speed(8.0, 2)) == {"samples_per_second", "samples_per_second_per_device"}
 
 
 def test_rates_of_parts_tokens_and_restarts() -> None:
-    told = Told(lr_scales={"fusion_layers": 5.0, "temperature": 0.0}, tokens={0: 17, 3: 9}, restarts=2)
-    assert told.values(0.01) == {
+    facts = LogFacts(lr_scales={"fusion_layers": 5.0, "temperature": 0.0}, tokens={0: 17, 3: 9}, restarts=2)
+    assert facts.values(0.01) == {
         "lr/fusion_layers": 0.05,
         "lr/temperature": 0.0,
         "tokens/layer_0": 17,
@@ -76,7 +78,7 @@ def test_no_value_is_read_from_the_device_between_lines(tmp_path: Path) -> None:
 
 def test_a_line_has_the_means_and_all_that_is_told(tmp_path: Path) -> None:
     config = LoopConfig(samples=64, global_batch=8, log_every=2)
-    log = StepLog(Stage(tmp_path, Process(world_size=1)), config, 0, Told(macs=1e9, tokens={0: 5}, restarts=1))
+    log = StepLog(Stage(tmp_path, Process(world_size=1)), config, 0, LogFacts(macs=1e9, tokens={0: 5}, restarts=1))
     for step in (1, 2, 3, 4):
         log.add(step, 0.5 * step, step / 8, {"loss": torch.tensor(float(step)), "lr": torch.tensor(0.25)})
     assert log.load == LoadTally()
@@ -86,3 +88,15 @@ def test_a_line_has_the_means_and_all_that_is_told(tmp_path: Path) -> None:
     assert (second["samples_per_second"], second["tflops_per_device"]) == (16.0, 0.032)
     assert (second["tokens/layer_0"], second["restarts"], second["lr"]) == (5, 1, 0.25)
     assert second["memory_gib"] > 0
+
+
+def test_the_peak_of_memory_is_of_this_process_and_not_of_the_one_that_started_it() -> None:
+    held = bytearray(300 << 20)
+    held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
+    code = "from pipeline.log_facts import process_peak_bytes; print(process_peak_bytes())"
+    # Started by exec from a fork, which is where ru_maxrss is handed on.
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    own = process_peak_bytes()
+    assert own > 300 << 20
+    assert 20 << 20 < int(told) < own - (100 << 20)
+    del held

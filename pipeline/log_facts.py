@@ -4,6 +4,7 @@ import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,7 @@ from pipeline.pruning.config import PruningConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class LogFacts:
     """What the log says of a training besides its losses.
 
     Attributes:
@@ -103,5 +104,9 @@ def peak_bytes(device: str) -> int:
 
 def process_peak_bytes() -> int:
     """The most memory that this process has had in main memory."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    try:
+        status = Path("/proc/self/status").read_text()
+    except FileNotFoundError:  # not Linux, whose ru_maxrss begins with what the process that started this one held
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024
