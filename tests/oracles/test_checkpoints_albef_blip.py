@@ -18,7 +18,7 @@ from pipeline.models.schedule import InBlock, Step, Streams, TokenStream
 from pipeline.objectives.itc import FeatureQueue, contrast, same_image
 from pipeline.objectives.lm import caption_loss, next_words
 from pipeline.objectives.mlm import word_loss
-from pipeline.objectives.momentum import MomentumTower, averaged_parameters
+from pipeline.objectives.momentum import MomentumTower
 from pipeline.tasks.answering import answer_losses, answering_loss, rank
 from pipeline.weights.albef import ALBEF, read_albef
 from pipeline.weights.blip import BLIP, PAIR_FROM_SINGLE, read_blip
@@ -115,8 +115,9 @@ def queue_of(loaded: Loaded) -> FeatureQueue:
 
 def teacher_of(model: Backbone, loaded: Loaded) -> Backbone:
     tower = MomentumTower(model)
-    assert set(loaded.momentum) >= {name for name, _ in averaged_parameters(model)}
-    tower.load(dict(loaded.momentum))
+    arrived = tower.model.load_state_dict(dict(loaded.momentum), strict=False)
+    # The temperature is the online model's.
+    assert arrived.missing_keys == ["temp"] and not arrived.unexpected_keys
     return tower.model
 
 

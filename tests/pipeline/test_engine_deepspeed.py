@@ -249,8 +249,8 @@ def test_the_test_helper_carries_a_failure_back_and_recovers() -> None:
 
 
 def test_two_processes_that_cannot_find_each_other_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    if dist.is_initialized():  # by a test of one process before
-        dist.destroy_process_group()
+    # The group that a test of one process may have made stays: DeepSpeed keeps groups of its own within it.
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(RuntimeError, match="start several processes with Ray or torchrun"):
         ensure_process_group(Process(world_size=2))
