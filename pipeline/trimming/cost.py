@@ -80,8 +80,7 @@ class CostModel:
     def of(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of given decisions on instances with these units, trimmers included.
 
-        A trimmed head counts as not computed at all. Packed execution skips its attention; its slices of the
-        projections are still made there.
+        A trimmed head counts as not computed at all, as packed execution has it.
         """
         counts = self._decided(decisions)
         return self._layers(counts) + self._own(counts, units)
