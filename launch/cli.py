@@ -14,7 +14,7 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.redact import SafeFormatter, redact
 from launch.answers import INTERNAL, INTERRUPTED, USER_MISTAKE, Answer, Handler, Parser, add_command
-from launch.bench_options import add_loader_bench_options, add_shard_bench_options
+from launch.bench_options import add_loader_bench_options, add_shard_bench_options, add_trim_bench_options
 from launch.cli_cluster import SUBMIT_OPTIONS, add_cluster_commands
 from launch.cli_data import add_data_commands
 from launch.shard_words import gather_lists
@@ -186,6 +186,10 @@ def _add_bench_commands(commands: Any) -> None:
     parser = add_command(kinds, "step", step, "bench step --image-size 256 --text-length 25 --json", _bench)
     _add_pruning_options(parser, pixels=256)
     parser.add_argument("--text-length", type=int, default=25, metavar="TOKENS", help="of every text (%(default)s)")
+
+    trim = "a model whose trimmers decide for themselves against the untrimmed one, and against what FLOPs promise"
+    parser = add_command(kinds, "trim", trim, "bench trim --model meter_base --batch 1 --json", _bench)
+    add_trim_bench_options(parser)
 
     shard = "writing shards, against webdataset's TarWriter, the disk, the checksums and the bare decoder"
     parser = add_command(kinds, "shard", shard, "bench shard --images DIR --json", _bench)

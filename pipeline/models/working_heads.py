@@ -1,6 +1,7 @@
-"""Attention of packed instances in which a trimmed head is not computed at all: its slices of the four maps stay unread.
+"""Attention of packed instances that computes nothing of trimmed heads: their slices of the four maps stay unread.
 
-B batch, T packed tokens of all instances, n of one, S packed source tokens, D width, H heads, h working ones, d = D / H.
+B batch, T packed tokens of all instances, n of one, S packed source tokens, m of one, D width, H heads, h working ones,
+d = D / H.
 """
 
 from collections.abc import Sequence

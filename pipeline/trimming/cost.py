@@ -85,6 +85,10 @@ class CostModel:
         counts = self._decided(decisions)
         return self._layers(counts) + self._own(counts, units)
 
+    def own(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
+        """(B,) MACs of the trimmers alone."""
+        return self._own(self._decided(decisions), units)
+
     def _layers(self, counts: Mapping[str, StepCounts]) -> Tensor:
         """(B,) MACs of everything but the trimmers, with these tokens and heads."""
         text, image = (steps[-1] for steps in (self.model.text_steps, self.model.visual_encoder.steps))
