@@ -134,7 +134,7 @@ def _inputs(model: ModelConfig, config: BenchTrimConfig) -> _Inputs:
     ids_BL = torch.randint(5, model.text.vocab_size, mask_BL.shape, generator=draw)
     pixels = torch.randn(size, 3, model.vision.height, model.vision.width_px, generator=draw)
     return _Inputs(
-        *(part.to(config.device) for part in (pixels, ids_BL * mask_BL + ~mask_BL * model.text.pad_id, mask_BL))
+        *(part.to(config.device) for part in (pixels, ids_BL.masked_fill(~mask_BL, model.text.pad_id or 0), mask_BL))
     )
 
 

@@ -54,8 +54,8 @@ class FusedAttention(nn.Module):
 
     def sliced(self, stream: TokenStream, head_mask_BH: Tensor) -> Tensor:
         """The same of a packed stream, of whose trimmed heads nothing is computed."""
-        thirds = map(Map, self.qkv.weight.chunk(3), self.qkv.bias.chunk(3))
-        maps = HeadMaps(*thirds, Map.of(self.proj), self.heads)
+        query, key, value = map(Map, self.qkv.weight.chunk(3), self.qkv.bias.chunk(3))
+        maps = HeadMaps(query, key, value, Map.of(self.proj), self.heads)
         assert stream.offsets is not None, "only packed instances are sliced"
         source = Source(stream.x, stream.offsets)
         return attend_with_working_heads(maps, stream.x, stream.offsets, source, head_mask_BH, stream.causal)
@@ -270,7 +270,8 @@ def attended(
 ) -> Tensor:
     """What the tokens of `stream` find in `source`, through the output map, in the shape of ``stream.x``."""
     if stream.offsets is not None and head_mask_BH is not None:
-        maps = HeadMaps(*map(Map.of, (projections.query, projections.key, projections.value, dense)), heads)
+        query, key, value = map(Map.of, (projections.query, projections.key, projections.value))
+        maps = HeadMaps(query, key, value, Map.of(dense), heads)
         packed = _packed_source(projections, source)
         return attend_with_working_heads(maps, stream.x, stream.offsets, packed, head_mask_BH, source.causal)
     context: Tensor = attention(
