@@ -1,4 +1,4 @@
-"""What `trimline bench shard` understands; imports nothing that takes time."""
+"""What `trimline bench shard`, `loader` and `trim` understand; imports nothing that takes time."""
 
 import argparse
 from typing import Any
@@ -16,6 +16,27 @@ def add_shard_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", **whole, default=5, help="that count; each runs every contender once (%(default)s)")
     parser.add_argument("--warmup", **whole, default=1, help="rounds before them (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of pictures and the order of runs (%(default)s)")
+
+
+def add_trim_bench_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `trimline bench trim`."""
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument(
+        "--model", default="meter_base", help="a name of configs/models, or a YAML file with a `model` (%(default)s)"
+    )
+    parser.add_argument("--image-size", **whole, default=288, help="height and width in pixels (%(default)s)")
+    parser.add_argument("--text-length", **whole, default=10, help="tokens of a text, special ones included; in a "
+                        "batch from half as many to half as many more (%(default)s)")  # fmt: skip
+    targets: Any = [1.5, 2.0, 2.5, 3.0]
+    parser.add_argument("--targets", type=_numbers, default=targets, metavar="X,..", help="speed-ups (1.5,2,2.5,3)")
+    parser.add_argument("--batch", **whole, default=1, help="instances at a time (%(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to run (a GPU if there is one)")
+    text = "bfloat16 is autocast (float32 on a CPU, else bfloat16)"
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help=text)
+    parser.add_argument("--threads", **whole, help="of torch on the CPU (one for each CPU that is granted)")
+    parser.add_argument("--rounds", **whole, default=10, help="that count; each runs every variant once (%(default)s)")
+    parser.add_argument("--warmup", **whole, default=2, help="rounds before them (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and the order of runs (%(default)s)")
 
 
 def add_loader_bench_options(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +58,10 @@ def add_loader_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", **whole, default=5, help="that count; each runs every contender once (%(default)s)")
     parser.add_argument("--warmup", **whole, default=1, help="rounds before them (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of pictures and all orders (%(default)s)")
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in _names(text)]
 
 
 def _names(text: str) -> list[str]:

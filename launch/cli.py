@@ -14,7 +14,7 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.redact import SafeFormatter, redact
 from launch.answers import INTERNAL, INTERRUPTED, USER_MISTAKE, Answer, Handler, Parser, add_command
-from launch.bench_options import add_loader_bench_options, add_shard_bench_options
+from launch.bench_options import add_loader_bench_options, add_shard_bench_options, add_trim_bench_options
 from launch.cli_cluster import SUBMIT_OPTIONS, add_cluster_commands
 from launch.cli_data import add_data_commands
 from launch.shard_words import gather_lists
@@ -187,6 +187,10 @@ def _add_bench_commands(commands: Any) -> None:
     _add_pruning_options(parser, pixels=256)
     parser.add_argument("--text-length", type=int, default=25, metavar="TOKENS", help="of every text (%(default)s)")
 
+    trim = "a model whose trimmers decide for themselves against the untrimmed one, and against what FLOPs promise"
+    parser = add_command(kinds, "trim", trim, "bench trim --model meter_base --batch 1 --json", _bench)
+    add_trim_bench_options(parser)
+
     shard = "writing shards, against webdataset's TarWriter, the disk, the checksums and the bare decoder"
     parser = add_command(kinds, "shard", shard, "bench shard --images DIR --json", _bench)
     add_shard_bench_options(parser)
@@ -263,6 +267,13 @@ def _add_weight_commands(commands: Any) -> None:
     parser.add_argument("--text-heads", type=int, help="attention heads of the text layers; default: width / 64")
     parser.add_argument("--fusion-heads", type=int, help="attention heads of METER's fusion; default: width / 64")
     parser.add_argument("--image-size", type=int, help="side of the pictures in pixels; default: the file's")
+    text = "judge statements about pictures with a model that a run has fine-tuned"
+    example = "predict runs/demo/stages/trim-statement-2.0x/export --image shapes.png --text 'there is a red circle'"
+    parser = add_command(commands, "predict", text, example, _predict)
+    parser.add_argument("folder", metavar="EXPORT", help="export folder of a trimming stage")
+    parser.add_argument("--image", action="append", required=True, metavar="FILE", help="one for all texts or each")
+    parser.add_argument("--text", action="append", required=True, help="a statement; can be given several times")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to run (a GPU if there is one)")
     text = "write weights in the format of another library"
     parser = add_command(commands, "export", text, "export weights/blip --format hf --out weights/blip-hf", _export)
     parser.add_argument("folder", metavar="CKPT", help="folder that pre-training or `trimline import` wrote")
@@ -324,6 +335,12 @@ def _import(options: argparse.Namespace, _: list[str]) -> Answer:
 
     heads = {f"{part}_heads": getattr(options, f"{part}_heads") for part in ("vision", "text", "fusion")}
     return import_command(Path(options.path), options.kind, Path(options.out), image_size=options.image_size, **heads)
+
+
+def _predict(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.predict import predict_command
+
+    return predict_command(Path(options.folder), options.image, options.text, options.device)
 
 
 def _export(options: argparse.Namespace, _: list[str]) -> Answer:

@@ -26,22 +26,36 @@ class ModelFile:
     model: ModelConfig
 
 
-def flops_command(model: str, image_size: int | None, flops: Mapping[str, Any]) -> Answer:
-    """Counts, and says what was counted.
+def read_model(model: str, image_size: int | None) -> ModelConfig:
+    """Sizes of a model with the vocabulary of the published one, where the file leaves that to a tokenizer.
 
     Args:
         model: Name of a file in configs/models, or the path of a YAML file with a `model`.
         image_size: Height and width in pixels; None for the file's.
+
+    Raises:
+        UserError: No such model, or sizes that do not fit.
+    """
+    name = model if "/" in model or model.endswith(".yaml") else f"configs/models/{model}.yaml"
+    config = read_config(ModelFile, [find_recipe(name)], []).model
+    config = replace(config, text=replace(config.text, vocab_size=config.text.vocab_size or _WORDS[config.backbone]))
+    if image_size is None:
+        return config
+    return replace(config, vision=replace(config.vision, height=image_size, width_px=image_size))
+
+
+def flops_command(model: str, image_size: int | None, flops: Mapping[str, Any]) -> Answer:
+    """Counts, and says what was counted.
+
+    Args:
+        model: As in `read_model`.
+        image_size: Likewise.
         flops: Fields of `FlopsConfig`; None stands for its default.
 
     Raises:
         UserError: No such model or task, or sizes that do not fit.
     """
-    name = model if "/" in model or model.endswith(".yaml") else f"configs/models/{model}.yaml"
-    config = read_config(ModelFile, [find_recipe(name)], []).model
-    config = replace(config, text=replace(config.text, vocab_size=config.text.vocab_size or _WORDS[config.backbone]))
-    if image_size is not None:
-        config = replace(config, vision=replace(config.vision, height=image_size, width_px=image_size))
+    config = read_model(model, image_size)
     asked = FlopsConfig(**{key: value for key, value in flops.items() if value is not None})
     gmacs = {part: macs / 1e9 for part, macs in count_macs(config, asked).items()}
     size = [config.vision.height, config.vision.width_px]

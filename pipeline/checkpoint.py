@@ -25,6 +25,7 @@ from data_prep.errors import UserError
 from data_prep.files import atomic_dir, read_json, sha256_file, write_json
 from pipeline.checkpoint_places import COMPLETE, MANIFEST, Place, name_of, open_place
 from pipeline.checkpoint_rules import CheckpointConfig, kept
+from pipeline.data.text import Tokenizer
 from pipeline.engine import Engine
 from pipeline.fragments import FragmentFiles
 from pipeline.process import Process
@@ -317,9 +318,13 @@ class _HostCopies:
         return room.copy_(tensor, non_blocking=tensor.is_cuda)
 
 
-def export_weights(folder: Path, state_dict: Mapping[str, Tensor], config: dict[str, Any]) -> None:
-    """Writes weights that others can read: `model.safetensors` and `config.json`, whole or not at all."""
+def export_weights(
+    folder: Path, state_dict: Mapping[str, Tensor], config: dict[str, Any], tokenizer: Tokenizer | None = None
+) -> None:
+    """Writes what others can read: `model.safetensors`, `config.json`, a tokenizer's files; whole or not at all."""
     with atomic_dir(folder) as aside:
+        if tokenizer is not None:
+            tokenizer.save(aside)
         write_tensors(aside / _WEIGHTS, state_dict, metadata={"format": "pt"})
         write_json(aside / _CONFIG, config)
 

@@ -124,7 +124,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
         plain = without_prefix("model", weights)
         tokens = {"pad": tokenizer.pad_id, "begin": tokenizer.cls_id, "end": tokenizer.sep_id}
         described = export_config("backbone", model.config, inputs.loader, tokens=tokens)
-        export_weights(stage.folder / "export", plain, described)
+        export_weights(stage.folder / "export", plain, described, tokenizer)
     engine.close()
     return counts | {
         "update": update,

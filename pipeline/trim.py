@@ -192,4 +192,4 @@ def _settle(
 def _export(folder: Path, model: StatementModel, weights: dict[str, Tensor], target: float, inputs: Inputs) -> None:
     trimmers = None if model.trimmers is None else asdict(model.trimmers.config)
     described = export_config("statement", model.backbone.config, inputs.loader, target=target, trimmers=trimmers)
-    export_weights(folder, weights, described)
+    export_weights(folder, weights, described, inputs.load_tokenizer())

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.attention import Asked, Keys, attention, cls_probabilities
 from pipeline.models.schedule import InBlock, TokenStream
+from pipeline.models.working_heads import HeadMaps, Map, Source, attend_with_working_heads
 
 Activation = Literal["gelu", "quick_gelu"]
 """GELU in its erf form, or OpenAI's x * sigmoid(1.702 x)."""
@@ -50,6 +51,14 @@ class FusedAttention(nn.Module):
         """Attend inside the stream; returns the projected context."""
         context = attention(asked.q, asked.keys, self.heads, head_mask_BH=head_mask_BH, offsets=asked.keys.offsets)
         return self.proj(context)
+
+    def sliced(self, stream: TokenStream, head_mask_BH: Tensor) -> Tensor:
+        """The same of a packed stream, of whose trimmed heads nothing is computed."""
+        query, key, value = map(Map, self.qkv.weight.chunk(3), self.qkv.bias.chunk(3))
+        maps = HeadMaps(query, key, value, Map.of(self.proj), self.heads)
+        assert stream.offsets is not None, "only packed instances are sliced"
+        source = Source(stream.x, stream.offsets)
+        return attend_with_working_heads(maps, stream.x, stream.offsets, source, head_mask_BH, stream.causal)
 
     def cls_row(self, x_BND: Tensor) -> Tensor:
         """(B, H, N) attention of the first token to all, from normalised tokens; no keys are made."""
@@ -130,10 +139,14 @@ class PreNormBlock(Block):
 
     def advance(self, stream: TokenStream, sources: Sequence[TokenStream], inside: InBlock) -> TokenStream:
         """Self-attention and MLP; there is no cross-attention, so `sources` is empty."""
-        asked = self.attn.ask(stream.with_x(self.norm1(stream.x)))
-        stream = stream.with_x(stream.x + self.attn(asked, inside.self_BH))
-        if inside.between is not None:
-            stream = inside.between(stream, asked)
+        normed = stream.with_x(self.norm1(stream.x))
+        if inside.between is None and normed.offsets is not None and inside.self_BH is not None:
+            stream = stream.with_x(stream.x + self.attn.sliced(normed, inside.self_BH))
+        else:
+            asked = self.attn.ask(normed)
+            stream = stream.with_x(stream.x + self.attn(asked, inside.self_BH))
+            if inside.between is not None:
+                stream = inside.between(stream, asked)
         return stream.with_x(stream.x + self.mlp(self.norm2(stream.x)))
 
     def cls_attention(self, x_BND: Tensor) -> Tensor:
@@ -164,7 +177,11 @@ class ResidualNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (..., D)."""
-        return self.LayerNorm(residual + self.dropout(self.dense(x)))
+        return self.after(self.dense(x), residual)
+
+    def after(self, mapped: Tensor, residual: Tensor) -> Tensor:
+        """What follows the linear map."""
+        return self.LayerNorm(residual + self.dropout(mapped))
 
 
 class ResidualAttention(nn.Module):
@@ -181,8 +198,8 @@ class ResidualAttention(nn.Module):
         """Attend from `stream` to the one source there is, which may be itself."""
         (source,) = sources
         dropout = self.dropout if self.training else 0.0
-        context = context_of(self.self, stream, keys_of(self.self, source), self.heads, head_mask_BH, dropout)
-        return stream.with_x(self.output(context, stream.x))
+        found = attended(self.self, self.output.dense, stream, source, self.heads, head_mask_BH, dropout)
+        return stream.with_x(self.output.after(found, stream.x))
 
 
 class PairOutput(nn.Module):
@@ -197,8 +214,7 @@ class PairOutput(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, first: Tensor, second: Tensor, residual: Tensor) -> Tensor:
-        """All (..., D)."""
-        first, second = self.dense0(first), self.dense1(second)
+        """Joins what `dense0` and `dense1` have made of the contexts; all (..., D)."""
         both = (first + second) / 2 if self.merge_layer is None else self.merge_layer(torch.cat([first, second], -1))
         return self.LayerNorm(residual + self.dropout(both))
 
@@ -226,9 +242,10 @@ class PairAttention(nn.Module):
     def forward(self, stream: TokenStream, sources: Sequence[TokenStream], head_mask_BH: Tensor | None) -> TokenStream:
         """Attend from `stream` to both images."""
         dropout = self.dropout if self.training else 0.0
+        maps = (self.self0, self.output.dense0), (self.self1, self.output.dense1)
         first, second = (
-            context_of(projections, stream, keys_of(projections, source), self.heads, head_mask_BH, dropout)
-            for projections, source in zip((self.self0, self.self1), sources, strict=True)
+            attended(projections, dense, stream, source, self.heads, head_mask_BH, dropout)
+            for (projections, dense), source in zip(maps, sources, strict=True)
         )
         return stream.with_x(self.output(first, second, stream.x))
 
@@ -242,23 +259,39 @@ def keys_of(projections: Projections, source: TokenStream) -> Keys:
     return Keys(k, v, source.present, source.rows, source.offsets, source.causal, source.size)
 
 
-def context_of(
+def attended(
     projections: Projections,
+    dense: nn.Linear,
     stream: TokenStream,
-    keys: Keys,
+    source: TokenStream,
     heads: int,
     head_mask_BH: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """What the tokens of `stream` find among `keys`, in the shape of ``stream.x``."""
-    return attention(
+    """What the tokens of `stream` find in `source`, through the output map, in the shape of ``stream.x``."""
+    if stream.offsets is not None and head_mask_BH is not None:
+        query, key, value = map(Map.of, (projections.query, projections.key, projections.value))
+        maps = HeadMaps(query, key, value, Map.of(dense), heads)
+        packed = _packed_source(projections, source)
+        return attend_with_working_heads(maps, stream.x, stream.offsets, packed, head_mask_BH, source.causal)
+    context: Tensor = attention(
         projections.query(stream.x),
-        keys,
+        keys_of(projections, source),
         heads,
         head_mask_BH=head_mask_BH,
         offsets=stream.offsets,
         dropout=dropout,
     )
+    found: Tensor = dense(context)
+    return found
+
+
+def _packed_source(projections: Projections, source: TokenStream) -> Source | Keys:
+    """Keys that several rows or passes share are made whole, for each of them has its own working heads."""
+    if source.rows is not None or source.memo is not None:
+        return keys_of(projections, source)
+    assert source.offsets is not None, "packed queries need a packed source"
+    return Source(source.x, source.offsets)
 
 
 class Intermediate(nn.Module):

@@ -37,15 +37,20 @@ def units_of(model: Backbone, token_mask_BL: Tensor) -> Units:
     return Units(torch.full_like(text_B, model.config.vision.patches), text_B)
 
 
-def kept_shares(decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
-    """β of each group: mean over its layers and the batch of kept over present-at-first units."""
+def kept_by_instance(decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
+    """(B,) for each group: mean over its layers of kept over present-at-first units."""
     shares: dict[str, list[Tensor]] = {group: [] for group in GROUPS}
     for decision in decisions.values():
-        shares[decision.group].append((decision.tokens_B / units.of(decision.group).clamp(min=1)).mean())
+        shares[decision.group].append(decision.tokens_B / units.of(decision.group).clamp(min=1))
         for group, heads_BH in (("msa", decision.self_BH), ("mca", decision.cross_BH)):
             if heads_BH is not None:
-                shares[group].append(heads_BH.mean())
-    return {group: torch.stack(values).mean() for group, values in shares.items() if values}
+                shares[group].append(heads_BH.mean(1))
+    return {group: torch.stack(values).mean(0) for group, values in shares.items() if values}
+
+
+def kept_shares(decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
+    """β of each group: mean over its layers and the batch of kept over present-at-first units."""
+    return {group: shares_B.mean() for group, shares_B in kept_by_instance(decisions, units).items()}
 
 
 def cost_loss(shares: Mapping[str, Tensor], wanted: Mapping[str, float]) -> Tensor:
@@ -80,11 +85,14 @@ class CostModel:
     def of(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of given decisions on instances with these units, trimmers included.
 
-        A trimmed head counts as not computed at all. Packed execution skips its attention; its slices of the
-        projections are still made there.
+        A trimmed head counts as not computed at all, as packed execution has it.
         """
         counts = self._decided(decisions)
         return self._layers(counts) + self._own(counts, units)
+
+    def own(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
+        """(B,) MACs of the trimmers alone."""
+        return self._own(self._decided(decisions), units)
 
     def _layers(self, counts: Mapping[str, StepCounts]) -> Tensor:
         """(B,) MACs of everything but the trimmers, with these tokens and heads."""

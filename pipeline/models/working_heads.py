@@ -1,0 +1,154 @@
+"""Attention of packed instances that computes nothing of trimmed heads: their slices of the four maps stay unread.
+
+B batch, T packed tokens of all instances, n of one, S packed source tokens, m of one, D width, H heads, h working ones,
+d = D / H.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.attention import Keys, merge_heads, split_heads
+
+Span = tuple[int, int]
+"""First and last but one of the heads that lie side by side; as a slice of a weight it is a view and costs nothing."""
+
+
+class Map(NamedTuple):
+    """A linear map (out, in), or the part of one, such as the queries' third of ``qkv``."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> "Map":
+        """All of a layer."""
+        return cls(linear.weight, linear.bias)
+
+
+@dataclass(frozen=True)
+class HeadMaps:
+    """The maps of one attention; heads are consecutive rows of the first three and columns of the last.
+
+    Attributes:
+        query: (D, D).
+        key: (D, source width).
+        value: (D, source width).
+        output: (D, D).
+        heads: H.
+    """
+
+    query: Map
+    key: Map
+    value: Map
+    output: Map
+    heads: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """What packed queries attend to, each instance to its own tokens.
+
+    Attributes:
+        x_SD: Tokens, whose keys and values are made for working heads alone.
+        offsets: B + 1 starts of the instances.
+    """
+
+    x_SD: Tensor
+    offsets: Sequence[int]
+
+
+def attend_with_working_heads(
+    maps: HeadMaps, x_TD: Tensor, offsets: Sequence[int], source: Source | Keys, head_mask_BH: Tensor, causal: bool
+) -> Tensor:
+    """Multi-head attention and its output map, instance by instance.
+
+    Equal to masking the contexts of trimmed heads with zero. On the CPU the slices win from small pictures on: what
+    they save is arithmetic, and with few tokens the reading of weights.
+
+    Args:
+        maps: The attention's weights.
+        x_TD: Tokens that ask.
+        offsets: B + 1 starts of the instances in `x_TD`.
+        source: What they attend to; `Keys` where those are made already, because several rows or passes share them.
+        head_mask_BH: 1 for heads that work.
+        causal: Whether a token sees only those up to its own place, the last one being at the last key.
+
+    Returns:
+        (T, D), the output's bias included.
+    """
+    out_TD = x_TD.new_empty(len(x_TD), len(maps.output.weight))
+    for row, working in enumerate(head_mask_BH.bool().tolist()):
+        own = slice(offsets[row], offsets[row + 1])
+        spans = spans_of(working)
+        if spans:
+            out_TD[own] = _instance(maps, spans, x_TD[own], *_keys(maps, spans, source, row), causal)
+        else:
+            out_TD[own] = 0.0 if maps.output.bias is None else maps.output.bias
+    return out_TD
+
+
+def spans_of(working: Sequence[bool]) -> list[Span]:
+    """Runs of working heads.
+
+    >>> spans_of([True, True, False, True])
+    [(0, 2), (3, 4)]
+    """
+    edges = [head for head, now in enumerate(working) if now != (head > 0 and working[head - 1])]
+    if len(edges) % 2:
+        edges.append(len(working))
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _instance(maps: HeadMaps, spans: list[Span], x_nD: Tensor, k_mD: Tensor, v_mD: Tensor, causal: bool) -> Tensor:
+    """(n, D) of one instance; keys and values have the working heads' slices alone."""
+    size = _head_size(maps)
+    heads = sum(stop - start for start, stop in spans)
+    q, k, v = (split_heads(part, heads) for part in (_into_heads(maps.query, x_nD, spans, size), k_mD, v_mD))
+    context = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=causal)[0]
+    return _out_of_heads(maps.output, merge_heads(context), spans, size)
+
+
+def _keys(maps: HeadMaps, spans: list[Span], source: Source | Keys, row: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (m, h*d) of what a row attends to."""
+    size = _head_size(maps)
+    if isinstance(source, Source):
+        own_mD = source.x_SD[source.offsets[row] : source.offsets[row + 1]]
+        return _into_heads(maps.key, own_mD, spans, size), _into_heads(maps.value, own_mD, spans, size)
+    assert source.offsets is not None, "packed queries need packed keys"
+    place = row if source.rows is None else int(source.rows[row])
+    own = slice(source.offsets[place], source.offsets[place + 1])
+    return _columns(source.k[own], spans, size), _columns(source.v[own], spans, size)
+
+
+def _head_size(maps: HeadMaps) -> int:
+    return len(maps.query.weight) // maps.heads
+
+
+def _columns(x: Tensor, spans: list[Span], size: int) -> Tensor:
+    return _joined([x[:, start * size : stop * size] for start, stop in spans])
+
+
+def _into_heads(part: Map, x: Tensor, spans: list[Span], size: int) -> Tensor:
+    """(n, in) -> (n, h*d)."""
+    slices = [slice(start * size, stop * size) for start, stop in spans]
+    return _joined([F.linear(x, part.weight[rows], None if part.bias is None else part.bias[rows]) for rows in slices])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _out_of_heads(part: Map, context_nh: Tensor, spans: list[Span], size: int) -> Tensor:
+    """(n, h*d) -> (n, out): the sum of what each span adds."""
+    out, begin, bias = None, 0, part.bias
+    for start, stop in spans:
+        own, columns = context_nh[:, begin : begin + (stop - start) * size], part.weight[:, start * size : stop * size]
+        out = F.linear(own, columns, bias) if out is None else torch.addmm(out, own, columns.t())
+        begin += (stop - start) * size
+    assert out is not None, "an instance without working heads has no spans"
+    return out

@@ -1,0 +1,141 @@
+"""A fine-tuned model from its export folder, with all that it takes to judge raw pictures and texts.
+
+B batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+from pipeline.data.decode import BadSample
+from pipeline.data.text import Tokenizer
+from pipeline.data.transforms import TransformConfig, eval_image, normalise
+from pipeline.exports import load_statement_model
+from pipeline.tasks.statements import StatementModel
+from pipeline.trimming.cost import kept_by_instance, units_of
+from pipeline.trimming.smarttrim import PackedTrimming
+
+Picture = str | Path | bytes
+"""A file's path, or the bytes of one."""
+
+_OF_TRANSFORM = ("height", "width", "resize", "mean", "std")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one picture and one text.
+
+    Attributes:
+        true: Whether it takes the text for true of the picture.
+        probability: Of true.
+        gmacs: Billions of multiply-accumulates that this instance took.
+        full_gmacs: That the untrimmed model takes.
+        kept: Shares of what was kept, mean over layers: vision and text tokens, heads of self- (msa) and
+            cross-attention (mca). Empty for the untrimmed model.
+    """
+
+    true: bool
+    probability: float
+    gmacs: float
+    full_gmacs: float
+    kept: dict[str, float]
+
+
+class TrimmedModel:
+    """Judges statements about pictures, each instance with as many tokens and heads as it needs.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: That the model was trained with.
+        transform: Size and channels of its input.
+        max_tokens: Longer texts are cut.
+
+    Example:
+        >>> model = TrimmedModel.from_pretrained("runs/demo/stages/trim-statement-2.0x/export")  # doctest: +SKIP
+        >>> model.predict(["shapes.png"], ["there is a red circle"])[0].true  # doctest: +SKIP
+        True
+    """
+
+    def __init__(
+        self, model: StatementModel, tokenizer: Tokenizer, transform: TransformConfig, max_tokens: int
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.transform = transform
+        self.max_tokens = max_tokens
+        self.device = next(model.parameters()).device
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, device: str | torch.device = "cpu") -> "TrimmedModel":
+        """Reads the export folder of a trimming stage, trimmed or full.
+
+        Raises:
+            UserError: The folder holds something else, or no tokenizer.
+        """
+        folder = Path(folder)
+        model, described = load_statement_model(folder)
+        tokenizer = Tokenizer.from_pretrained(folder)
+        transform, max_tokens = _prepared(folder, described)
+        return cls(model.to(device), tokenizer, transform, max_tokens)
+
+    @torch.inference_mode()
+    def predict(self, pictures: Sequence[Picture], texts: Sequence[str], batch_size: int = 32) -> list[Prediction]:
+        """Judges text i of picture i; one picture serves for any number of texts.
+
+        Args:
+            pictures: As many as texts, or one.
+            texts: Statements.
+            batch_size: Instances that are computed together.
+
+        Raises:
+            UserError: The numbers differ, or a picture cannot be read.
+        """
+        if len(pictures) not in (1, len(texts)):
+            raise UserError(f"{len(pictures)} pictures and {len(texts)} texts: give one picture for each text, or one")
+        one = self._pixels(pictures[0]) if len(pictures) == 1 else None
+        found: list[Prediction] = []
+        for begin in range(0, len(texts), batch_size):
+            end = min(begin + batch_size, len(texts))
+            own = [one if one is not None else self._pixels(pictures[row]) for row in range(begin, end)]
+            found += self._judged(torch.stack(own), texts[begin:end])
+        return found
+
+    def _pixels(self, picture: Picture) -> Tensor:
+        """(3, H, W) uint8."""
+        try:
+            data = picture if isinstance(picture, bytes) else Path(picture).expanduser().read_bytes()
+            return torch.from_numpy(eval_image(data, self.transform).copy()).permute(2, 0, 1)
+        except (OSError, BadSample) as error:
+            name = f"{len(picture)} bytes" if isinstance(picture, bytes) else str(picture)
+            said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise UserError(f"{name}: {said}; give a picture file such as a JPEG or PNG") from error
+
+    def _judged(self, pixels_B3HW: Tensor, texts: Sequence[str]) -> Iterator[Prediction]:
+        ids_BL, mask_BL = (part.to(self.device) for part in self.tokenizer.encode(texts, self.max_tokens))
+        length = int(mask_BL.sum(1).max())
+        ids_BL, mask_BL = ids_BL[:, :length], mask_BL[:, :length]
+        pixels = normalise(pixels_B3HW.to(self.device), self.transform.mean, self.transform.std)
+        trimming = None if self.model.trimmers is None else PackedTrimming(self.model.trimmers)
+        scores_B2 = self.model.classify(pixels, ids_BL, mask_BL, [] if trimming is None else [trimming])
+        cost, units = self.model.cost_model(), units_of(self.model.backbone, mask_BL)
+        full_B = macs_B = cost.full(units)
+        kept: dict[str, Tensor] = {}
+        if trimming is not None:
+            macs_B, kept = cost.of(trimming.decisions, units), kept_by_instance(trimming.decisions, units)
+        for row, true in enumerate(scores_B2.softmax(-1)[:, 1].tolist()):
+            shares = {group: float(share_B[row]) for group, share_B in kept.items()}
+            yield Prediction(true >= 0.5, true, float(macs_B[row]) / 1e9, float(full_B[row]) / 1e9, shares)
+
+
+def _prepared(folder: Path, described: dict[str, Any]) -> tuple[TransformConfig, int]:
+    """How the model's input was made."""
+    try:
+        loader = described["loader"]
+        return TransformConfig(**{name: loader[name] for name in _OF_TRANSFORM}), int(loader["max_tokens"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: its config.json does not tell its input ({error}); export it again") from error

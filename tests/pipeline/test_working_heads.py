@@ -1,0 +1,82 @@
+"""Slices of the maps of working heads against contexts that are masked with zero."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.attention import Keys
+from pipeline.models.blocks import FusedAttention, PostNormBlock
+from pipeline.models.schedule import InBlock, TokenStream
+from pipeline.models.working_heads import HeadMaps, Map, Source, attend_with_working_heads, spans_of
+
+WIDTH, HEADS = 12, 4
+OFFSETS, SOURCES = (0, 3, 4, 9), (0, 2, 7, 8)
+MASKS = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+
+
+@pytest.fixture(autouse=True)
+def doubles() -> object:
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def stream_of(offsets: tuple[int, ...], width: int = WIDTH) -> TokenStream:
+    return TokenStream(torch.randn(offsets[-1], width), offsets=offsets)
+
+
+def alone(stream: TokenStream, row: int) -> TokenStream:
+    """(1, n, D) one instance of a packed stream, padded execution."""
+    assert stream.offsets is not None
+    return TokenStream(stream.x[None, stream.offsets[row] : stream.offsets[row + 1]])
+
+
+@pytest.mark.parametrize(
+    ("working", "spans"),
+    [
+        ([1, 1, 1], [(0, 3)]),
+        ([0, 0, 0], []),
+        ([0, 1, 0], [(1, 2)]),
+        ([1, 0, 1], [(0, 1), (2, 3)]),
+        ([0, 1, 1], [(1, 3)]),
+    ],
+)
+def test_spans(working: list[int], spans: list[tuple[int, int]]) -> None:
+    assert spans_of([bool(head) for head in working]) == spans
+
+
+def test_a_packed_block_with_trimmed_heads_is_each_instance_masked() -> None:
+    block = PostNormBlock(WIDTH, HEADS, 2 * WIDTH, source_width=8).eval()
+    stream, source = stream_of(OFFSETS), stream_of(SOURCES, 8)
+    inside = InBlock(self_BH=MASKS, cross_BH=MASKS.flip(0))
+    got = block(stream, [source], inside).x
+    for row in range(3):
+        own = InBlock(self_BH=MASKS[row : row + 1], cross_BH=MASKS.flip(0)[row : row + 1])
+        wanted = block(alone(stream, row), [alone(source, row)], own).x[0]
+        torch.testing.assert_close(got[OFFSETS[row] : OFFSETS[row + 1]], wanted)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_sliced_self_attention_is_the_masked_one(causal: bool) -> None:
+    attention, stream = FusedAttention(WIDTH, HEADS), replace(stream_of(OFFSETS), causal=causal)
+    got = attention.sliced(stream, MASKS)
+    for row in range(3):
+        wanted = attention(attention.ask(replace(alone(stream, row), causal=causal)), MASKS[row : row + 1])[0]
+        torch.testing.assert_close(got[OFFSETS[row] : OFFSETS[row + 1]], wanted)
+
+
+def test_keys_that_rows_share_are_read_where_their_row_says() -> None:
+    query, key, value, output = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+    maps = HeadMaps(Map.of(query), Map.of(key), Map.of(value), Map.of(output), HEADS)
+    stream, source = stream_of(OFFSETS), stream_of(SOURCES)
+    rows = torch.tensor([2, 0, 1])
+    keys = Keys(key(source.x), value(source.x), rows=rows, offsets=SOURCES)
+    got = attend_with_working_heads(maps, stream.x, OFFSETS, keys, MASKS, causal=False)
+    moved: list[Tensor] = [source.x[SOURCES[row] : SOURCES[row + 1]] for row in rows.tolist()]
+    ends = (0, *torch.tensor([len(part) for part in moved]).cumsum(0).tolist())
+    wanted = attend_with_working_heads(maps, stream.x, OFFSETS, Source(torch.cat(moved), ends), MASKS, causal=False)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(got[3:4], output.bias[None])  # no head of the second works
