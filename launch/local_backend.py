@@ -34,6 +34,7 @@ class LocalBackend(Backend):
     slots = 0  # stages run in the calling thread
 
     def __init__(self, gpus: float, threads: int, environment: Mapping[str, str] = os.environ) -> None:
+        super().__init__()
         self._process = _process(gpus, environment)
         self._threads = threads
         self._store: Store | None = None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -42,6 +43,10 @@ class CheckpointConfig:
         at_least(self, "checkpoint", 0, "keep_every_steps", "keep_best")
         if self.path is not None and not self.path.strip():
             raise UserError("checkpoint.path='' must be a folder or a URL; leave it out for the run's own folder")
+
+    def place_of(self, stage: Path) -> Path | str:
+        """The folder or URL of a stage's checkpoints, by the stage's own folder."""
+        return stage / "checkpoints" if self.path is None else f"{self.path.rstrip('/')}/{stage.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
