@@ -19,10 +19,6 @@ class WorkerRange:
     min: int
     max: int
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.max:
-            raise UserError(f"cluster.workers={{min: {self.min}, max: {self.max}}} must have 1 <= min <= max")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
@@ -57,6 +53,9 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         if isinstance(self.workers, int) and self.workers < 1:
             raise UserError(f"cluster.workers={self.workers} must be at least 1")
+        if isinstance(self.workers, WorkerRange) and not 1 <= self.workers.min <= self.workers.max:
+            least, most = self.workers.min, self.workers.max
+            raise UserError(f"cluster.workers={{min: {least}, max: {most}}} must have 1 <= min <= max")
         if self.cpus_per_worker <= 0:
             raise UserError(f"cluster.cpus_per_worker={self.cpus_per_worker} must be above 0; try 1")
         if self.gpus_per_worker < 0:
