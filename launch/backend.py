@@ -61,6 +61,11 @@ class Backend(ABC):
         """Takes part in the leader's jobs until it stops."""
         raise RuntimeError("the processes of this launcher have no leader to follow")
 
+    @property
+    def can_restart(self) -> bool:
+        """Whether processes that were lost can be started again here, and not only by whoever started this one."""
+        return True
+
     @abstractmethod
     def start(self) -> None:
         """Makes ready for jobs; may take some seconds."""
@@ -139,7 +144,7 @@ class Backend(ABC):
                 step = care.newest_step()
                 losses = 1 if step > newest else losses + 1
                 newest = max(newest, step)
-                if losses > care.restarts:
+                if losses > care.restarts or not self.can_restart:
                     raise
                 detected, workers = time.time(), self.available(counts)
                 _tell(folder, died.why, detected, step, workers, f"{losses} of {care.restarts}")

@@ -41,6 +41,8 @@ class Machines:
         """How many more workers have room now, on machines that answer."""
         import ray
 
+        if ray.util.client.ray.is_connected():  # from outside of the cluster's network nothing else can be seen
+            return self._fitting(ray.available_resources())
         free = ray._private.state.available_resources_per_node()
         return sum(self._fitting(free.get(node["NodeID"], {})) for node in _answering())
 

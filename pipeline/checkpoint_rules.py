@@ -26,6 +26,8 @@ class CheckpointConfig:
         keep_best: How many stay of those whose mean of `best_metric` since the checkpoint before is best.
         best_metric: A value of metrics.jsonl, such as ``loss`` or ``loss/itc``.
         best_is: Whether its ``lowest`` or ``highest`` values are the best.
+        if_full: What follows where the disk or store of the checkpoints is full: ``stop`` ends the run with a line,
+            ``go_on`` logs it and tries again at the next one; the last one of a training must succeed.
     """
 
     path: str | None = None
@@ -34,6 +36,7 @@ class CheckpointConfig:
     keep_best: int = 0
     best_metric: str = "loss"
     best_is: Literal["lowest", "highest"] = "lowest"
+    if_full: Literal["stop", "go_on"] = "stop"
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:

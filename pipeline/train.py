@@ -157,7 +157,7 @@ def _train(
             stage.pulse.step(step)
         tick = clock.tick(step, store.failed, stage.pulse.asked_to_leave())
         if tick.failed:
-            store.finish()
+            store.finish(must=False)
         ends = tick.progress >= 1
         if (tick.save or ends or tick.leave or store.wants(step)) and step > start:
             values = {"seconds": clock.seconds, "skipped": skipped(), "left_out": bad.left_out}

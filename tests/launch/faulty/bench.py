@@ -46,8 +46,10 @@ class Run:
 
     def __init__(self, nodes: Nodes, out: Path, words: tuple[str, ...] = ()) -> None:
         config = str(ROOT / "tests/launch/tiny.yaml")
+        words = tuple(word.format(disk=nodes.disk, name=out.name) for word in words)
         options = [*_OPTIONS, f"--cluster.address={nodes.address}", f"--out={out}", *words]
         self._command = [sys.executable, "-m", "launch", "pretrain", config, *options]
+        self.checkpoints = self._checkpoints(words, out)
         self._errors = out.with_suffix(".txt")
         self.stage = out / "stages" / "pretrain"
         self.out = out
@@ -89,6 +91,11 @@ class Run:
     def weights(self) -> str:
         """A digest of what came of it."""
         return hashlib.sha256((self.stage / "export" / "model.safetensors").read_bytes()).hexdigest()
+
+    @staticmethod
+    def _checkpoints(words: tuple[str, ...], out: Path) -> Path:
+        given = [word.partition("=")[2] for word in words if word.startswith("--checkpoint.path=")]
+        return Path(given[0]) / "pretrain" if given else out / "stages" / "pretrain" / "checkpoints"
 
     def _start(self) -> subprocess.Popen[bytes]:
         with open(self._errors, "ab") as errors:
@@ -135,12 +142,12 @@ def _follow(
     run: Run, fault: Fault, nodes: Nodes, pids: dict[int, int], rank: int, struck: float
 ) -> dict[str, float | int | None]:
     """Waits until the fault is noticed and training goes on."""
-    if fault.mend_seconds:
-        time.sleep(fault.mend_seconds)
-        fault.mend(Training(nodes, run.process.pid, pids, rank))
     if fault.exit_code:
         assert run.wait() == fault.exit_code, run.said()
         noticed = time.time()
+    time.sleep(fault.mend_seconds)
+    fault.mend(Training(nodes, run.process.pid, pids, rank))
+    if fault.exit_code:
         run.again()
     elif fault.restarts:
         wait_until(lambda: (run.stage / RESTARTS).exists(), _PATIENCE, "a restart")
@@ -148,7 +155,7 @@ def _follow(
         noticed = datetime.fromisoformat(told["detected"]).timestamp()
     else:
         return {"detected_seconds": None, "training_again_seconds": None, "resumed_from": None}
-    resumed = newest_step(run.stage / "checkpoints")
+    resumed = newest_step(run.checkpoints)
     wait_until(lambda: run.goes_on(pids), _PATIENCE, "training")
     again = time.time()
     return {

@@ -1,7 +1,7 @@
 """The faults: what is done to a training that runs, what it is then to do by itself, and what somebody else must do."""
 
+import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tests.launch.faulty.nodes import NAN, Nodes
 
+FILLER = "filler"
 _FILL = """
 import sys, time, numpy, ray
 ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)
@@ -44,10 +45,10 @@ class Fault:
         name: In words, for the table.
         inject: Does it.
         mend: What a scheduler or a person does some seconds later.
-        mend_seconds: How much later.
+        mend_seconds: How much later; where there is an exit code, after the exit.
         exit_code: Of the run: where it is not 0, the same command is given once more, as somebody would.
         restarts: How often the stage is started again within the run.
-        words: Further options of the run.
+        words: Further options of the run; {disk} is the small disk, {name} the run.
         same_size: Whether the number of workers stays, so that losses are those of an undisturbed run.
     """
 
@@ -70,9 +71,13 @@ def _freeze(training: Training) -> None:
 
 
 def _fill_disk(training: Training) -> None:
-    """No file may grow above 4 KiB: for a process the same as a disk or a quota that is used up."""
-    for pid in training.workers.values():
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    with contextlib.suppress(OSError), open(training.nodes.disk / FILLER, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+
+
+def _free_disk(training: Training) -> None:
+    (training.nodes.disk / FILLER).unlink()
 
 
 def _break_loss(training: Training) -> None:
@@ -94,7 +99,7 @@ FAULTS = {
     "shrink": Fault(
         name="node removed, workers: {min: 1, max: 2}",
         inject=lambda training: training.nodes.remove(),
-        words=("--cluster.workers", "{min: 1, max: 2}"),
+        words=("--cluster.workers.min=1", "--cluster.workers.max=2"),
         same_size=False,
     ),
     "freeze": Fault(name="rank stopped (SIGSTOP)", inject=_freeze),
@@ -104,7 +109,22 @@ FAULTS = {
         exit_code=130,
         restarts=0,
     ),
-    "disk": Fault(name="disk full at a checkpoint, same command again", inject=_fill_disk, exit_code=2, restarts=0),
+    "disk": Fault(
+        name="disk of the checkpoints full; space made, same command again",
+        inject=_fill_disk,
+        mend=_free_disk,
+        exit_code=2,
+        restarts=0,
+        words=("--checkpoint.path={disk}/{name}",),
+    ),
+    "disk_on": Fault(
+        name="disk of the checkpoints full for 5 s, if_full: go_on",
+        inject=_fill_disk,
+        mend=_free_disk,
+        mend_seconds=5.0,
+        restarts=0,
+        words=("--checkpoint.path={disk}/{name}", "--checkpoint.if_full=go_on"),
+    ),
     "nan": Fault(
         name="loss NaN on one rank, bad_updates: rewind",
         inject=_break_loss,

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ class Nodes:
     """The two machines; the second one can go and come back.
 
     Args:
-        folder: Where a fault is asked for.
+        folder: Where a fault is asked for, and where the small disk is.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,6 +32,7 @@ class Nodes:
         self._cluster.add_node(temp_dir=self._session, include_dashboard=False, **self._arguments())
         self.address = str(self._cluster.address)
         self.folder = folder
+        self.disk = folder / "disk"
         self._second: Any = None
         self.add()
 
@@ -55,6 +57,19 @@ class Nodes:
 
 
 @contextlib.contextmanager
+def _small_disk(disk: Path) -> Iterator[None]:
+    """A disk of 48 MB, which takes root to mount; elsewhere an empty folder."""
+    disk.mkdir(parents=True, exist_ok=True)
+    words = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(disk)]
+    mounted = shutil.which("mount") is not None and subprocess.run(words, capture_output=True).returncode == 0
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@contextlib.contextmanager
 def two_nodes(folder: Path) -> Iterator[Nodes]:
     """A cluster for the time of a test; call it in the main thread, with which Ray's processes end."""
     variables = {
@@ -67,7 +82,7 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
     before = {name: os.environ.get(name) for name in variables}
     os.environ |= variables
     try:
-        with _environment(_RAY_ENVIRONMENT):
+        with _environment(_RAY_ENVIRONMENT), _small_disk(folder / "disk"):
             nodes = Nodes(folder)
             try:
                 yield nodes
