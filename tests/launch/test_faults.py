@@ -1,4 +1,4 @@
-"""Runs on two real Ray machines, each with a fault, come to the end of one without: see tests/launch/faulty/bench.py."""
+"""Runs on two real Ray machines, each with a fault, come to the end of one without; see tests/launch/faulty."""
 
 import socket
 import subprocess
@@ -62,7 +62,7 @@ def test_machines_that_are_gone_have_no_room_and_processes_are_ended_where_they_
         assert time.monotonic() - began < 15
         assert backend.available([1, 2]) == 1
         assert not backend.could_have([2], 1)
-        with pytest.raises(UserError, match="has room for 1; set --cluster.workers 1, or add machines"):
+        with pytest.raises(UserError, match=r"has room for 1; set --cluster.workers 1, or add machines"):
             backend.available([2])
         nodes.add()
         assert backend.could_have([2], 1) and backend.available([2]) == 2
