@@ -30,6 +30,10 @@ class StageFailed(RuntimeError):
     """A stage's failure that is told and recorded already, so that no traceback of ours is wanted."""
 
 
+class StageLeft(StageFailed):
+    """A stage ended before its time because it was asked to; what it saved stays, and the whole run ends."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """What a stage is told when it runs.
@@ -160,7 +164,8 @@ def run_graph(
             (where they have threads of their own), to prepare what later ones need.
 
     Raises:
-        KeyboardInterrupt: Passed on at once; stages that still run are left to whoever stops their processes.
+        KeyboardInterrupt: Passed on at once, and raised once a stage has left; stages that still run are left to
+            whoever stops their processes.
     """
     return _Runner(stages, cpus, observer).run(meanwhile)
 
@@ -177,6 +182,7 @@ class _Runner:
         self._failures: dict[str, Failure] = {}
         self._running: dict[str, threading.Thread] = {}
         self._stopping = False
+        self._left = False
 
     def run(self, meanwhile: Callable[[], None]) -> GraphResult:
         try:
@@ -200,6 +206,8 @@ class _Runner:
                 if not thread.is_alive():
                     del self._running[name]
             self._start_ready()
+        if self._left:
+            raise KeyboardInterrupt
 
     def _is_finished(self, stage: Stage) -> bool:
         return is_finished(stage, self._digests[stage.name])
@@ -207,7 +215,7 @@ class _Runner:
     def _start_ready(self) -> None:
         """Decides all that can be decided now: skips, blocks, and starts what fits into the CPUs."""
         for stage in self._stages.values():
-            if stage.name in self._outcomes or stage.name in self._running:
+            if self._left or stage.name in self._outcomes or stage.name in self._running:
                 continue
             inputs = [self._outcomes.get(name) for name in stage.inputs]
             if any(outcome in ("failed", "blocked") for outcome in inputs):
@@ -242,6 +250,8 @@ class _Runner:
             if missing:
                 raise RuntimeError(f"stage {stage.name} ended without writing {', '.join(missing)}")
             _end(stage.folder, "done", time.monotonic() - began, outputs=dict(outputs))
+        except StageLeft:
+            self._left = True
         except Exception as error:
             self._fail(stage, error, time.monotonic() - began)
         else:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from data_prep.errors import UserError
 from data_prep.files import is_disk_full, read_json, write_json
 from data_prep.redact import SafeFormatter, redact
 from launch.graph import StageFailed
+from pipeline.pulse import Left, clear_pulses, read_pulses
 
 if TYPE_CHECKING:
     from pipeline.process import Process
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Job = Mapping[str, Any]
 RUN_JOB = "pipeline.worker:run_job"
 RESULT = "result.json"
+_ERRORS = "error.rank*.json"
 LOG = "log.txt"
 _ERROR_BYTES = 8192
 _MESSAGE_CHARACTERS = 1000  # of which one takes 6 bytes at most as JSON
@@ -59,7 +61,19 @@ class JobFailed(StageFailed):
 
 
 class WorkerDied(StageFailed):
-    """A worker process ended without a word: killed, or out of memory."""
+    """A worker process was lost: killed, out of memory, stuck, or gone with its machine.
+
+    Attributes:
+        why: In words.
+    """
+
+    def __init__(self, message: str, why: str = "a worker was lost") -> None:
+        super().__init__(message)
+        self.why = why
+
+
+class JobLeft(StageFailed):
+    """The workers saved a checkpoint and ended, as they were asked to."""
 
 
 def carry_out(job: Job, process: "Process") -> None:
@@ -85,9 +99,10 @@ def carry_out(job: Job, process: "Process") -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes result and errors of an earlier attempt."""
-    for path in [folder / RESULT, *folder.glob("error.rank*.json")]:
+    """Removes result, errors and signs of life of an earlier attempt."""
+    for path in [folder / RESULT, *folder.glob(_ERRORS)]:
         path.unlink(missing_ok=True)
+    clear_pulses(folder)
 
 
 def collect(folder: Path, failure: BaseException | None) -> dict[str, Any]:
@@ -100,23 +115,51 @@ def collect(folder: Path, failure: BaseException | None) -> dict[str, Any]:
     Raises:
         UserError: The user's mistake that a worker found.
         JobFailed: A worker raised something else.
-        WorkerDied: The workers ended without result and without error.
+        JobLeft: They saved and ended, as they were asked to.
+        WorkerDied: One of them was lost: it ended without result and without error, or all that the others say is
+            that they lost it.
     """
-    written = [path for path in folder.glob("error.rank*.json") if path.read_bytes().strip()]
+    written = [path for path in folder.glob(_ERRORS) if path.read_bytes().strip()]
     errors = [read_json(path) for path in written]
-    if errors:
-        # The first to fail is the cause: the others mostly report that they lost their partner.
-        first = min(errors, key=lambda error: (error["kind"] != "user", error["time"]))
+    # The first to fail is the cause; whoever merely lost a partner tells of another's end.
+    causes = [error for error in errors if error["kind"] in ("user", "internal")]
+    if causes:
+        first = min(causes, key=lambda error: (error["kind"] != "user", error["time"]))
         if first["kind"] == "user":
             raise UserError(first["message"])
         where = _log_path(folder, first["rank"])
         raise JobFailed(f"{first['message']} (rank {first['rank']}; see {where})") from failure
+    left = [error["message"] for error in errors if error["kind"] == "left"]
+    if left:
+        raise JobLeft(left[0])
     if failure is None and (folder / RESULT).exists():
         result = read_json(folder / RESULT)
         if isinstance(result, dict):
             return result
-    why = f" ({type(failure).__name__}: {' '.join(redact(str(failure)).split())[:200]})" if failure else ""
-    raise WorkerDied(f"a worker process of {folder.name} ended without a result{why}; see {folder / LOG}") from failure
+    seen = errors[0]["message"] if errors else _in_words(failure)
+    message = f"a worker process of {folder.name} ended without a result{f' ({seen})' if seen else ''}"
+    raise WorkerDied(f"{message}; see {folder / LOG}", _who_is_lost(folder)) from failure
+
+
+def _in_words(failure: BaseException | None) -> str:
+    return f"{type(failure).__name__}: {' '.join(redact(str(failure)).split())[:200]}" if failure else ""
+
+
+def _who_is_lost(folder: Path) -> str:
+    """The workers that ended themselves as stuck, or else those that ended without a word while others had one."""
+    stuck = {rank: pulse["stuck"] for rank, pulse in sorted(read_pulses(folder).items()) if "stuck" in pulse}
+    if stuck:
+        return f"{_workers(stuck)} stuck ({stuck[min(stuck)]})"
+    told = {path: bool(path.read_bytes().strip()) for path in folder.glob(_ERRORS)}
+    silent = sorted(int(path.name.removeprefix("error.rank").removesuffix(".json")) for path in told if not told[path])
+    if silent and len(silent) < len(told):
+        return f"{_workers(silent)} lost (it ended without a word)"
+    return "a worker was lost"
+
+
+def _workers(ranks: Iterable[int]) -> str:
+    numbers = [str(rank) for rank in ranks]
+    return f"worker{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
 
 
 def _function(job: Job) -> "Callable[[dict[str, Any], Process], Mapping[str, Any]]":
@@ -126,20 +169,31 @@ def _function(job: Job) -> "Callable[[dict[str, Any], Process], Mapping[str, Any
 
 
 def _write_error(folder: Path, rank: int, error: Exception) -> None:
-    user = isinstance(error, UserError)
+    kind = _kind(error)
     line = " ".join(redact(str(error)).split())[:_MESSAGE_CHARACTERS]
     record = {
-        "kind": "user" if user else "internal",
+        "kind": kind,
         "rank": rank,
-        "message": line if user else f"{type(error).__name__}: {line}",
+        "message": line if kind in ("user", "left") else f"{type(error).__name__}: {line}",
         "time": time.time(),
     }
     with open(_error_path(folder, rank), "r+b") as reserved:
         reserved.write(json.dumps(record).encode())
-    if not user:
+    if kind in ("internal", "lost"):
         # Into the file only: on the screen one line is enough.
         with open(_log_path(folder, rank), "a", encoding="utf-8") as file:
             file.write(redact(traceback.format_exc()))
+
+
+def _kind(error: Exception) -> str:
+    """``user``: to mend by the user; ``left``: as asked; ``lost``: another process is gone; ``internal``: all else."""
+    from pipeline.lost import is_loss  # torch comes with it
+
+    if isinstance(error, UserError):
+        return "user"
+    if isinstance(error, Left):
+        return "left"
+    return "lost" if is_loss(error) else "internal"
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping
 
@@ -34,6 +36,7 @@ class LocalBackend(Backend):
     slots = 0  # stages run in the calling thread
 
     def __init__(self, gpus: float, threads: int, environment: Mapping[str, str] = os.environ) -> None:
+        super().__init__()
         self._process = _process(gpus, environment)
         self._threads = threads
         self._store: Store | None = None
@@ -44,6 +47,11 @@ class LocalBackend(Backend):
     def is_leader(self) -> bool:
         """See `Backend.is_leader`."""
         return self._process.is_main
+
+    @property
+    def can_restart(self) -> bool:
+        """See `Backend.can_restart`: of torchrun's processes it is torchrun that starts new ones (--max-restarts)."""
+        return self._process.world_size == 1
 
     def start(self) -> None:
         """Joins the other processes, where torchrun started some."""
@@ -77,12 +85,19 @@ class LocalBackend(Backend):
         self._store = None
 
     def follow(self) -> None:
-        """See `Backend.follow`: what every process but rank 0 does under torchrun."""
+        """See `Backend.follow`: what every process but rank 0 does under torchrun.
+
+        SIGTERM, which torchrun sends to all of them, waits for the end of a job: the leader may want to save first.
+        """
+        ended = threading.Event()
+        signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
         self.start()
         assert self._store is not None
         while True:
             key = f"{self._jobs}"
             while not self._store.check([key]):
+                if ended.is_set():
+                    return
                 time.sleep(_POLL_SECONDS)
             self._jobs += 1
             job = self._store.get(key).decode()

@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from data_prep.sources.published import split_paths
 from launch.config import RunConfig
 from launch.machine import available_cpus, available_gpus
-from launch.stages import plan_source
+from launch.stages import plan_source, pretrain_counts
 from pipeline.checkpoint_places import open_place
 from pipeline.data.text import Tokenizer
 from pipeline.deepspeed_json import check_settings
@@ -50,25 +50,27 @@ def _check_processes(config: RunConfig) -> None:
     cluster = config.cluster
     if config.launcher == "local" or cluster.address is not None:
         return
-    cpus, wanted = available_cpus(), cluster.workers * cluster.cpus_per_worker
+    workers = cluster.counts[0]
+    cpus, wanted = available_cpus(), workers * cluster.cpus_per_worker
     if wanted > cpus:
         fitting = int(cpus // cluster.cpus_per_worker)
         fix = f"--cluster.workers {fitting}" if fitting else f"--cluster.cpus_per_worker {cpus}"
         raise UserError(
-            f"cluster.workers={cluster.workers} with {cluster.cpus_per_worker:g} CPUs each need {wanted:g} CPUs, "
+            f"cluster.workers={workers} with {cluster.cpus_per_worker:g} CPUs each need {wanted:g} CPUs, "
             f"but this machine has {cpus}; set {fix}"
         )
-    gpus, wanted = available_gpus(), cluster.workers * cluster.gpus_per_worker
+    gpus, wanted = available_gpus(), workers * cluster.gpus_per_worker
     if wanted > gpus:
         raise UserError(
-            f"cluster.workers={cluster.workers} with {cluster.gpus_per_worker:g} GPUs each need {wanted:g} GPUs, "
-            f"but this machine has {gpus}; set --cluster.gpus_per_worker {gpus / cluster.workers:g} or fewer workers"
+            f"cluster.workers={workers} with {cluster.gpus_per_worker:g} GPUs each need {wanted:g} GPUs, "
+            f"but this machine has {gpus}; set --cluster.gpus_per_worker {gpus / workers:g} or fewer workers"
         )
 
 
 def _check_training(config: RunConfig) -> None:
     workers = _processes(config)
-    check_pretrain(config.pretrain, config.model, config.loader, config.engine, workers)
+    if config.launcher == "local":
+        check_pretrain(config.pretrain, config.model, config.loader, config.engine, workers)
     if config.trim.targets:
         if config.model.backbone == "clip":
             raise UserError(
@@ -80,8 +82,8 @@ def _check_training(config: RunConfig) -> None:
 
 
 def _processes(config: RunConfig) -> int:
-    """Processes of the pre-training stage: with the local launcher, what torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if config.launcher == "local" else config.cluster.workers
+    """Processes of the pre-training stage at most: with the local launcher, what torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if config.launcher == "local" else pretrain_counts(config)[-1]
 
 
 def _check_engine(config: RunConfig) -> None:

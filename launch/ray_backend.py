@@ -18,7 +18,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from launch.backend import Backend
 from launch.cluster_config import ClusterConfig
 from launch.job import Job, carry_out
 from launch.machine import available_cpus, available_gpus
+from launch.ray_machines import Machines, end_process, explain
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +59,13 @@ class RayBackend(Backend):
     """
 
     def __init__(self, config: ClusterConfig, storage: Path) -> None:
+        super().__init__()
         self._config = config
         self._storage = storage
         self._ready = threading.Event()
         self._failed: BaseException | None = None
         self._session: Path | None = None
-        cpus = config.workers * config.cpus_per_worker if config.address else available_cpus()
+        cpus = config.most * config.cpus_per_worker if config.address else available_cpus()
         self.slots = max(1, int(cpus // config.cpus_per_worker))
         if config.gpus_per_worker and not config.address:
             self.slots = max(1, min(self.slots, int(available_gpus() // config.gpus_per_worker)))
@@ -98,6 +100,25 @@ class RayBackend(Backend):
         except Exception as error:
             return error
         return None
+
+    def available(self, counts: Sequence[int]) -> int:
+        """See `Backend.available`."""
+        self._ready.wait()
+        if self._failed is not None:
+            return counts[-1]  # `launch` tells
+        return Machines(self._config).wait_for(counts)
+
+    def could_have(self, more: Sequence[int], workers: int) -> bool:
+        """See `Backend.could_have`."""
+        return bool(more) and Machines(self._config).room() + workers >= more[0]
+
+    def end_process(self, pulse: Mapping[str, Any]) -> bool:
+        """See `Backend.end_process`."""
+        return end_process(pulse)
+
+    def explain(self, failure: BaseException | None) -> str | None:
+        """See `Backend.explain`."""
+        return explain(failure)
 
     def stop(self) -> None:
         """Ends the local cluster, or leaves the joined one."""
@@ -141,6 +162,7 @@ class RayBackend(Backend):
         import ray
 
         os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a restart is ours to decide
         try:
             ray.init(
                 address=address,

@@ -90,7 +90,7 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
 
     Raises:
         UserError: for a mistake found before the stages start; one found by a stage is in the result.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once all processes are stopped.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once all processes are stopped; with SIGTERM a training saves first.
     """
     began = time.monotonic()
     out = Path(config.out).expanduser().resolve()
@@ -101,7 +101,8 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
     _check_folder(out)
     preflight.check(config, out)
     out.mkdir(parents=True, exist_ok=True)
-    with FolderLock(out), stopped_by_sigterm(), _log_file(out):
+    notice = config.cluster.notice_seconds
+    with FolderLock(out), stopped_by_sigterm(backend.ask_to_leave, notice), _log_file(out):
         if fresh:
             remove_run(out)
             if config.checkpoint.path is not None:

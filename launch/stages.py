@@ -8,19 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import UserError
 from data_prep.exclusion import read_exclusions
 from data_prep.files import write_json
 from data_prep.sources import PlannedSplit, SourceConfig, prepare, source_module, writing_identity
-from launch.backend import Backend
+from launch.backend import Backend, Care
 from launch.config import RunConfig
 from launch.graph import Attempt, Stage
 from launch.reading import as_json
+from pipeline.checkpoint_places import newest_step
 from pipeline.data.decode import BadSample
 from pipeline.data.shards import ShardFolder
 from pipeline.data.storage import STORAGE_KEYS, StorageConfig
 from pipeline.data.text import Tokenizer
 from pipeline.engine_config import LAYOUT_KEYS
-from pipeline.pretrain import describe_pretrain_update
+from pipeline.pretrain import check_pretrain, describe_pretrain_update
 from pipeline.progress import ProgressFile
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,25 @@ def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]
             continue
         yield from fields["captions"]
         yield from (str(statement["text"]) for statement in fields.get("statements", ()))
+
+
+def pretrain_counts(config: RunConfig) -> list[int]:
+    """The numbers of workers that pre-training may have: of those asked for, the ones that the batch divides among.
+
+    Raises:
+        UserError: None does.
+    """
+    counts, refusal = [], None
+    for count in config.cluster.counts:
+        try:
+            check_pretrain(config.pretrain, config.model, config.loader, config.engine, count)
+        except UserError as error:
+            refusal = error
+        else:
+            counts.append(count)
+    if refusal is not None and not counts:
+        raise refusal
+    return counts
 
 
 class _Builder:
@@ -164,17 +185,17 @@ class _Builder:
 
     def _pretrain(self) -> Stage:
         seconds = self._pretrain_seconds()
-        workers = self._config.cluster.workers
-        job = self._job("pretrain", "pretrain", budget_seconds=seconds)
+        counts = pretrain_counts(self._config)
+        job = self._job("pretrain", "pretrain", budget_seconds=seconds, can_leave=True)
         return Stage(
             name="pretrain",
             folder=self._folder("pretrain"),
-            run=lambda attempt: self._carry_out(job, workers, attempt),
+            run=lambda attempt: self._carry_out(job, counts, attempt),
             inputs=("shard",),
             parts={**self._parts("loader", "model", "engine", "pretrain"), "budget": self._budget()},
             outputs=(self._export("pretrain"),),
-            cpus=workers * self._config.cluster.cpus_per_worker,
-            says=self._update_in_words(workers),
+            cpus=counts[-1] * self._config.cluster.cpus_per_worker,
+            says=self._update_in_words(counts[-1]),
         )
 
     def _update_in_words(self, workers: int) -> str:
@@ -191,6 +212,7 @@ class _Builder:
             target=target,
             backbone=str(self._export("pretrain")),
             budget_seconds=self._trim_seconds(),
+            can_leave=True,
         )
         parts = {**self._parts("loader", "engine"), "trim": trim, "target": target, "budget": self._budget()}
         return self._single(name, job, ("pretrain",), parts, (self._export(name),))
@@ -220,6 +242,7 @@ class _Builder:
             "tokenizer": str(self._out / "tokenizer"),
             "run": self._run,
             "group": self._group,
+            "stall_seconds": self._config.cluster.stall_seconds,
             "threads": max(1, int(self._config.cluster.cpus_per_worker)),
             **more,
         }
@@ -236,16 +259,22 @@ class _Builder:
         return Stage(
             name=name,
             folder=self._folder(name),
-            run=lambda attempt: self._carry_out(job, 1, attempt),
+            run=lambda attempt: self._carry_out(job, (1,), attempt),
             inputs=inputs,
             parts=parts,
             outputs=outputs,
             cpus=self._config.cluster.cpus_per_worker,
         )
 
-    def _carry_out(self, job: dict[str, Any], workers: int, attempt: Attempt) -> Mapping[str, Any]:
+    def _carry_out(self, job: dict[str, Any], counts: Sequence[int], attempt: Attempt) -> Mapping[str, Any]:
         job = {**job, "fingerprint": attempt.fingerprint}
-        result = self._backend.run(job, workers, self._config.cluster.restarts, attempt.note_restart)
+        care = Care(
+            restarts=self._config.cluster.restarts,
+            silent_seconds=self._config.cluster.silent_seconds,
+            newest_step=lambda: newest_step(self._config.checkpoint.place_of(attempt.folder)),
+            on_restart=attempt.note_restart,
+        )
+        result = self._backend.run(job, counts, care)
         if "rows" in result:
             write_json(attempt.folder / RESULTS, result["rows"])
             return {"results": str(attempt.folder / RESULTS)}

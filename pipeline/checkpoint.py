@@ -181,7 +181,7 @@ class CheckpointStore:
         Raises:
             UserError: The one before could not be written, as where the disk was full; or a metric that is not there.
         """
-        self.finish()
+        self.finish(must=False)
         self._check_metric(metrics or {})
         state = engine.state()
         mine = {f"engine_{self.process.rank}.safetensors": self._host.copy("engine", state.fragments)}
@@ -203,8 +203,11 @@ class CheckpointStore:
         self._thread.start()
         self._begun = True
 
-    def finish(self) -> None:
+    def finish(self, *, must: bool = True) -> None:
         """Waits for what is being written.
+
+        Args:
+            must: Whether it may not fail, whatever `if_full` says.
 
         Raises:
             UserError: The disk or the store is full; on all ranks. Earlier checkpoints stay.
@@ -213,8 +216,13 @@ class CheckpointStore:
             self._thread.join()
             self._thread = None
         failure, self._failure = self._failure, None
-        if failure is not None:
+        if failure is None:
+            return
+        if must or self.config.if_full == "stop" or not isinstance(failure, UserError):
             raise failure
+        log.warning("going on without a checkpoint: %s", failure)
+        self._begun = False  # unless there is an older one
+        self.latest()
 
     def leave(self) -> None:
         """Lets go at the end; what is being written is finished unless another rank is needed that does not answer."""

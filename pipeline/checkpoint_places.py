@@ -256,6 +256,12 @@ class StorePlace(Place):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def newest_step(where: str | Path) -> int:
+    """After which step the newest complete checkpoint of a folder or URL was saved; 0 where there is none."""
+    place = open_place(where, Process())
+    return next((saved.step for saved in place.saved() if place.is_whole(saved.name)), 0)
+
+
 def forget_all(path: str) -> None:
     """Removes the checkpoints of all stages below a `checkpoint.path`, and nothing else."""
     for stage in open_target(path).folders():

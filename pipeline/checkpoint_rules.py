@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -25,6 +26,8 @@ class CheckpointConfig:
         keep_best: How many stay of those whose mean of `best_metric` since the checkpoint before is best.
         best_metric: A value of metrics.jsonl, such as ``loss`` or ``loss/itc``.
         best_is: Whether its ``lowest`` or ``highest`` values are the best.
+        if_full: What follows where the disk or store of the checkpoints is full: ``stop`` ends the run with a line,
+            ``go_on`` logs it and tries again at the next one; the last one of a training must succeed.
     """
 
     path: str | None = None
@@ -33,6 +36,7 @@ class CheckpointConfig:
     keep_best: int = 0
     best_metric: str = "loss"
     best_is: Literal["lowest", "highest"] = "lowest"
+    if_full: Literal["stop", "go_on"] = "stop"
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
@@ -42,6 +46,10 @@ class CheckpointConfig:
         at_least(self, "checkpoint", 0, "keep_every_steps", "keep_best")
         if self.path is not None and not self.path.strip():
             raise UserError("checkpoint.path='' must be a folder or a URL; leave it out for the run's own folder")
+
+    def place_of(self, stage: Path) -> Path | str:
+        """The folder or URL of a stage's checkpoints, by the stage's own folder."""
+        return stage / "checkpoints" if self.path is None else f"{self.path.rstrip('/')}/{stage.name}"
 
 
 @dataclass(frozen=True, kw_only=True)

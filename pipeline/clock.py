@@ -54,11 +54,13 @@ class Tick:
         progress: Share of training done, 0 to 1. Schedules follow it, so they are complete at the end.
         save: Whether to write a checkpoint first.
         failed: Whether an earlier checkpoint could not be written.
+        leave: Whether somebody wants training to save and end here.
     """
 
     progress: float
     save: bool
     failed: bool = False
+    leave: bool = False
 
 
 class Clock:
@@ -92,17 +94,19 @@ class Clock:
         """Seconds of training so far, over all restarts."""
         return time.monotonic() - self.started
 
-    def tick(self, step: int, failed: bool = False) -> Tick:
-        """Agree on progress before step number `step`, and on whether a checkpoint failed."""
+    def tick(self, step: int, failed: bool = False, leave: bool = False) -> Tick:
+        """Agree on progress before step number `step`, on whether a checkpoint failed, and on whether to leave."""
         progress = step / self.steps
         if self.budget_seconds is not None:
             progress = max(progress, self.seconds / self.budget_seconds)
         save = step > 0 and time.monotonic() - self.saved >= self.save_seconds
         progress = min(1.0, progress)
         if world_size() > 1:
-            agreed = torch.tensor([progress, float(save), float(failed)], dtype=torch.float64, device=self.device)
+            flags = [progress, float(save), float(failed), float(leave)]
+            agreed = torch.tensor(flags, dtype=torch.float64, device=self.device)
             dist.broadcast(agreed, 0)
-            progress, save, failed = float(agreed[0]), bool(agreed[1]), bool(agreed[2])
+            progress = float(agreed[0])
+            save, failed, leave = (bool(flag) for flag in agreed[1:])
         if save:
             self.saved = time.monotonic()
-        return Tick(progress, save, failed)
+        return Tick(progress, save, failed, leave)

@@ -24,6 +24,7 @@ from pipeline.log_facts import LogFacts, memory, peak_bytes
 from pipeline.objectives.gather import global_sum
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, ProgressFile
+from pipeline.pulse import Left, Pulse
 from pipeline.tasks.task import Losses, Task
 from pipeline.tracking import Tracker
 
@@ -71,6 +72,7 @@ class Stage:
         checkpoint: Where its checkpoints go, and which of them stay.
         fingerprint: Of all that its result depends on: it goes on from checkpoints with the same one only.
         tracker: Is given the numbers of metrics.jsonl too.
+        pulse: Is told of each step, and says when training is to leave.
     """
 
     folder: Path
@@ -79,12 +81,12 @@ class Stage:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     fingerprint: str = ""
     tracker: Tracker = field(default_factory=Tracker)
+    pulse: Pulse = field(default_factory=Pulse)
 
     @property
     def checkpoints(self) -> Path | str:
         """The folder or URL of its checkpoints."""
-        path = self.checkpoint.path
-        return self.folder / "checkpoints" if path is None else f"{path.rstrip('/')}/{self.folder.name}"
+        return self.checkpoint.place_of(self.folder)
 
 
 Batches = Callable[[int, int], Iterable[ImageTextBatch]]
@@ -112,6 +114,7 @@ def train(
     Raises:
         NonFiniteError: On every process, where a loss or gradient is not a number and the run is not to go on.
         UserError: A checkpoint could not be written, or does not fit.
+        Left: On every process, once a checkpoint is complete, where training was asked to leave.
     """
     store = CheckpointStore(stage.checkpoints, stage.checkpoint, stage.process, stage.fingerprint)
     bad = BadUpdates(config.bad_updates)
@@ -122,6 +125,7 @@ def train(
             except Rewind:
                 store.finish()
     finally:
+        stage.pulse.rest()
         store.leave()
 
 
@@ -136,6 +140,7 @@ def _train(
     bad: BadUpdates,
 ) -> dict[str, Any]:
     """The loop itself, from the last checkpoint on."""
+    stage.pulse.rest()
     start, spent, skipped_before, bad.left_out = _restore(store, task, engine, stage.process)
     step, skipped_here = start, 0
     clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent, stage.process.device)
@@ -148,16 +153,21 @@ def _train(
     engine.module.train()
     stream = iter(batches(start, config.steps))
     while True:
-        tick = clock.tick(step, store.failed)
+        if step > start:
+            stage.pulse.step(step)
+        tick = clock.tick(step, store.failed, stage.pulse.asked_to_leave())
         if tick.failed:
-            store.finish()
+            store.finish(must=False)
         ends = tick.progress >= 1
-        if (tick.save or ends or store.wants(step)) and step > start:
+        if (tick.save or ends or tick.leave or store.wants(step)) and step > start:
             values = {"seconds": clock.seconds, "skipped": skipped(), "left_out": bad.left_out}
             store.begin(step, engine, task.tensors(), values, means.take())
-        if ends:
+        if ends or tick.leave:
             store.finish()
+        if ends:
             break
+        if tick.leave:
+            raise Left(f"training left after step {step}, as it was asked to")
         begin = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - begin

@@ -16,6 +16,7 @@ from pipeline.evaluate import EvaluateConfig, Trained, evaluate
 from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig, pretrain
 from pipeline.process import Process
+from pipeline.pulse import FilePulse, Pulse
 from pipeline.setup import Inputs
 from pipeline.survivors import draw_survivors
 from pipeline.tracking import Tracker, TrackingConfig, open_tracker
@@ -34,7 +35,8 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
             ``folder`` (of the stage), ``data`` and ``tokenizer`` (folders), ``run`` (the resolved config),
             ``budget_seconds`` (or None), ``fingerprint`` (of all that the stage's result depends on); ``target`` and
             ``backbone`` (export folder) for trim; ``pretrained`` (export folder or None) and ``trimmed``
-            ({stage name: export folder}) for evaluate and survivors; ``group`` for wandb.
+            ({stage name: export folder}) for evaluate and survivors; ``group`` for wandb; ``stall_seconds`` (see
+            `FilePulse`).
         process: This process among those of the stage.
 
     Returns:
@@ -44,8 +46,9 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
         UserError: Something is wrong with the configuration or the data.
     """
     torch.set_num_threads(max(1, int(job.get("threads", torch.get_num_threads()))))
-    with _tracker(job, process) as tracker:
-        return _KINDS[job["kind"]](job, _stage(job, process, tracker))
+    pulse = FilePulse(Path(job["folder"]), process.rank, float(job.get("stall_seconds", 0.0)))
+    with _tracker(job, process) as tracker, pulse:
+        return _KINDS[job["kind"]](job, _stage(job, process, tracker, pulse))
 
 
 def parse(config: type[Config], values: Mapping[str, Any]) -> Config:
@@ -67,7 +70,7 @@ def _inputs(job: Job) -> Inputs:
     )
 
 
-def _stage(job: Job, process: Process, tracker: Tracker) -> Stage:
+def _stage(job: Job, process: Process, tracker: Tracker, pulse: Pulse) -> Stage:
     return Stage(
         Path(job["folder"]),
         process,
@@ -75,6 +78,7 @@ def _stage(job: Job, process: Process, tracker: Tracker) -> Stage:
         checkpoint=parse(CheckpointConfig, job["run"].get("checkpoint", {})),
         fingerprint=job.get("fingerprint", ""),
         tracker=tracker,
+        pulse=pulse,
     )
 
 

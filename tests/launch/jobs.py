@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from data_prep.errors import UserError
 from data_prep.files import write_json
 from pipeline.process import Process
+from pipeline.pulse import FilePulse, Left
+from pipeline.together import RankFailedError
 
 
 def add_ranks(job: dict[str, Any], process: Process) -> dict[str, Any]:
@@ -69,3 +72,23 @@ def blurt(job: dict[str, Any], process: Process) -> dict[str, Any]:
     secret = os.environ["WANDB_API_KEY"]
     logging.getLogger("somebody").warning("the key is %s", secret)
     raise ConnectionError(f"PUT https://me:{secret}@host/x?token={secret} with {secret} failed")
+
+
+def lose_partner(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """Loses a partner as often as the job says, then succeeds."""
+    starts = Path(job["folder"]) / "starts"
+    with open(starts, "a") as file:
+        file.write("x")
+    count = len(starts.read_text())
+    if count <= job["times"]:
+        raise RankFailedError("rank 1 is gone")
+    return {"starts": count}
+
+
+def leave_when_asked(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """Gets SIGTERM, and leaves as soon as it is asked to."""
+    pulse = FilePulse(Path(job["folder"]), process.rank)
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not pulse.asked_to_leave():
+        time.sleep(0.01)
+    raise Left("training left after step 1, as it was asked to")

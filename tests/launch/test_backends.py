@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_prep.errors import UserError
-from launch.backend import Backend
+from launch.backend import Backend, Care
 from launch.cluster_config import ClusterConfig
 from launch.job import JobFailed, WorkerDied
 from launch.local_backend import LocalBackend
@@ -24,16 +24,16 @@ def job(folder: Path, function: str) -> dict[str, Any]:
 
 
 def check_results_and_errors(backend: Backend, folder: Path, workers: int) -> None:
-    result = backend.run(job(folder / "sum", "add_ranks"), workers)
+    result = backend.run(job(folder / "sum", "add_ranks"), (workers,))
     assert result["world_size"] == workers
     assert result["sum"] == workers * (workers + 1) // 2
     with pytest.raises(UserError, match="bread=0 is too little; try 1"):
-        backend.run(job(folder / "refuse", "refuse"), workers)
+        backend.run(job(folder / "refuse", "refuse"), (workers,))
     with pytest.raises(JobFailed, match="ZeroDivisionError: a bug"):
-        backend.run(job(folder / "crash", "crash"), workers)
+        backend.run(job(folder / "crash", "crash"), (workers,))
     assert "tests/launch/jobs.py" in (folder / "crash" / "log.txt").read_text()
     # Nothing of a failed attempt is left to be taken for the next one's.
-    assert backend.run(job(folder / "crash", "add_ranks"), workers) == {**result, "pid": result_pid(folder)}
+    assert backend.run(job(folder / "crash", "add_ranks"), (workers,)) == {**result, "pid": result_pid(folder)}
 
 
 def result_pid(folder: Path) -> int:
@@ -47,7 +47,7 @@ def test_the_local_launcher_runs_jobs_in_this_process(tmp_path: Path) -> None:
     backend = LocalBackend(gpus=0, threads=1)
     backend.start()
     check_results_and_errors(backend, tmp_path, 1)
-    assert backend.run(job(tmp_path / "pid", "add_ranks"), 1)["pid"] == os.getpid()
+    assert backend.run(job(tmp_path / "pid", "add_ranks"), (1,))["pid"] == os.getpid()
     backend.stop()
 
 
@@ -85,7 +85,7 @@ def test_ray_starts_workers_together_alone_and_again(tmp_path: Path) -> None:
     backend = RayBackend(ClusterConfig(workers=2, cpus_per_worker=0.5), tmp_path / "ray")
     try:
         backend.start()
-        together = backend.run(job(tmp_path / "together", "add_ranks"), 2)
+        together = backend.run(job(tmp_path / "together", "add_ranks"), (2,))
         assert (together["sum"], together["world_size"], together["threads"]) == (3, 2, "1")
         check_results_and_errors(backend, tmp_path / "alone", 1)
 
@@ -93,7 +93,7 @@ def test_ray_starts_workers_together_alone_and_again(tmp_path: Path) -> None:
         pids: list[int] = []
         threads = [
             threading.Thread(
-                target=lambda name=name: pids.append(backend.run(job(tmp_path / name, "add_ranks"), 1)["pid"]),
+                target=lambda name=name: pids.append(backend.run(job(tmp_path / name, "add_ranks"), (1,))["pid"]),
                 daemon=True,  # one that waits for a Ray that was shut down spins, and would keep pytest from ending
             )
             for name in "ab"
@@ -105,10 +105,10 @@ def test_ray_starts_workers_together_alone_and_again(tmp_path: Path) -> None:
         assert len(set(pids)) == 2
 
         with pytest.raises(WorkerDied, match="ended without a result"):
-            backend.run(job(tmp_path / "dies", "die_once"), 1)
+            backend.run(job(tmp_path / "dies", "die_once"), (1,))
         restarts: list[int] = []
         died = job(tmp_path / "again", "die_once")
-        assert backend.run(died, 1, restarts=1, on_restart=lambda: restarts.append(1)) == {"survived": True}
+        assert backend.run(died, (1,), Care(restarts=1, on_restart=lambda: restarts.append(1))) == {"survived": True}
         assert restarts == [1]
     finally:
         backend.stop()

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import DistNetworkError
 
 from data_prep.errors import UserError
 from launch.job import JobFailed, WorkerDied, carry_out, clear, collect
+from pipeline.data.loader import WorkerLost
+from pipeline.lost import is_loss
 from pipeline.process import Process
+from pipeline.together import RankFailedError
 
 
 def job(folder: Path, function: str) -> dict[str, Any]:
@@ -77,3 +81,41 @@ def test_a_second_attempt_begins_without_the_firsts_files(tmp_path: Path) -> Non
     (tmp_path / "error.rank3.json").write_text("{}")
     clear(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_who_only_lost_a_partner_is_not_the_cause(tmp_path: Path) -> None:
+    for rank, function in enumerate(("lose_partner", "crash")):
+        with pytest.raises((RankFailedError, ZeroDivisionError)):
+            carry_out({**job(tmp_path, function), "times": 9}, Process(rank=rank, world_size=2))
+    with pytest.raises(JobFailed, match=r"ZeroDivisionError: a bug \(rank 1"):
+        collect(tmp_path, None)
+
+
+def test_a_worker_that_ended_without_a_word_is_named(tmp_path: Path) -> None:
+    (tmp_path / "error.rank1.json").write_bytes(b" " * 8192)
+    with pytest.raises(RankFailedError):
+        carry_out({**job(tmp_path, "lose_partner"), "times": 9}, Process(world_size=2))
+    with pytest.raises(WorkerDied, match="RankFailedError: rank 1 is gone") as died:
+        collect(tmp_path, None)
+    assert died.value.why == "worker 1 lost (it ended without a word)"
+    (tmp_path / "pulse.rank0.json").write_text(json.dumps({"rank": 0, "stuck": "no step for 9 s after step 3"}))
+    with pytest.raises(WorkerDied) as died:
+        collect(tmp_path, None)
+    assert died.value.why == "worker 0 stuck (no step for 9 s after step 3)"
+
+
+@pytest.mark.parametrize(
+    ("error", "loss"),
+    [
+        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"), True),
+        (DistNetworkError("Connection reset"), True),
+        (WorkerLost("a loader process was killed"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ConnectionError("the bucket does not answer"), False),
+    ],
+)
+def test_which_errors_say_that_a_process_is_gone(error: Exception, loss: bool) -> None:
+    assert is_loss(error) is loss
+    outer = ValueError("outer")
+    outer.__cause__ = error
+    assert is_loss(outer) is loss

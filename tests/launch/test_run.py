@@ -19,6 +19,7 @@ from launch.reading import read_config
 from launch.recipes import find_recipe
 from launch.run import remove_run
 from launch.stages import build_stages, trim_name
+from pipeline.checkpoint_places import newest_step
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "tests" / "launch" / "tiny.yaml")
@@ -198,6 +199,10 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, number: signal.Signals)
     assert errors.splitlines()[-1] == "stopped; run the same command again to continue"
     assert "Traceback" not in errors
     assert main(["status", str(out)]) == 0
+    if number == signal.SIGTERM:  # which gives notice: nothing is lost
+        stage = out / "stages" / "pretrain"
+        assert newest_step(stage / "checkpoints") == losses(out, "pretrain")[-1]["step"]
+        assert read_status(stage)["state"] == "running"
 
 
 def test_a_budget_ends_training_in_time_with_complete_stages(tmp_path: Path) -> None:

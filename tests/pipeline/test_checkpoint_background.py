@@ -117,6 +117,24 @@ def test_a_store_that_is_full_is_the_users_error_and_the_last_one_stays() -> Non
     assert restored(store)[1] == 3
 
 
+def test_a_full_store_may_be_gone_on_with_but_not_at_the_end() -> None:
+    url = emptied(SmallStore)
+    store, engine = CheckpointStore(url, CheckpointConfig(if_full="go_on")), new_engine()
+    SmallStore.room = 0
+    try:
+        store.begin(1, engine, {"big": torch.zeros(1000)}, {})
+        store.begin(2, engine, {"big": torch.zeros(1000)}, {})
+        store.finish(must=False)
+        assert not store.has_any  # so that nobody goes back to it
+        store.begin(3, engine, {"big": torch.zeros(1000)}, {})
+        with pytest.raises(UserError, match="quota is used up"):
+            store.finish()
+    finally:
+        SmallStore.room = 1 << 30
+    store.save(4, engine, {}, {})
+    assert store.has_any and restored(store)[1] == 4
+
+
 def test_a_store_in_memory_is_refused_for_several_processes() -> None:
     with pytest.raises(UserError, match="seen by one process only, not by 2"):
         CheckpointStore("memory://x", process=Process(world_size=2))

@@ -1,0 +1,90 @@
+"""Looks after the workers of a job from outside: ends those that fall silent, and sees when there could be more."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeline.pulse import LEAVE, read_pulses
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.5
+_GAP_SECONDS = 5.0
+_GROWTH_SECONDS = 5.0
+
+
+class Watch:
+    """A thread that reads the signs of life in a stage's folder while it is open as a context manager.
+
+    Args:
+        folder: Of the stage.
+        silent_seconds: Time without a new sign after which a process is ended; 0 for never.
+        end: Ends the process that gave a sign; says whether it did.
+        could_grow: Whether the job could go on with more workers: then it is asked to leave with a checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        silent_seconds: float,
+        end: Callable[[Mapping[str, Any]], bool],
+        could_grow: Callable[[], bool],
+    ) -> None:
+        self._folder = folder
+        self._silent_seconds = silent_seconds
+        self._end = end
+        self._could_grow = could_grow
+        self._seen: dict[int, tuple[Mapping[str, Any], float]] = {}
+        self._ended: list[int] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(_GAP_SECONDS)
+
+    @property
+    def why(self) -> str | None:
+        """Which processes were ended here, and why, in words."""
+        if not self._ended:
+            return None
+        numbers = ", ".join(map(str, sorted(self._ended)))
+        workers = f"worker{'s' if len(self._ended) > 1 else ''} {numbers}"
+        return f"{workers} stuck (no sign of life for {self._silent_seconds:g} s)"
+
+    def _watch(self) -> None:
+        looked = asked = time.monotonic()
+        while not self._over.wait(_LOOK_SECONDS):
+            now = time.monotonic()
+            if now - looked > _GAP_SECONDS:
+                self._seen.clear()  # it was we who could not look, as where the file system hung
+            looked = now
+            self._look(now)
+            if now - asked > _GROWTH_SECONDS:
+                asked = now
+                self._ask_to_leave()
+
+    def _look(self, now: float) -> None:
+        if not self._silent_seconds:
+            return
+        for rank, pulse in read_pulses(self._folder).items():
+            before = self._seen.get(rank)
+            if before is None or before[0] != pulse:
+                self._seen[rank] = pulse, now
+            elif now - before[1] > self._silent_seconds and rank not in self._ended and self._end(pulse):
+                self._ended.append(rank)
+
+    def _ask_to_leave(self) -> None:
+        if not (self._folder / LEAVE).exists() and self._could_grow():
+            log.info("%s could have more workers; it is to leave at a checkpoint", self._folder.name)
+            (self._folder / LEAVE).touch()

@@ -1,0 +1,152 @@
+"""Signs of life that a training process gives to whoever started it, and the request to leave that it can be given.
+
+    pulse.rank0.json    rewritten each second by a thread: a process that is stopped or whose machine hangs falls silent
+    leave               made by whoever wants the training to save a checkpoint and end
+
+The files lie in the stage's folder. A process whose steps do not go on, though its threads do, ends itself.
+"""
+
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+LEAVE = "leave"
+STUCK = 75
+"""Exit code of a process that ended itself because its steps did not go on."""
+_PULSES = "pulse.rank*.json"
+_BYTES = 512
+_SECONDS = 1.0
+
+
+class Left(Exception):
+    """Training was asked to leave, and did so with a checkpoint; the message says after which step."""
+
+
+class Pulse:
+    """What the training loop tells of its life; this one tells nobody, and is never asked to leave."""
+
+    def step(self, step: int) -> None:
+        """Is told after each step."""
+
+    def rest(self) -> None:
+        """From now on no step is expected, until the next one is told."""
+
+    def asked_to_leave(self) -> bool:
+        """Whether somebody wants a checkpoint and the end; costs microseconds, and looks once a second."""
+        return False
+
+
+class FilePulse(Pulse):
+    """Signs of life in a file, given while it is open as a context manager.
+
+    Args:
+        folder: Of the stage.
+        rank: Of this process.
+        stall_seconds: Time without a step after which the process counts as stuck, writes down where its threads are,
+            and ends itself. It begins with the first step, which may take as long as compilation and data take. 0 for
+            never.
+    """
+
+    def __init__(self, folder: Path, rank: int, stall_seconds: float = 0.0) -> None:
+        self._folder = folder
+        self._path = folder / f"pulse.rank{rank}.json"
+        self._stall_seconds = stall_seconds
+        self._state = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "born": born(os.getpid())}
+        self._step: int | None = None
+        self._moved: float | None = None
+        self._looked, self._asked = 0.0, False
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+
+    def __enter__(self) -> "FilePulse":
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path.write_bytes(b" " * _BYTES)
+        self._write(0)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        self._path.unlink(missing_ok=True)
+
+    def step(self, step: int) -> None:
+        """See `Pulse.step`."""
+        self._step, self._moved = step, time.monotonic()
+
+    def rest(self) -> None:
+        """See `Pulse.rest`."""
+        self._moved = None
+
+    def asked_to_leave(self) -> bool:
+        """See `Pulse.asked_to_leave`."""
+        now = time.monotonic()
+        if now - self._looked >= _SECONDS:
+            self._looked, self._asked = now, (self._folder / LEAVE).exists()
+        return self._asked
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._over.wait(_SECONDS):
+            beat += 1
+            self._write(beat)
+            moved = self._moved
+            if self._stall_seconds and moved is not None and time.monotonic() - moved > self._stall_seconds:
+                self._give_up(beat)
+
+    def _write(self, beat: int, **more: str) -> None:
+        """In place, so that a full disk does not stop it; opened anew each time, as network file systems need it."""
+        text = json.dumps({**self._state, "beat": beat, "step": self._step, **more})
+        try:
+            with open(self._path, "r+b") as file:
+                file.write(text.encode().ljust(_BYTES)[:_BYTES])
+        except OSError as error:
+            log.debug("no sign of life could be given", exc_info=error)
+
+    def _give_up(self, beat: int) -> None:
+        words = f"no step for {self._stall_seconds:g} s after step {self._step}"
+        frames = sys._current_frames()
+        stacks = ["".join(traceback.format_stack(frame)) for frame in frames.values()]
+        log.error("%s: this process is stuck and ends itself; its threads are at\n%s", words, "\n".join(stacks))
+        self._write(beat, stuck=words)
+        sys.stderr.write(f"trimline: {words}, so this process ends; what was saved stays\n")
+        sys.stderr.flush()
+        os._exit(STUCK)
+
+
+def read_pulses(folder: Path) -> dict[int, dict[str, object]]:
+    """The last sign of life of each process that gave one and did not end in order, by rank."""
+    pulses = {}
+    for path in folder.glob(_PULSES):
+        try:
+            pulse = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):  # just being made, or removed
+            continue
+        pulses[int(pulse["rank"])] = pulse
+    return pulses
+
+
+def clear_pulses(folder: Path) -> None:
+    """Removes signs of life, and a request to leave, of an earlier attempt."""
+    for path in [folder / LEAVE, *folder.glob(_PULSES)]:
+        path.unlink(missing_ok=True)
+
+
+def born(pid: int) -> int | None:
+    """When a process of this machine began, in the kernel's ticks, so that its number is not taken for another's."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])

@@ -1,0 +1,70 @@
+"""Runs on two real Ray machines, each with a fault, come to the end of one without; see tests/launch/faulty."""
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from launch.cluster_config import ClusterConfig
+from launch.ray_backend import RayBackend
+from launch.ray_machines import Machines, end_process
+from pipeline.pulse import born
+from tests.launch.faulty.bench import EVERY, Run, disturbed, undisturbed
+from tests.launch.faulty.faults import FAULTS
+from tests.launch.faulty.nodes import Nodes, two_nodes
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+_WRITING = 20  # steps that this small model may do while a checkpoint is written
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with two_nodes(tmp_path_factory.mktemp("faults")) as there:
+        yield there
+
+
+@pytest.fixture(scope="module")
+def reference(nodes: Nodes) -> Run:
+    return undisturbed(nodes, nodes.folder / "undisturbed")
+
+
+@pytest.mark.parametrize("kind", list(FAULTS))
+def test_a_run_with_a_fault_comes_to_the_undisturbed_ones_end(kind: str, nodes: Nodes, reference: Run) -> None:
+    row = disturbed(nodes, nodes.folder / kind, kind, 7, reference)
+    if row["detected_seconds"] is not None:
+        assert row["detected_seconds"] <= 20
+        assert row["training_again_seconds"] <= 60
+        assert row["steps_lost"] <= EVERY + _WRITING
+
+
+def test_machines_that_are_gone_have_no_room_and_processes_are_ended_where_they_are(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nodes.add()
+    config = ClusterConfig(workers=2, address=nodes.address, wait_seconds=0)
+    backend = RayBackend(config, tmp_path)
+    try:
+        backend.start()
+        assert backend.available([1, 2]) == 2
+        sleeping = subprocess.Popen(["sleep", "100"])
+        pulse = {"host": socket.gethostname(), "pid": sleeping.pid, "born": born(sleeping.pid)}
+        monkeypatch.setattr("launch.ray_machines.socket.gethostname", lambda: "another")
+        assert not end_process({**pulse, "born": 1})  # its number is another's by now
+        assert end_process(pulse) and sleeping.wait(20) == -9
+        assert not end_process({**pulse, "host": "gone"})
+        began = time.monotonic()
+        nodes.remove()
+        assert Machines(config).room() == 1
+        assert time.monotonic() - began < 15
+        assert backend.available([1, 2]) == 1
+        assert not backend.could_have([2], 1)
+        with pytest.raises(UserError, match=r"has room for 1; set --cluster.workers 1, or add machines"):
+            backend.available([2])
+        nodes.add()
+        assert backend.could_have([2], 1) and backend.available([2]) == 2
+    finally:
+        backend.stop()

@@ -1,0 +1,64 @@
+"""Signs of life of a training process: given while it works, missing when it hangs."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipeline.pulse import LEAVE, STUCK, FilePulse, born, clear_pulses, read_pulses
+
+_STUCK = """
+import sys, time
+from pathlib import Path
+from pipeline.pulse import FilePulse
+with FilePulse(Path(sys.argv[1]), 1, stall_seconds=0.2) as pulse:
+    time.sleep(1.5)  # the first step takes as long as it takes
+    pulse.step(1)
+    if sys.argv[2] == "rests":
+        pulse.rest()
+        time.sleep(2.5)
+        sys.exit(0)
+    def busy():
+        time.sleep(60)
+    busy()
+"""
+
+
+def run(folder: Path, what: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _STUCK, str(folder), what]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+
+
+def test_a_sign_of_life_says_who_and_how_far_and_goes_with_the_process(tmp_path: Path) -> None:
+    with FilePulse(tmp_path, 3) as pulse:
+        first = read_pulses(tmp_path)[3]
+        assert first["step"] is None and first["born"] == born(int(str(first["pid"])))
+        pulse.step(7)
+        end = time.monotonic() + 20
+        while read_pulses(tmp_path)[3]["beat"] == 0:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert read_pulses(tmp_path)[3]["step"] == 7
+    assert read_pulses(tmp_path) == {}
+
+
+def test_a_process_whose_steps_stop_says_where_it_is_and_ends(tmp_path: Path) -> None:
+    ended = run(tmp_path, "hangs")
+    assert ended.returncode == STUCK
+    assert "no step for 0.2 s after step 1" in ended.stderr
+    assert "in busy" in ended.stderr
+    assert read_pulses(tmp_path)[1]["stuck"] == "no step for 0.2 s after step 1"
+
+
+def test_a_process_that_rests_is_not_stuck(tmp_path: Path) -> None:
+    assert run(tmp_path, "rests").returncode == 0
+
+
+def test_a_request_to_leave_is_seen_and_is_not_left_to_the_next_attempt(tmp_path: Path) -> None:
+    (tmp_path / LEAVE).touch()
+    (tmp_path / "pulse.rank0.json").write_text("half a li")
+    assert FilePulse(tmp_path, 0).asked_to_leave()
+    assert read_pulses(tmp_path) == {}
+    clear_pulses(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert not FilePulse(tmp_path, 0).asked_to_leave()
