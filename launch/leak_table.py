@@ -11,7 +11,7 @@ from pipeline.measure.leak import UNPRUNED
 
 Row = Mapping[str, Any]
 _APART = ("difference", "leak")
-_READING = "from unpruned: what pruning changes; leak: own caption over images without a trace of it; both paired by sample"
+_READING = "from unpruned: what pruning changes; leak: own caption over images without a trace of it; paired by sample"
 
 
 def means_of(rows: Iterable[Row]) -> list[dict[str, Any]]:
