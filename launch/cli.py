@@ -220,9 +220,11 @@ def _add_analyse_commands(commands: Any) -> None:
     parser = commands.add_parser("analyse", help=text, description=text, epilog=example, allow_abbrev=False)
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     leak = "what pruning images by captions tells pre-training's tasks that they should not know"
-    parser = add_command(kinds, "leak", leak, "analyse leak runs/demo --split test --json", _leak)
-    parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--split", help="held-out split (the first that the run evaluates)")
+    parser = add_command(kinds, "leak", leak, "analyse leak runs/demo-0 runs/demo-1 --split unseen", _leak)
+    several = "run folders; those that differ in nothing but seed and data are averaged"
+    parser.add_argument("runs", metavar="RUN", nargs="+", help=several)
+    split = "held-out split, or a folder of indexed shards (the first split that the first run evaluates)"
+    parser.add_argument("--split", help=split)
     parser.add_argument("--samples", type=int, default=512, metavar="N", help="pairs to look at (%(default)s)")
 
 
@@ -327,7 +329,7 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> Answer:
 def _leak(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.analyse import leak_command
 
-    return leak_command(Path(options.run), options.split, options.samples)
+    return leak_command([Path(run) for run in options.runs], options.split, options.samples)
 
 
 def _import(options: argparse.Namespace, _: list[str]) -> Answer:

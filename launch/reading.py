@@ -171,7 +171,10 @@ def _explain(message: str) -> str:
     line = " ".join(message.split())
     for ugly, plain in (
         ("Parser key ", ""),
+        ("a typing.Literal", "one of "),
         ("typing.Literal", "one of "),
+        ("<class 'tuple'>", "list"),
+        ("<class 'list'>", "list"),
         ("<class 'float'>", "number"),
         ("<class 'int'>", "whole number"),
         ("<class 'str'>", "text"),

@@ -1,8 +1,9 @@
 """What text-guided pruning tells the training of what it should not know (METHODS.md section 1).
 
 In pre-training an image is pruned by its own caption. So its feature in contrast, and its tokens where it stands as a
-negative of matching, carry a trace of that caption, and the word task sees tokens that the unmasked text has chosen. At
-retrieval time nothing of this holds. Measured on held-out pairs, of a trained model: how much easier each task becomes.
+negative of matching, carry a trace of that caption, the word task sees tokens that the unmasked text has chosen, and a
+decoder tokens that the caption which it shall tell has chosen. At retrieval time nothing of this holds. Measured on
+held-out pairs, of a trained model: how much easier each task becomes.
 
 B batch, N samples, L text tokens, V vocabulary.
 """
@@ -19,8 +20,10 @@ from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.measure.bootstrap import group_interval
 from pipeline.models.backbone import Backbone
+from pipeline.models.blip import Blip
 from pipeline.models.schedule import TokenStream
 from pipeline.objectives.itm import negative_weights
+from pipeline.objectives.lm import next_words
 from pipeline.objectives.mlm import Vocabulary, mask_words
 from pipeline.pruning.config import PruningConfig
 from pipeline.tasks.candidates import Candidates, picked
@@ -82,8 +85,9 @@ def measure_leak(probe: Probe, batches: Iterable[ImageTextBatch]) -> list[Row]:
         batches: Held-out pairs; negatives of matching are the most similar other caption of a batch.
 
     Returns:
-        For each task and metric one row for each way of pruning; `difference` is from the first of them, paired by
-        sample, with its 95% interval.
+        For each task and metric one row for each way of pruning. `difference` is from unpruned images, paired by
+        sample, with its 95% interval; the own caption's row has `leak` besides, likewise from images pruned without a
+        trace of it: what the caption tells apart from what pruning costs.
 
     Raises:
         UserError: The pruning is not guided by text, or there are fewer than two pairs.
@@ -130,6 +134,8 @@ def _look(probe: Probe, batch: ImageTextBatch, found: _Found) -> None:
         _match(look, found)
     if model.config.backbone in ("albef", "meter"):
         _tell(look, found)
+    if isinstance(model, Blip):
+        _caption(model, look, found)
 
 
 def _match(look: _Look, found: _Found) -> None:
@@ -167,9 +173,23 @@ def _tell(look: _Look, found: _Found) -> None:
     clusters = [batch.clusters[row] for row in words.drawn_BL.nonzero()[:, 0].tolist()]
     for by, image in shown.items():
         told_MD = probe.model.fuse(starts, image).text.x[words.drawn_BL]
-        scores_MV = probe.model.word_scores(told_MD)
-        found.add("masked words", "loss", by, F.cross_entropy(scores_MV, words.target_M, reduction="none"), clusters)
-        found.add("masked words", "right", by, (scores_MV.argmax(1) == words.target_M).float(), clusters)
+        _add_words(found, "masked words", by, probe.model.word_scores(told_MD), words.target_M, clusters)
+
+
+def _caption(model: Blip, look: _Look, found: _Found) -> None:
+    """Captions told from images pruned by themselves, as in BLIP's pre-training, or by another one."""
+    batch = look.batch
+    told_BL = next_words(batch.token_mask)
+    target_M = batch.token_ids[told_BL.roll(1, 1)]
+    clusters = [batch.clusters[row] for row in told_BL.nonzero()[:, 0].tolist()]
+    for by, image in look.images.items():
+        scores_MV = model.word_scores(model.decode(batch.token_ids, batch.token_mask, image)[told_BL])
+        _add_words(found, "captions", by, scores_MV, target_M, clusters)
+
+
+def _add_words(found: _Found, task: str, by: str, scores_MV: Tensor, target_M: Tensor, clusters: Sequence[str]) -> None:
+    found.add(task, "loss", by, F.cross_entropy(scores_MV, target_M, reduction="none"), clusters)
+    found.add(task, "right", by, (scores_MV.argmax(1) == target_M).float(), clusters)
 
 
 def _nearest_other(probe: Probe, batch: ImageTextBatch, text: TokenStream, image: TokenStream) -> Tensor:
@@ -198,15 +218,27 @@ def _rank(found: _Found) -> None:
 
 
 def _rows(found: _Found) -> list[Row]:
+    ways: dict[tuple[str, str], list[str]] = {}
+    for task, metric, by in found.values:
+        ways.setdefault((task, metric), []).append(by)
     rows = []
-    for (task, metric, by), values in found.values.items():
-        first = next(v for (t, m, _), v in found.values.items() if (t, m) == (task, metric))
-        items = found.clusters[task, metric, by]
-        scale = 1.0 if metric.startswith("loss") else 100.0
-        row: Row = {"task": task, "metric": metric, "pruned_by": by, "samples": len(values)}
-        for prefix, numbers in (("", values), ("difference", [a - b for a, b in zip(values, first, strict=True)])):
-            interval = group_interval([scale * number for number in numbers], items)
-            names = (prefix or "value", f"{prefix}_low".lstrip("_"), f"{prefix}_high".lstrip("_"))
-            row |= dict(zip(names, (interval.value, interval.low, interval.high), strict=True))
-        rows.append(row)
+    for (task, metric), order in ways.items():
+        (without,) = (by for by in order if by not in (UNPRUNED, OWN))
+        for by in order:
+            against = {"difference": UNPRUNED, **({"leak": without} if by == OWN else {})}
+            rows.append(_row(found, task, metric, by, against))
     return rows
+
+
+def _row(found: _Found, task: str, metric: str, by: str, against: Mapping[str, str]) -> Row:
+    """One way of pruning: its value, and by name the difference from each of `against`."""
+    values, items = found.values[task, metric, by], found.clusters[task, metric, by]
+    scale = 1.0 if metric.startswith("loss") else 100.0
+    row: Row = {"task": task, "metric": metric, "pruned_by": by, "samples": len(values)}
+    interval = group_interval([scale * value for value in values], items)
+    row |= {"value": interval.value, "low": interval.low, "high": interval.high}
+    for name, other in against.items():
+        pairs = zip(values, found.values[task, metric, other], strict=True)
+        apart = group_interval([scale * (a - b) for a, b in pairs], items)
+        row |= {name: apart.value, f"{name}_low": apart.low, f"{name}_high": apart.high}
+    return row

@@ -49,6 +49,10 @@ class VisionConfig:
     def __post_init__(self) -> None:
         at_least(self, "vision", 1, "height", "width_px", "patch", "width", "depth", "heads")
         above_zero(self, "vision", "mlp_ratio", "eps")
+        if not 1 <= self.width * self.mlp_ratio < float("inf"):
+            raise UserError(
+                f"vision.mlp_ratio={self.mlp_ratio} must give the MLP a width, of vision.width={self.width}; 4 is usual"
+            )
         for name, pixels in (("height", self.height), ("width_px", self.width_px)):
             if pixels % self.patch:
                 near = max(1, round(pixels / self.patch)) * self.patch

@@ -57,8 +57,12 @@ class ElipConfig:
                 f"elip.ratios={list(self.ratios)} must hold one ratio for each of elip.depths={list(self.depths)} "
                 f"but the first: {len(self.depths) - 1}"
             )
-        if any(b >= a for a, b in zip((1.0, *self.ratios), self.ratios, strict=False)) or min(self.ratios) <= 0:
-            raise UserError(f"elip.ratios={list(self.ratios)} must lie in (0, 1) and fall from stage to stage")
+        # Asked so that NaN does not pass.
+        if not all(0 < b < a for a, b in zip((1.0, *self.ratios), self.ratios, strict=False)):
+            raise UserError(
+                f"elip.ratios={list(self.ratios)} must lie in (0, 1) and fall from stage to stage, "
+                "such as [0.90, 0.65, 0.40]"
+            )
         a_share(self, "elip", "vision_weight")
 
     @property

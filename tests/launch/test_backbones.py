@@ -50,16 +50,3 @@ def test_a_whole_pretraining_with_another_method(
     words += ["--pretrain.pruning.tome.merged_per_layer=2", "--pretrain.pruning.prune_momentum=true"]
     assert main(["pretrain", TINY, "--out", str(tmp_path / "run"), *words]) == 0, capsys.readouterr().err
     assert all(line["loss"] > 0 for line in lines(tmp_path / "run" / "stages" / "pretrain"))
-
-
-def test_the_leak_is_measured_from_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = str(tmp_path / "run")
-    assert main(["pretrain", TINY, "--out", out]) == 0
-    capsys.readouterr()
-    assert main(["analyse", "leak", out, "--samples", "16", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["split"] == "test" and {row["task"] for row in told["rows"]} >= {"matching", "masked words"}
-    assert main(["analyse", "leak", out, "--split", "nowhere"]) == 2
-    assert "has no split 'nowhere'; it has" in capsys.readouterr().err
-    assert main(["analyse", "leak", str(tmp_path)]) == 2
-    assert "is no run folder" in capsys.readouterr().err

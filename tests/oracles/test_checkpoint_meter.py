@@ -22,10 +22,16 @@ from pipeline.weights.clip_family import read_meter
 from pipeline.weights.loaded import Hints
 from pipeline.weights.mapping import export_tensors, import_tensors
 from pipeline.weights.meter import METER, load_meter
+from pipeline.weights.sizes import count
 from tests.oracles.vectors import Vectors, assert_same, files, load
 
-PATHS = files("checkpoints/meter_*.npz")
+PATHS = files("meter")
 CLASSIFIERS = ("vqa", "snli", "nlvr2")
+LAYERS = {
+    "vision": "vit_model.visual.transformer.resblocks.",
+    "text": "text_transformer.encoder.layer.",
+    "fusion": "cross_modal_text_layers.",
+}
 
 
 def config_of(c: dict[str, Any]) -> ModelConfig:
@@ -205,14 +211,16 @@ def full_size(path: Path | None) -> dict[str, Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in json.loads(path.read_text())}
 
 
-@pytest.mark.parametrize("path", files("checkpoints/names_meter_*.json"))
+@pytest.mark.parametrize("path", files("names meter"))
 def test_full_size_names_load_without_unknown_or_missing_ones(path: Path | None) -> None:
     official = full_size(path)
     loaded = read_meter(official, Hints())
     vision, text, fusion = loaded.config.vision, loaded.config.text, loaded.config.fusion
-    assert (vision.depth, vision.heads, vision.patch) == (11, 12, 16)
-    assert (text.text_layers, text.heads, text.fusion_layers) == (12, 12, 6)
-    assert (fusion.width, fusion.heads, fusion.hidden) == (768, 12, 3072)
+    layers = {part: count(official, prefix) for part, prefix in LAYERS.items()}
+    assert (vision.depth, text.text_layers, text.fusion_layers) == (layers["vision"], layers["text"], layers["fusion"])
+    widths = {part.width // 64 for part in (vision, text, fusion)}
+    assert widths == {vision.heads, text.heads, fusion.heads} and fusion.hidden == 4 * fusion.width
+    assert vision.patches + 1 == len(official["vit_model.visual.positional_embedding"])
     assert isinstance(loaded.model, Meter)
     heads = load_meter(loaded.model, official)
     for tensors in (heads.tensors[task] for task in CLASSIFIERS if task in heads.tensors):

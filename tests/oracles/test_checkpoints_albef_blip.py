@@ -27,15 +27,15 @@ from pipeline.weights.mapping import export_tensors, fill, import_tensors
 from tests.oracles.vectors import Vectors, files, load
 
 KINDS = {
-    "albef": files("checkpoints/albef_*.npz"),
-    "pretrain": files("checkpoints/blip_pretrain_*.npz"),
-    "retrieval": files("checkpoints/blip_retrieval_*.npz"),
-    "vqa": files("checkpoints/blip_vqa_*.npz"),
-    "caption": files("checkpoints/blip_caption_*.npz"),
-    "nlvr": files("checkpoints/blip_nlvr_*.npz"),
+    "albef": files("albef"),
+    "pretrain": files("blip_pretrain"),
+    "retrieval": files("blip_retrieval"),
+    "vqa": files("blip_vqa"),
+    "caption": files("blip_caption"),
+    "nlvr": files("blip_nlvr"),
 }
 EVERY = [path for paths in KINDS.values() for path in paths]
-NAMES = files("checkpoints/names_albef_*.json") + files("checkpoints/names_blip_*.json")
+NAMES = files("names albef", "names blip")
 
 
 def read(tensors: Mapping[str, Tensor], albef: bool, hints: Hints) -> Loaded:
@@ -336,7 +336,8 @@ def test_momentum_copies_and_queues_are_optional(path: Path | None) -> None:
 def test_another_resolution_and_wrong_names(path: Path | None) -> None:
     tensors = meta_of(path)
     albef = any("text_encoder.bert." in name for name in tensors)
-    loaded = read(tensors, albef, Hints(image_size=160))
+    patch = tensors["visual_encoder.patch_embed.proj.weight"].shape[-1]
+    loaded = read(tensors, albef, Hints(image_size=10 * patch))
     assert loaded.config.vision.grid == (10, 10)
     assert loaded.model.state_dict()["visual_encoder.pos_embed"].shape[1] == 101
     norm = "visual_encoder.norm.weight"

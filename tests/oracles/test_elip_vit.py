@@ -19,7 +19,7 @@ from pipeline.weights.clip import openai_projection, openai_vision_rules
 from pipeline.weights.mapping import NameMap, export_tensors, fill, import_tensors, rename
 from tests.oracles.vectors import Vectors, assert_same, files, load
 
-PATHS = files("elip_vit/*.npz")
+PATHS = files("elip_vit")
 FLOAT32 = 2e-4  # the README's
 OFFICIAL = NameMap(
     (openai_projection("proj", "vision_proj.weight"), *openai_vision_rules("", "visual_encoder."))
@@ -76,7 +76,7 @@ class Reference:
             heads=c["num_heads"],
             mlp_ratio=c["mlp_ratio"],
             eps=c["layer_norm_eps"],
-            activation="quick_gelu" if "quick" in c["activation"] else "gelu",
+            activation="quick_gelu" if "sig" in c["activation"] else "gelu",
             pre_norm=c["norm_before_blocks"],
             patch_bias=c["patch_embed_bias"],
         )

@@ -8,18 +8,22 @@ import torch
 from pipeline.data.batch import ImageTextBatch
 from pipeline.models.albef import Albef
 from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
+from pipeline.models.schedule import TokenStream
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
-from pipeline.objectives.itm import Negatives, negative_weights
-from pipeline.objectives.mlm import MaskedWords, Vocabulary
+from pipeline.objectives.itc import FeatureQueue, contrast
+from pipeline.objectives.itm import Negatives, matching_loss, negative_weights
+from pipeline.objectives.mlm import MaskedWords, Vocabulary, word_loss
 from pipeline.objectives.momentum import averaged_parameters
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
+from pipeline.pruning.intervention import Pruning
+from pipeline.pruning.selection import Selection
 from pipeline.tasks.online import Draws, ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from tests.oracles.vectors import Vectors, assert_same, files, load
 
-PATHS = files("itc/*.npz")
+PATHS = files("itc")
 NAMES = {"itc": "loss_ita", "itm": "loss_itm", "mlm": "loss_mlm"}
 TOLERANCE = 1e-9
 
@@ -41,13 +45,18 @@ def task_of(vectors: Vectors) -> Pretraining:
     words = Vocabulary(mask=4, size=c["V"])
     task = Pretraining(model, objectives, pruning_of(vectors), words, lambda pixels: pixels, torch.Generator())
     assert task.memory is not None
-    for head in ("vision_proj", "text_proj"):
-        getattr(task.memory.teacher.model, head).load_state_dict(
-            {"weight": weights[f"{head}_m.weight"], "bias": weights[f"{head}_m.bias"]}
-        )
+    begun = {official_to_ours(name): tensor for name, tensor in weights.items() if "_m." in name}
+    arrived = task.memory.teacher.model.load_state_dict(begun, strict=False)
+    assert not arrived.unexpected_keys
     task.memory.queue.image_EQ = vectors["state/image_queue"].clone()
     task.memory.queue.text_EQ = vectors["state/text_queue"].clone()
     return task
+
+
+def official_to_ours(name: str) -> str:
+    """``vision_proj_m.weight`` of the file is our teacher's ``vision_proj.weight``."""
+    part, rest = name.split(".", 1)
+    return f"{part.removesuffix('_m')}.{rest}"
 
 
 def pruning_of(vectors: Vectors) -> PruningConfig:
@@ -82,6 +91,7 @@ def draws_of(vectors: Vectors, step: str) -> Draws:
 def test_whole_steps_are_the_references(path: Path | None) -> None:
     vectors = load(path)
     task = task_of(vectors)
+    seen = looked_at(task)
     for number in range(vectors.constants["steps"]):
         step = f"step{number}/"
         task.model.temp.data.clamp_(*TEMPERATURE_LIMITS)  # the reference does so here, ours after each update
@@ -90,6 +100,7 @@ def test_whole_steps_are_the_references(path: Path | None) -> None:
         losses = task.module(batch.pixels, batch, draws_of(vectors, step), task.memory, alpha)
         assert task.memory is not None
         queue = task.memory.queue
+        check_image(vectors, step, *seen[-1])
         for ours, theirs in NAMES.items():
             assert_same(losses[ours], vectors[step + theirs], TOLERANCE)
         task.model.zero_grad()
@@ -105,6 +116,28 @@ def test_whole_steps_are_the_references(path: Path | None) -> None:
                 parameter.sub_(vectors.constants["lr"] * parameter.grad)
 
 
+def looked_at(task: Pretraining) -> list[tuple[TokenStream, Pruning | None]]:
+    """Will hold the online tower's images of each step, and what pruned them."""
+    seen: list[tuple[TokenStream, Pruning | None]] = []
+    inner = task.online.pruned_image
+
+    def looking(*given: torch.Tensor) -> tuple[TokenStream, Pruning | None]:
+        seen.append(inner(*given))
+        return seen[-1]
+
+    task.online.pruned_image = looking  # type: ignore[method-assign, assignment]
+    return seen
+
+
+def check_image(vectors: Vectors, step: str, image: TokenStream, pruning: Pruning | None) -> None:
+    assert_same(image.x, vectors[step + "image_tokens"], TOLERANCE)
+    kept = [vectors[name] for name in sorted(vectors.arrays) if name.startswith(step) and name.endswith("/kept_pos")]
+    ours = [] if pruning is None else [pruning.selections[layer] for layer in pruning.layers]
+    for selection, positions in zip(ours, kept, strict=True):
+        assert isinstance(selection, Selection)
+        assert torch.equal(selection.kept_BK, positions)
+
+
 def check_step(vectors: Vectors, task: Pretraining, number: int) -> None:
     gradients = {name: parameter.grad for name, parameter in task.model.named_parameters()}
     wanted = vectors.under(f"step{number}/grad_total/")
@@ -115,9 +148,41 @@ def check_step(vectors: Vectors, task: Pretraining, number: int) -> None:
         assert_same(ours, gradient, TOLERANCE)
     assert task.memory is not None
     momentum = dict(averaged_parameters(task.memory.teacher.model))
-    stored = {name: t for name, t in vectors.under(f"step{number}/momentum/").items() if name in momentum}
+    stored = vectors.under(f"step{number}/momentum/")
+    assert stored
     for name, tensor in stored.items():
-        assert_same(momentum[name], tensor, TOLERANCE)
+        assert_same(momentum[official_to_ours(name)], tensor, TOLERANCE)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_losses_alone_are_the_references(path: Path | None) -> None:
+    vectors = load(path)
+    for number in range(vectors.constants["steps"]):
+        step = f"step{number}/"
+        temp = vectors[step + "temp"].clamp(*TEMPERATURE_LIMITS)
+        features = {"image_feat": vectors[step + "image_feat"], "text_feat": vectors[step + "text_feat"], "temp": temp}
+        features = {name: tensor.requires_grad_() for name, tensor in features.items()}
+        queue = FeatureQueue(1, 1, torch.Generator(), torch.device("cpu"))
+        queue.image_EQ, queue.text_EQ = (vectors[f"{step}{name}_queue_before"].clone() for name in ("image", "text"))
+        queue.next, alpha = int(vectors[step + "queue_ptr_before"]), float(vectors[step + "alpha"])
+        momentum = vectors[step + "image_feat_m"], vectors[step + "text_feat_m"]
+        found = contrast(features["image_feat"], features["text_feat"], *momentum, queue, features["temp"], alpha)
+        assert_same(found.loss, vectors[step + "loss_ita"], TOLERANCE)
+        assert_same(found.loss, (vectors[step + "loss_i2t"] + vectors[step + "loss_t2i"]) / 2, TOLERANCE)
+        size = vectors.constants["B"]
+        assert_same(found.image_to_text_BG, vectors[step + "sim_i2t"][:, :size], TOLERANCE)
+        assert_same(found.text_to_image_BG, vectors[step + "sim_t2i"][:, :size], TOLERANCE)
+        found.loss.backward()
+        for name, tensor in features.items():
+            assert tensor.grad is not None
+            assert_same(tensor.grad, vectors[f"{step}grad_ita/{name}"], TOLERANCE)
+        queue.take()
+        assert_same(queue.image_EQ, vectors[step + "image_queue_after"], TOLERANCE)
+        matched = matching_loss(vectors[step + "vl_output"], vectors[step + "itm_labels"].bool())
+        assert_same(matched, vectors[step + "loss_itm"], TOLERANCE)
+        labels = vectors[step + "mlm_labels"]
+        told, told_m = (vectors[step + name][labels != -100] for name in ("mlm_logits", "mlm_logits_m"))
+        assert_same(word_loss(told, labels[labels != -100], told_m, alpha), vectors[step + "loss_mlm"], TOLERANCE)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -125,7 +190,7 @@ def test_weights_of_negatives_are_the_references(path: Path | None) -> None:
     vectors = load(path)
     size = vectors.constants["B"]
     same = torch.eye(size, dtype=torch.bool)
-    for direction in ("i2t", "t2i"):
-        weights = negative_weights(vectors[f"step0/sim_{direction}"][:, :size], same, torch.arange(size))
-        theirs = vectors[f"step0/weights_{direction}"]  # multinomial, which they are for, divides by their sum
+    for way in (f"step{n}/{{}}_{d}" for n in range(vectors.constants["steps"]) for d in ("i2t", "t2i")):
+        weights = negative_weights(vectors[way.format("sim")][:, :size], same, torch.arange(size))
+        theirs = vectors[way.format("weights")]  # multinomial, which they are for, divides by their sum
         assert_same(weights, theirs / theirs.sum(1, keepdim=True), TOLERANCE)

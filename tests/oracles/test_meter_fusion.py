@@ -19,7 +19,7 @@ from pipeline.weights.mapping import export_tensors
 from pipeline.weights.meter import METER, load_meter_parts
 from tests.oracles.vectors import Vectors, assert_same, files, load
 
-PATHS = files("meter_fusion/*.npz")
+PATHS = files("meter_fusion")
 FLOAT32 = 2e-4  # the README's
 
 

@@ -9,7 +9,7 @@ from pipeline.weights.positions import fit_positions
 from tests.oracles.vectors import assert_same, files, load
 
 
-@pytest.mark.parametrize("path", files("checkpoints/posembed_*.npz"))
+@pytest.mark.parametrize("path", files("position table resize"))
 def test_resized_tables_are_the_originals(path: Path | None) -> None:
     vectors = load(path)
     wanted = vectors.under("out/")

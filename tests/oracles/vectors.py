@@ -1,5 +1,9 @@
-"""Reads the golden vectors that the methods' reference implementations gave."""
+"""Reads the golden vectors that the methods' reference implementations gave.
 
+They are found by what they hold, wherever they lie under $TRIMLINE_ORACLES and whatever they are called.
+"""
+
+import functools
 import json
 import os
 from pathlib import Path
@@ -9,7 +13,28 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(os.environ.get("TRIMLINE_ORACLES", Path(__file__).parents[3] / "shared" / "oracles"))
+GIVEN = os.environ.get("TRIMLINE_ORACLES") or None
+ROOT = Path(GIVEN or Path(__file__).parents[3] / "shared" / "oracles")
+
+KINDS = (
+    "elip_vit",
+    "itc",
+    "meter_fusion",
+    "albef",
+    "blip_pretrain",
+    "blip_retrieval",
+    "blip_vqa",
+    "blip_caption",
+    "blip_nlvr",
+    "meter",
+    "position table resize",
+)
+"""Kinds of .npz; those of checkpoints are the `model` of their sidecar."""
+NAME_LISTS = ("names albef", "names blip", "names meter")
+"""Kinds of .json that list the names and shapes of full-size checkpoints."""
+
+# Arrays that only one kind has, for files whose sidecar names no model.
+_TELLING = {"elip_vit": "stage2/attn_cls", "itc": "step0/loss_ita", "meter_fusion": "layer/hidden_states"}
 
 
 class Vectors:
@@ -31,13 +56,49 @@ class Vectors:
         return {name[len(prefix) :]: self[name] for name in self.arrays if name.startswith(prefix)}
 
 
-def files(pattern: str) -> list[Any]:
-    """Parameters for a test: each matching file, or one that skips (fails under CI) where there is none."""
-    found = sorted(ROOT.glob(pattern))
-    if found:
-        return [pytest.param(path, id=path.stem) for path in found]
-    missing = f"no golden vectors {pattern} under $TRIMLINE_ORACLES or ../shared/oracles"
-    if os.environ.get("CI"):
+def kind_of(path: Path) -> str | None:
+    """What a file under the root is a vector of; None where it is none that a test reads."""
+    if path.suffix == ".npz":
+        vectors = Vectors(path)
+        told = [kind for kind, array in _TELLING.items() if array in vectors]
+        kind = told[0] if told else vectors.sidecar.get("model")
+        return kind if kind in KINDS else None
+    listed = json.loads(path.read_text())
+    if not isinstance(listed, list):
+        return None
+    names = [name for name, _ in listed]
+    if any(name.startswith(("vit_model.", "text_transformer.")) for name in names):
+        return "names meter"
+    return "names albef" if any("text_encoder.bert." in name for name in names) else "names blip"
+
+
+def candidates(root: Path) -> list[Path]:
+    """All .npz, and all .json that are no sidecar."""
+    lists = [path for path in root.rglob("*.json") if not path.with_suffix(".npz").exists()]
+    return sorted([*root.rglob("*.npz"), *lists])
+
+
+@functools.cache
+def found() -> dict[str, list[Path]]:
+    """The files under the root, by kind."""
+    by_kind: dict[str, list[Path]] = {}
+    for path in candidates(ROOT):
+        by_kind.setdefault(kind_of(path) or "unknown", []).append(path)
+    return by_kind
+
+
+def files(*kinds: str) -> list[Any]:
+    """Parameters for a test: each file of these kinds, or one that skips where there is none.
+
+    Under CI the one fails instead, unless other files than the usual ones were given: those may be of some kinds only
+    (`test_vectors.py` fails where they are of none).
+    """
+    assert set(kinds) <= {*KINDS, *NAME_LISTS}
+    paths = [path for kind in kinds for path in found().get(kind, [])]
+    if paths:
+        return [pytest.param(path, id=str(path.relative_to(ROOT).with_suffix(""))) for path in paths]
+    missing = f"no golden vectors of {', '.join(kinds)} under {'$TRIMLINE_ORACLES' if GIVEN else '../shared/oracles'}"
+    if os.environ.get("CI") and not GIVEN:
         return [pytest.param(None, id=missing)]
     return [pytest.param(None, id="missing", marks=pytest.mark.skip(reason=missing))]
 

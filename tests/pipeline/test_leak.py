@@ -28,7 +28,7 @@ def probe(backbone: BackboneName, pruning: PruningConfig = PRUNING) -> Probe:
     ("backbone", "tasks"),
     [
         ("albef", {"retrieval by contrast", "matching", "masked words"}),
-        ("blip", {"retrieval by contrast", "matching"}),
+        ("blip", {"retrieval by contrast", "matching", "captions"}),
         ("meter", {"matching", "masked words"}),
         ("clip", {"retrieval by contrast"}),
     ],
@@ -37,12 +37,13 @@ def test_each_task_is_looked_at_with_each_way_of_pruning(backbone: BackboneName,
     rows = measure_leak(probe(backbone), [small_batch(6, seed=s) for s in (0, 1)])
     assert {row["task"] for row in rows} == tasks
     by = {task: {row["pruned_by"] for row in rows if row["task"] == task} for task in tasks}
-    ways = {"retrieval by contrast": OTHER, "matching": PAIRED, "masked words": MASKED}
+    ways = {"retrieval by contrast": OTHER, "matching": PAIRED, "masked words": MASKED, "captions": OTHER}
     assert by == {task: {UNPRUNED, OWN, ways[task]} for task in tasks}
     for row in rows:
         assert row["low"] <= row["value"] <= row["high"]
         assert (row["pruned_by"] != UNPRUNED) or row["difference"] == 0
-    assert {row["samples"] for row in rows if row["task"] != "masked words"} == {12}
+        assert ("leak" in row) == (row["pruned_by"] == OWN)
+    assert {row["samples"] for row in rows if row["task"] in ("retrieval by contrast", "matching")} == {12}
 
 
 def test_a_caption_that_leaks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +64,7 @@ def test_a_caption_that_leaks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {row["pruned_by"]: row for row in rows if row["metric"] == "TR R@1"}
     assert found[OWN]["value"] == 100.0 and found[OWN]["difference_low"] > 0
     assert found[OTHER]["value"] == 0.0
+    assert (found[OWN]["leak"], found[OWN]["leak_low"]) == (100.0, 100.0)
 
 
 def test_pruning_that_no_text_guides_cannot_leak() -> None:

@@ -25,7 +25,7 @@ LOOP = LoopConfig(samples=1, global_batch=1)
     [
         *((VisionConfig, {name: 0}) for name in ("height", "patch", "width", "depth", "heads")),
         *((TextConfig, {name: 0}) for name in ("width", "heads", "text_layers", "max_positions")),
-        (VisionConfig, {"mlp_ratio": math.nan}),
+        *((VisionConfig, {"mlp_ratio": ratio}) for ratio in (math.nan, math.inf, 0.001)),
         (TextConfig, {"dropout": 1.0}),
         (TextConfig, {"dropout": -0.1}),
         (TextConfig, {"hidden": -1}),
@@ -35,6 +35,8 @@ LOOP = LoopConfig(samples=1, global_batch=1)
         (ObjectiveConfig, {"queue": -1}),
         (ObjectiveConfig, {"temperature_lr": -1.0}),
         (ObjectiveConfig, {"momentum": 1.5}),
+        *((ElipConfig, {"ratios": (first, 0.5, 0.2)}) for first in (math.nan, math.inf, 0.4)),
+        (ElipConfig, {"ratios": (0.9, math.nan, 0.2)}),
         (ElipConfig, {"depths": (2, 0, 6, 4)}),
         (ElipConfig, {"depths": (12,), "ratios": ()}),
         (ElipConfig, {"depths": (), "ratios": ()}),
