@@ -8,8 +8,8 @@ from collections.abc import Mapping
 MASK = "***"
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
-# A password may hold a slash, as keys of S3 do; what looks like a port ends the host.
-_USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://([^/?#:@]*:(?!\d+/)[^?#@]*|[^/?#]*)@")
+# A password may hold a slash, as keys of S3 do, or an @ that was not escaped; what looks like a port ends the host.
+_USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://([^/?#:@]*:(?!\d+/)[^?#@]*|[^/?#]*)@(?:[^/?#@]*@)*")
 _PARAMETER = re.compile(r"([?&;])([^=&;?#\s]+)=([^&;#\s]*)")
 _VARIABLES = frozenset(
     {"key", "apikey", "token", "secret", "password", "passwd", "passphrase", "credential", "credentials"}

@@ -17,6 +17,7 @@ KEPT = [
 ]
 MASKED = [
     ("https://me:hunter2@host/shards", "https://***@host/shards"),
+    ("https://me:hunter@2@host/a@2x.png", "https://***@host/a@2x.png"),
     ("https://ghp_0123456789@host/x.git", "https://***@host/x.git"),
     ("s3://AKIAXX:wJalrXUt/nFEMI@bucket", "s3://***@bucket"),
     ("s3://AKIAXX:wJalrXUt@bucket/train", "s3://***@bucket/train"),
