@@ -29,6 +29,8 @@ from pipeline.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT = "checkpoint.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -86,6 +88,11 @@ class Stage:
         path = self.checkpoint.path
         return self.folder / "checkpoints" if path is None else f"{path.rstrip('/')}/{self.folder.name}"
 
+    @property
+    def checkpoint_note(self) -> Path | None:
+        """The file that says where the newest checkpoint lies, where that is not in the folder."""
+        return None if self.checkpoint.path is None else self.folder / CHECKPOINT
+
 
 Batches = Callable[[int, int], Iterable[ImageTextBatch]]
 """(first step, end) -> the batches of these steps."""
@@ -113,7 +120,7 @@ def train(
         NonFiniteError: On every process, where a loss or gradient is not a number and the run is not to go on.
         UserError: A checkpoint could not be written, or does not fit.
     """
-    store = CheckpointStore(stage.checkpoints, stage.checkpoint, stage.process, stage.fingerprint)
+    store = CheckpointStore(stage.checkpoints, stage.checkpoint, stage.process, stage.fingerprint, stage.checkpoint_note)
     bad = BadUpdates(config.bad_updates)
     try:
         while True:

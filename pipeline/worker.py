@@ -43,6 +43,7 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
     Raises:
         UserError: Something is wrong with the configuration or the data.
     """
+    process.claim_device()
     torch.set_num_threads(max(1, int(job.get("threads", torch.get_num_threads()))))
     with _tracker(job, process) as tracker:
         return _KINDS[job["kind"]](job, _stage(job, process, tracker))

@@ -29,6 +29,7 @@ _PATHS = (
     ("data", "cache"),
     ("data", "clean", "exclude"),
     ("loader", "cache_dir"),
+    ("checkpoint", "path"),
     ("tokenizer", "path"),
 )
 
