@@ -311,7 +311,7 @@ def ensure_process_group(process: Process) -> None:
 
 
 def _import_deepspeed(process: Process) -> Any:
-    # DeepSpeed reads both variables: the first when it is imported, the second when it initialises, as the GPU's number.
+    # DeepSpeed reads both variables: the first when it is imported, the second, the GPU's number, when it initialises.
     if process.torch_device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     index = process.torch_device.index

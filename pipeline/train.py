@@ -120,7 +120,8 @@ def train(
         NonFiniteError: On every process, where a loss or gradient is not a number and the run is not to go on.
         UserError: A checkpoint could not be written, or does not fit.
     """
-    store = CheckpointStore(stage.checkpoints, stage.checkpoint, stage.process, stage.fingerprint, stage.checkpoint_note)
+    rules, note = stage.checkpoint, stage.checkpoint_note
+    store = CheckpointStore(stage.checkpoints, rules, stage.process, stage.fingerprint, note)
     bad = BadUpdates(config.bad_updates)
     try:
         while True:

@@ -100,8 +100,8 @@ def _pretrain(job: Job, stage: Stage) -> dict[str, Any]:
 
 
 def _trim(job: Job, stage: Stage) -> dict[str, Any]:
-    config = parse(TrimConfig, job["run"]["trim"])
-    return trim(config, job["target"], Path(job["backbone"]), _inputs(job), stage)
+    config, model = parse(TrimConfig, job["run"]["trim"]), parse(ModelConfig, job["run"]["model"])
+    return trim(config, job["target"], Path(job["backbone"]), model, _inputs(job), stage)
 
 
 def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:

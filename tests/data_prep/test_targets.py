@@ -109,7 +109,7 @@ def test_kinds_of_urls(url, said):
 
 @pytest.mark.parametrize("url", ["s3://KEY:hunter22@bucket/x", "https://h/x?token=hunter22"])
 def test_a_password_in_a_url_is_refused_in_one_line_that_does_not_repeat_it(url):
-    with pytest.raises(UserError, match="has a password or a token in it.*AWS_ACCESS_KEY_ID") as caught:
+    with pytest.raises(UserError, match=r"has a password or a token in it.*AWS_ACCESS_KEY_ID") as caught:
         open_target(url)
     assert "hunter22" not in str(caught.value) and "\n" not in str(caught.value)
 
