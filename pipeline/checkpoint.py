@@ -272,8 +272,8 @@ class CheckpointStore:
             whole = {**manifest, "files": files}
             self._together(lambda: self.place.publish(name, whole) if self.process.is_main else None)
         except Exception as error:
-            self._abandon(name, aside)
             self._failure = error
+            self._abandon(name, aside)
             return
         try:
             self._together(lambda: self._tidy(name, manifest["step"]) if self.process.is_main else None)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_prep.errors import UserError
 from pipeline.bad_updates import BadUpdateConfig, BadUpdates, Rewind
 from pipeline.checkpoint import CheckpointConfig, CheckpointStore
 from pipeline.checkpoint_rules import Means
@@ -127,8 +128,12 @@ def train(
         while True:
             try:
                 return _train(task, engine, batches, config, stage, facts, store, bad)
-            except Rewind:
+            except Rewind as rewind:
                 store.finish()
+                if store.latest() is None:  # the weights are no longer those of a beginning
+                    raise UserError(
+                        f"{store.place} no longer holds a whole checkpoint to go back to; start over with --fresh"
+                    ) from rewind
     finally:
         store.leave()
 
