@@ -8,12 +8,13 @@ from collections.abc import Mapping
 MASK = "***"
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
-# A password may hold a slash, as keys of S3 do; what looks like a port ends the host.
-_USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://([^/?#:@]*:(?!\d+/)[^?#@]*|[^/?#]*)@")
+# A password may hold a slash, as keys of S3 do, or an @ that was not escaped; what looks like a port ends the host.
+_USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://([^/?#:@]*:(?!\d+/)[^?#@]*|[^/?#]*)@(?:[^/?#@]*@)*")
 _PARAMETER = re.compile(r"([?&;])([^=&;?#\s]+)=([^&;#\s]*)")
 _VARIABLES = frozenset(
     {"key", "apikey", "token", "secret", "password", "passwd", "passphrase", "credential", "credentials"}
 )
+_PATHS = frozenset({"path", "file", "dir", "folder", "credential", "credentials"})
 _WORDS = _VARIABLES | {
     "accesskey", "accesskeyid", "accesstoken", "auth", "authorization", "awsaccesskeyid", "clientsecret",
     "googleaccessid", "jwt", "pwd", "sas", "sig", "signature",
@@ -53,8 +54,14 @@ def has_secret(text: str) -> bool:
 
 def secret_values(environment: Mapping[str, str] = os.environ) -> list[str]:
     """The values of secret variables, longest first; paths are none, for files keep their own secrets."""
-    values = {value for name, value in environment.items() if _is_secret(name, _VARIABLES)}
-    return sorted((value for value in values if len(value) >= _SHORTEST and value[0] not in "/~."), key=len)[::-1]
+    named = ((name, value) for name, value in environment.items() if _has_word(name, _VARIABLES))
+    values = {value for name, value in named if len(value) >= _SHORTEST and not _is_path(name, value)}
+    return sorted(values, key=len)[::-1]
+
+
+def _is_path(name: str, value: str) -> bool:
+    """Whether a value names a file; a key of S3 may begin with a slash as well."""
+    return value[0] in "/~." and (_has_word(name, _PATHS) or os.path.exists(os.path.expanduser(value)))
 
 
 def _masked_user(found: re.Match[str]) -> str:
@@ -70,9 +77,9 @@ def _masked_user(found: re.Match[str]) -> str:
 
 def _masked_parameter(found: re.Match[str]) -> str:
     mark, name, _ = found.groups()
-    return f"{mark}{name}={MASK}" if _is_secret(name, _WORDS) else found.group()
+    return f"{mark}{name}={MASK}" if _has_word(name, _WORDS) else found.group()
 
 
-def _is_secret(name: str, words: frozenset[str]) -> bool:
+def _has_word(name: str, words: frozenset[str]) -> bool:
     parts = re.split(r"[^a-z0-9]+", name.lower())
     return not words.isdisjoint(parts)

@@ -15,6 +15,7 @@ from fsspec.core import url_to_fs
 
 from data_prep.errors import UserError
 from data_prep.files import atomic_file, disk_full, is_disk_full, remove_asides
+from data_prep.redact import has_secret, redact_url
 
 _BATCH = 64  # files that a store is asked for at a time
 _LOCAL = ("file://", "local://")
@@ -97,9 +98,14 @@ def open_target(where: str | Path) -> Target:
         where: A path, or a URL such as `s3://bucket/folder`.
 
     Raises:
-        UserError: for a kind of URL that cannot be used here.
+        UserError: for a kind of URL that cannot be used here, or one with a password or a token in it.
     """
     text = str(where)
+    if has_secret(text):
+        raise UserError(
+            f"{redact_url(text)} has a password or a token in it, which indexes and logs would keep; leave it out, and "
+            "give it to the store's library by its own variables or files, such as AWS_ACCESS_KEY_ID"
+        )
     for prefix in _LOCAL:
         text = text.removeprefix(prefix)
     if "://" not in text:

@@ -113,13 +113,12 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
         UserError: A variant's configuration is wrong; nothing is started then.
     """
     files = [find_recipe(name) for name in config.base]
-    for trial in trials(config):
-        read_config(RunConfig, files, overrides_of(config, trial))
+    words = {trial: settled(files, overrides_of(config, trial), trial) for trial in trials(config)}
     out = Path(config.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     runs, failures = _Runs(), dict[str, str]()
     with FolderLock(out), stopped_by_sigterm(), concurrent.futures.ThreadPoolExecutor(config.parallel) as pool:
-        jobs = {pool.submit(runs.run, files, overrides_of(config, trial)): trial for trial in trials(config)}
+        jobs = {pool.submit(runs.run, files, overrides): trial for trial, overrides in words.items()}
         try:
             for job in concurrent.futures.as_completed(jobs):
                 trial, error = jobs[job], job.result()
@@ -134,6 +133,16 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
                 runs.stop()
             raise
     return gathered(config, failures)
+
+
+def settled(files: Sequence[Path], overrides: list[str], trial: Trial) -> list[str]:
+    """A trial's overrides once they are read, with a place of its own for checkpoints that go elsewhere.
+
+    Raises:
+        UserError: The configuration is wrong.
+    """
+    path = read_config(RunConfig, files, overrides).checkpoint.path
+    return overrides if path is None else [*overrides, f"--checkpoint.path={path.rstrip('/')}/{trial.name}"]
 
 
 class _Runs:

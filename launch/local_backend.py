@@ -58,6 +58,7 @@ class LocalBackend(Backend):
         torch.set_num_threads(self._threads)
         if self._process.world_size == 1 or self._store is not None:
             return
+        self._process.claim_device()  # before nccl meets, which takes the one that is current
         store, rank, world_size = next(iter(rendezvous("env://")))
         self._store = PrefixStore("jobs", store)
         backend = "gloo" if self._process.device == "cpu" else "nccl"

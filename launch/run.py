@@ -24,7 +24,7 @@ from launch.job import LogFile
 from launch.progress import ProgressDisplay
 from launch.reading import dump_config
 from launch.signals import stopped_by_sigterm, uninterrupted
-from launch.stages import RESULTS, build_stages
+from launch.stages import RESULTS, build_stages, training_stages
 from pipeline.checkpoint_places import forget_all
 from pipeline.progress import read_metrics
 
@@ -106,7 +106,7 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
         if fresh:
             remove_run(out)
             if config.checkpoint.path is not None:
-                forget_all(config.checkpoint.path)
+                forget_all(config.checkpoint.path, training_stages(config))
         facts = _begin(config, out)
         stages = build_stages(config, out, backend, until, f"{config.name}-{facts['id']}")
         facts["stages"] = {stage.name: list(stage.inputs) for stage in stages}

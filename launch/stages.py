@@ -12,6 +12,7 @@ from data_prep.errors import UserError
 from data_prep.exclusion import read_exclusions
 from data_prep.files import write_json
 from data_prep.sources import PlannedSplit, SourceConfig, prepare, source_module, writing_identity
+from data_prep.targets import LocalTarget, open_target
 from launch.backend import Backend, Care
 from launch.config import RunConfig
 from launch.graph import Attempt, Stage
@@ -65,6 +66,11 @@ def trim_name(config: RunConfig, target: float) -> str:
     return f"trim-{config.trim.task}-{target:.4g}x" if target % 1 else f"trim-{config.trim.task}-{target:.1f}x"
 
 
+def training_stages(config: RunConfig) -> list[str]:
+    """The names of the stages that write checkpoints."""
+    return ["pretrain", *(trim_name(config, target) for target in config.trim.targets)]
+
+
 def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]:
     """Every caption and every statement of a split, for the vocabulary; bad samples have none."""
     folder = ShardFolder(split, storage)
@@ -105,6 +111,10 @@ class _Builder:
         self._out = out
         self._backend = backend
         self._run = as_json(config)
+        checkpoints = config.checkpoint.path and open_target(config.checkpoint.path)
+        if isinstance(checkpoints, LocalTarget):
+            # Workers have working directories of their own.
+            self._run["checkpoint"]["path"] = str(checkpoints.folder.absolute())
         self._group = group
 
     def build(self, until: str | None) -> list[Stage]:

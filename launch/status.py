@@ -18,6 +18,7 @@ _METRICS = "metrics.jsonl"
 _TAIL_BYTES = 1 << 16
 _SIGNS = (PROGRESS, _METRICS, "log.txt", STATUS)
 _CHECKPOINTS = "checkpoints/step_*/COMPLETE"
+_NOTE = "checkpoint.json"  # of pipeline.train, which takes torch to import
 _SPEEDS = ("samples_per_second", "samples_per_second_per_device", "data_wait", "tflops_per_device", "mfu")
 
 
@@ -124,13 +125,31 @@ def _last_line(path: Path) -> dict[str, Any] | None:
 
 
 def _checkpoint(folder: Path, now: float) -> dict[str, Any] | None:
-    """The step and the age of the newest complete checkpoint."""
+    """The step and the age of the newest complete checkpoint, and where it lies, if not in the stage's folder."""
+    found = [one for one in (_in_folder(folder, now), _elsewhere(folder / _NOTE, now)) if one is not None]
+    return min(found, key=lambda one: float(one["age_seconds"]), default=None)
+
+
+def _in_folder(folder: Path, now: float) -> dict[str, Any] | None:
     marks = {path.parent.name.removeprefix("step_"): path for path in folder.glob(_CHECKPOINTS)}
     newest = max((name for name in marks if name.isdigit()), default=None, key=int)
     if newest is None:
         return None
     age = _age([marks[newest]], now)
-    return None if age is None else {"step": int(newest), "age_seconds": age}
+    return None if age is None else {"step": int(newest), "age_seconds": age, "where": None}
+
+
+def _elsewhere(note: Path, now: float) -> dict[str, Any] | None:
+    """That at `checkpoint.path`, as training told when it was complete: who looks may have no keys of the store."""
+    try:
+        told = read_json(note)
+    except (FileNotFoundError, NotADirectoryError, UserError):
+        return None
+    local = "://" not in told["where"]
+    if local and not Path(told["where"]).is_dir():
+        return None
+    age = round(max(0.0, now - told["time"]), 1)
+    return {"step": told["step"], "age_seconds": age, "where": told["where"]}
 
 
 def _add_waiting(stages: dict[str, dict[str, Any]], inputs: Mapping[str, list[str]], alive: bool) -> None:

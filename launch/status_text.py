@@ -99,7 +99,8 @@ def _details(stage: Mapping[str, Any]) -> list[str]:
             lines.append(f"step {stage['step']:,}: {', '.join([*losses, *_speed(stage['speed'])])}")
         if stage["checkpoint"]:
             age = clock(stage["checkpoint"]["age_seconds"])
-            lines.append(f"last checkpoint: step {stage['checkpoint']['step']:,}, {age} ago")
+            where = f", in {stage['checkpoint']['where']}" if stage["checkpoint"]["where"] else ""
+            lines.append(f"last checkpoint: step {stage['checkpoint']['step']:,}, {age} ago{where}")
     if stage["state"] not in ("done", "waiting", "not begun", "blocked"):
         lines += [f"log: {stage['logs'][-1]}{_others(len(stage['logs']) - 1)}"] if stage["logs"] else []
     return lines + ([stage["wandb_problem"]] if stage["wandb_problem"] else [])

@@ -10,8 +10,10 @@ their files, and `docs/checkpoints.md`.
 """
 
 import logging
+import math
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +121,7 @@ class CheckpointStore:
         config: Which of them stay.
         process: This rank.
         fingerprint: Of what is trained; checkpoints of something else are not gone on from.
+        note: File that is to say where the newest one lies, for those who do not see `where`; None for no file.
 
     Raises:
         UserError: Nothing here can write there.
@@ -130,8 +133,10 @@ class CheckpointStore:
         config: CheckpointConfig | None = None,
         process: Process | None = None,
         fingerprint: str = "",
+        note: Path | None = None,
     ) -> None:
         self.fingerprint = fingerprint
+        self.note = note
         self.config = config or CheckpointConfig()
         self.process = process or Process()
         self.place = open_place(where, self.process)
@@ -195,7 +200,7 @@ class CheckpointStore:
             self._group = group
         manifest = {
             "version": _VERSION, "step": step, "layout": engine.layout(), "engine": dict(state.values),
-            "metrics": dict(metrics or {}), "fingerprint": self.fingerprint,
+            "metrics": _finite(metrics or {}), "fingerprint": self.fingerprint,
         }  # fmt: skip
         self._thread = threading.Thread(
             target=self._write, args=(name_of(step), mine, dict(values), manifest), name="checkpoint", daemon=True
@@ -264,19 +269,32 @@ class CheckpointStore:
         self, name: str, mine: Mapping[str, Mapping[str, Tensor]], values: dict[str, Any], manifest: dict[str, Any]
     ) -> None:
         """The background's work; every rank comes to the same end."""
-        aside: Path | None = None
+        aside: list[Path] = []
+
+        def write() -> dict[str, dict[str, Any]]:
+            aside.append(self.place.aside(name, self.process))
+            return self._write_files(name, aside[0], mine, values)
+
         try:
             self._together(lambda: self.place.clean(name) if self.process.is_main else None)
-            aside = self.place.aside(name, self.process)
-            parts = self._together(lambda: self._write_files(name, aside, mine, values))
-            files = {file: entry for part in parts for file, entry in sorted(part.items())}
-            self._together(lambda: self._publish(name, {**manifest, "files": files}) if self.process.is_main else None)
+            files = {file: entry for part in self._together(write) for file, entry in sorted(part.items())}
+            whole = {**manifest, "files": files}
+            self._together(lambda: self.place.publish(name, whole) if self.process.is_main else None)
         except Exception as error:
-            if aside is not None and self.process.is_main:
-                self.place.abandon(name, aside)
-            elif aside is not None:
-                shutil.rmtree(aside, ignore_errors=True)
             self._failure = error
+            self._abandon(name, aside)
+            return
+        try:
+            self._together(lambda: self._tidy(name, manifest["step"]) if self.process.is_main else None)
+        except Exception as error:
+            self._failure = error  # no reason to give up the new one
+
+    def _abandon(self, name: str, aside: list[Path]) -> None:
+        for folder in aside:
+            if self.process.is_main:
+                self.place.abandon(name, folder)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _together(self, work: Any) -> list[Any]:
         return together(self.process, work, str(self.place), self._group)
@@ -295,13 +313,22 @@ class CheckpointStore:
         self.place.deliver(name, aside, files)
         return told
 
-    def _publish(self, name: str, manifest: dict[str, Any]) -> None:
-        self.place.publish(name, manifest)
-        saved = self.place.saved()
-        stay = kept(saved, self.config)
-        for entry in saved:
-            if entry.name not in stay:
-                self.place.remove(entry.name)
+    def _tidy(self, name: str, step: int) -> None:
+        if self.note is not None:
+            write_json(self.note, {"step": step, "where": f"{self.place}/{name}", "time": time.time()})
+        self._remove_old(name)
+
+    def _remove_old(self, name: str) -> None:
+        """Removes what no rule keeps; what cannot be removed now is told, and tried again after the next save."""
+        try:
+            # A damaged one, such as a run has just passed over, must not take the place of one that can be read.
+            saved = [entry for entry in self.place.saved() if self.place.is_whole(entry.name)]
+            stay = kept(saved, self.config) | {name}
+            for entry in saved:
+                if entry.name not in stay:
+                    self.place.remove(entry.name)
+        except (OSError, UserError) as error:
+            log.warning("older checkpoints in %s stay for now: %s", self.place, error)
 
 
 class _HostCopies:
@@ -347,6 +374,11 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; give a folder that `trimline` exported, such as .../export")
     return read_tensors(folder / _WEIGHTS), read_json(folder / _CONFIG)
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those that JSON and a comparison know; by one that is no number, a checkpoint is none of the best."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _rank_file(rank: int) -> str:

@@ -17,11 +17,13 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import re
+import secrets
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +155,13 @@ class LocalPlace(Place):
 
     def aside(self, name: str, process: Process) -> Path:
         """See `Place.aside`."""
-        return self.folder / f"{_PARTIAL}{name}"
+        folder = self.folder / f"{_PARTIAL}{name}"
+        if not folder.is_dir():  # the main rank has just made it
+            raise UserError(
+                f"{self.folder} is not the same folder for all workers: rank {process.rank} on {platform.node()} does "
+                "not see what rank 0 wrote; give --checkpoint.path a folder that all machines see, or a URL"
+            )
+        return folder
 
     def deliver(self, name: str, aside: Path, files: Sequence[str]) -> None:
         """See `Place.deliver`."""
@@ -231,15 +239,16 @@ class StorePlace(Place):
         """See `Place.abandon`."""
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            self.target.remove_folder(name)
+            self.remove(name)  # the mark too: a store may have taken it and said that it failed
         except UserError as error:
             log.warning("what was saved of %s stays in %s: %s", name, self, error)
 
     @contextlib.contextmanager
     def local(self, name: str, process: Process) -> Iterator[Path]:
         """See `Place.local`; fetched once for each machine, and removed when all ranks have read it."""
-        known = hashlib.sha256(f"{os.getuid()} {self}/{name}".encode()).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"trimline-{known}"
+        # A fresh name: what a killed process left would not be told from a damaged checkpoint.
+        drawn = together(process, lambda: secrets.token_hex(8), self)[0]
+        folder = Path(tempfile.gettempdir()) / f"trimline-{drawn}"
 
         def fetch() -> None:
             if process.local_rank == 0:
@@ -262,9 +271,9 @@ def newest_step(where: str | Path) -> int:
     return next((saved.step for saved in place.saved() if place.is_whole(saved.name)), 0)
 
 
-def forget_all(path: str) -> None:
-    """Removes the checkpoints of all stages below a `checkpoint.path`, and nothing else."""
-    for stage in open_target(path).folders():
+def forget_all(path: str, stages: Iterable[str]) -> None:
+    """Removes these stages' checkpoints below a `checkpoint.path`, and nothing else."""
+    for stage in stages:
         open_place(f"{path.rstrip('/')}/{stage}", Process()).forget()
 
 

@@ -99,10 +99,10 @@ class Means:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def take(self) -> dict[str, float]:
-        """The means by name, of which those that are finite; it begins anew."""
+        """The means by name; it begins anew."""
         sums, count = self._sums, self._count
         self._sums, self._count = {}, 0
         if not sums:
             return {}
         means = (torch.stack([value.detach().float().cpu() for value in sums.values()]) / count).tolist()
-        return {name: mean for name, mean in zip(sums, means, strict=True) if math.isfinite(mean)}
+        return dict(zip(sums, means, strict=True))

@@ -311,10 +311,11 @@ def ensure_process_group(process: Process) -> None:
 
 
 def _import_deepspeed(process: Process) -> Any:
-    # DeepSpeed reads both variables: the first when it is imported, the second when it initialises.
+    # DeepSpeed reads both variables: the first when it is imported, the second, the GPU's number, when it initialises.
     if process.torch_device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ["LOCAL_RANK"] = str(process.local_rank)
+    index = process.torch_device.index
+    os.environ["LOCAL_RANK"] = str(process.local_rank if index is None else index)
     deepspeed = importlib.import_module("deepspeed")
     ops = importlib.import_module("deepspeed.ops")
     vars(ops)["__compatible_ops__"] = {}

@@ -123,7 +123,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     if stage.process.is_main:
         plain = without_prefix("model", weights)
         tokens = {"pad": tokenizer.pad_id, "begin": tokenizer.cls_id, "end": tokenizer.sep_id}
-        described = export_config("backbone", model.config, inputs.loader, tokens=tokens)
+        described = export_config("backbone", model.config, inputs.loader, tokens=tokens, tokenizer=tokenizer.digest)
         export_weights(stage.folder / "export", plain, described, tokenizer)
     engine.close()
     return counts | {

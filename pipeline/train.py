@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_prep.errors import UserError
 from pipeline.bad_updates import BadUpdateConfig, BadUpdates, Rewind
 from pipeline.checkpoint import CheckpointConfig, CheckpointStore
 from pipeline.checkpoint_rules import Means
@@ -29,6 +30,8 @@ from pipeline.tasks.task import Losses, Task
 from pipeline.tracking import Tracker
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,11 @@ class Stage:
         """The folder or URL of its checkpoints."""
         return self.checkpoint.place_of(self.folder)
 
+    @property
+    def checkpoint_note(self) -> Path | None:
+        """The file that says where the newest checkpoint lies, where that is not in the folder."""
+        return None if self.checkpoint.path is None else self.folder / CHECKPOINT
+
 
 Batches = Callable[[int, int], Iterable[ImageTextBatch]]
 """(first step, end) -> the batches of these steps."""
@@ -116,14 +124,19 @@ def train(
         UserError: A checkpoint could not be written, or does not fit.
         Left: On every process, once a checkpoint is complete, where training was asked to leave.
     """
-    store = CheckpointStore(stage.checkpoints, stage.checkpoint, stage.process, stage.fingerprint)
+    rules, note = stage.checkpoint, stage.checkpoint_note
+    store = CheckpointStore(stage.checkpoints, rules, stage.process, stage.fingerprint, note)
     bad = BadUpdates(config.bad_updates)
     try:
         while True:
             try:
                 return _train(task, engine, batches, config, stage, facts, store, bad)
-            except Rewind:
+            except Rewind as rewind:
                 store.finish()
+                if store.latest() is None:  # the weights are no longer those of a beginning
+                    raise UserError(
+                        f"{store.place} no longer holds a whole checkpoint to go back to; start over with --fresh"
+                    ) from rewind
     finally:
         stage.pulse.rest()
         store.leave()

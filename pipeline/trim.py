@@ -16,11 +16,13 @@ from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.text import Tokenizer
 from pipeline.engine import OptimizerConfig, build_engine, split_decay
 from pipeline.exports import load_backbone
+from pipeline.handoff import check_fits
 from pipeline.limits import above_zero, weights_above_zero
 from pipeline.log_facts import LogFacts, device_peak
 from pipeline.measure.step_macs import statement_macs
-from pipeline.models.blip import EXTRA_WORDS
+from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import recompute_activations
+from pipeline.models.config import ModelConfig
 from pipeline.process import Process
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, export_config
@@ -68,13 +70,16 @@ class TrimConfig:
         above_zero(self, "trim", "head_scale", "trimmer_scale")
 
 
-def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stage: Stage) -> dict[str, Any]:
+def trim(
+    config: TrimConfig, target: float, backbone: Path, model_config: ModelConfig, inputs: Inputs, stage: Stage
+) -> dict[str, Any]:
     """Fine-tune and export; returns the counts of `train`.
 
     Args:
         config: Of all targets.
         target: The one to train here.
         backbone: Export folder of a pre-training stage.
+        model_config: Sizes that its model is to have.
         inputs: Data, tokenizer, loader, engine, seed.
         stage: Folder, process, budget.
 
@@ -87,7 +92,9 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
     settled = check_batch("trim", config.loop.global_batch, process.world_size, inputs.engine, inputs.loader)
     seed_everything(inputs.seed, 1000)
     tokenizer = inputs.load_tokenizer()
-    model = _model(config, target, backbone, inputs, tokenizer).to(process.torch_device)
+    trained = load_backbone(backbone)
+    check_fits(backbone, trained.config, model_config, tokenizer, inputs.loader)
+    model = _model(config, target, trained).to(process.torch_device)
     typical = units_of(model.backbone, _typical(config, inputs, tokenizer, TYPICAL_TEXTS).token_mask)
     if inputs.engine.recompute:
         recompute_activations(model)
@@ -118,7 +125,7 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
     weights = engine.weights()
     if process.is_main:
         if target > 1:
-            plain = _model(config, target, backbone, inputs, tokenizer)
+            plain = _model(config, target, load_backbone(backbone))
             plain.load_state_dict(weights)
             counts["calibration"] = asdict(_settle(plain, task.curriculum.shift, config, target, inputs, process))
             weights = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
@@ -127,20 +134,8 @@ def trim(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, stag
     return counts
 
 
-def _model(config: TrimConfig, target: float, backbone: Path, inputs: Inputs, tokenizer: Tokenizer) -> StatementModel:
-    model = load_backbone(backbone)
-    sizes = model.config
-    words = tokenizer.vocab_size + (EXTRA_WORDS if sizes.backbone == "blip" else 0)
-    if sizes.text.vocab_size < words or (sizes.vision.height, sizes.vision.width_px) != (
-        inputs.loader.height,
-        inputs.loader.width,
-    ):
-        raise UserError(
-            f"{backbone} was trained for {sizes.vision.height} x {sizes.vision.width_px} pixels and "
-            f"{sizes.text.vocab_size} words, this run gives {inputs.loader.height} x {inputs.loader.width} and "
-            f"{words}; pre-train again, or set loader and tokenizer to the checkpoint's"
-        )
-    return StatementModel(model, config.smarttrim.trimmers if target > 1 else None)
+def _model(config: TrimConfig, target: float, backbone: Backbone) -> StatementModel:
+    return StatementModel(backbone, config.smarttrim.trimmers if target > 1 else None)
 
 
 def _log_facts(config: TrimConfig, model: StatementModel, inputs: Inputs, stage: Stage) -> LogFacts:

@@ -45,6 +45,7 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
     Raises:
         UserError: Something is wrong with the configuration or the data.
     """
+    process.claim_device()
     torch.set_num_threads(max(1, int(job.get("threads", torch.get_num_threads()))))
     pulse = FilePulse(Path(job["folder"]), process.rank, float(job.get("stall_seconds", 0.0)))
     with _tracker(job, process) as tracker, pulse:
@@ -103,8 +104,8 @@ def _pretrain(job: Job, stage: Stage) -> dict[str, Any]:
 
 
 def _trim(job: Job, stage: Stage) -> dict[str, Any]:
-    config = parse(TrimConfig, job["run"]["trim"])
-    return trim(config, job["target"], Path(job["backbone"]), _inputs(job), stage)
+    config, model = parse(TrimConfig, job["run"]["trim"]), parse(ModelConfig, job["run"]["model"])
+    return trim(config, job["target"], Path(job["backbone"]), model, _inputs(job), stage)
 
 
 def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:

@@ -244,7 +244,7 @@ def _write(
     """Writes or links what is not there yet; returns the account of all."""
     written = writing_identity(config)
     fingerprints = {name: _fingerprint(config, name, plan, written) for name, plan in plans.items()}
-    found = {name: _finished(target.child(name), plan, fingerprints[name]) for name, plan in plans.items()}
+    found = {name: _finished(target, name, plan, fingerprints[name]) for name, plan in plans.items()}
     accounts = {name: account for name, account in found.items() if account is not None}
     todo = {name: plans[name].load() for name, account in found.items() if account is None}
     meter = _Meter(progress, [a["asked"] for a in accounts.values()], [len(split) for split in todo.values()])
@@ -264,12 +264,13 @@ def _write(
     return _sum({name: accounts[name] for name in plans})
 
 
-def _finished(place: Target, plan: PlannedSplit, fingerprint: str) -> dict[str, Any] | None:
+def _finished(target: Target, name: str, plan: PlannedSplit, fingerprint: str) -> dict[str, Any] | None:
     """The account of a split that is linked, or written already; None for one that has yet to be written."""
     if plan.remote is not None:
-        return mirror_shards(place, plan.remote)
+        return mirror_shards(target, name, plan.remote)
     if plan.folder is not None:
-        return link_shards(place, plan.folder)
+        return link_shards(target, name, plan.folder)
+    place = target.child(name)
     if isinstance(place, LocalTarget) and place.folder.is_symlink():
         place.folder.unlink()  # nothing of ours may be written into somebody's own shards
     account = finished_account(place, fingerprint)

@@ -3,6 +3,7 @@
 Data never travel: they are named by URLs, or by paths that all machines of the cluster see.
 """
 
+import fnmatch
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from launch.reading import as_json, dump_config
 
 CONFIG = "trimline_run.yaml"
 MOST_BYTES = 100 << 20  # Ray takes 512 MiB, all of which would go to every machine
+_SECRETS = (
+    ".env", ".env.*", ".envrc", ".netrc", ".pypirc", ".git-credentials", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*",
+    "id_ed25519*", "id_ecdsa*", "credentials", "credentials.json", "kaggle.json", "wandb_key*", "*_auth_token",
+)  # fmt: skip
 _PACKAGES = ("data_prep", "pipeline", "launch")
 _HERE = Path(__file__).resolve().parents[2]
 
@@ -29,6 +34,7 @@ _PATHS = (
     ("data", "cache"),
     ("data", "clean", "exclude"),
     ("loader", "cache_dir"),
+    ("checkpoint", "path"),
     ("tokenizer", "path"),
 )
 
@@ -52,18 +58,20 @@ def check_portable(config: RunConfig) -> None:
 
 
 def _texts(values: Any, keys: tuple[str, ...]) -> Iterator[str]:
-    """The texts of a key, also in lists; of `SPLIT=FILE` the file."""
+    """The text of a key, or those of its list; there of `SPLIT=FILE` the file."""
     for key in keys:
         values = values.get(key) if isinstance(values, dict) else None
-    for value in values if isinstance(values, list) else [values]:
-        if isinstance(value, str):
-            yield value if "://" in value or value.startswith("/") else value.partition("=")[2] or value
+    if isinstance(values, str):
+        yield values
+    for value in values if isinstance(values, list) else ():
+        yield value if "://" in value or value.startswith("/") else value.partition("=")[2] or value
 
 
 def make_working_dir(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Copies the project and writes the configuration.
 
-    A checkout gives what git does not ignore, changes that are not committed included; an installation its packages.
+    A checkout gives what git does not ignore, changes that are not committed included, but no files that keep keys by
+    custom (`.env`, `*.pem`); an installation its packages.
 
     Args:
         config: Of the run.
@@ -97,13 +105,18 @@ def _project_files() -> Iterator[tuple[Path, str]]:
     listed = _git_files()
     if listed is not None:
         # What .gitignore says is done; Ray would apply it once more.
-        names = (name for name in listed if PurePosixPath(name).name != ".gitignore")
+        names = (name for name in listed if PurePosixPath(name).name != ".gitignore" and not _is_secret(name))
         yield from ((_HERE / name, name) for name in names if (_HERE / name).is_file())
         return
     for package in _PACKAGES:
         for path in sorted((_HERE / package).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 yield path, path.relative_to(_HERE).as_posix()
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a file is one of those that keep keys by custom: nobody wants them on every machine of a cluster."""
+    return any(fnmatch.fnmatch(PurePosixPath(name).name.lower(), pattern) for pattern in _SECRETS)
 
 
 def _git_files() -> list[str] | None:

@@ -1,5 +1,7 @@
 """Texts -> tokens: ALBEF's cleaning, and a WordPiece tokenizer that is trained here or loaded by path."""
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -173,6 +175,13 @@ class Tokenizer:
         }
         write_json(folder / _CONFIG, config)
         write_atomic(folder / _FILE, self._inner.to_str(pretty=True))
+
+    @property
+    def digest(self) -> str:
+        """Stands for the words, their numbers, and how texts are cleaned."""
+        words = sorted(self._inner.get_vocab().items())
+        whole = [words, self._specials, self.max_words, self.clean]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
         """Cleans and tokenizes texts.

@@ -84,6 +84,20 @@ def test_a_copy_and_a_link_take_each_others_place_and_nobodys_shards_are_lost(me
         prepare(SourceConfig(name="shards", root=memory), tmp_path / "full")
 
 
+@pytest.mark.parametrize("behind_a_url", [False, True])
+def test_a_folder_that_the_user_has_put_elsewhere_by_a_link_stays_there(
+    memory: str, tmp_path: Path, behind_a_url: bool
+) -> None:
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    (disk / "outer").mkdir(parents=True)
+    out.symlink_to(disk, target_is_directory=True)
+    (disk / "coco").symlink_to(disk / "outer", target_is_directory=True)
+    for _ in range(2):
+        prepare(SourceConfig(name="shards", root=memory if behind_a_url else str(tmp_path / "made")), out)
+        assert out.is_symlink() and (disk / "coco").is_symlink()
+        assert len(load_index(disk / "outer" / "val")[1]) == 20 and len(load_index(disk / "train")[1]) == 30
+
+
 def test_an_index_that_changes_is_copied_anew(tmp_path: Path) -> None:
     made = tmp_path / "made"
     shards(made / "train")

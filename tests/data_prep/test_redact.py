@@ -1,5 +1,7 @@
 """What may not be written down, and what must stay readable."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ KEPT = [
 ]
 MASKED = [
     ("https://me:hunter2@host/shards", "https://***@host/shards"),
+    ("https://me:hunter@2@host/a@2x.png", "https://***@host/a@2x.png"),
     ("https://ghp_0123456789@host/x.git", "https://***@host/x.git"),
     ("s3://AKIAXX:wJalrXUt/nFEMI@bucket", "s3://***@bucket"),
     ("s3://AKIAXX:wJalrXUt@bucket/train", "s3://***@bucket/train"),
@@ -53,6 +56,13 @@ def test_values_of_secret_variables_are_masked() -> None:
     assert secret_values(environment) == ["wJalrXUtnFEMI/K7MDENG", "0123456789abcdef", "hf_0123456789"]
     text = "sent 0123456789abcdef of /home/me/key.json to hf_0123456789; qwertyuiop is blue"
     assert redact(text, environment) == "sent *** of /home/me/key.json to ***; qwertyuiop is blue"
+
+
+def test_a_key_that_begins_like_a_path_is_a_key_unless_it_leads_to_a_file(tmp_path: Path) -> None:
+    key, file = "/7MDENGbPxRfiCYEXAMPLEKEYwJalrXUtnFEMIK0", tmp_path / "some.key"
+    file.touch()
+    environment = {"AWS_SECRET_ACCESS_KEY": key, "RAY_AUTH_TOKEN_PATH": "/not/there/yet", "SSL_KEY": str(file)}
+    assert secret_values(environment) == [key]
 
 
 def test_a_secret_inside_a_longer_one_leaves_no_rest() -> None:

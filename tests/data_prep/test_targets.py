@@ -107,6 +107,13 @@ def test_kinds_of_urls(url, said):
         open_target(url)
 
 
+@pytest.mark.parametrize("url", ["s3://KEY:hunter22@bucket/x", "https://h/x?token=hunter22"])
+def test_a_password_in_a_url_is_refused_in_one_line_that_does_not_repeat_it(url):
+    with pytest.raises(UserError, match=r"has a password or a token in it.*AWS_ACCESS_KEY_ID") as caught:
+        open_target(url)
+    assert "hunter22" not in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_store_that_refuses_is_one_line_for_the_user(tmp_path):
     with pytest.raises(UserError, match="cannot be used"):
         write(Plain(), "ftp://127.0.0.1:9/folder", workers=1)  # nobody listens there

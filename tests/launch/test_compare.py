@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from data_prep.errors import UserError
-from launch.compare import CompareConfig, Trial, overrides_of, trials
+from launch.compare import CompareConfig, Trial, overrides_of, settled, trials
 from launch.compare_table import comparison_text, lines_of, paired_interval
 from launch.config import RunConfig
 from launch.reading import read_config
@@ -52,6 +52,16 @@ def test_trials_come_seed_by_seed_with_the_variants_overrides(tmp_path: Path) ->
     timed.write_text("budget: {minutes: 60}")
     read = read_config(RunConfig, [TINY, timed], words)
     assert (read.budget.minutes, read.pretrain.loop.samples) == (None, 64)  # only the samples end it
+
+
+def test_each_trial_has_a_place_of_its_own_for_checkpoints_that_go_elsewhere() -> None:
+    asked = config(shared={"checkpoint.path": "s3://bucket/cmp/"}, seeds=(0,))
+    read = [read_config(RunConfig, [TINY], settled([TINY], overrides_of(asked, t), t)) for t in trials(asked)]
+    assert [one.checkpoint.path for one in read] == [
+        "s3://bucket/cmp/unpruned-samples-0", "s3://bucket/cmp/query-samples-0",
+    ]  # fmt: skip
+    plain = trials(config())[0]
+    assert settled([TINY], overrides_of(config(), plain), plain) == overrides_of(config(), plain)
 
 
 def test_the_interval_is_students_over_pairs() -> None:

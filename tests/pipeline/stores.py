@@ -1,10 +1,11 @@
-"""Object stores for tests: memory with a limit, and memory that waits until it is told to go on."""
+"""Object stores for tests: memory with a limit, that waits until it is told to go on, or that fails, and a folder."""
 
 import errno
 import threading
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 
@@ -43,7 +44,45 @@ class SlowStore(_Memory):
         super().put_file(lpath, rpath, **more)
 
 
-for kind in (SmallStore, SlowStore):
+class FailingStore(_Memory):
+    """``failing://``: refuses what `fails` names: ``remove``, or ``mark``, which it takes nevertheless."""
+
+    protocol = "failing"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    pseudo_dirs: list[str] = [""]  # noqa: RUF012
+    fails = ""
+
+    def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
+        super().put_file(lpath, rpath, **more)
+        if self.fails == "mark" and rpath.endswith("COMPLETE"):
+            raise TimeoutError("no answer came")
+
+    def rm_file(self, path: str) -> None:
+        if self.fails == "remove":
+            raise TimeoutError("no answer came")
+        super().rm_file(path)
+
+    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
+        if self.fails == "remove":
+            raise TimeoutError("no answer came")
+        super().rm(path, recursive, maxdepth)
+
+
+class SharedStore(LocalFileSystem):
+    """``shared:///tmp/x``: a folder that several processes take for an object store."""
+
+    protocol = "shared"
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return super()._strip_protocol(str(path).removeprefix("shared://"))
+
+    def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
+        self.makedirs(self._parent(rpath), exist_ok=True)  # stores have no folders
+        super().put_file(lpath, rpath, **more)
+
+
+for kind in (SmallStore, SlowStore, FailingStore, SharedStore):
     fsspec.register_implementation(kind.protocol, kind, clobber=True)
 
 

@@ -1,6 +1,8 @@
 """A loss that is not a number: the run stops, leaves the update out, or goes back and tries again."""
 
 import math
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline.bad_updates import BadUpdateConfig, BadUpdates, Rewind
+from pipeline.checkpoint import CheckpointConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.engine import EngineConfig, NonFiniteError, OptimizerConfig, build_engine, split_decay
 from pipeline.process import Process
@@ -57,9 +60,32 @@ class Poisoned:
 Outcome = tuple[dict[str, Any], list[float], list[float]]
 
 
+class Losing(Poisoned):
+    """A task that loses its only checkpoint as its loss is NaN."""
+
+    folder: Path
+
+    def losses(self, forward: Any, batch: ImageTextBatch, progress: float) -> Losses:
+        if self.calls in self.bad_calls:
+            saved = self.folder / "checkpoints" / "step_00000002"
+            end = time.monotonic() + 20
+            while not (saved / "COMPLETE").exists():
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            shutil.rmtree(saved)
+        return super().losses(forward, batch, progress)
+
+
 def run(process: Process, folder: Path, bad_calls: set[int], accumulation: int = 1, **bad: Any) -> Outcome:
     """What training says, the losses that it logged, and its last weights."""
-    task = Poisoned(bad_calls, process.world_size - 1, process)
+    return run_task(
+        Poisoned(bad_calls, process.world_size - 1, process), process, Stage(folder, process), accumulation, **bad
+    )
+
+
+def run_task(
+    task: Poisoned, process: Process, stage: Stage, accumulation: int = 1, seconds: float = 0.0, **bad: Any
+) -> Outcome:
     name = "torch" if process.world_size == 1 else "deepspeed"
     config = EngineConfig(name=name, accumulation=accumulation)  # type: ignore[arg-type]
     engine = build_engine(config, OptimizerConfig(lr=0.05), task.module, split_decay(task.module), process)
@@ -70,10 +96,10 @@ def run(process: Process, folder: Path, bad_calls: set[int], accumulation: int =
         return (small_batch(4, seed).part(rows) for seed in range(start, end))
 
     loop = LoopConfig(
-        samples=4 * STEPS, global_batch=4, log_every=1, checkpoint_seconds=0.0, bad_updates=BadUpdateConfig(**bad)
+        samples=4 * STEPS, global_batch=4, log_every=1, checkpoint_seconds=seconds, bad_updates=BadUpdateConfig(**bad)
     )
-    result = train(task, engine, batches, loop, Stage(folder, process))
-    losses = [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
+    result = train(task, engine, batches, loop, stage)
+    losses = [line["loss"] for line in read_metrics(stage.folder / "metrics.jsonl")]
     weights = torch.cat([tensor.flatten() for tensor in engine.weights().values()]).tolist()
     engine.close()
     return result, losses, weights
@@ -99,6 +125,14 @@ def test_a_fault_that_passes_leaves_no_trace_after_a_rewind(tmp_path: Path) -> N
     expected = run(Process(), tmp_path / "whole", set())
     assert result["left_out"] == 0
     assert (losses, weights) == expected[1:]
+
+
+def test_a_run_does_not_begin_anew_with_trained_weights_where_its_checkpoint_is_lost(tmp_path: Path) -> None:
+    task = Losing({3}, 0, Process())
+    task.folder = tmp_path
+    stage = Stage(tmp_path, Process(), checkpoint=CheckpointConfig(keep_every_steps=2))
+    with pytest.raises(UserError, match="no longer holds a whole checkpoint to go back to"):
+        run_task(task, Process(), stage, seconds=1000.0, action="rewind")
 
 
 def test_what_fails_again_after_a_rewind_is_passed_over(tmp_path: Path) -> None:

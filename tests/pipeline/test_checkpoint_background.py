@@ -77,7 +77,10 @@ def test_any_place_keeps_checkpoints(url: str, tmp_path: Path) -> None:
     tensors, values = checkpoint.restore(again, ONE)
     assert equal(again, engine) and tensors["queue"].tolist() == [0, 1, 2] and values == {"note": "é"}
     assert [saved.step for saved in store.place.saved()] == [2]
-    forget_all(where.rpartition("/")[0])
+    folder = where.rpartition("/")[0]
+    forget_all(folder, ["another"])
+    assert store.latest() is not None, "it is of no stage of this run"
+    forget_all(folder, ["another", "run"])
     assert store.latest() is None
 
 

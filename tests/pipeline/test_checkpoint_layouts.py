@@ -58,7 +58,7 @@ MOVES: list[tuple[Layout, Layout]] = [
     ((2, 2), (1, None)),
     ((3, 2), (2, 2)),
     ((3, 3), (2, 1)),
-    ((1, 1), (2, 2)),
+    ((1, 1), (2, 2)),  # from one worker to two, as a run that grows
     ((1, None), (2, 3)),
     ((2, 0), (3, 3)),
     ((2, 3), (2, 0)),

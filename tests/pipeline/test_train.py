@@ -354,12 +354,6 @@ def test_what_does_not_fit_is_said_before_training(
     assert not (tmp_path / "p" / "metrics.jsonl").exists()
 
 
-def test_a_checkpoint_of_other_sizes_is_refused(data: Path, pretrained: Path, tmp_path: Path) -> None:
-    more = {"target": 1.0, "backbone": str(pretrained / "export"), "run": {"loader.height": 40, "loader.width": 40}}
-    with pytest.raises(UserError, match="was trained for 32 x 32 pixels"):
-        run_job(job_of(data, tmp_path / "t", "trim", **more), Process())
-
-
 def test_metrics_beyond_the_checkpoint_are_dropped_at_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path, 0)

@@ -1,5 +1,6 @@
 """What travels with a job to a cluster."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,21 @@ def test_the_project_travels_without_what_git_ignores_and_the_configuration_read
     assert not [name for name in names if name.startswith((".git", ".venv")) or "__pycache__" in name]
     assert told["files"] == len(names)
     assert read_config(RunConfig, [tmp_path / CONFIG], []) == config()
+
+
+def test_files_that_keep_keys_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, job = tmp_path / "project", tmp_path / "job"
+    job.mkdir()
+    names = ["launch/a.py", ".env", ".env.local", "deploy/me.pem", "sub/.netrc", "credentials.json", "ignored.txt"]
+    for name in (*names, "launch/keys.py", "monkey.py"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(name)
+    (project / ".gitignore").write_text("ignored.txt\n")
+    subprocess.run(["git", "init", "-q", str(project)], check=True)
+    monkeypatch.setattr(package, "_HERE", project)
+    make_working_dir(config(), job)
+    sent = sorted(path.relative_to(job).as_posix() for path in job.rglob("*") if path.is_file())
+    assert sent == sorted(["launch/a.py", "launch/keys.py", "monkey.py", CONFIG])
 
 
 def test_an_installation_sends_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +73,8 @@ def test_a_project_too_large_to_travel_names_its_largest_file(tmp_path: Path, mo
         ("--tokenizer.path", "bert"),
         ("--loader.cache_dir", "cache"),
         ("--out", "runs/tiny"),
+        ("--out", "a=/b"),
+        ("--checkpoint.path", "checkpoints"),
     ],
 )
 def test_relative_paths_are_refused(words: tuple[str, str]) -> None:

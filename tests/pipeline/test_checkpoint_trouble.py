@@ -1,0 +1,132 @@
+"""Whatever happens around checkpoints, one that can be read stays, and all ranks come to the same end."""
+
+import math
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.errors import UserError
+from data_prep.files import read_json
+from pipeline.checkpoint import CheckpointConfig, CheckpointStore
+from pipeline.process import Process
+from pipeline.together import RankFailedError
+from tests.pipeline.distributed import run_ranks
+from tests.pipeline.stores import FailingStore, SharedStore, emptied
+from tests.pipeline.test_checkpoint import ONE, in_a_child, kill_at, new_engine, newest, one_thread, save, shorten
+from tests.pipeline.test_checkpoint_background import restored
+from tests.pipeline.zero import SmallRun, engine_config
+
+__all__ = ["one_thread"]  # a fixture
+
+
+@pytest.mark.parametrize("rules", [{}, {"keep_best": 1}])
+def test_a_damaged_one_takes_no_place_of_one_that_can_be_read(tmp_path: Path, rules: dict) -> None:
+    store = CheckpointStore(tmp_path, CheckpointConfig(keep_last=1, **rules))
+    save(store, 1)
+    shorten(save(CheckpointStore(tmp_path, CheckpointConfig(keep_last=9)), 50))
+    assert newest(store) == 1
+    save(store, 2)
+    assert newest(store) == 2
+    save(store, 3)
+    assert newest(store) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000003", "step_00000050"]
+
+
+def test_an_old_one_that_cannot_be_removed_costs_nothing_and_goes_later(caplog: pytest.LogCaptureFixture) -> None:
+    store, engine = CheckpointStore(emptied(FailingStore), CheckpointConfig(keep_last=1)), new_engine()
+    store.save(1, engine, {}, {})
+    FailingStore.fails = "remove"
+    try:
+        store.save(2, engine, {}, {})
+    finally:
+        FailingStore.fails = ""
+    assert "stay for now" in caplog.text
+    assert restored(store)[1] == 2
+    store.save(3, engine, {}, {})
+    assert [saved.step for saved in store.place.saved()] == [3]
+
+
+def test_a_mark_that_the_store_took_and_denied_does_not_count() -> None:
+    store, engine = CheckpointStore(emptied(FailingStore)), new_engine()
+    store.save(1, engine, {}, {})
+    FailingStore.fails = "mark"
+    try:
+        with pytest.raises(UserError, match="no answer came"):
+            store.save(2, engine, {}, {})
+    finally:
+        FailingStore.fails = ""
+    assert [saved.step for saved in store.place.saved()] == [1]
+
+
+def test_a_metric_that_is_no_number_is_there_and_makes_none_of_the_best(tmp_path: Path) -> None:
+    store, engine = CheckpointStore(tmp_path, CheckpointConfig(keep_last=1, keep_best=1)), new_engine()
+    for number, loss in enumerate((2.0, math.nan, 3.0), 1):
+        store.begin(number, engine, {}, {}, {"loss": loss})
+    store.finish()
+    assert [saved.step for saved in store.place.saved()] == [3, 1]
+
+
+def test_what_a_killed_reader_left_is_not_taken_for_damage(
+    tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = CheckpointStore(emptied(FailingStore))
+    store.save(1, new_engine(), {"queue": torch.arange(3)}, {})
+    checkpoint = store.latest()
+    assert checkpoint is not None
+    endings = []
+    for event in range(0, 400, 3):
+        endings.append(in_a_child(lambda: kill_at(event, lambda: checkpoint.restore(new_engine(), ONE))))  # noqa: B023
+        if endings[-1] == 0:
+            break
+        assert restored(store)[1] == 1
+    assert len(endings) > 5 and endings[-1] == 0, endings
+
+
+def test_a_note_says_where_the_newest_one_lies(tmp_path: Path) -> None:
+    url, note = emptied(FailingStore), tmp_path / "checkpoint.json"
+    store = CheckpointStore(url, note=note)
+    store.save(7, new_engine(), {}, {})
+    told = read_json(note)
+    assert (told["step"], told["where"]) == (7, f"{url}/step_00000007")
+
+
+def outcome(process: Process, where: str, breaks: bool) -> tuple[str, str]:
+    """How a rank's save ends; rank 1's machine has no temporary folder where it `breaks`."""
+    run, before = SmallRun(process, engine_config(1), "clip"), tempfile.tempdir
+    store = CheckpointStore(where.format(rank=process.rank), process=process)
+    try:
+        if breaks and process.rank == 1:
+            tempfile.tempdir = "/nowhere"
+        store.save(1, run.engine, run.task.tensors(), {})
+        tempfile.tempdir = before
+        checkpoint = store.latest()
+        assert checkpoint is not None
+        checkpoint.restore(run.engine, process)
+    except (UserError, RankFailedError, FileNotFoundError) as error:
+        return type(error).__name__, str(error)
+    finally:
+        tempfile.tempdir = before
+        store.leave()
+        run.engine.close()
+    return "", ""
+
+
+@pytest.mark.timeout(240)
+def test_two_ranks_save_into_a_store_and_read_from_it(tmp_path: Path) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("trimline-*"))
+    assert run_ranks(outcome, 2, f"{SharedStore.protocol}://{tmp_path}/run", False, timeout=150) == [("", "")] * 2
+    assert {path.name for path in (tmp_path / "run/step_00000001").iterdir()} >= {"engine_1.safetensors", "COMPLETE"}
+    assert set(Path(tempfile.gettempdir()).glob("trimline-*")) <= before, "no copy of it stays here"
+    found = run_ranks(outcome, 2, f"{SharedStore.protocol}://{tmp_path}/no", True, timeout=60)
+    assert [kind for kind, _ in found] == ["RankFailedError", "FileNotFoundError"]
+    assert all("No such file or directory: '/nowhere/" in text for _, text in found)
+
+
+@pytest.mark.timeout(240)
+def test_machines_that_see_different_folders_are_told_so(tmp_path: Path) -> None:
+    found = run_ranks(outcome, 2, f"{tmp_path}/{{rank}}", False, timeout=60)
+    assert [kind for kind, _ in found] == ["UserError"] * 2
+    assert "is not the same folder for all workers: rank 1 on " in found[0][1]
