@@ -23,7 +23,7 @@ _SECONDS_UNTIL_PROGRESS = 5.0
 
 
 def bench_command(what: str, options: argparse.Namespace) -> Answer:
-    """`trimline bench vision`, `step`, `shard` and `loader`.
+    """`trimline bench vision`, `step`, `shard`, `loader` and `launch`.
 
     Raises:
         UserError: Options that nothing can be measured with.
@@ -36,6 +36,10 @@ def bench_command(what: str, options: argparse.Namespace) -> Answer:
         from launch.bench_loader import loader_bench_command
 
         return loader_bench_command(options)
+    if what == "launch":
+        from launch.bench_launch import launch_bench_command
+
+        return launch_bench_command(options)
     config = _config(what, options)
     total = runs_of(config)
     # One line, after a while, and gone at the end: a bench of a second needs no bar.

@@ -44,8 +44,8 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
         UserError: Something is wrong with the configuration or the data.
     """
     torch.set_num_threads(max(1, int(job.get("threads", torch.get_num_threads()))))
-    with _tracker(job, process) as tracker:
-        return _KINDS[job["kind"]](job, _stage(job, process, tracker))
+    with tracker_of(job, process) as tracker:
+        return _KINDS[job["kind"]](job, stage_of(job, process, tracker))
 
 
 def parse(config: type[Config], values: Mapping[str, Any]) -> Config:
@@ -56,7 +56,8 @@ def parse(config: type[Config], values: Mapping[str, Any]) -> Config:
     return parsed
 
 
-def _inputs(job: Job) -> Inputs:
+def inputs_of(job: Job) -> Inputs:
+    """Where a job's data are, and what all stages are told."""
     run = job["run"]
     return Inputs(
         data=Path(job["data"]),
@@ -67,7 +68,8 @@ def _inputs(job: Job) -> Inputs:
     )
 
 
-def _stage(job: Job, process: Process, tracker: Tracker) -> Stage:
+def stage_of(job: Job, process: Process, tracker: Tracker) -> Stage:
+    """Where a job's training lives and what bounds it."""
     return Stage(
         Path(job["folder"]),
         process,
@@ -78,7 +80,7 @@ def _stage(job: Job, process: Process, tracker: Tracker) -> Stage:
     )
 
 
-def _tracker(job: Job, process: Process) -> AbstractContextManager[Tracker]:
+def tracker_of(job: Job, process: Process) -> AbstractContextManager[Tracker]:
     """Who is told of a stage; nobody where the run's configuration does not say."""
     run = job["run"]
     config = parse(TrackingConfig, run["tracking"]) if "tracking" in run else TrackingConfig(wandb="disabled")
@@ -95,17 +97,17 @@ def _trained(job: Job) -> Trained:
 
 def _pretrain(job: Job, stage: Stage) -> dict[str, Any]:
     config, model = parse(PretrainConfig, job["run"]["pretrain"]), parse(ModelConfig, job["run"]["model"])
-    return pretrain(config, model, _inputs(job), stage)
+    return pretrain(config, model, inputs_of(job), stage)
 
 
 def _trim(job: Job, stage: Stage) -> dict[str, Any]:
     config = parse(TrimConfig, job["run"]["trim"])
-    return trim(config, job["target"], Path(job["backbone"]), _inputs(job), stage)
+    return trim(config, job["target"], Path(job["backbone"]), inputs_of(job), stage)
 
 
 def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:
     config = parse(EvaluateConfig, job["run"]["evaluate"])
-    rows = evaluate(config, _trained(job), _inputs(job), stage)
+    rows = evaluate(config, _trained(job), inputs_of(job), stage)
     stage.tracker.summary({f"{row['task']}/{row['split']}/{row['metric']}": row["value"] for row in rows})
     return {"rows": rows}
 
@@ -113,7 +115,7 @@ def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:
 def _survivors(job: Job, stage: Stage) -> dict[str, Any]:
     config = parse(EvaluateConfig, job["run"]["evaluate"])
     pruning = parse(PretrainConfig, job["run"]["pretrain"]).pruning
-    return {"pictures": draw_survivors(config, pruning, _trained(job), _inputs(job), stage)}
+    return {"pictures": draw_survivors(config, pruning, _trained(job), inputs_of(job), stage)}
 
 
 _KINDS: dict[str, Callable[[Job, Stage], dict[str, Any]]] = {
