@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from data_prep.files import read_json, write_json
 from launch.job import Job, carry_out
 from pipeline.checkpoint_places import COMPLETE, name_of
-from pipeline.engine import OptimizerConfig, ParamGroup
+from pipeline.data.loader import LoaderConfig
+from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup
 from pipeline.engine_config import autocast_dtype
 from pipeline.log_facts import peak_bytes
 from pipeline.models.config import ModelConfig
-from pipeline.pretrain import PretrainConfig, make_ready, pretrain
+from pipeline.pretrain import PretrainConfig, make_ready
 from pipeline.process import Process
-from pipeline.tracking import Tracker
-from pipeline.worker import inputs_of, parse, stage_of, tracker_of
+from pipeline.setup import Inputs
+from pipeline.train import Stage
+from pipeline.worker import parse, run_job
 
 T = TypeVar("T")
 
@@ -125,19 +127,15 @@ class Gate:
 
 def stage(job: dict[str, Any], process: Process) -> dict[str, Any]:
     """The pre-training stage as in a run, but for the gate."""
-    torch.set_num_threads(job["threads"])
-    config, model = _configs(job)
-    with tracker_of(job, process) as tracker:
-        gate = Gate.of(job, process)
-        return pretrain(config, model, inputs_of(job), stage_of(job, process, tracker), gate.through)
+    return run_job(job, process, Gate.of(job, process).through)
 
 
 def bare(job: dict[str, Any], process: Process) -> dict[str, Any]:
     """The same model, losses, batches and optimizer in the loop that one would write by hand."""
     torch.set_num_threads(job["threads"])
-    config, model = _configs(job)
-    inputs, gate = inputs_of(job), Gate.of(job, process)
-    ready = make_ready(config, model, inputs, stage_of(job, process, Tracker()))
+    config, gate = parse(PretrainConfig, job["run"]["pretrain"]), Gate.of(job, process)
+    inputs = _inputs(job)
+    ready = make_ready(config, parse(ModelConfig, job["run"]["model"]), inputs, Stage(gate.folder, process))
     task, clip = ready.task, inputs.engine.grad_clip or float("inf")
     dtype = autocast_dtype(inputs.engine, process.torch_device)
     optimizer = _adamw(config.optimizer, ready.groups)
@@ -159,8 +157,15 @@ def bare(job: dict[str, Any], process: Process) -> dict[str, Any]:
     return {"peak_bytes": peak_bytes(process.device)}
 
 
-def _configs(job: Job) -> tuple[PretrainConfig, ModelConfig]:
-    return parse(PretrainConfig, job["run"]["pretrain"]), parse(ModelConfig, job["run"]["model"])
+def _inputs(job: Job) -> Inputs:
+    run = job["run"]
+    return Inputs(
+        data=Path(job["data"]),
+        tokenizer=Path(job["tokenizer"]),
+        loader=parse(LoaderConfig, run["loader"]),
+        engine=parse(EngineConfig, run["engine"]),
+        seed=run["seed"],
+    )
 
 
 def _adamw(config: OptimizerConfig, groups: list[ParamGroup]) -> torch.optim.AdamW:

@@ -45,7 +45,7 @@ def add_launch_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="albef_small", help="a name of configs/models (%(default)s)")
     parser.add_argument("--image-size", **whole, help="height and width in pixels (the recipe's)")
     parser.add_argument("--batch", **whole, default=8, help="samples of a step (%(default)s)")
-    parser.add_argument("--every", **whole, default=40, help="steps of a lap, with one checkpoint (%(default)s)")
+    parser.add_argument("--every", **whole, default=20, help="steps of a lap, with one checkpoint (%(default)s)")
     parser.add_argument("--threads", **whole, default=1, help="of torch in each process (%(default)s)")
     parser.add_argument("--parts", action="store_true", help="also our loop alone, and with DeepSpeed alone")
     parser.add_argument("--out", metavar="DIR", help="where shards and checkpoints go (the temporary folder)")

@@ -196,7 +196,7 @@ def _add_bench_commands(commands: Any) -> None:
     add_loader_bench_options(parser)
 
     launch = "what Ray, DeepSpeed and checkpoints cost a pre-training step, against a bare loop; how long a start takes"
-    parser = add_command(kinds, "launch", launch, "bench launch --model albef_small --every 40 --json", _bench)
+    parser = add_command(kinds, "launch", launch, "bench launch --model albef_small --every 20 --json", _bench)
     add_launch_bench_options(parser)
 
 

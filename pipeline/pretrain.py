@@ -1,6 +1,6 @@
 """The pre-training stage: shards -> a backbone with pruning -> checkpoints -> export."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,6 @@ from torch import nn
 from data_prep.errors import UserError
 from data_prep.files import write_json
 from pipeline.checkpoint import export_weights
-from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.sources import describe_mix, weigh_sources
@@ -146,13 +145,7 @@ def _batches(
     return batches
 
 
-Watch = Callable[[Iterable[ImageTextBatch]], Iterable[ImageTextBatch]]
-"""Stands between loader and loop: a bench holds the loop there, and takes the time."""
-
-
-def pretrain(
-    config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, stage: Stage, watch: Watch = iter
-) -> dict[str, Any]:
+def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:
     """Train and export; returns the counts of `train`.
 
     Raises:
@@ -163,11 +156,7 @@ def pretrain(
     ready = make_ready(config, model_config, inputs, stage)
     engine = build_engine(settled, config.optimizer, ready.task.module, ready.groups, stage.process)
     seed_everything(inputs.seed, 1 + stage.process.rank)
-
-    def batches(start: int, end: int) -> Iterable[ImageTextBatch]:
-        return watch(ready.batches(start, end))
-
-    counts = train(ready.task, engine, batches, config.loop, stage, ready.facts)
+    counts = train(ready.task, engine, ready.batches, config.loop, stage, ready.facts)
     weights = engine.weights()
     if stage.process.is_main:
         tokenizer = ready.tokenizer

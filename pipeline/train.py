@@ -60,6 +60,10 @@ class LoopConfig:
         return -(-self.samples // self.global_batch)
 
 
+Watch = Callable[[Iterable[ImageTextBatch]], Iterable[ImageTextBatch]]
+"""Stands between loader and loop: a bench holds the loop there, and takes the time."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """Where a training lives and what bounds it.
@@ -71,6 +75,7 @@ class Stage:
         checkpoint: Where its checkpoints go, and which of them stay.
         fingerprint: Of all that its result depends on: it goes on from checkpoints with the same one only.
         tracker: Is given the numbers of metrics.jsonl too.
+        watch: Is given every batch before the loop.
     """
 
     folder: Path
@@ -79,6 +84,7 @@ class Stage:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     fingerprint: str = ""
     tracker: Tracker = field(default_factory=Tracker)
+    watch: Watch = iter
 
     @property
     def checkpoints(self) -> Path | str:
@@ -146,7 +152,7 @@ def _train(
         return skipped_before + global_sum(skipped_here, stage.process.torch_device)
 
     engine.module.train()
-    stream = iter(batches(start, config.steps))
+    stream = iter(stage.watch(batches(start, config.steps)))
     while True:
         tick = clock.tick(step, store.failed)
         if tick.failed:

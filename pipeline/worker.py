@@ -19,14 +19,14 @@ from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.survivors import draw_survivors
 from pipeline.tracking import Tracker, TrackingConfig, open_tracker
-from pipeline.train import Stage
+from pipeline.train import Stage, Watch
 from pipeline.trim import TrimConfig, trim
 
 Job = Mapping[str, Any]
 Config = TypeVar("Config")
 
 
-def run_job(job: Job, process: Process) -> dict[str, Any]:
+def run_job(job: Job, process: Process, watch: Watch = iter) -> dict[str, Any]:
     """Do one stage's work in this process; all processes of the stage call it together.
 
     Args:
@@ -36,6 +36,7 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
             ``backbone`` (export folder) for trim; ``pretrained`` (export folder or None) and ``trimmed``
             ({stage name: export folder}) for evaluate and survivors; ``group`` for wandb.
         process: This process among those of the stage.
+        watch: Is given every batch before the training loop.
 
     Returns:
         What the stage achieved: counts, or ``{"rows": [...]}`` of an evaluation. The same on every process.
@@ -44,8 +45,8 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
         UserError: Something is wrong with the configuration or the data.
     """
     torch.set_num_threads(max(1, int(job.get("threads", torch.get_num_threads()))))
-    with tracker_of(job, process) as tracker:
-        return _KINDS[job["kind"]](job, stage_of(job, process, tracker))
+    with _tracker(job, process) as tracker:
+        return _KINDS[job["kind"]](job, replace(_stage(job, process, tracker), watch=watch))
 
 
 def parse(config: type[Config], values: Mapping[str, Any]) -> Config:
@@ -56,8 +57,7 @@ def parse(config: type[Config], values: Mapping[str, Any]) -> Config:
     return parsed
 
 
-def inputs_of(job: Job) -> Inputs:
-    """Where a job's data are, and what all stages are told."""
+def _inputs(job: Job) -> Inputs:
     run = job["run"]
     return Inputs(
         data=Path(job["data"]),
@@ -68,8 +68,7 @@ def inputs_of(job: Job) -> Inputs:
     )
 
 
-def stage_of(job: Job, process: Process, tracker: Tracker) -> Stage:
-    """Where a job's training lives and what bounds it."""
+def _stage(job: Job, process: Process, tracker: Tracker) -> Stage:
     return Stage(
         Path(job["folder"]),
         process,
@@ -80,7 +79,7 @@ def stage_of(job: Job, process: Process, tracker: Tracker) -> Stage:
     )
 
 
-def tracker_of(job: Job, process: Process) -> AbstractContextManager[Tracker]:
+def _tracker(job: Job, process: Process) -> AbstractContextManager[Tracker]:
     """Who is told of a stage; nobody where the run's configuration does not say."""
     run = job["run"]
     config = parse(TrackingConfig, run["tracking"]) if "tracking" in run else TrackingConfig(wandb="disabled")
@@ -97,17 +96,17 @@ def _trained(job: Job) -> Trained:
 
 def _pretrain(job: Job, stage: Stage) -> dict[str, Any]:
     config, model = parse(PretrainConfig, job["run"]["pretrain"]), parse(ModelConfig, job["run"]["model"])
-    return pretrain(config, model, inputs_of(job), stage)
+    return pretrain(config, model, _inputs(job), stage)
 
 
 def _trim(job: Job, stage: Stage) -> dict[str, Any]:
     config = parse(TrimConfig, job["run"]["trim"])
-    return trim(config, job["target"], Path(job["backbone"]), inputs_of(job), stage)
+    return trim(config, job["target"], Path(job["backbone"]), _inputs(job), stage)
 
 
 def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:
     config = parse(EvaluateConfig, job["run"]["evaluate"])
-    rows = evaluate(config, _trained(job), inputs_of(job), stage)
+    rows = evaluate(config, _trained(job), _inputs(job), stage)
     stage.tracker.summary({f"{row['task']}/{row['split']}/{row['metric']}": row["value"] for row in rows})
     return {"rows": rows}
 
@@ -115,7 +114,7 @@ def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:
 def _survivors(job: Job, stage: Stage) -> dict[str, Any]:
     config = parse(EvaluateConfig, job["run"]["evaluate"])
     pruning = parse(PretrainConfig, job["run"]["pretrain"]).pruning
-    return {"pictures": draw_survivors(config, pruning, _trained(job), inputs_of(job), stage)}
+    return {"pictures": draw_survivors(config, pruning, _trained(job), _inputs(job), stage)}
 
 
 _KINDS: dict[str, Callable[[Job, Stage], dict[str, Any]]] = {
