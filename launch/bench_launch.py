@@ -28,7 +28,7 @@ from launch.bench_launch_work import FIRST, Gate, go_file, lap_file
 from launch.config import RunConfig
 from launch.flops import PUBLISHED_WORDS
 from launch.graph import Attempt
-from launch.job import LOG, Job
+from launch.job import LOG, Job, collect
 from launch.ray_backend import RayBackend
 from launch.reading import as_json, read_config
 from launch.recipes import find_recipe
@@ -85,6 +85,7 @@ class PlainBackend(Backend):
     slots = 1
 
     def __init__(self, threads: int, device: str) -> None:
+        super().__init__()
         self._threads = str(threads)
         self._device = device
         self._process: subprocess.Popen[bytes] | None = None
@@ -152,7 +153,7 @@ class Contender:
 
     def _run(self) -> None:
         try:
-            self._result = self._backend.run(self._job, 1)
+            self._result = collect(self._folder, self._backend.launch(self._job, 1))
         except Exception as error:
             self._failure = error
 

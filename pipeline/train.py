@@ -60,8 +60,8 @@ class LoopConfig:
         return -(-self.samples // self.global_batch)
 
 
-Watch = Callable[[Iterable[ImageTextBatch]], Iterable[ImageTextBatch]]
-"""Stands between loader and loop: a bench holds the loop there, and takes the time."""
+Between = Callable[[Iterable[ImageTextBatch]], Iterable[ImageTextBatch]]
+"""What all batches pass on their way from the loader to the loop: there a bench holds the loop, and takes the time."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Stage:
         checkpoint: Where its checkpoints go, and which of them stay.
         fingerprint: Of all that its result depends on: it goes on from checkpoints with the same one only.
         tracker: Is given the numbers of metrics.jsonl too.
-        watch: Is given every batch before the loop.
+        between: Stands between loader and loop.
     """
 
     folder: Path
@@ -84,7 +84,7 @@ class Stage:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     fingerprint: str = ""
     tracker: Tracker = field(default_factory=Tracker)
-    watch: Watch = iter
+    between: Between = iter
 
     @property
     def checkpoints(self) -> Path | str:
@@ -152,7 +152,7 @@ def _train(
         return skipped_before + global_sum(skipped_here, stage.process.torch_device)
 
     engine.module.train()
-    stream = iter(stage.watch(batches(start, config.steps)))
+    stream = iter(stage.between(batches(start, config.steps)))
     while True:
         tick = clock.tick(step, store.failed)
         if tick.failed:

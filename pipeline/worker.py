@@ -19,14 +19,14 @@ from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.survivors import draw_survivors
 from pipeline.tracking import Tracker, TrackingConfig, open_tracker
-from pipeline.train import Stage, Watch
+from pipeline.train import Between, Stage
 from pipeline.trim import TrimConfig, trim
 
 Job = Mapping[str, Any]
 Config = TypeVar("Config")
 
 
-def run_job(job: Job, process: Process, watch: Watch = iter) -> dict[str, Any]:
+def run_job(job: Job, process: Process, between: Between = iter) -> dict[str, Any]:
     """Do one stage's work in this process; all processes of the stage call it together.
 
     Args:
@@ -36,7 +36,7 @@ def run_job(job: Job, process: Process, watch: Watch = iter) -> dict[str, Any]:
             ``backbone`` (export folder) for trim; ``pretrained`` (export folder or None) and ``trimmed``
             ({stage name: export folder}) for evaluate and survivors; ``group`` for wandb.
         process: This process among those of the stage.
-        watch: Is given every batch before the training loop.
+        between: Stands between loader and training loop.
 
     Returns:
         What the stage achieved: counts, or ``{"rows": [...]}`` of an evaluation. The same on every process.
@@ -46,7 +46,7 @@ def run_job(job: Job, process: Process, watch: Watch = iter) -> dict[str, Any]:
     """
     torch.set_num_threads(max(1, int(job.get("threads", torch.get_num_threads()))))
     with _tracker(job, process) as tracker:
-        return _KINDS[job["kind"]](job, replace(_stage(job, process, tracker), watch=watch))
+        return _KINDS[job["kind"]](job, replace(_stage(job, process, tracker), between=between))
 
 
 def parse(config: type[Config], values: Mapping[str, Any]) -> Config:

@@ -98,7 +98,7 @@ def test_every_port_of_a_running_ray_and_its_workers_is_on_the_loopback(tmp_path
         backend.start()
         stays = {"stage": "stay", "folder": str(tmp_path / "stay"), "function": f"{__name__}:stay"}
         (tmp_path / "stay").mkdir()
-        running = threading.Thread(target=backend.run, args=(stays, 2), daemon=True)
+        running = threading.Thread(target=backend.launch, args=(stays, 2), daemon=True)
         running.start()
         while len(list(tmp_path.glob("stay/here-*.json"))) < 2:
             assert running.is_alive()
