@@ -23,7 +23,7 @@ _SECONDS_UNTIL_PROGRESS = 5.0
 
 
 def bench_command(what: str, options: argparse.Namespace) -> Answer:
-    """`trimline bench vision`, `step`, `trim`, `shard` and `loader`.
+    """`trimline bench vision`, `step`, `trim`, `shard`, `loader` and `launch`.
 
     Raises:
         UserError: Options that nothing can be measured with.
@@ -40,6 +40,10 @@ def bench_command(what: str, options: argparse.Namespace) -> Answer:
         from launch.bench_trim import trim_bench_command
 
         return trim_bench_command(options)
+    if what == "launch":
+        from launch.bench_launch import launch_bench_command
+
+        return launch_bench_command(options)
     config = _config(what, options)
     total = runs_of(config)
     # One line, after a while, and gone at the end: a bench of a second needs no bar.

@@ -1,4 +1,4 @@
-"""What `trimline bench shard`, `loader` and `trim` understand; imports nothing that takes time."""
+"""What `trimline bench shard`, `loader`, `trim` and `launch` understand; imports nothing that takes time."""
 
 import argparse
 from typing import Any
@@ -58,6 +58,21 @@ def add_loader_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", **whole, default=5, help="that count; each runs every contender once (%(default)s)")
     parser.add_argument("--warmup", **whole, default=1, help="rounds before them (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of pictures and all orders (%(default)s)")
+
+
+def add_launch_bench_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `trimline bench launch`."""
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument("--model", default="albef_small", help="a name of configs/models (%(default)s)")
+    parser.add_argument("--image-size", **whole, help="height and width in pixels (the recipe's)")
+    parser.add_argument("--batch", **whole, default=8, help="samples of a step (%(default)s)")
+    parser.add_argument("--every", **whole, default=20, help="steps of a lap, with one checkpoint (%(default)s)")
+    parser.add_argument("--threads", **whole, default=1, help="of torch in each process (%(default)s)")
+    parser.add_argument("--parts", action="store_true", help="also our loop alone, and with DeepSpeed alone")
+    parser.add_argument("--out", metavar="DIR", help="where shards and checkpoints go (the temporary folder)")
+    parser.add_argument("--rounds", **whole, default=5, help="that count; each runs every way once (%(default)s)")
+    parser.add_argument("--warmup", **whole, default=1, help="rounds before them (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, data and the order of runs (%(default)s)")
 
 
 def _numbers(text: str) -> list[float]:

@@ -14,7 +14,12 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.redact import SafeFormatter, redact
 from launch.answers import INTERNAL, INTERRUPTED, USER_MISTAKE, Answer, Handler, Parser, add_command
-from launch.bench_options import add_loader_bench_options, add_shard_bench_options, add_trim_bench_options
+from launch.bench_options import (
+    add_launch_bench_options,
+    add_loader_bench_options,
+    add_shard_bench_options,
+    add_trim_bench_options,
+)
 from launch.cli_cluster import SUBMIT_OPTIONS, add_cluster_commands
 from launch.cli_data import add_data_commands
 from launch.shard_words import gather_lists
@@ -198,6 +203,10 @@ def _add_bench_commands(commands: Any) -> None:
     loader = "loading training batches, against the bare decoder in as many processes and against other loaders"
     parser = add_command(kinds, "loader", loader, "bench loader --images train2017.tar --json", _bench)
     add_loader_bench_options(parser)
+
+    launch = "what Ray, DeepSpeed and checkpoints cost a pre-training step, against a bare loop; how long a start takes"
+    parser = add_command(kinds, "launch", launch, "bench launch --model albef_small --every 20 --json", _bench)
+    add_launch_bench_options(parser)
 
 
 def _add_flops_command(commands: Any) -> None:

@@ -11,7 +11,7 @@ from launch.report.table import aligned
 from pipeline.measure.model_flops import FlopsConfig, count_macs
 from pipeline.models.config import ModelConfig
 
-_WORDS = {"albef": 30522, "blip": 30524, "meter": 50265, "clip": 49408}
+PUBLISHED_WORDS = {"albef": 30522, "blip": 30524, "meter": 50265, "clip": 49408}
 """Vocabularies of the published models: a decoder's scores depend on them."""
 
 
@@ -38,7 +38,9 @@ def read_model(model: str, image_size: int | None) -> ModelConfig:
     """
     name = model if "/" in model or model.endswith(".yaml") else f"configs/models/{model}.yaml"
     config = read_config(ModelFile, [find_recipe(name)], []).model
-    config = replace(config, text=replace(config.text, vocab_size=config.text.vocab_size or _WORDS[config.backbone]))
+    config = replace(
+        config, text=replace(config.text, vocab_size=config.text.vocab_size or PUBLISHED_WORDS[config.backbone])
+    )
     if image_size is None:
         return config
     return replace(config, vision=replace(config.vision, height=image_size, width_px=image_size))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from pipeline.checkpoint import export_weights
 from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.sources import describe_mix, weigh_sources
+from pipeline.data.text import Tokenizer
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
 from pipeline.limits import weights_above_zero
 from pipeline.log_facts import LogFacts, device_peak, kept_tokens
@@ -29,7 +31,7 @@ from pipeline.setup import Inputs, check_batch, check_sizes, describe_update, ex
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.tasks.task import without_prefix
-from pipeline.train import LoopConfig, Stage, train
+from pipeline.train import Batches, LoopConfig, Stage, train
 from pipeline.weights.init import InitConfig, initialise
 
 
@@ -68,15 +70,29 @@ class PretrainConfig:
                 raise UserError(f"pretrain.lr_scales.{part}={scale} must be above 0")
 
 
-def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:
-    """Train and export; returns the counts of `train`.
+@dataclass(frozen=True)
+class Ready:
+    """A pre-training that may begin: all of it but the engine.
 
-    Raises:
-        UserError: Sizes that do not fit together, before training starts.
+    Attributes:
+        task: The model with its losses.
+        groups: What the optimizer steps, and how fast.
+        batches: The stream, from any step on.
+        facts: What the log says besides losses.
+        sources: Split folders with their weights in every batch.
+        tokenizer: Of the texts.
     """
-    settled = check_pretrain(config, model_config, inputs.loader, inputs.engine, stage.process.world_size)
-    update = describe_pretrain_update(config, model_config, settled, stage.process.world_size)
-    device = stage.process.torch_device
+
+    task: Pretraining
+    groups: list[ParamGroup]
+    batches: Batches
+    facts: LogFacts
+    sources: list[tuple[Path, float]]
+    tokenizer: Tokenizer
+
+
+def make_ready(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, stage: Stage) -> Ready:
+    """Makes model, task and stream; the same weights on every process."""
     # The same on every rank: the momentum tower is copied before the engine evens out the weights.
     seed_everything(inputs.seed, 0)
     tokenizer = inputs.load_tokenizer()
@@ -87,7 +103,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
         if stage.process.is_main:
             stage.folder.mkdir(parents=True, exist_ok=True)
             write_json(stage.folder / "init.json", {"left_out": left_out})
-    model = model.to(device)
+    model = model.to(stage.process.torch_device)
     task = Pretraining(
         model,
         config.objectives,
@@ -97,12 +113,20 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
         torch.Generator().manual_seed(inputs.seed),
     )
     _prepare_towers(task, inputs.engine)
-    facts = _log_facts(config, model, inputs, stage)  # counted before an engine may split the weights
-    engine = build_engine(settled, config.optimizer, task.module, _param_groups(model, config), stage.process)
-    seed_everything(inputs.seed, 1 + stage.process.rank)
-
     sources = weigh_sources(inputs.sources(config.splits), config.mix, "captions", config.unit)
+    return Ready(
+        task=task,
+        groups=_param_groups(model, config),
+        batches=_batches(config, inputs, stage, sources, tokenizer),
+        facts=_log_facts(config, model, inputs, stage),  # counted before an engine may split the weights
+        sources=sources,
+        tokenizer=tokenizer,
+    )
 
+
+def _batches(
+    config: PretrainConfig, inputs: Inputs, stage: Stage, sources: list[tuple[Path, float]], tokenizer: Tokenizer
+) -> Batches:
     def batches(start: int, end: int) -> Any:
         return train_loader(
             sources,
@@ -118,17 +142,34 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
             quarantine=stage.folder / QUARANTINE,
         )
 
-    counts = train(task, engine, batches, config.loop, stage, facts)
+    return batches
+
+
+def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:
+    """Train and export; returns the counts of `train`.
+
+    Raises:
+        UserError: Sizes that do not fit together, before training starts.
+    """
+    settled = check_pretrain(config, model_config, inputs.loader, inputs.engine, stage.process.world_size)
+    update = describe_pretrain_update(config, model_config, settled, stage.process.world_size)
+    ready = make_ready(config, model_config, inputs, stage)
+    engine = build_engine(settled, config.optimizer, ready.task.module, ready.groups, stage.process)
+    seed_everything(inputs.seed, 1 + stage.process.rank)
+    counts = train(ready.task, engine, ready.batches, config.loop, stage, ready.facts)
     weights = engine.weights()
     if stage.process.is_main:
+        tokenizer = ready.tokenizer
         plain = without_prefix("model", weights)
         tokens = {"pad": tokenizer.pad_id, "begin": tokenizer.cls_id, "end": tokenizer.sep_id}
-        described = export_config("backbone", model.config, inputs.loader, tokens=tokens, tokenizer=tokenizer.digest)
+        described = export_config(
+            "backbone", ready.task.model.config, inputs.loader, tokens=tokens, tokenizer=tokenizer.digest
+        )
         export_weights(stage.folder / "export", plain, described, tokenizer)
     engine.close()
     return counts | {
         "update": update,
-        "mix": describe_mix(list(config.splits), sources, counts["samples"], "captions", config.unit),
+        "mix": describe_mix(list(config.splits), ready.sources, counts["samples"], "captions", config.unit),
     }
 
 

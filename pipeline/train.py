@@ -64,6 +64,10 @@ class LoopConfig:
         return -(-self.samples // self.global_batch)
 
 
+Between = Callable[[Iterable[ImageTextBatch]], Iterable[ImageTextBatch]]
+"""What all batches pass on their way from the loader to the loop: there a bench holds the loop, and takes the time."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """Where a training lives and what bounds it.
@@ -76,6 +80,7 @@ class Stage:
         fingerprint: Of all that its result depends on: it goes on from checkpoints with the same one only.
         tracker: Is given the numbers of metrics.jsonl too.
         pulse: Is told of each step, and says when training is to leave.
+        between: Stands between loader and loop.
     """
 
     folder: Path
@@ -85,6 +90,7 @@ class Stage:
     fingerprint: str = ""
     tracker: Tracker = field(default_factory=Tracker)
     pulse: Pulse = field(default_factory=Pulse)
+    between: Between = iter
 
     @property
     def checkpoints(self) -> Path | str:
@@ -164,7 +170,7 @@ def _train(
         return skipped_before + global_sum(skipped_here, stage.process.torch_device)
 
     engine.module.train()
-    stream = iter(batches(start, config.steps))
+    stream = iter(stage.between(batches(start, config.steps)))
     while True:
         if step > start:
             stage.pulse.step(step)

@@ -20,14 +20,14 @@ from pipeline.pulse import FilePulse, Pulse
 from pipeline.setup import Inputs
 from pipeline.survivors import draw_survivors
 from pipeline.tracking import Tracker, TrackingConfig, open_tracker
-from pipeline.train import Stage
+from pipeline.train import Between, Stage
 from pipeline.trim import TrimConfig, trim
 
 Job = Mapping[str, Any]
 Config = TypeVar("Config")
 
 
-def run_job(job: Job, process: Process) -> dict[str, Any]:
+def run_job(job: Job, process: Process, between: Between = iter) -> dict[str, Any]:
     """Do one stage's work in this process; all processes of the stage call it together.
 
     Args:
@@ -38,6 +38,7 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
             ({stage name: export folder}) for evaluate and survivors; ``group`` for wandb; ``stall_seconds`` (see
             `FilePulse`).
         process: This process among those of the stage.
+        between: Stands between loader and training loop.
 
     Returns:
         What the stage achieved: counts, or ``{"rows": [...]}`` of an evaluation. The same on every process.
@@ -49,7 +50,7 @@ def run_job(job: Job, process: Process) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(job.get("threads", torch.get_num_threads()))))
     pulse = FilePulse(Path(job["folder"]), process.rank, float(job.get("stall_seconds", 0.0)))
     with _tracker(job, process) as tracker, pulse:
-        return _KINDS[job["kind"]](job, _stage(job, process, tracker, pulse))
+        return _KINDS[job["kind"]](job, replace(_stage(job, process, tracker, pulse), between=between))
 
 
 def parse(config: type[Config], values: Mapping[str, Any]) -> Config:

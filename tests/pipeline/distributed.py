@@ -14,7 +14,8 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -32,14 +33,19 @@ class RankError(AssertionError):
 
 
 class RankPool:
-    """`world_size` processes in one gloo group; `idle` while none of them is busy, stuck or dead."""
+    """`world_size` processes in one gloo group; `idle` while none of them is busy, stuck or dead.
 
-    def __init__(self, world_size: int) -> None:
-        context = mp.get_context("spawn")
+    Args:
+        world_size: How many.
+        context: How they are started; `preloaded` for many pools one after the other.
+    """
+
+    def __init__(self, world_size: int, context: BaseContext | None = None) -> None:
+        context = context or mp.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="ranks_")
         self.idle = False
         self.pipes: list[Connection] = []
-        self.processes: list[SpawnProcess] = []
+        self.processes: list[BaseProcess] = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
             store = os.path.join(self._folder.name, "store")
@@ -93,6 +99,14 @@ class RankPool:
         for pipe in self.pipes:
             pipe.close()
         self._folder.cleanup()
+
+
+def preloaded(*modules: str) -> BaseContext:
+    """Processes that begin with these modules imported: they start in tenths of a second."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks at it when it is imported
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "deepspeed", *modules])
+    return context
 
 
 def _receive(pipe: Connection) -> tuple[str, Any]:

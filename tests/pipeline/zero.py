@@ -19,6 +19,7 @@ from tests.pipeline.small import WORDS, scale, small_batch, small_model
 
 BATCH = 12
 BETAS = (0.9, 0.999)
+UNPRUNED = PruningConfig(method="none")
 NOTHING_KEPT_WHOLE = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 """ZeRO 3 else keeps parameters as small as these tests' whole between their uses."""
 
@@ -36,21 +37,34 @@ class SmallRun:
     """Pre-training of a small backbone on the same batches over any number of ranks."""
 
     def __init__(
-        self, process: Process, config: EngineConfig, backbone: BackboneName = "albef", lr: float = 1e-3
+        self,
+        process: Process,
+        config: EngineConfig,
+        backbone: BackboneName = "albef",
+        lr: float = 1e-3,
+        pruning: PruningConfig = UNPRUNED,
+        **constants: Any,
     ) -> None:
-        objectives = ObjectiveConfig(queue=24, mask_share=0.4, negatives="global", alpha_ramp=0.0)
+        objectives = ObjectiveConfig(
+            **{"queue": 24, "mask_share": 0.4, "negatives": "global", "alpha_ramp": 0.0, **constants}
+        )
         words = Vocabulary(mask=4, size=WORDS - 2)
         self.model = small_model(backbone, depth=2)
-        pruning = PruningConfig(method="none")
         self.task = Pretraining(self.model, objectives, pruning, words, scale, torch.Generator().manual_seed(0))
         self.process = process
         optimizer = OptimizerConfig(lr=lr, betas=BETAS)
         groups = split_decay(self.model)
         self.engine: Engine = build_engine(config, optimizer, self.task.module, groups, process)
         self.done = 0
+        self.named: dict[str, float] = {}
+        """This rank's losses in the last part of the last step."""
 
-    def step(self) -> list[float]:
-        """The losses of one update, averaged over ranks and parts, and the gradient's norm."""
+    def step(self, only: str | None = None) -> list[float]:
+        """The loss of one update, averaged over ranks and parts, and the gradient's norm.
+
+        Args:
+            only: The one loss to minimise; None for the sum of all.
+        """
         self.task.before_update(0.5)
         parts = self.engine.config.accumulation
         size = BATCH // self.process.world_size // parts
@@ -58,7 +72,9 @@ class SmallRun:
         for part in range(parts):
             first = (part * self.process.world_size + self.process.rank) * size
             batch = small_batch(BATCH, seed=self.done).part(slice(first, first + size))
-            report = self.engine.step(self.task.losses(self.engine, batch, 0.5).total, 1.0)
+            losses = self.task.losses(self.engine, batch, 0.5)
+            report = self.engine.step(losses.total if only is None else losses.named[only], 1.0)
+            self.named = {name: loss.item() for name, loss in losses.named.items()}
             found.append(report.loss)
         self.task.after_update(0.5)
         self.done += 1
