@@ -12,7 +12,7 @@ from pipeline.models.schedule import InBlock, TokenStream
 from pipeline.models.working_heads import HeadMaps, Map, Source, attend_with_working_heads, spans_of
 
 WIDTH, HEADS = 12, 4
-OFFSETS, SOURCES = (0, 3, 4, 9), (0, 2, 7, 8)
+OFFSETS, SOURCES = (0, 3, 4, 79), (0, 2, 72, 73)  # few tokens, and many
 MASKS = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
 
 
