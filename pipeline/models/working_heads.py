@@ -14,6 +14,10 @@ from torch.nn import functional as F
 
 from pipeline.models.attention import Keys, merge_heads, split_heads
 
+# From so many tokens on one product with a copy of the working heads' weights is faster than one for each span of them
+# (1 thread, D 768, 4 of 12 heads in 3 spans: 100 tokens 2.2 ms against 2.5, 40 tokens 1.1 ms against 1.0; AMD EPYC).
+_WORTH_A_COPY = 64
+
 Span = tuple[int, int]
 """First and last but one of the heads that lie side by side; as a slice of a weight it is a view and costs nothing."""
 
@@ -136,19 +140,24 @@ def _columns(x: Tensor, spans: list[Span], size: int) -> Tensor:
 def _into_heads(part: Map, x: Tensor, spans: list[Span], size: int) -> Tensor:
     """(n, in) -> (n, h*d)."""
     slices = [slice(start * size, stop * size) for start, stop in spans]
-    return _joined([F.linear(x, part.weight[rows], None if part.bias is None else part.bias[rows]) for rows in slices])
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    if len(x) >= _WORTH_A_COPY:
+        bias = None if part.bias is None else _joined([part.bias[rows] for rows in slices], 0)
+        return F.linear(x, _joined([part.weight[rows] for rows in slices], 0), bias)
+    biases = [None if part.bias is None else part.bias[rows] for rows in slices]
+    return _joined([F.linear(x, part.weight[rows], bias) for rows, bias in zip(slices, biases, strict=True)])
 
 
 def _out_of_heads(part: Map, context_nh: Tensor, spans: list[Span], size: int) -> Tensor:
     """(n, h*d) -> (n, out): the sum of what each span adds."""
-    out, begin, bias = None, 0, part.bias
-    for start, stop in spans:
-        own, columns = context_nh[:, begin : begin + (stop - start) * size], part.weight[:, start * size : stop * size]
-        out = F.linear(own, columns, bias) if out is None else torch.addmm(out, own, columns.t())
-        begin += (stop - start) * size
-    assert out is not None, "an instance without working heads has no spans"
+    columns = [part.weight[:, start * size : stop * size] for start, stop in spans]
+    if len(context_nh) >= _WORTH_A_COPY:
+        return F.linear(context_nh, _joined(columns), part.bias)
+    parts = context_nh.split([weight.shape[1] for weight in columns], -1)
+    out = F.linear(parts[0], columns[0], part.bias)
+    for own, weight in zip(parts[1:], columns[1:], strict=True):
+        out = torch.addmm(out, own, weight.t())
     return out
+
+
+def _joined(parts: list[Tensor], dim: int = -1) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

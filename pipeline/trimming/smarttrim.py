@@ -97,7 +97,7 @@ class MaskedTrimming:
             trimmers = self.trimmers[site(step, advance)]
             assert isinstance(trimmers, StepTrimmers)
             stream = streams[advance.stream]
-            seen, guide_BD = self.trimmers.seen(stream), self.trimmers.seen(streams[advance.guide]).cls
+            seen, guide_BD = self.trimmers.seen(stream), self.trimmers.seen_cls(streams[advance.guide])
             heads = score_heads(trimmers, self.gate, seen.cls, guide_BD)
             present_BN = self._keep(stream, self.gate(trimmers.tokens(seen, seen.cls, guide_BD)))
             masks[advance.stream] = heads
@@ -137,7 +137,7 @@ class PackedTrimming:
             trimmers = self.trimmers[site(step, advance)]
             assert isinstance(trimmers, StepTrimmers)
             stream = pack(streams[advance.stream])
-            seen, guide_BD = self.trimmers.seen(stream), self.trimmers.seen(streams[advance.guide]).cls
+            seen, guide_BD = self.trimmers.seen(stream), self.trimmers.seen_cls(streams[advance.guide])
             heads = score_heads(trimmers, threshold, seen.cls, guide_BD)
             kept = keep_packed(stream, trimmers.tokens(seen, seen.cls, guide_BD) >= 0)
             masks[advance.stream], changed[advance.stream] = heads, kept

@@ -185,5 +185,12 @@ class Trimmers(nn.ModuleDict):
         The features of a pre-norm tower grow with depth, and the global score is quadratic in them: unnormalised, deep
         trimmers would begin by dropping tokens at random, whatever their bias.
         """
-        x = stream.x if self.config.teach_backbone else stream.x.detach()
-        return stream.with_x(functional.layer_norm(x, x.shape[-1:]))
+        return stream.with_x(self._normalised(stream.x))
+
+    def seen_cls(self, stream: TokenStream) -> Tensor:
+        """(B, D) ``seen(stream).cls``, of which nothing else is computed."""
+        return self._normalised(stream.cls)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        x = x if self.config.teach_backbone else x.detach()
+        return functional.layer_norm(x, x.shape[-1:])
