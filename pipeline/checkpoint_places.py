@@ -247,7 +247,7 @@ class StorePlace(Place):
     def local(self, name: str, process: Process) -> Iterator[Path]:
         """See `Place.local`; fetched once for each machine, and removed when all ranks have read it."""
         # A fresh name: what a killed process left would not be told from a damaged checkpoint.
-        drawn = together(process, lambda: secrets.token_hex(8), self)[0]
+        drawn = together(process, lambda: secrets.token_hex(8), str(self))[0]
         folder = Path(tempfile.gettempdir()) / f"trimline-{drawn}"
 
         def fetch() -> None:
