@@ -224,6 +224,7 @@ class StorePlace(Place):
 
     def aside(self, name: str, process: Process) -> Path:
         """See `Place.aside`; this machine's temporary folder."""
+        self._hold.close()  # of a save that failed
         _remove_copies()
         folder = Path(tempfile.mkdtemp(prefix=f"{_COPY}{name}-{process.rank}-"))
         self._hold.enter_context(_held(folder))
