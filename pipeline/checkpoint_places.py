@@ -278,6 +278,23 @@ class StorePlace(Place):
             hold.close()
 
 
+def forget_all(path: str, stages: Iterable[str]) -> None:
+    """Removes these stages' checkpoints below a `checkpoint.path`, and nothing else."""
+    for stage in stages:
+        open_place(f"{path.rstrip('/')}/{stage}", Process()).forget()
+
+
+def open_place(where: str | Path, process: Process) -> Place:
+    """The place that a path or a URL names.
+
+    Raises:
+        UserError: Nothing here can write there.
+    """
+    if isinstance(open_target(where), LocalTarget):
+        return LocalPlace(Path(str(open_target(where))))
+    return StorePlace(str(where), process)
+
+
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Locks a folder; the system takes the lock away when the process ends, however it ends."""
@@ -305,20 +322,3 @@ def _remove_copies() -> None:
             continue
         finally:
             os.close(handle)
-
-
-def forget_all(path: str, stages: Iterable[str]) -> None:
-    """Removes these stages' checkpoints below a `checkpoint.path`, and nothing else."""
-    for stage in stages:
-        open_place(f"{path.rstrip('/')}/{stage}", Process()).forget()
-
-
-def open_place(where: str | Path, process: Process) -> Place:
-    """The place that a path or a URL names.
-
-    Raises:
-        UserError: Nothing here can write there.
-    """
-    if isinstance(open_target(where), LocalTarget):
-        return LocalPlace(Path(str(open_target(where))))
-    return StorePlace(str(where), process)
