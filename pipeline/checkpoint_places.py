@@ -13,6 +13,7 @@ folder aside, which is fsynced, renamed, and then marked. A store has no rename:
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -22,6 +23,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +42,8 @@ MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
 _NAME = re.compile(r"step_(\d{8,})(\.old)?")
 _PARTIAL = ".partial_"
+_COPY = "trimline-checkpoint-"
+_YOUNG_SECONDS = 60.0
 
 
 def name_of(step: int) -> str:
@@ -205,6 +209,7 @@ class StorePlace(Place):
 
     def __init__(self, url: str, process: Process) -> None:
         super().__init__(open_target(url))
+        self._hold = contextlib.ExitStack()  # of the folder aside
         if self.target.only_here and process.world_size > 1:
             raise UserError(
                 f"checkpoint.path={url} is seen by one process only, not by {process.world_size}; give s3://"
@@ -219,7 +224,11 @@ class StorePlace(Place):
 
     def aside(self, name: str, process: Process) -> Path:
         """See `Place.aside`; this machine's temporary folder."""
-        return Path(tempfile.mkdtemp(prefix=f"trimline-{name}-{process.rank}-"))
+        self._hold.close()  # of a save that failed
+        _remove_copies()
+        folder = Path(tempfile.mkdtemp(prefix=f"{_COPY}{name}-{process.rank}-"))
+        self._hold.enter_context(_held(folder))
+        return folder
 
     def deliver(self, name: str, aside: Path, files: Sequence[str]) -> None:
         """See `Place.deliver`."""
@@ -227,6 +236,7 @@ class StorePlace(Place):
             with open(aside / file, "rb") as source, self.target.write(f"{name}/{file}") as there:
                 shutil.copyfileobj(source, there)
         shutil.rmtree(aside)
+        self._hold.close()
 
     def publish(self, name: str, manifest: Mapping[str, Any]) -> None:
         """See `Place.publish`."""
@@ -248,11 +258,13 @@ class StorePlace(Place):
         """See `Place.local`; fetched once for each machine, and removed when all ranks have read it."""
         # A fresh name: what a killed process left would not be told from a damaged checkpoint.
         drawn = together(process, lambda: secrets.token_hex(8), str(self))[0]
-        folder = Path(tempfile.gettempdir()) / f"trimline-{drawn}"
+        folder, hold = Path(tempfile.gettempdir()) / f"{_COPY}{drawn}", contextlib.ExitStack()
 
         def fetch() -> None:
             if process.local_rank == 0:
-                folder.mkdir(mode=0o700, exist_ok=True)
+                _remove_copies()
+                folder.mkdir(mode=0o700, exist_ok=True)  # two nodes may be one machine
+                hold.enter_context(_held(folder))
                 for file in self.target.sizes(name):
                     self.target.fetch(f"{name}/{file}", folder / file)
 
@@ -263,6 +275,7 @@ class StorePlace(Place):
         finally:
             if process.local_rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
+            hold.close()
 
 
 def newest_step(where: str | Path) -> int:
@@ -286,3 +299,32 @@ def open_place(where: str | Path, process: Process) -> Place:
     if isinstance(open_target(where), LocalTarget):
         return LocalPlace(Path(str(open_target(where))))
     return StorePlace(str(where), process)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Locks a folder; the system takes the lock away when the process ends, however it ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_copies() -> None:
+    """Removes what killed processes have left of copies in the temporary folder: each is as large as a checkpoint."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_COPY}*"):
+        try:
+            if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
+                continue  # perhaps not locked yet
+            handle = os.open(folder, os.O_RDONLY)
+        except OSError:
+            continue  # another user's, or gone
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)

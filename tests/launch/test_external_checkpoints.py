@@ -14,7 +14,8 @@ from launch.status import read_state
 from launch.status_text import state_text
 from tests.launch.test_run import ROOT, TINY, run
 
-FEW = ("--pretrain.loop.samples", "16", "--trim.targets", "[]", "--evaluate.statement_splits", "[]")
+ONE = ("--pretrain.loop.samples", "16", "--pretrain.loop.checkpoint_seconds", "1000")  # a checkpoint, at the end
+FEW = (*ONE, "--trim.targets", "[]", "--evaluate.statement_splits", "[]")
 
 
 def test_status_tells_of_them_and_fresh_removes_no_others(

@@ -1,6 +1,8 @@
 """Whatever happens around checkpoints, one that can be read stays, and all ranks come to the same end."""
 
+import fcntl
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -85,6 +87,26 @@ def test_what_a_killed_reader_left_is_not_taken_for_damage(
     assert len(endings) > 5 and endings[-1] == 0, endings
 
 
+def test_copies_that_killed_processes_left_go_and_those_in_use_stay(
+    tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = CheckpointStore(emptied(FailingStore))
+    for event in range(0, 200, 4):
+        in_a_child(lambda: kill_at(event, lambda: store.save(1, new_engine(), {}, {})))  # noqa: B023
+        if left := list(tmp_path.glob("trimline-checkpoint-*")):
+            break
+    assert len(left) == 1, "no kill fell between the first file and the last upload"
+    used = Path(tempfile.mkdtemp(prefix="trimline-checkpoint-"))
+    handle = os.open(used, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    for folder in (*left, used):
+        os.utime(folder, (0, 0))
+    store.save(1, new_engine(), {}, {})
+    os.close(handle)
+    assert list(tmp_path.iterdir()) == [used]
+
+
 def test_a_note_says_where_the_newest_one_lies(tmp_path: Path) -> None:
     url, note = emptied(FailingStore), tmp_path / "checkpoint.json"
     store = CheckpointStore(url, note=note)
@@ -93,15 +115,13 @@ def test_a_note_says_where_the_newest_one_lies(tmp_path: Path) -> None:
     assert (told["step"], told["where"]) == (7, f"{url}/step_00000007")
 
 
-def outcome(process: Process, where: str, breaks: bool) -> tuple[str, str]:
-    """How a rank's save ends; rank 1's machine has no temporary folder where it `breaks`."""
+def outcome(process: Process, where: str, copies: Path, breaks: bool) -> tuple[str, str]:
+    """How saving and reading end; rank 1's machine has no temporary folder where it `breaks`."""
     run, before = SmallRun(process, engine_config(1), "clip"), tempfile.tempdir
     store = CheckpointStore(where.format(rank=process.rank), process=process)
     try:
-        if breaks and process.rank == 1:
-            tempfile.tempdir = "/nowhere"
+        tempfile.tempdir = "/nowhere" if breaks and process.rank == 1 else str(copies)
         store.save(1, run.engine, run.task.tensors(), {})
-        tempfile.tempdir = before
         checkpoint = store.latest()
         assert checkpoint is not None
         checkpoint.restore(run.engine, process)
@@ -116,17 +136,18 @@ def outcome(process: Process, where: str, breaks: bool) -> tuple[str, str]:
 
 @pytest.mark.timeout(240)
 def test_two_ranks_save_into_a_store_and_read_from_it(tmp_path: Path) -> None:
-    before = set(Path(tempfile.gettempdir()).glob("trimline-*"))
-    assert run_ranks(outcome, 2, f"{SharedStore.protocol}://{tmp_path}/run", False, timeout=150) == [("", "")] * 2
+    (tmp_path / "copies").mkdir()
+    store = f"{SharedStore.protocol}://{tmp_path}"
+    assert run_ranks(outcome, 2, f"{store}/run", tmp_path / "copies", False, timeout=150) == [("", "")] * 2
     assert {path.name for path in (tmp_path / "run/step_00000001").iterdir()} >= {"engine_1.safetensors", "COMPLETE"}
-    assert set(Path(tempfile.gettempdir()).glob("trimline-*")) <= before, "no copy of it stays here"
-    found = run_ranks(outcome, 2, f"{SharedStore.protocol}://{tmp_path}/no", True, timeout=60)
+    assert not list((tmp_path / "copies").iterdir())
+    found = run_ranks(outcome, 2, f"{store}/no", tmp_path / "copies", True, timeout=60)
     assert [kind for kind, _ in found] == ["RankFailedError", "FileNotFoundError"]
     assert all("No such file or directory: '/nowhere/" in text for _, text in found)
 
 
 @pytest.mark.timeout(240)
 def test_machines_that_see_different_folders_are_told_so(tmp_path: Path) -> None:
-    found = run_ranks(outcome, 2, f"{tmp_path}/{{rank}}", False, timeout=60)
+    found = run_ranks(outcome, 2, f"{tmp_path}/{{rank}}", tmp_path, False, timeout=60)
     assert [kind for kind, _ in found] == ["UserError"] * 2
     assert "is not the same folder for all workers: rank 1 on " in found[0][1]
