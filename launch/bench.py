@@ -72,6 +72,7 @@ def _config(what: str, options: argparse.Namespace) -> BenchConfig:
     return BenchConfig(
         what="vision" if what == "vision" else "step",
         model=options.model,
+        variants=tuple(options.variants),
         image_size=options.image_size,
         patch=options.patch,
         text_length=options.text_length if what == "step" else BenchConfig.text_length,
@@ -90,7 +91,7 @@ def _config(what: str, options: argparse.Namespace) -> BenchConfig:
 def bench_text(result: Mapping[str, Any]) -> str:
     """The result for people: what was measured, a table, how to read it."""
     has_mfu = any(row["mfu"] is not None for row in result["rows"])
-    head = ["variant", "ms", "ratio", "quartiles", "promised", "forward", "backward", "kept MB", "peak MB"]
+    head = ["variant", "ms", "ratio", "95% interval", "promised", "forward", "backward", "kept MB", "peak MB"]
     cells = [[*head, *(["MFU"] if has_mfu else [])]]
     cells += [[*_cells(row), *([_mfu(row)] if has_mfu else [])] for row in result["rows"]]
     return "\n".join([_title(result), *aligned(cells, left=1), *_notes(result)])
@@ -111,7 +112,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         row["name"],
         f"{1000 * row['value']:.1f}",
         f"{row['ratio']:.3f}",
-        f"{row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}",
+        ABSENT if row["ratio_low"] is None else f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}",
         f"{row['flops_ratio']:.3f}",
         f"{row['forward_ratio']:.3f}",
         f"{row['backward_ratio']:.3f}",
@@ -127,6 +128,7 @@ def _mfu(row: Mapping[str, Any]) -> str:
 def _notes(result: Mapping[str, Any]) -> list[str]:
     return [
         f"measured: {result['includes']}",
-        f"ratio, forward, backward: times as fast as {result['reference']} in the same round, median of "
-        f"{result['rounds']} rounds; promised: by FLOPs ({result['flops_rule']})",
+        f"ratio, forward, backward: times as fast as {result['reference']} right before and after, median of "
+        f"{result['rounds']} rounds (95% interval of the median by ranks, from six rounds on)",
+        f"promised: by FLOPs ({result['flops_rule']})",
     ]

@@ -50,7 +50,7 @@ def add_loader_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", **whole, help="loader processes of every contender (one for each CPU)")
     names = "webdataset, energon, streaming, litdata; all or none"
     parser.add_argument(
-        "--peers", type=_names, default=["all"], metavar="NAME,..", help=f"other loaders: {names} (all)"
+        "--peers", type=name_list, default=["all"], metavar="NAME,..", help=f"other loaders: {names} (all)"
     )
     text = "folder of their environments, which are made on demand ($TRIMLINE_PEERS, else the cache folder)"
     parser.add_argument("--peer-env", metavar="DIR", help=text)
@@ -76,8 +76,9 @@ def add_launch_bench_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(number) for number in _names(text)]
+    return [float(number) for number in name_list(text)]
 
 
-def _names(text: str) -> list[str]:
+def name_list(text: str) -> list[str]:
+    """Names between commas."""
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -19,6 +19,7 @@ from launch.bench_options import (
     add_loader_bench_options,
     add_shard_bench_options,
     add_trim_bench_options,
+    name_list,
 )
 from launch.cli_cluster import SUBMIT_OPTIONS, add_cluster_commands
 from launch.cli_data import add_data_commands
@@ -248,6 +249,8 @@ def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
     """What `bench vision` and `bench step` both understand; defaults that hang on the device are chosen later."""
     whole: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("--model", choices=["base", "small", "tiny"], default="base", help="size (%(default)s)")
+    names = "which to compare with the unpruned one, such as query,stage (all)"
+    parser.add_argument("--variants", type=name_list, default=[], metavar="NAME,..", help=names)
     parser.add_argument("--image-size", **whole, default=pixels, help="height and width in pixels (%(default)s)")
     parser.add_argument("--patch", **whole, default=16, help="side of a patch in pixels (%(default)s)")
     parser.add_argument("--batch", **whole, help="samples at a time (8 on a CPU, more on a GPU)")
@@ -256,7 +259,7 @@ def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
         "--dtype", choices=["float32", "bfloat16"], help="bfloat16 is autocast (float32 on a CPU, else bfloat16)"
     )
     parser.add_argument("--threads", **whole, help="of torch on the CPU (one for each CPU that is granted)")
-    parser.add_argument("--rounds", **whole, help="that count; each runs every variant once, in turn")
+    parser.add_argument("--rounds", **whole, help="that count; each runs every variant once, unpruned between them")
     parser.add_argument("--warmup", **whole, default=2, help="rounds before them (%(default)s)")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="use torch.compile (on a GPU only, if not given)"

@@ -1,4 +1,4 @@
-"""Runs a bench: every variant in turn, compared with the unpruned one of the same round."""
+"""Runs a bench: every variant in turn, compared with the unpruned one right before and after it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from pipeline.measure.bench_cases import REFERENCE, Bench, BenchConfig, Case, build_bench, variants_of
 from pipeline.measure.peak import peak_flops
 from pipeline.measure.saved_bytes import saved_bytes
-from pipeline.measure.timing import Lap, interleave, paired_ratios, spread, timed_lap
+from pipeline.measure.timing import Lap, bracket, median_interval, paired_ratios, spread, timed_lap
 from pipeline.measure.training_macs import Macs
 
 FLOPS_RULE = (
@@ -51,7 +51,7 @@ def run_bench(config: BenchConfig, tick: Callable[[str], None] = lambda name: No
     runs = {name: partial(_run, bench, case, device) for name, case in bench.cases.items()}
     memory = {}
     try:
-        laps = interleave(runs, rounds=config.rounds, warmup=config.warmup, seed=config.seed, tick=tick)
+        laps, beside = bracket(runs, REFERENCE, rounds=config.rounds, warmup=config.warmup, seed=config.seed, tick=tick)
         for name, case in bench.cases.items():
             memory[name] = _memory(bench, case, device)
             tick(name)
@@ -64,7 +64,7 @@ def run_bench(config: BenchConfig, tick: Callable[[str], None] = lambda name: No
         "device": config.device,
         "device_name": name_of_gpu,
         "rows": [
-            timing_row(name, laps[name], laps[REFERENCE])
+            timing_row(name, laps[name], beside[name])
             | promised(case.macs, bench.cases[REFERENCE].macs)
             | memory_row(memory[name], memory[REFERENCE])
             | {"mfu": utilisation(case.macs, config.batch, spread([lap.total for lap in laps[name]]).median, limit)}
@@ -78,13 +78,15 @@ def run_bench(config: BenchConfig, tick: Callable[[str], None] = lambda name: No
 
 
 def runs_of(config: BenchConfig) -> int:
-    """How often a bench calls `tick`: each variant runs once a round, and once to look at its memory."""
-    return len(variants_of(config)) * (config.warmup + config.rounds + 1)
+    """How often a bench calls `tick`: for each run of a round (`bracket`), and once a variant for its memory."""
+    variants = len(variants_of(config))
+    return (2 * variants - 1) * (config.warmup + config.rounds) + variants
 
 
 def timing_row(name: str, laps: Sequence[Lap], reference: Sequence[Lap]) -> dict[str, Any]:
-    """A variant's median seconds, and the median and spread of its ratios to the reference of the same round."""
-    ratios = spread(paired_ratios([lap.total for lap in reference], [lap.total for lap in laps]))
+    """A variant's median seconds, and the median and spread of its ratios to the reference beside it."""
+    by_round = paired_ratios([lap.total for lap in reference], [lap.total for lap in laps])
+    ratios, interval = spread(by_round), median_interval(by_round) or (None, None)
     forward = paired_ratios([lap.forward for lap in reference], [lap.forward for lap in laps])
     backward = paired_ratios([lap.backward for lap in reference], [lap.backward for lap in laps])
     return {
@@ -92,6 +94,8 @@ def timing_row(name: str, laps: Sequence[Lap], reference: Sequence[Lap]) -> dict
         "value": spread([lap.total for lap in laps]).median,
         "unit": "s",
         "ratio": ratios.median,
+        "ratio_low": interval[0],
+        "ratio_high": interval[1],
         "ratio_min": ratios.least,
         "ratio_q1": ratios.low,
         "ratio_q3": ratios.high,

@@ -55,6 +55,7 @@ class BenchConfig:
     Attributes:
         what: ``vision``, the vision tower alone; ``step``, ALBEF's pre-training step.
         model: Width of all towers, see `WIDTHS`.
+        variants: Which are compared with the unpruned one; none given stands for all.
         image_size: Height and width in pixels.
         patch: Side of a patch in pixels.
         text_length: L; all texts are that long (``step``).
@@ -63,13 +64,14 @@ class BenchConfig:
         device: Where it runs.
         threads: Of torch on the CPU.
         compile: Whether torch.compile makes the vision towers, as `engine.compile` does in training.
-        rounds: Rounds that count; each runs every variant once.
+        rounds: Rounds that count; each runs every variant once, and the unpruned one before and after each.
         warmup: Rounds before them.
         seed: Of weights, inputs and the order in a round.
     """
 
     what: Literal["vision", "step"]
     model: str = "base"
+    variants: tuple[str, ...] = ()
     image_size: int = 224
     patch: int = 16
     text_length: int = 25
@@ -94,6 +96,12 @@ class BenchConfig:
             raise UserError(
                 f"bench.image_size={self.image_size} must be a multiple of bench.patch={self.patch}; try {near}"
             )
+        known = [name for name in _variants(self) if name != REFERENCE]
+        for name in self.variants:
+            if name not in known:
+                raise UserError(
+                    f"bench.variants names {name!r}, which bench {self.what} has not; it has {', '.join(known)}"
+                )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("bench.device=cuda: torch finds no GPU on this machine; give cpu")
 
@@ -157,7 +165,12 @@ def vision_variants(patches: int) -> Mapping[str, PruningConfig]:
 
 
 def variants_of(config: BenchConfig) -> Mapping[str, PruningConfig]:
-    """Prunings that a bench compares, by name."""
+    """Prunings that a bench compares, by name, the unpruned one first."""
+    every = _variants(config)
+    return {name: every[name] for name in every if name == REFERENCE or not config.variants or name in config.variants}
+
+
+def _variants(config: BenchConfig) -> Mapping[str, PruningConfig]:
     return vision_variants(config.vision.patches) if config.what == "vision" else STEP_VARIANTS
 
 

@@ -125,6 +125,7 @@ def _look(probe: Probe, batch: ImageTextBatch, found: _Found) -> None:
         OTHER: probe.image(pixels, picked(text, others_B), batch.draw_seeds),
     }
     look = _Look(probe, batch, pixels, text, images)
+    _survive(look, found)
     if model.has_contrast:
         for by, image in images.items():
             found.image_NE.setdefault(by, []).append(model.image_feature(image))
@@ -136,6 +137,19 @@ def _look(probe: Probe, batch: ImageTextBatch, found: _Found) -> None:
         _tell(look, found)
     if isinstance(model, Blip):
         _caption(model, look, found)
+
+
+def _survive(look: _Look, found: _Found) -> None:
+    """How many of the patches that the own caption keeps are kept in any case: what there is that could leak."""
+    own_BN = look.images[OWN].origin
+    assert own_BN is not None
+    patches_BN = own_BN >= 0
+    for by, image in look.images.items():
+        assert image.origin is not None
+        also_BN = (own_BN[:, :, None] == image.origin[:, None]).any(2) & patches_BN
+        # With few patches left there may be none but merged ones.
+        share_B = also_BN.sum(1) / patches_BN.sum(1).clamp(min=1)
+        found.add("selection", "own patches kept", by, share_B, look.batch.clusters)
 
 
 def _match(look: _Look, found: _Found) -> None:

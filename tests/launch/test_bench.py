@@ -23,8 +23,9 @@ from pipeline.measure.training_macs import Macs
 ROOT = Path(launch.__file__).resolve().parent.parent
 TINY = ["--model", "tiny", "--image-size", "32", "--batch", "2", "--rounds", "2", "--threads", "1", "--device", "cpu"]
 ROW = {
-    "name", "value", "unit", "ratio", "ratio_min", "ratio_q1", "ratio_q3", "flops_ratio", "peak_bytes", "saved_bytes",
-    "saved_share", "forward_seconds", "backward_seconds", "forward_ratio", "backward_ratio", "gmacs", "mfu",
+    "name", "value", "unit", "ratio", "ratio_low", "ratio_high", "ratio_min", "ratio_q1", "ratio_q3", "flops_ratio",
+    "peak_bytes", "saved_bytes", "saved_share", "forward_seconds", "backward_seconds", "forward_ratio",
+    "backward_ratio", "gmacs", "mfu",
 }  # fmt: skip
 
 
@@ -65,6 +66,14 @@ def test_the_vision_bench_compares_all_guidances_and_states_its_settings() -> No
     assert [line.split()[0] for line in text[1:6]] == ["variant", text[2], "unpruned", "query", "stage"]
 
 
+def test_single_variants_can_be_asked_for() -> None:
+    answer = bench("vision", *TINY, "--variants", "stage,query", "--rounds", "6", "--warmup", "1")
+    assert [row["name"] for row in answer["rows"]] == ["unpruned", "query", "stage"]
+    assert all(row["ratio_min"] <= row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in answer["rows"])
+    assert answer["rows"][0]["ratio_low"] == answer["rows"][0]["ratio_high"] == 1.0
+    assert "95% interval" in bench_text(answer)
+
+
 def test_the_step_bench_also_prunes_the_momentum_tower() -> None:
     answer = bench("step", *TINY, "--text-length", "6", "--dtype", "bfloat16", "--rounds", "1", "--warmup", "1")
     assert (answer["text_length"], answer["dtype"]) == (6, "bfloat16")
@@ -95,6 +104,8 @@ def test_a_gpu_that_is_not_there_is_a_users_mistake(capsys: pytest.CaptureFixtur
         (["vision", "--threads", "-1"], "bench.threads=-1"),
         (["vision", "--patch", "0"], "bench.patch=0"),
         (["vision", "--model", "huge"], "huge"),
+        (["vision", "--variants", "query,flash"], "'flash', which bench vision has not; it has query, stage, evit"),
+        (["step", "--variants", "evit"], "it has query, stage, query_momentum, stage_momentum"),
         (["vision", "--text-length", "8"], "--text-length"),
         (["step", "--batch", "1"], "bench.batch=1 must be at least 2"),
         (["step", "--text-length", "1"], "bench.text_length=1"),
@@ -116,13 +127,16 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
 
 
 def test_a_row_by_hand() -> None:
-    reference = [Lap(1.0, 3.0), Lap(2.0, 6.0), Lap(1.0, 3.0)]
+    reference = [Lap(1.0, 3.0), Lap(2.0, 6.0), Lap(1.0, 3.0)]  # beside each lap
     row = timing_row("query", [Lap(0.5, 1.5), Lap(1.0, 4.0), Lap(0.5, 2.5)], reference)
     assert (row["value"], row["forward_seconds"], row["backward_seconds"]) == (3.0, 0.5, 2.5)
     # By round 4/2, 8/5 and 4/3.
     assert row["ratio"] == pytest.approx(8 / 5)
     assert row["ratio_min"] == pytest.approx(4 / 3)
+    assert row["ratio_low"] is row["ratio_high"] is None  # three rounds are too few for an interval
     assert (row["forward_ratio"], row["backward_ratio"]) == (2.0, 1.5)
+    row = timing_row("query", [Lap(1.0, 1.0)] * 6, [Lap(1.0, total) for total in (5.0, 1.0, 2.0, 3.0, 2.0, 4.0)])
+    assert (row["ratio_low"], row["ratio"], row["ratio_high"]) == (1.0, 1.75, 3.0)
 
 
 def test_a_pruned_tower_keeps_at_most_074_of_the_bytes_for_its_backward() -> None:

@@ -106,10 +106,14 @@ def test_what_cannot_be_compared_is_refused(more: dict[str, Any], message: str) 
 
 
 def test_every_variant_of_every_experiment_reads() -> None:
-    over = [name for name in recipes() if name.startswith("configs/experiments/") and "_minutes" in name]
-    for layers in (["configs/experiments/pruning.yaml"], ["configs/experiments/pruning.yaml", *over]):
-        asked = read_config(CompareConfig, [find_recipe(name) for name in layers], [])
-        assert len(asked.variants) == (6 if len(layers) > 1 else 11)
+    known = {name for name in recipes() if name.startswith("configs/experiments/")}
+    first = "configs/experiments/pruning.yaml"
+    variants = {first: 11, "configs/experiments/pruning_minutes.yaml": 6, "configs/experiments/pruning_leak.yaml": 7}
+    assert known == set(variants)
+    for name in variants:
+        layers = list(dict.fromkeys([first, name]))
+        asked = read_config(CompareConfig, [find_recipe(layer) for layer in layers], [])
+        assert len(asked.variants) == variants[name]
         base = [find_recipe(name) for name in asked.base]
         for trial in trials(asked):
             read = read_config(RunConfig, base, overrides_of(asked, trial))

@@ -35,9 +35,11 @@ def probe(backbone: BackboneName, pruning: PruningConfig = PRUNING) -> Probe:
 )
 def test_each_task_is_looked_at_with_each_way_of_pruning(backbone: BackboneName, tasks: set[str]) -> None:
     rows = measure_leak(probe(backbone), [small_batch(6, seed=s) for s in (0, 1)])
+    tasks = tasks | {"selection"}
     assert {row["task"] for row in rows} == tasks
     by = {task: {row["pruned_by"] for row in rows if row["task"] == task} for task in tasks}
     ways = {"retrieval by contrast": OTHER, "matching": PAIRED, "masked words": MASKED, "captions": OTHER}
+    ways["selection"] = OTHER
     assert by == {task: {UNPRUNED, OWN, ways[task]} for task in tasks}
     for row in rows:
         assert row["low"] <= row["value"] <= row["high"]
@@ -65,6 +67,19 @@ def test_a_caption_that_leaks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[OWN]["value"] == 100.0 and found[OWN]["difference_low"] > 0
     assert found[OTHER]["value"] == 0.0
     assert (found[OWN]["leak"], found[OWN]["leak_low"]) == (100.0, 100.0)
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(1.0, 100.0, 100.0), (0.0, 10.0, 99.0)])
+def test_what_the_caption_decides_is_seen_in_the_patches(share: float, least: float, most: float) -> None:
+    """With λ = 1 no word of it counts; with λ = 0 another caption keeps other patches."""
+    elip = ElipConfig(depths=(1, 1, 2), ratios=(0.8, 0.5), vision_weight=share)
+    rows = measure_leak(probe("albef", PruningConfig(elip=elip)), [small_batch(6), small_batch(6, seed=1)])
+    kept = {row["pruned_by"]: row for row in rows if row["task"] == "selection"}
+    assert kept[OWN]["value"] == kept[UNPRUNED]["value"] == 100.0
+    assert least <= kept[OTHER]["value"] <= most
+    assert kept[OWN]["leak"] == pytest.approx(100.0 - kept[OTHER]["value"])
+    if share == 1.0:
+        assert all(row["leak"] == 0 for row in rows if "leak" in row)
 
 
 def test_pruning_that_no_text_guides_cannot_leak() -> None:

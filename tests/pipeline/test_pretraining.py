@@ -26,11 +26,22 @@ LOSSES = {"albef": {"itc", "itm", "mlm"}, "blip": {"itc", "itm", "lm"}, "meter":
 ELIP = ElipConfig(depths=(1, 1, 2), ratios=(0.8, 0.5))
 
 
+# ELIP's odd settings by a name of their own: the text alone guides by a whole stage and nothing is merged, or the image
+# alone guides and its momentum copy sees all tokens.
+ELIPS = {
+    "elip": ELIP,
+    "other": replace(ELIP, sentence="other"),
+    "masked": replace(ELIP, sentence="masked"),
+    "text alone": replace(ELIP, guidance="stage", vision_weight=0.0, merge=False, count_base="tokens"),
+    "image alone": replace(ELIP, vision_weight=1.0),
+}
+
+
 def pruning_by(method: str) -> PruningConfig:
     evit, tome = EvitConfig(keep=0.7, layers=(1, 2)), TomeConfig(merged_per_layer=2)
-    elip = replace(ELIP, sentence="other") if method == "other" else ELIP
-    name = "elip" if method == "other" else method
-    return PruningConfig(method=name, prune_momentum=True, elip=elip, evit=evit, tome=tome)  # type: ignore[arg-type]
+    elip, name = ELIPS.get(method, ELIP), "elip" if method in ELIPS else method
+    momentum = method != "image alone"
+    return PruningConfig(method=name, prune_momentum=momentum, elip=elip, evit=evit, tome=tome)  # type: ignore[arg-type]
 
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -55,9 +66,13 @@ def step_of_rank(process: Process, backbone: BackboneName, method: str, negative
 
 # METER has no "other": it prunes each pair by the text that it fuses.
 WAYS = [(b, m) for b in BACKBONES for m in ("elip", "other", "tome", "none") if (b, m) != ("meter", "other")]
+ODD: list[tuple[BackboneName, str]] = [
+    ("albef", "masked"), ("albef", "text alone"), ("blip", "image alone"), ("blip", "evit"), ("meter", "text alone"),
+    ("meter", "flip"), ("clip", "flip"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("backbone", "method"), WAYS)
+@pytest.mark.parametrize(("backbone", "method"), WAYS + ODD)
 def test_two_processes_compute_losses_and_gradients_of_the_whole_batch(backbone: BackboneName, method: str) -> None:
     losses, gradients = step_of_rank(Process(), backbone, method, "global")
     parts = run_ranks(step_of_rank, 2, backbone, method, "global")

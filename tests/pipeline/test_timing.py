@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from pipeline.measure.saved_bytes import saved_bytes
-from pipeline.measure.timing import Lap, Spread, interleave, paired_ratios, spread, timed_lap
+from pipeline.measure.timing import (
+    Lap,
+    Spread,
+    bracket,
+    interleave,
+    median_interval,
+    paired_ratios,
+    spread,
+    timed_lap,
+)
 
 
 def test_ratios_pair_the_rounds() -> None:
@@ -23,6 +32,38 @@ def test_median_and_quartiles() -> None:
     assert spread([4.0, 1.0, 3.0, 2.0, 5.0]) == Spread(least=1.0, low=2.0, median=3.0, high=4.0)
     assert spread([1.0, 2.0]) == Spread(1.0, 1.25, 1.5, 1.75)
     assert spread([7.0]) == Spread(7.0, 7.0, 7.0, 7.0)
+
+
+def test_the_medians_interval_is_the_sign_tests() -> None:
+    assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None
+    assert median_interval([6.0, 1.0, 4.0, 2.0, 5.0, 3.0]) == (1.0, 6.0)
+    # Textbook ranks: second and ninth of ten, sixth and fifteenth of twenty.
+    assert median_interval([float(n) for n in range(1, 11)]) == (2.0, 9.0)
+    assert median_interval([float(n) for n in range(1, 21)]) == (6.0, 15.0)
+
+
+def test_a_machine_that_slows_down_does_not_change_what_is_compared_beside_each_other() -> None:
+    """Each lap takes a tenth longer than the one before it; the variants truly take 1/2 and 1/4 of the reference."""
+    clock, called = [1.0], list[str]()
+
+    def run(name: str, share: float) -> Lap:
+        called.append(name)
+        clock[0] += 0.1
+        return Lap(share * clock[0], 2 * share * clock[0])
+
+    runs = {
+        "half": lambda: run("half", 0.5),
+        "whole": lambda: run("whole", 1.0),
+        "quarter": lambda: run("quarter", 0.25),
+    }
+    laps, beside = bracket(runs, "whole", rounds=4, warmup=2, seed=0)
+    parts = [called[at : at + 5] for at in range(0, 30, 5)]
+    assert all(part[::2] == ["whole"] * 3 and set(part[1::2]) == {"half", "quarter"} for part in parts)
+    assert {name: len(own) for name, own in laps.items()} == {"half": 4, "quarter": 4, "whole": 12}
+    assert beside["whole"] is laps["whole"]
+    for name, ratio in (("half", 2.0), ("quarter", 4.0)):
+        ratios = paired_ratios([lap.total for lap in beside[name]], [lap.total for lap in laps[name]])
+        assert ratios == pytest.approx([ratio] * 4)
 
 
 def order(seed: int, rounds: int) -> list[str]:
