@@ -42,7 +42,7 @@ def small(backbone: str, batch: int) -> list[str]:
 
 
 def base(backbone: str, shards: Path, out: Path) -> list[str]:
-    words = [*recipe(backbone, "base"), *ON_A_CPU, *small(backbone, batch=4)]
+    words = [*recipe(backbone, "base"), *ON_A_CPU, *small(backbone, batch=2)]
     words += ["--cluster.workers", "1", "--cluster.cpus_per_worker", "2"]
     # The published size, whatever the few words of the small data.
     words += ["--model.text.vocab_size", str(PUBLISHED_WORDS[backbone])]

@@ -28,7 +28,8 @@ OBJECTIVES: dict[BackboneName, list[str]] = {
 PRUNED = PruningConfig(prune_momentum=True, elip=ElipConfig(depths=(1, 1), ratios=(0.5,)))
 NO_MOMENTUM = {"momentum": 0.0, "alpha": 0.0}
 """The tower is the online model of each step, and gives no soft labels."""
-LAYOUTS = [(world, stage) for world in (1, 2) for stage in (0, 1, 2, 3)]
+LAYOUTS = [pytest.param(1, stage, marks=pytest.mark.slow) for stage in (0, 1, 2, 3)]
+LAYOUTS += [pytest.param(2, stage) for stage in (0, 1, 2, 3)]
 STEPS = 50
 
 
