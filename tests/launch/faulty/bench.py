@@ -151,7 +151,9 @@ def _follow(
     """Waits until the fault is noticed and training goes on."""
     if fault.exit_code:
         assert run.wait() == fault.exit_code, run.said()
-        noticed = time.time()
+    else:
+        time.sleep(1)  # whatever stops training has stopped it
+    noticed, reached = time.time(), run.step()
     time.sleep(fault.mend_seconds)
     fault.mend(Training(nodes, run.process.pid, pids, rank))
     if fault.exit_code:
@@ -161,7 +163,7 @@ def _follow(
         told = json.loads((run.stage / RESTARTS).read_text().splitlines()[0])
         noticed = datetime.fromisoformat(told["detected"]).timestamp()
     else:
-        return {"detected_seconds": None, "training_again_seconds": None, "resumed_from": None}
+        return {"detected_seconds": None, "training_again_seconds": None, "resumed_from": None, "steps_lost": None}
     resumed = newest_step(run.checkpoints)
     wait_until(lambda: run.goes_on(pids), _PATIENCE, "training")
     again = time.time()
@@ -169,6 +171,7 @@ def _follow(
         "detected_seconds": round(noticed - struck, 1),
         "training_again_seconds": round(again - noticed, 1),
         "resumed_from": resumed,
+        "steps_lost": reached - resumed,
     }
 
 
@@ -187,8 +190,6 @@ def _check(run: Run, fault: Fault, reference: Run, row: dict[str, Any]) -> None:
     assert len(lines) == fault.restarts, run.said()
     assert "Traceback" not in run.said()
     row["said"] = [line for line in run.said().splitlines() if "restart" in line or line.startswith("trimline:")]
-    if row["resumed_from"] is not None:
-        row["steps_lost"] = max(0, row["step"] - row["resumed_from"])
 
 
 def main() -> None:
