@@ -164,13 +164,14 @@ class RayBackend(Backend):
         os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a restart is ours to decide
         try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                runtime_env={"env_vars": self._worker_environment()},
-            )
+            with _kept_signal_handlers():
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                    runtime_env={"env_vars": self._worker_environment()},
+                )
         except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"no Ray cluster answers at cluster.address={redact(address)} "

@@ -85,6 +85,9 @@ class Watch:
                 self._ended.append(rank)
 
     def _ask_to_leave(self) -> None:
+        pulses = read_pulses(self._folder).values()
+        if not pulses or any(pulse["step"] is None for pulse in pulses):
+            return  # a start that leads to no step would be for nothing
         if not (self._folder / LEAVE).exists() and self._could_grow():
             log.info("%s could have more workers; it is to leave at a checkpoint", self._folder.name)
             (self._folder / LEAVE).touch()

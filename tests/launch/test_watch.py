@@ -75,6 +75,12 @@ def test_nobody_is_ended_where_that_is_switched_off_or_did_not_work(
 def test_a_job_that_could_grow_is_asked_to_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launch.watch._GROWTH_SECONDS", 0.1)
     room = [False, False, True]
+    sign = tmp_path / "pulse.rank0.json"
+    sign.write_text('{"rank": 0, "step": null}')
+    with Watch(tmp_path, 0.0, kill, lambda: room.pop(0)):
+        time.sleep(2.0)
+    assert len(room) == 3  # before the first step nobody is asked
+    sign.write_text('{"rank": 0, "step": 1}')
     with Watch(tmp_path, 0.0, kill, lambda: room.pop(0)):
         wait_for((tmp_path / LEAVE).exists)
     assert room == []

@@ -22,15 +22,15 @@ from launch.graph import read_status
 from pipeline.checkpoint_places import newest_step
 from pipeline.progress import read_metrics
 from pipeline.pulse import read_pulses
-from tests.launch.faulty.faults import FAULTS, Fault, Training, wait_until
+from tests.launch.faulty.faults import FAULTS, STEPS, Fault, Training, wait_until
 from tests.launch.faulty.nodes import ROOT, Nodes, two_nodes
 
-STEPS, EVERY = 240, 20
+EVERY = 20
 _CLOCKS = ("second", "time", "wait", "_ms", "tflops", "memory", "restarts")
 _PATIENCE = 240.0
 _OPTIONS = [
     "--launcher=ray", "--cluster.workers=2", "--engine.name=deepspeed", "--pretrain.loop.global_batch=8",
-    f"--pretrain.loop.samples={8 * STEPS}", "--pretrain.loop.checkpoint_seconds=10000",
+    "--pretrain.loop.checkpoint_seconds=10000",
     f"--checkpoint.keep_every_steps={EVERY}",
 ]  # fmt: skip
 
@@ -42,12 +42,19 @@ class Run:
         nodes: The cluster.
         out: Its run folder.
         words: Further options.
+        steps: Of the training.
     """
 
-    def __init__(self, nodes: Nodes, out: Path, words: tuple[str, ...] = ()) -> None:
+    def __init__(self, nodes: Nodes, out: Path, words: tuple[str, ...] = (), steps: int = STEPS) -> None:
         config = str(ROOT / "tests/launch/tiny.yaml")
         words = tuple(word.format(disk=nodes.disk, name=out.name) for word in words)
-        options = [*_OPTIONS, f"--cluster.address={nodes.address}", f"--out={out}", *words]
+        options = [
+            *_OPTIONS,
+            f"--pretrain.loop.samples={8 * steps}",
+            f"--cluster.address={nodes.address}",
+            f"--out={out}",
+            *words,
+        ]
         self._command = [sys.executable, "-m", "launch", "pretrain", config, *options]
         self.checkpoints = self._checkpoints(words, out)
         self._errors = out.with_suffix(".txt")
@@ -118,7 +125,7 @@ def disturbed(nodes: Nodes, out: Path, kind: str, seed: int, reference: Run) -> 
     """
     fault, draw = FAULTS[kind], random.Random(seed)
     nodes.add()
-    run = Run(nodes, out, fault.words)
+    run = Run(nodes, out, fault.words, fault.steps)
     try:
         return _strike(nodes, run, fault, draw, reference) | {"seconds": round(time.time() - run.began, 1)}
     finally:
@@ -144,7 +151,9 @@ def _follow(
     """Waits until the fault is noticed and training goes on."""
     if fault.exit_code:
         assert run.wait() == fault.exit_code, run.said()
-        noticed = time.time()
+    else:
+        time.sleep(1)  # whatever stops training has stopped it
+    noticed, reached = time.time(), run.step()
     time.sleep(fault.mend_seconds)
     fault.mend(Training(nodes, run.process.pid, pids, rank))
     if fault.exit_code:
@@ -154,7 +163,7 @@ def _follow(
         told = json.loads((run.stage / RESTARTS).read_text().splitlines()[0])
         noticed = datetime.fromisoformat(told["detected"]).timestamp()
     else:
-        return {"detected_seconds": None, "training_again_seconds": None, "resumed_from": None}
+        return {"detected_seconds": None, "training_again_seconds": None, "resumed_from": None, "steps_lost": None}
     resumed = newest_step(run.checkpoints)
     wait_until(lambda: run.goes_on(pids), _PATIENCE, "training")
     again = time.time()
@@ -162,16 +171,16 @@ def _follow(
         "detected_seconds": round(noticed - struck, 1),
         "training_again_seconds": round(again - noticed, 1),
         "resumed_from": resumed,
+        "steps_lost": reached - resumed,
     }
 
 
 def _check(run: Run, fault: Fault, reference: Run, row: dict[str, Any]) -> None:
     """The committed trajectory is the undisturbed one; no more was lost or said than may be."""
-    assert [line["step"] for line in run.losses()] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in run.losses()] == list(range(1, fault.steps + 1))
     made, wanted = (read_status(each.stage)["outputs"] for each in (run, reference))
-    assert [made[key] for key in ("steps", "samples", "skipped")] == [
-        wanted[key] for key in ("steps", "samples", "skipped")
-    ]
+    assert (made["steps"], made["samples"], made["skipped"]) == (fault.steps, 8 * fault.steps, wanted["skipped"])
+    assert fault.says in run.said(), run.said()
     if fault.same_size:
         assert run.losses() == reference.losses()
         assert run.weights() == reference.weights()
@@ -181,8 +190,6 @@ def _check(run: Run, fault: Fault, reference: Run, row: dict[str, Any]) -> None:
     assert len(lines) == fault.restarts, run.said()
     assert "Traceback" not in run.said()
     row["said"] = [line for line in run.said().splitlines() if "restart" in line or line.startswith("trimline:")]
-    if row["resumed_from"] is not None:
-        row["steps_lost"] = max(0, row["step"] - row["resumed_from"])
 
 
 def main() -> None:

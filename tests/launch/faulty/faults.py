@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from tests.launch.faulty.nodes import NAN, Nodes
 
+STEPS = 240
 FILLER = "filler"
+_RANGE = ("--cluster.workers.min=1", "--cluster.workers.max=2")
 _FILL = """
 import sys, time, numpy, ray
 ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)
@@ -50,6 +52,8 @@ class Fault:
         restarts: How often the stage is started again within the run.
         words: Further options of the run; {disk} is the small disk, {name} the run.
         same_size: Whether the number of workers stays, so that losses are those of an undisturbed run.
+        steps: Of the training.
+        says: What the run must have said.
     """
 
     name: str
@@ -60,6 +64,8 @@ class Fault:
     restarts: int = 1
     words: tuple[str, ...] = ()
     same_size: bool = True
+    steps: int = STEPS
+    says: str = ""
 
 
 def _kill(training: Training) -> None:
@@ -99,8 +105,19 @@ FAULTS = {
     "shrink": Fault(
         name="node removed, workers: {min: 1, max: 2}",
         inject=lambda training: training.nodes.remove(),
-        words=("--cluster.workers.min=1", "--cluster.workers.max=2"),
+        words=_RANGE,
         same_size=False,
+        says="going on from step",
+    ),
+    "grow": Fault(
+        name="node removed, workers: {min: 1, max: 2}, another one comes after 20 s",
+        inject=lambda training: training.nodes.remove(),
+        mend=lambda training: training.nodes.add(),
+        mend_seconds=20.0,
+        words=_RANGE,
+        same_size=False,
+        steps=5 * STEPS,
+        says="with 2 workers",
     ),
     "freeze": Fault(name="rank stopped (SIGSTOP)", inject=_freeze),
     "sigterm": Fault(

@@ -27,9 +27,10 @@ class Nodes:
     def __init__(self, folder: Path) -> None:
         from ray.cluster_utils import Cluster
 
-        self._session = tempfile.mkdtemp(prefix="tf-", dir="/tmp")  # socket paths must be short
+        session = Path(os.environ["RAY_TMPDIR"]) / "ray"
+        session.mkdir()
         self._cluster = Cluster()
-        self._cluster.add_node(temp_dir=self._session, include_dashboard=False, **self._arguments())
+        self._cluster.add_node(temp_dir=str(session), include_dashboard=False, **self._arguments())
         self.address = str(self._cluster.address)
         self.folder = folder
         self.disk = folder / "disk"
@@ -49,7 +50,6 @@ class Nodes:
     def close(self) -> None:
         """Ends all."""
         self._cluster.shutdown()
-        shutil.rmtree(self._session, ignore_errors=True)
 
     @staticmethod
     def _arguments() -> dict[str, Any]:
@@ -79,6 +79,7 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
     }
+    variables["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="tf-", dir="/tmp")  # socket paths must be short
     before = {name: os.environ.get(name) for name in variables}
     os.environ |= variables
     try:
@@ -89,5 +90,6 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
             finally:
                 nodes.close()
     finally:
+        shutil.rmtree(variables["RAY_TMPDIR"], ignore_errors=True)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
