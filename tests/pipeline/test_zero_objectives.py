@@ -152,7 +152,9 @@ CURVES = [(backbone, {}) for backbone in OBJECTIVES] + [("albef", NO_MOMENTUM), 
 @pytest.mark.parametrize(("backbone", "constants"), CURVES, ids=str)
 def test_fifty_steps_are_those_of_one_process(backbone: BackboneName, constants: dict[str, Any]) -> None:
     wanted = curve(Process(), backbone, None, constants)
-    assert wanted[-1] < wanted[0]
+    # Each batch is another one of noise, so losses need not fall; yet what was learned must show in the last.
+    untrained = curve(Process(), backbone, None, {**constants, "lr": 1e-12})
+    assert abs(wanted[-1] - untrained[-1]) > 100 * 1e-4
     for stage in (0, 1, 2, 3):
         found = on(2, curve, backbone, stage, constants)[0]
         largest = max(abs(a - b) for a, b in zip(found, wanted, strict=True))
