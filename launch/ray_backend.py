@@ -145,6 +145,8 @@ class RayBackend(Backend):
         with _environment(environment), _kept_signal_handlers():
             import ray  # reads some of these variables when it is imported
 
+            # Whoever imported it earlier read nothing of that, and its ports would be open to all.
+            ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
             logging.getLogger("ray").setLevel(logging.ERROR)
             ray.init(
                 address="local",  # not RAY_ADDRESS

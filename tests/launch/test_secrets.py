@@ -123,7 +123,7 @@ def test_errors_tracebacks_and_logs_of_a_stage_are_masked(tmp_path: Path, monkey
     job = {"stage": "one", "folder": str(folder), "function": "tests.launch.jobs:blurt"}
 
     def run(attempt: Attempt) -> Any:
-        return LocalBackend(0, 1).run(job, 1)
+        return LocalBackend(0, 1).run(job)
 
     with ProgressDisplay() as display:
         result = run_graph([Stage(name="one", folder=folder, run=run)], 0, display)
