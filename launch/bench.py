@@ -1,15 +1,14 @@
 """`trimline bench`: measurements of this machine, each a ratio to a reference of the same run."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from launch import machine
 from launch.answers import Answer
+from launch.bench_progress import counted
 from launch.report.table import aligned
 from launch.report.words import ABSENT
 from pipeline.measure.bench import run_bench, runs_of
@@ -18,8 +17,6 @@ from pipeline.measure.bench_cases import BenchConfig
 _ROUNDS = {"vision": 10, "step": 6}
 _GPU_BATCH = {"vision": 128, "step": 64}
 _CPU_BATCH = 8
-
-_SECONDS_UNTIL_PROGRESS = 5.0
 
 
 def bench_command(what: str, options: argparse.Namespace) -> Answer:
@@ -46,15 +43,7 @@ def bench_command(what: str, options: argparse.Namespace) -> Answer:
         return launch_bench_command(options)
     config = _config(what, options)
     total = runs_of(config)
-    # One line, after a while, and gone at the end: a bench of a second needs no bar.
-    shown = {"delay": _SECONDS_UNTIL_PROGRESS, "leave": False, "file": sys.stderr, "unit": " runs"}
-    shown["disable"] = not sys.stderr.isatty()
-    with tqdm(desc=f"bench {what}", total=total, **shown) as bar:
-
-        def tick(name: str) -> None:
-            bar.set_postfix_str(name, refresh=False)
-            bar.update()
-
+    with counted(what, total) as tick:
         result = run_bench(config, tick)
     if result["device_name"] is None:
         result["device_name"] = machine.hardware()["processor"]

@@ -9,14 +9,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import launch
 from data_prep.errors import UserError
@@ -25,6 +24,7 @@ from launch import machine, preflight
 from launch.answers import Answer
 from launch.backend import Backend
 from launch.bench_launch_work import FIRST, Gate, go_file, lap_file
+from launch.bench_progress import interleaved
 from launch.config import RunConfig
 from launch.flops import PUBLISHED_WORDS
 from launch.graph import Attempt
@@ -36,7 +36,7 @@ from launch.report.table import aligned
 from launch.report.words import ABSENT
 from launch.stages import build_stages
 from pipeline.engine_config import autocast_dtype
-from pipeline.measure.timing import interleave, paired_ratios, spread
+from pipeline.measure.timing import paired_ratios, spread
 
 REFERENCE, WHOLE = "bare", "trimline"
 INCLUDES = (
@@ -264,7 +264,7 @@ def _measure(config: RunConfig, options: argparse.Namespace, out: Path) -> dict[
         ray.start()
         cluster_seconds = time.monotonic() - began
         contenders[WHOLE] = Contender(ray, _job(WHOLE, config, options, out))
-        laps = _interleaved({name: contender.lap for name, contender in contenders.items()}, options)
+        laps = interleaved("launch", {name: contender.lap for name, contender in contenders.items()}, options)
         peaks = {name: contender.result()["peak_bytes"] for name, contender in contenders.items()}
     dtype = autocast_dtype(config.engine, torch.device(device))
     return {
@@ -291,16 +291,6 @@ def _stopped(backend: Backend) -> Iterator[Backend]:
         yield backend
     finally:
         backend.stop()
-
-
-def _interleaved(
-    runs: Mapping[str, Callable[[], dict[str, float]]], options: argparse.Namespace
-) -> dict[str, list[dict[str, float]]]:
-    shown = {"leave": False, "file": sys.stderr, "unit": " laps", "disable": not sys.stderr.isatty()}
-    with tqdm(desc="bench launch", total=len(runs) * (options.rounds + options.warmup), **shown) as bar:
-        return interleave(
-            runs, rounds=options.rounds, warmup=options.warmup, seed=options.seed, tick=lambda name: bar.update()
-        )
 
 
 def _row(name: str, laps: Mapping[str, Sequence[Mapping[str, float]]], every: int, peak: int) -> dict[str, Any]:

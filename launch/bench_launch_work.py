@@ -19,16 +19,14 @@ from torch import Tensor, nn
 from data_prep.files import read_json, write_json
 from launch.job import Job, carry_out
 from pipeline.checkpoint_places import COMPLETE, name_of
-from pipeline.data.loader import LoaderConfig
-from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup
+from pipeline.engine import OptimizerConfig, ParamGroup
 from pipeline.engine_config import autocast_dtype
 from pipeline.log_facts import peak_bytes
 from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig, make_ready
 from pipeline.process import Process
-from pipeline.setup import Inputs
 from pipeline.train import Stage
-from pipeline.worker import parse, run_job
+from pipeline.worker import inputs_of, parse, run_job
 
 T = TypeVar("T")
 
@@ -134,7 +132,7 @@ def bare(job: dict[str, Any], process: Process) -> dict[str, Any]:
     """The same model, losses, batches and optimizer in the loop that one would write by hand."""
     torch.set_num_threads(job["threads"])
     config, gate = parse(PretrainConfig, job["run"]["pretrain"]), Gate.of(job, process)
-    inputs = _inputs(job)
+    inputs = inputs_of(job)
     ready = make_ready(config, parse(ModelConfig, job["run"]["model"]), inputs, Stage(gate.folder, process))
     task, clip = ready.task, inputs.engine.grad_clip or float("inf")
     dtype = autocast_dtype(inputs.engine, process.torch_device)
@@ -155,17 +153,6 @@ def bare(job: dict[str, Any], process: Process) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
         task.after_update(progress)
     return {"peak_bytes": peak_bytes(process.device)}
-
-
-def _inputs(job: Job) -> Inputs:
-    run = job["run"]
-    return Inputs(
-        data=Path(job["data"]),
-        tokenizer=Path(job["tokenizer"]),
-        loader=parse(LoaderConfig, run["loader"]),
-        engine=parse(EngineConfig, run["engine"]),
-        seed=run["seed"],
-    )
 
 
 def _adamw(config: OptimizerConfig, groups: list[ParamGroup]) -> torch.optim.AdamW:

@@ -7,13 +7,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 import launch
 from data_prep.errors import UserError
@@ -24,13 +22,14 @@ from launch import machine
 from launch.answers import Answer
 from launch.bench_loader_peers import REQUIREMENTS, LoaderSpec
 from launch.bench_loader_serve import MOST_PICTURES
+from launch.bench_progress import interleaved
 from launch.bench_shard import is_picture, make_pictures
 from launch.bench_shard_work import PictureSplit
 from launch.peer_environments import NoEnvironment, default_folder, peer_python
 from launch.report.table import aligned
 from launch.report.words import ABSENT
 from pipeline.data.text import Tokenizer, TokenizerConfig
-from pipeline.measure.timing import interleave, paired_ratios, spread
+from pipeline.measure.timing import paired_ratios, spread
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +87,9 @@ class Contender:
         return self.answer()
 
     def close(self) -> None:
-        """Ends the process."""
-        self._process.terminate()
+        """Ends the process: in order, so that it ends its own workers; by force where that takes too long."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         try:
             self._process.wait(_SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
@@ -217,7 +217,7 @@ def run_loader_bench(spec: LoaderSpec, options: argparse.Namespace) -> dict[str,
                 log.warning("left out: %s", error)
                 left_out[name] = str(error)
         runs = {contender.name: contender.lap for contender in contenders}
-        laps = _interleaved(runs, options)
+        laps = interleaved("loader", runs, options)
     return {
         "reference": REFERENCE,
         "device": "cpu",
@@ -261,16 +261,6 @@ def _peer(name: str, spec: LoaderSpec, folder: str | None, stack: ExitStack) -> 
     contender.answer()
     contender.lap()  # one that breaks does so here, not in the middle
     return contender
-
-
-def _interleaved(
-    runs: Mapping[str, Callable[[], dict[str, float]]], options: argparse.Namespace
-) -> dict[str, list[dict[str, float]]]:
-    shown = {"leave": False, "file": sys.stderr, "unit": " laps", "disable": not sys.stderr.isatty()}
-    with tqdm(desc="bench loader", total=len(runs) * (options.rounds + options.warmup), **shown) as bar:
-        return interleave(
-            runs, rounds=options.rounds, warmup=options.warmup, seed=options.seed, tick=lambda name: bar.update()
-        )
 
 
 def _row(name: str, laps: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:

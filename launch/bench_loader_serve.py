@@ -119,8 +119,8 @@ class DecoderPool:
         self._share = spec.samples // spec.workers
         for _ in range(spec.workers):
             ours, theirs = context.Pipe()
-            context.Process(target=_decode, args=(theirs, pictures, spec.size), daemon=True).start()
             self._pipes.append(ours)
+            context.Process(target=_decode, args=(theirs, self._pipes, pictures, spec.size), daemon=True).start()
 
     def lap(self) -> dict[str, float]:
         """Has all of them decode their share; the rate is that of the time in which all are busy.
@@ -135,13 +135,18 @@ class DecoderPool:
         return {"rate": rate, "first": 0.0, "cpu_us": 1e6 * spent / (self._share * len(took))}
 
 
-def _decode(pipe: Connection, pictures: list[bytes], size: int) -> None:
+def _decode(pipe: Connection, inherited: list[Connection], pictures: list[bytes], size: int) -> None:
     import cv2
 
+    for other in inherited:  # or this process would hold its own pipe open when the one that asks is killed
+        other.close()
     cv2.setNumThreads(0)
     config = TransformConfig(height=size, width=size)
     while True:
-        count = pipe.recv()
+        try:
+            count = pipe.recv()
+        except EOFError:
+            return
         begin, spent = time.perf_counter(), time.process_time()
         for number in range(count):
             eval_image(pictures[number % len(pictures)], config)

@@ -7,7 +7,6 @@ import io
 import multiprocessing
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data_prep.clean import CleanConfig
 from data_prep.errors import UserError
@@ -27,9 +25,10 @@ from data_prep.job import Layout
 from data_prep.writer import write_split
 from launch import machine
 from launch.answers import Answer
+from launch.bench_progress import interleaved
 from launch.bench_shard_work import Checksums, Decoder, Disk, PictureSplit, TarWriterLoop, WarmPool
 from launch.report.table import aligned
-from pipeline.measure.timing import interleave, paired_ratios, spread
+from pipeline.measure.timing import paired_ratios, spread
 
 REFERENCE = "webdataset"
 _MADE = 64  # pictures made; they are written again and again
@@ -113,11 +112,7 @@ def run_shard_bench(split: PictureSplit, folder: Path, workers: int, options: ar
     """
     with _pool(workers) as executor:
         runs = {name: partial(_timed, run, folder) for name, run in _contenders(split, folder, executor).items()}
-        shown = {"leave": False, "file": sys.stderr, "unit": " runs", "disable": not sys.stderr.isatty()}
-        with tqdm(desc="bench shard", total=len(runs) * (options.rounds + options.warmup), **shown) as bar:
-            laps = interleave(
-                runs, rounds=options.rounds, warmup=options.warmup, seed=options.seed, tick=lambda name: bar.update()
-            )
+        laps = interleaved("shard", runs, options)
     sizes = [os.path.getsize(path) for path in split.paths]
     picture_bytes = float(np.mean([sizes[number % len(sizes)] for number in range(split.size)]))
     return {

@@ -1,20 +1,17 @@
 """`trimline bench trim`: how much of the speed that trimming promises arrives."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from launch import machine
 from launch.answers import Answer
+from launch.bench_progress import counted
 from launch.flops import read_model
 from launch.report.table import aligned
 from pipeline.measure.bench_trim import BenchTrimConfig, parts_of, run_trim_bench, runs_of
-
-_SECONDS_UNTIL_PROGRESS = 5.0
 
 
 def trim_bench_command(options: argparse.Namespace) -> Answer:
@@ -25,13 +22,7 @@ def trim_bench_command(options: argparse.Namespace) -> Answer:
     """
     model = read_model(options.model, options.image_size)
     config = _config(options)
-    shown = {"delay": _SECONDS_UNTIL_PROGRESS, "leave": False, "file": sys.stderr, "unit": " runs"}
-    with tqdm(desc="bench trim", total=runs_of(config), disable=not sys.stderr.isatty(), **shown) as bar:
-
-        def tick(name: str) -> None:
-            bar.set_postfix_str(name, refresh=False)
-            bar.update()
-
+    with counted("trim", runs_of(config)) as tick:
         result = run_trim_bench(model, config, tick)
     result |= {"model": options.model, "image_size": model.vision.height, "commit": machine.git_commit()}
     result["device_name"] = result["device_name"] or machine.hardware()["processor"]

@@ -61,7 +61,8 @@ def parse(config: type[Config], values: Mapping[str, Any]) -> Config:
     return parsed
 
 
-def _inputs(job: Job) -> Inputs:
+def inputs_of(job: Job) -> Inputs:
+    """What a training stage is given besides its own config."""
     run = job["run"]
     return Inputs(
         data=Path(job["data"]),
@@ -101,17 +102,17 @@ def _trained(job: Job) -> Trained:
 
 def _pretrain(job: Job, stage: Stage) -> dict[str, Any]:
     config, model = parse(PretrainConfig, job["run"]["pretrain"]), parse(ModelConfig, job["run"]["model"])
-    return pretrain(config, model, _inputs(job), stage)
+    return pretrain(config, model, inputs_of(job), stage)
 
 
 def _trim(job: Job, stage: Stage) -> dict[str, Any]:
     config, model = parse(TrimConfig, job["run"]["trim"]), parse(ModelConfig, job["run"]["model"])
-    return trim(config, job["target"], Path(job["backbone"]), model, _inputs(job), stage)
+    return trim(config, job["target"], Path(job["backbone"]), model, inputs_of(job), stage)
 
 
 def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:
     config = parse(EvaluateConfig, job["run"]["evaluate"])
-    rows = evaluate(config, _trained(job), _inputs(job), stage)
+    rows = evaluate(config, _trained(job), inputs_of(job), stage)
     stage.tracker.summary({f"{row['task']}/{row['split']}/{row['metric']}": row["value"] for row in rows})
     return {"rows": rows}
 
@@ -119,7 +120,7 @@ def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:
 def _survivors(job: Job, stage: Stage) -> dict[str, Any]:
     config = parse(EvaluateConfig, job["run"]["evaluate"])
     pruning = parse(PretrainConfig, job["run"]["pretrain"]).pruning
-    return {"pictures": draw_survivors(config, pruning, _trained(job), _inputs(job), stage)}
+    return {"pictures": draw_survivors(config, pruning, _trained(job), inputs_of(job), stage)}
 
 
 _KINDS: dict[str, Callable[[Job, Stage], dict[str, Any]]] = {

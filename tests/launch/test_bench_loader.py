@@ -1,13 +1,17 @@
 """`trimline bench loader` at sizes of a second; the peers' environments are made in the slow test only."""
 
 import json
+import os
+import signal
+import sys
 import tarfile
 from pathlib import Path
 
+import psutil
 import pytest
 
-from launch.bench_loader import loader_bench_text
-from launch.bench_loader_peers import REQUIREMENTS
+from launch.bench_loader import Contender, loader_bench_text
+from launch.bench_loader_peers import REQUIREMENTS, LoaderSpec
 from launch.cli import main
 from tests.data_prep.samples import picture
 
@@ -66,6 +70,23 @@ def test_pictures_are_made_where_none_are_given_and_peers_without_an_environment
     assert answer["pictures"] == 64
     assert "litdata" in answer["left_out"]["litdata"]
     assert not list((tmp_path / "env").glob("*/complete"))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_bare_decoders_processes_end_with_theirs(tmp_path: Path, killed: bool) -> None:
+    splits = json.dumps({"train": 4, "val": 0, "test": 0, "unseen": 0})
+    words = ["--sizes", splits, "--image_size", "32", "--workers", "1"]
+    assert main(["shard", "shapes", "--out", str(tmp_path / "data"), *words]) == 0
+    root, sizes = str(tmp_path / "data"), {"size": 16, "max_tokens": 8, "batch": 2, "workers": 2, "samples": 4}
+    spec = LoaderSpec(root=root, scratch=str(tmp_path), tokenizer="", seed=0, **sizes)
+    contender = Contender("decoder", Path(sys.executable), spec, tmp_path / "errors")
+    contender.answer()
+    decoders = psutil.Process(contender._process.pid).children()
+    assert len(decoders) == 2
+    if killed:
+        os.kill(contender._process.pid, signal.SIGKILL)
+    contender.close()
+    assert not psutil.wait_procs(decoders, timeout=10)[1]
 
 
 @pytest.mark.slow
