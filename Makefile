@@ -4,6 +4,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 STAMP := $(VENV)/.trimline-installed
 BIN := $(VENV)/bin
+# Files of tests go to as many processes; each may start two ranks, so more cores than two take more of them.
+TEST_PROCESSES ?= 2
 
 .PHONY: demo test test-long lint format env clean
 
@@ -11,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/trimline run configs/runs/demo.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

@@ -45,7 +45,7 @@ class SmartTrimConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     distill_weight: float = 1.0
     cost_weight: float = 20.0
-    calibrate: int = 256
+    calibrate: int = 1024
 
     def __post_init__(self) -> None:
         at_least(self, "smarttrim", 0, "distill_weight", "cost_weight", "calibrate")
