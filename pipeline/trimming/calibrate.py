@@ -7,7 +7,7 @@ from pipeline.trimming.trimmers import Trimmers
 
 _FIRST = 0.125
 _MOST = 16.0
-_HALVINGS = 8
+_BETWEEN = 8
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def calibrate(trimmers: Trimmers, measure: Callable[[], float], wanted: float, n
 
 
 def _search(cost: Callable[[float], float], wanted: float) -> Iterator[float]:
-    """Shifts to try: none, then ever further until the wanted cost is passed, then halving between."""
+    """Shifts to try: none, then ever further until the wanted cost is passed, then between."""
     yield 0.0
     below = cost(0.0) < wanted
     inner, outer = 0.0, _FIRST if below else -_FIRST
@@ -65,7 +65,14 @@ def _search(cost: Callable[[float], float], wanted: float) -> Iterator[float]:
         if (cost(outer) < wanted) != below:
             break
         inner, outer = outer, 2 * outer
-    for _ in range(_HALVINGS):
-        middle = (inner + outer) / 2
+    else:
+        return  # out of reach
+    for _ in range(_BETWEEN):
+        middle = _between(inner, outer, (wanted - cost(inner)) / (cost(outer) - cost(inner)))
         yield middle
         inner, outer = (middle, outer) if (cost(middle) < wanted) == below else (inner, middle)
+
+
+def _between(inner: float, outer: float, share: float) -> float:
+    """Where a straight line meets the wanted cost, but away from the ends, as the cost is no straight line."""
+    return inner + min(max(share, 0.1), 0.9) * (outer - inner)
