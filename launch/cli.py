@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_folder_commands(commands)
     _add_bench_commands(commands)
     _add_flops_command(commands)
+    _add_score_command(commands)
     _add_compare_command(commands)
     _add_analyse_commands(commands)
     _add_weight_commands(commands)
@@ -222,6 +223,17 @@ def _add_flops_command(commands: Any) -> None:
     parser.add_argument("--answers", **whole, help="classes of METER's VQA head (3129)")
     parser.add_argument("--new-tokens", **whole, help="tokens that BLIP's decoder writes (4)")
     parser.add_argument("--beams", **whole, help="hypotheses that it carries along (3)")
+
+
+def _add_score_command(commands: Any) -> None:
+    text = "score a file of predictions against a data set's own annotations, as its evaluation server does"
+    example = "score vqa --predictions results.json --annotations v2_mscoco_val2014_annotations.json"
+    parser = add_command(commands, "score", text, example, _score)
+    parser.add_argument("task", choices=["vqa", "captions", "snli_ve", "nlvr2"], help="which rules apply")
+    parser.add_argument("--predictions", required=True, metavar="FILE", help="in the format that the server takes")
+    parser.add_argument("--annotations", required=True, metavar="FILE", help="the data set's published file")
+    subset = "score what is predicted, instead of refusing where predictions are missing"
+    parser.add_argument("--subset", action="store_true", help=subset)
 
 
 def _add_analyse_commands(commands: Any) -> None:
@@ -330,6 +342,12 @@ def _flops(options: argparse.Namespace, _: list[str]) -> Answer:
 
     fields = ("task", "text_length", "answers", "new_tokens", "beams")
     return flops_command(options.model, options.image_size, {name: getattr(options, name) for name in fields})
+
+
+def _score(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.score import score_command
+
+    return score_command(options.task, Path(options.predictions), Path(options.annotations), options.subset)
 
 
 def _compare(options: argparse.Namespace, overrides: list[str]) -> Answer:

@@ -1,0 +1,1 @@
+"""Scores of predictions that lie in files, by the rules that each data set's own evaluation has."""

@@ -1,0 +1,119 @@
+"""Predictions in the formats that evaluation servers take, held against a data set's own annotation files."""
+
+import csv
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.json_stream import json_lines, stream_json
+
+_SHOWN = 3
+
+
+def first_few(names: Iterable[str], count: int) -> str:
+    """The first of many names, as an error tells them."""
+    shown = [name for _, name in zip(range(_SHOWN), names, strict=False)]
+    return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
+
+
+def predictions_of(path: Path, name_key: str, value_key: str) -> dict[str, str]:
+    """Predictions by id, from a JSON array of objects, an object a line (.jsonl), or two columns (.csv).
+
+    Args:
+        path: The file; its ending says which of the three it is.
+        name_key: Field of the id.
+        value_key: Field of what is predicted.
+
+    Raises:
+        UserError: No such file, another format, or an id that stands there twice.
+    """
+    found: dict[str, str] = {}
+    twice: dict[str, None] = {}
+    for name, value in _pairs(path, name_key, value_key):
+        if name in found:
+            twice[name] = None
+        found[name] = value
+    if twice:
+        raise UserError(f"{path}: {len(twice)} of {name_key} stand there twice: {first_few(twice, len(twice))}")
+    if not found:
+        raise UserError(f"{path} holds no predictions; wanted {name_key} and {value_key} of each")
+    return found
+
+
+def _pairs(path: Path, name_key: str, value_key: str) -> Iterator[tuple[str, str]]:
+    if path.suffix == ".csv":
+        yield from _csv_pairs(path, name_key, value_key)
+        return
+    rows: Iterable[tuple[Any, Any]] = json_lines(path) if path.suffix == ".jsonl" else stream_json(path)
+    for place, (_, row) in enumerate(rows):
+        if not isinstance(row, dict) or name_key not in row or not isinstance(row.get(value_key), str):
+            raise UserError(
+                f"{path}: entry {place} is not a prediction, which is an object with {name_key} and a text {value_key}"
+            )
+        yield str(row[name_key]), row[value_key]
+
+
+def _csv_pairs(path: Path, name_key: str, value_key: str) -> Iterator[tuple[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.reader(file), 1):
+                if row and len(row) != 2:
+                    raise UserError(f"{path}: line {number} has {len(row)} columns, wanted {name_key},{value_key}")
+                if row:
+                    yield row[0].strip(), row[1].strip()
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a CSV file in UTF-8 ({error})") from error
+
+
+def answered(path: Path, predictions: Mapping[str, str], wanted: Collection[str], subset: bool) -> list[str]:
+    """Ids to score, in the order of `wanted`.
+
+    Args:
+        path: Of the predictions, for errors.
+        predictions: What was predicted.
+        wanted: Ids of the annotations.
+        subset: Score only those that are predicted, instead of refusing when some are not.
+
+    Raises:
+        UserError: A prediction for an id that the annotations do not have, or none for one that they have.
+    """
+    known = set(wanted)
+    unknown = [name for name in predictions if name not in known]
+    if unknown:
+        raise UserError(
+            f"{path}: {len(unknown)} predictions for ids that the annotations do not have: "
+            f"{first_few(unknown, len(unknown))}; are they of another split?"
+        )
+    missing = [name for name in wanted if name not in predictions]
+    if missing and not subset:
+        raise UserError(
+            f"{path}: no prediction for {len(missing)} of {len(known)} ids: {first_few(missing, len(missing))}; "
+            "predict them, or score the others alone with --subset"
+        )
+    return [name for name in wanted if name in predictions]
+
+
+def annotated(path: Path, key: str, read: Callable[[dict[str, Any]], None]) -> None:
+    """Calls `read` with each object of the array `key` of an annotation file, or with each line of a .jsonl or .json.
+
+    Args:
+        path: The file.
+        key: Name of the array; "" where each line is an object.
+        read: Takes what it needs; a missing field is told as a damaged file.
+
+    Raises:
+        UserError: Another format, or nothing in it.
+    """
+    rows: Iterable[tuple[Any, Any]] = json_lines(path) if not key else stream_json(path)
+    count = 0
+    for name, row in rows:
+        if key and name != key:
+            continue
+        try:
+            read(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: entry {count} is not in the published format ({error!r})") from error
+        count += 1
+    if not count:
+        raise UserError(f"{path} holds no annotations" + (f": no array {key!r} with anything in it" if key else ""))

@@ -1,0 +1,160 @@
+"""Scores of a file of predictions, task by task."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.sources.snli_ve import LABELS
+from pipeline.measure.bootstrap import group_interval
+from pipeline.metrics.captions import caption_scores
+from pipeline.metrics.result_files import annotated, answered, predictions_of
+from pipeline.metrics.vqa import vqa_accuracy
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score on the scale that papers print: 0 to 100, CIDEr above.
+
+    Attributes:
+        metric: Its name.
+        value: The score.
+        low: Of the 95% interval by resampling pictures; None for scores that are no mean over samples.
+        high: Likewise.
+        samples: Over how many.
+    """
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    samples: int
+
+
+def _mean(metric: str, values: Sequence[float], groups: Sequence[str]) -> Score:
+    interval = group_interval(values, groups)
+    return Score(metric, 100 * interval.value, 100 * interval.low, 100 * interval.high, len(values))
+
+
+def score_vqa(predictions: Path, annotations: Path, subset: bool) -> list[Score]:
+    """VQA v2 accuracy, of all questions and by the type of their answer.
+
+    Args:
+        predictions: The server's results.json: an array of {"question_id", "answer"}.
+        annotations: v2_mscoco_val2014_annotations.json, or another of that format.
+        subset: Whether questions without a prediction are left out.
+    """
+    found = predictions_of(predictions, "question_id", "answer")
+    asked: dict[str, dict[str, Any]] = {}
+
+    def read(row: dict[str, Any]) -> None:
+        answers = [answer["answer"] for answer in row["answers"]]
+        asked[str(row["question_id"])] = {
+            "type": row["answer_type"], "image": str(row["image_id"]), "answers": answers
+        }  # fmt: skip
+
+    annotated(annotations, "annotations", read)
+    names = answered(predictions, found, asked, subset)
+    right = {name: vqa_accuracy(found[name], asked[name]["answers"]) for name in names}
+    kinds = dict.fromkeys(asked[name]["type"] for name in names)
+    of_kind = {f"accuracy {kind}": [n for n in names if asked[n]["type"] == kind] for kind in sorted(kinds)}
+    return [
+        _mean(metric, [right[name] for name in some], [asked[name]["image"] for name in some])
+        for metric, some in {"accuracy": names, **of_kind}.items()
+    ]
+
+
+def score_captions(predictions: Path, annotations: Path, subset: bool) -> list[Score]:
+    """BLEU, METEOR, ROUGE-L, CIDEr, and SPICE where its models are.
+
+    Args:
+        predictions: The server's results.json: an array of {"image_id", "caption"}.
+        annotations: captions_val2014.json, or another of that format.
+        subset: Whether pictures without a prediction are left out.
+    """
+    found = predictions_of(predictions, "image_id", "caption")
+    said: dict[str, list[str]] = defaultdict(list)
+    annotated(annotations, "annotations", lambda row: said[str(row["image_id"])].append(str(row["caption"])))
+    names = answered(predictions, found, said, subset)
+    scores = []
+    for metric, value, each in caption_scores(said, {name: found[name] for name in names}):
+        if not math.isfinite(value):
+            raise ValueError(f"{metric} of {predictions} is {value}")
+        low, high = (None, None) if each is None else _interval(each, names)
+        scores.append(Score(metric, 100 * value, low, high, len(names)))
+    return scores
+
+
+def _interval(each: list[float], names: list[str]) -> tuple[float, float]:
+    interval = group_interval(each, names)
+    return 100 * interval.low, 100 * interval.high
+
+
+def score_snli_ve(predictions: Path, annotations: Path, subset: bool) -> list[Score]:
+    """Accuracy over the three classes.
+
+    Args:
+        predictions: An object a line: {"pairID", "prediction"}, such as entailment.
+        annotations: snli_ve_dev.jsonl, or another of that format; pairs without a gold label are left out.
+        subset: Whether pairs without a prediction are left out.
+    """
+    found = predictions_of(predictions, "pairID", "prediction")
+    gold: dict[str, tuple[str, str]] = {}
+
+    def read(row: dict[str, Any]) -> None:
+        image = row["Flickr30K_ID"] if "Flickr30K_ID" in row else row["Flikr30kID"]
+        if row["gold_label"] in LABELS:
+            gold[str(row["pairID"])] = row["gold_label"], str(image)
+
+    annotated(annotations, "", read)
+    names = answered(predictions, found, gold, subset)
+    right = [float(found[name] == gold[name][0]) for name in names]
+    return [_mean("accuracy", right, [gold[name][1] for name in names])]
+
+
+def score_nlvr2(predictions: Path, annotations: Path, subset: bool) -> list[Score]:
+    """Accuracy and consistency, as the corpus's eval/metrics.py has them.
+
+    Args:
+        predictions: The corpus's CSV: identifier,True or False.
+        annotations: dev.json, test1.json, or another of that format.
+        subset: Whether examples without a prediction are left out.
+    """
+    found = predictions_of(predictions, "identifier", "prediction")
+    labels: dict[str, str] = {}
+
+    def read(row: dict[str, Any]) -> None:
+        _split, _images, _pair, _told = row["identifier"].split("-")
+        labels[row["identifier"]] = str(row["label"]).lower()
+
+    annotated(annotations, "", read)
+    names = answered(predictions, found, labels, subset)
+    right = {name: float(found[name].lower() == labels[name]) for name in names}
+    consistent: dict[str, float] = defaultdict(lambda: 1.0)
+    for name in names:
+        consistent[_sentence(name)] = min(consistent[_sentence(name)], right[name])
+    return [
+        _mean("accuracy", list(right.values()), [_image_set(name) for name in names]),
+        _mean("consistency", list(consistent.values()), [_image_set(name) for name in consistent]),
+    ]
+
+
+def _sentence(identifier: str) -> str:
+    """Examples that share a sentence differ in the third part, the pair of pictures."""
+    split, images, _, told = identifier.split("-", 3)
+    return f"{split}-{images}--{told}"
+
+
+def _image_set(identifier: str) -> str:
+    return "-".join(identifier.split("-")[:2])
+
+
+SCORED: dict[str, Callable[[Path, Path, bool], list[Score]]] = {
+    "vqa": score_vqa,
+    "captions": score_captions,
+    "snli_ve": score_snli_ve,
+    "nlvr2": score_nlvr2,
+}
+"""The tasks whose files of predictions can be scored."""

@@ -1,0 +1,114 @@
+"""Files of predictions, scored by the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.cli import main
+from pipeline.metrics.captions import missing_for_captions
+
+
+def write(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value))
+    return path
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def scores(capsys: pytest.CaptureFixture[str], task: str, predictions: Path, annotations: Path, *more: str) -> Any:
+    words = ["score", task, "--predictions", str(predictions), "--annotations", str(annotations), "--json", *more]
+    assert main(words) == 0
+    return {row["metric"]: row for row in json.loads(capsys.readouterr().out)["scores"]}
+
+
+def question(number: int, answers: list[str], kind: str = "other") -> dict[str, Any]:
+    said = [{"answer": answer, "answer_id": place, "answer_confidence": "yes"} for place, answer in enumerate(answers)]
+    return {
+        "question_id": number, "image_id": number // 10, "question_type": "what", "answer_type": kind, "answers": said
+    }  # fmt: skip
+
+
+@pytest.fixture
+def vqa(tmp_path: Path) -> Path:
+    asked = [question(10, ["red"] * 10), question(11, ["2"] * 5 + ["two"] * 5, "number"), question(20, ["no"] * 10)]
+    return write(tmp_path / "v2_annotations.json", {"info": {}, "annotations": asked, "data_type": "mscoco"})
+
+
+def test_vqa_of_all_questions_and_by_type(tmp_path: Path, vqa: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = [
+        {"question_id": 10, "answer": "Red."},
+        {"question_id": 11, "answer": "two"},
+        {"question_id": 20, "answer": "yes"},
+    ]
+    found = scores(capsys, "vqa", write(tmp_path / "results.json", said), vqa)
+    assert found["accuracy"]["value"] == pytest.approx(100 * 2 / 3)
+    assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
+    assert found["accuracy number"]["value"] == 100
+    assert found["accuracy other"]["value"] == 50
+    assert found["accuracy"]["samples"] == 3
+
+
+def refused(capsys: pytest.CaptureFixture[str], task: str, predictions: Path, annotations: Path, *more: str) -> str:
+    words = ["score", task, "--predictions", str(predictions), "--annotations", str(annotations), *more]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_predictions_that_do_not_fit_are_named(tmp_path: Path, vqa: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = [{"question_id": 10, "answer": "red"}]
+    missing = write(tmp_path / "missing.json", some)
+    assert "no prediction for 2 of 3 ids: 11, 20" in refused(capsys, "vqa", missing, vqa)
+    assert scores(capsys, "vqa", missing, vqa, "--subset")["accuracy"]["samples"] == 1
+    unknown = write(tmp_path / "unknown.json", [*some, {"question_id": 99, "answer": "x"}])
+    assert "1 predictions for ids that the annotations do not have: 99" in refused(capsys, "vqa", unknown, vqa)
+    twice = write(tmp_path / "twice.json", some * 2)
+    assert "stand there twice: 10" in refused(capsys, "vqa", twice, vqa)
+    odd = write(tmp_path / "odd.json", [{"question_id": 10, "answer": 3}])
+    assert "entry 0 is not a prediction" in refused(capsys, "vqa", odd, vqa)
+    assert "holds no predictions" in refused(capsys, "vqa", write(tmp_path / "empty.json", []), vqa)
+    assert "no array 'annotations'" in refused(capsys, "vqa", missing, write(tmp_path / "a.json", {"questions": [1]}))
+    assert "not in the published format" in refused(
+        capsys, "vqa", missing, write(tmp_path / "b.json", {"annotations": [{"question_id": 1}]})
+    )
+    assert "no such file" in refused(capsys, "vqa", tmp_path / "gone.json", vqa)
+
+
+def test_nlvr2_by_example_and_by_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["dev-1-0-0", "dev-1-1-0", "dev-1-0-1", "dev-2-0-0"]
+    labelled = lines(tmp_path / "dev.json", [{"identifier": name, "label": "True", "sentence": "x"} for name in names])
+    said = tmp_path / "said.csv"
+    said.write_text("dev-1-0-0,True\ndev-1-1-0,false\n\ndev-1-0-1,true\ndev-2-0-0,True\n")
+    found = scores(capsys, "nlvr2", said, labelled)
+    assert found["accuracy"]["value"] == 75
+    assert found["consistency"]["value"] == pytest.approx(100 * 2 / 3)
+    said.write_text("dev-1-0-0,True,1\n")
+    assert "line 1 has 3 columns" in refused(capsys, "nlvr2", said, labelled)
+
+
+def test_snli_ve_leaves_out_pairs_without_a_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("a", "entailment"), ("b", "neutral"), ("c", "-")]
+    gold = lines(tmp_path / "dev.jsonl", [{"pairID": n, "gold_label": g, "Flickr30K_ID": 7} for n, g in rows])
+    said = lines(tmp_path / "said.jsonl", [{"pairID": n, "prediction": "entailment"} for n in "ab"])
+    assert scores(capsys, "snli_ve", said, gold)["accuracy"] == {
+        "metric": "accuracy", "value": 50, "low": 50, "high": 50, "samples": 2
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(missing_for_captions() is not None, reason=str(missing_for_captions()))
+def test_captions_on_the_usual_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {1: ["a red circle", "one red circle"], 2: ["a blue square"], 3: ["two green stars on grey"]}
+    rows = [{"image_id": image, "id": 0, "caption": text} for image, many in texts.items() for text in many]
+    gold = write(tmp_path / "captions.json", {"images": [], "annotations": rows})
+    said = write(tmp_path / "said.json", [{"image_id": image, "caption": many[0]} for image, many in texts.items()])
+    found = scores(capsys, "captions", said, gold)
+    assert found["BLEU@1"]["value"] == pytest.approx(100)
+    assert found["BLEU@1"]["low"] is None
+    assert found["CIDEr"]["value"] > 100
+    assert found["CIDEr"]["low"] <= found["CIDEr"]["value"]
