@@ -27,20 +27,39 @@ def start(out: Path) -> subprocess.Popen[bytes]:
 
 
 def strike(running: subprocess.Popen[bytes], draw: random.Random) -> str:
-    """Kills the run alone, everything of it, or one process below it; says which."""
+    """Kills the run alone, everything of it, or one process below it, which the run survives or not; says which."""
     root = psutil.Process(running.pid)
     below = root.children(recursive=True)
-    kind = draw.choice(["run", "everything", "one"])
-    struck = {"run": [root], "everything": [root, *below], "one": [draw.choice(below or [root])]}[kind]
+    kind = draw.choice(["run", "everything", "worker", "one"])
+    workers = [one for one in below if "ray::" in one.name()] or below
+    struck = {
+        "run": [root], "everything": [root, *below], "worker": [draw.choice(workers)], "one": [draw.choice(below)]
+    }[kind]  # fmt: skip
     names = ", ".join(sorted({one.name() for one in struck}))
     for one in struck:
         one.kill()
-    if kind == "one":
-        return f"{names}; the run itself went on"
-    running.wait()
-    for left in psutil.wait_procs(below, 60)[1]:  # Ray's processes notice by themselves
-        left.kill()
+    if root in struck:
+        running.wait()
+        for left in psutil.wait_procs(below, 60)[1]:  # Ray's processes notice by themselves
+            left.kill()
     return f"{kind}: {names}"
+
+
+def struck(out: Path, draw: random.Random) -> list[str]:
+    """What was struck of a run that is started again whenever it has ended before it is finished."""
+    strikes: list[str] = []
+    running = start(out)
+    while len(strikes) < STRIKES:
+        try:
+            if running.wait(draw.uniform(15, 60)) == 0:
+                break
+        except subprocess.TimeoutExpired:
+            strikes.append(strike(running, draw))
+            print(strikes[-1], flush=True)
+        if running.poll() is not None:
+            running = start(out)
+    running.wait()
+    return strikes
 
 
 def losses(out: Path) -> list[dict[str, Any]]:
@@ -60,13 +79,7 @@ def undisturbed(tmp_path: Path) -> Path:
 
 def test_the_demo_struck_at_random_moments_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     reference, out, draw = undisturbed(tmp_path), tmp_path / "struck", random.Random(0)
-    for _ in range(STRIKES):
-        running = start(out)
-        try:
-            running.wait(draw.uniform(10, 150))
-        except subprocess.TimeoutExpired:
-            print(strike(running, draw), flush=True)
-        running.wait()
+    assert len(struck(out, draw)) == STRIKES
     assert start(out).wait() == 0
     assert losses(out) == losses(reference)
     assert read_json(out / "results.json") == read_json(reference / "results.json")
