@@ -1,6 +1,7 @@
 """Both launchers carry the same small jobs out in real processes."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from data_prep.errors import UserError
 from launch.backend import Backend, Care
 from launch.cluster_config import ClusterConfig
 from launch.job import JobFailed, WorkerDied
 from launch.local_backend import LocalBackend
+from launch.ray_backend import RayBackend
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,3 +116,35 @@ def test_ray_starts_workers_together_alone_and_again(tmp_path: Path) -> None:
     finally:
         backend.stop()
     assert not list(tmp_path.glob("**/*.pickle"))
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_start_of_ray_that_takes_too_long_is_tried_again(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[subprocess.Popen[bytes]] = []
+
+    def init(_temp_dir: str, **_: Any) -> None:
+        """As Ray 2.60 does on a machine of load 20: a bare Exception, and processes that stay."""
+        if len(left) < failures:
+            sleep = "import sys, time; time.sleep(100)"
+            left.append(subprocess.Popen([sys.executable, "-c", sleep, f"--temp-dir={_temp_dir}/session"]))
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    backend = RayBackend(ClusterConfig(workers=1), tmp_path)
+    if failures == 3:
+        with pytest.raises(UserError, match=r"in 3 tries \(The current node timed out.*--launcher local"):
+            backend.start()
+    else:
+        backend.start()
+    backend.stop()
+    assert [process.wait(5) for process in left] == [-signal.SIGKILL] * failures
+
+
+def test_what_is_wrong_with_the_program_is_not_taken_for_a_slow_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda: None)
+    with pytest.raises(TypeError):
+        RayBackend(ClusterConfig(workers=1), tmp_path).start()
