@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ _SESSION_PREFIX = "trimline-ray-"
 _OBJECT_STORE_BYTES = 100 * 2**20  # only small messages pass through it
 _MAX_SOCKET_FOLDER = 40
 _STARTS = 3
+_ANSWER_SECONDS = 10.0
 
 # For every process of a local cluster; each of them inherits it from the one that started it.
 _RAY_ENVIRONMENT = {
@@ -192,6 +194,7 @@ class RayBackend(Backend):
     def _join(self, address: str) -> None:
         import ray
 
+        _check_that_somebody_answers(address)
         os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a restart is ours to decide
         try:
@@ -204,11 +207,7 @@ class RayBackend(Backend):
                     runtime_env={"env_vars": self._worker_environment()},
                 )
         except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"no Ray cluster answers at cluster.address={redact(address)} "
-                f"({' '.join(redact(str(error)).split())[:200]}); "
-                "start one with `ray start --head`, or leave the address out for a local one"
-            ) from error
+            raise _no_cluster(address, error) from error
 
     def _worker_environment(self) -> dict[str, str]:
         threads = str(max(1, int(self._config.cpus_per_worker)))
@@ -308,6 +307,24 @@ def _copy_without_secrets(source: str, target: str) -> None:
 def _short_folder() -> Path:
     folder = Path(tempfile.gettempdir())
     return folder if len(str(folder)) <= _MAX_SOCKET_FOLDER else Path("/tmp")
+
+
+def _check_that_somebody_answers(address: str) -> None:
+    """Looks in seconds for what Ray looks for in minutes, with much noise; `auto` is Ray's to find."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> UserError:
+    return UserError(
+        f"no Ray cluster answers at cluster.address={redact(address)} ({' '.join(redact(str(error)).split())[:200]}); "
+        "start one with `ray start --head`, or leave the address out for a local one"
+    )
 
 
 def _not_started(error: Exception) -> UserError:

@@ -208,9 +208,18 @@ def _run_stages(
         finally:
             with uninterrupted():
                 if crashed:
-                    backend.keep_logs(out / "ray_logs")
+                    _keep_logs(backend, out / "ray_logs")
                 backend.stop()
     return result
+
+
+def _keep_logs(backend: Backend, folder: Path) -> None:
+    """Keeps what may explain a failure, and tells no other one in its place, such as that of a full disk."""
+    try:
+        backend.keep_logs(folder)
+    except OSError as error:
+        log.debug("Ray's logs could not be kept", exc_info=error)
+        log.warning("Ray's logs could not be kept in %s", folder)
 
 
 def _finish(
