@@ -33,6 +33,7 @@ env: $(STAMP)
 # The stamp makes a second call fast; it is older than these two files when the environment must be renewed.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found on PATH: install one, or call make PYTHON=/path/to/python3"; exit 2; }
+	@echo "making $(VENV) with what pyproject.toml names, about 7 GB; this takes a minute or more" >&2
 	@if command -v uv >/dev/null 2>&1; then \
 		set -e; \
 		$(BIN)/python -c '' 2>/dev/null || uv venv --quiet --clear --python "$(PYTHON)" $(VENV); \

@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,14 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     overrides: list[str] = []
     if words[0] == "shard":
         words = gather_lists(words)
-    waiting = iter(words)
-    for word in waiting:
+    waiting = deque(words)
+    while waiting:
+        word = waiting.popleft()
         known = word.split("=", 1)[0] in options or not word.startswith("--")
         (own if known else overrides).append(word)
-        if word.startswith("--") and "=" not in word and word not in _FLAGS:
-            value = next(waiting, None)
-            if value is not None:
-                (own if known else overrides).append(value)
+        takes_value = word.startswith("--") and "=" not in word and word not in _FLAGS
+        if takes_value and waiting and not waiting[0].startswith("--"):
+            (own if known else overrides).append(waiting.popleft())
     return own, overrides
 
 

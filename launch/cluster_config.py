@@ -56,9 +56,9 @@ class ClusterConfig:
         if isinstance(self.workers, WorkerRange) and not 1 <= self.workers.min <= self.workers.max:
             least, most = self.workers.min, self.workers.max
             raise UserError(f"cluster.workers={{min: {least}, max: {most}}} must have 1 <= min <= max")
-        if self.cpus_per_worker <= 0:
+        if not self.cpus_per_worker > 0:
             raise UserError(f"cluster.cpus_per_worker={self.cpus_per_worker} must be above 0; try 1")
-        if self.gpus_per_worker < 0:
+        if not self.gpus_per_worker >= 0:
             raise UserError(f"cluster.gpus_per_worker={self.gpus_per_worker} must be 0 or more")
         for name in ("restarts", "silent_seconds", "stall_seconds", "wait_seconds", "notice_seconds"):
             if not getattr(self, name) >= 0:
@@ -95,7 +95,7 @@ class BudgetConfig:
     pretrain_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.minutes is not None and self.minutes <= 0:
+        if self.minutes is not None and not self.minutes > 0:
             raise UserError(f"budget.minutes={self.minutes} must be above 0; leave it out for no limit")
         if not 0 < self.pretrain_share <= 1:
             raise UserError(f"budget.pretrain_share={self.pretrain_share} must be above 0 and at most 1; try 0.5")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from data_prep.errors import UserError
-from data_prep.files import read_json, write_json
+from data_prep.files import disk_full, is_disk_full, read_json, write_json
 from data_prep.redact import redact
 
 log = logging.getLogger(__name__)
@@ -261,6 +261,8 @@ class _Runner:
     def _fail(self, stage: Stage, error: Exception, seconds: float) -> None:
         if self._stopping:
             return
+        if isinstance(error, OSError) and is_disk_full(error):
+            error = disk_full(Path(error.filename or stage.folder), error)
         by_user = isinstance(error, UserError)
         told = isinstance(error, UserError | StageFailed)
         message = one_line(error) if told else f"{type(error).__name__}: {one_line(error)}"

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from data_prep.errors import UserError
 from launch.backend import Backend
 from launch.job import Job, carry_out
 from pipeline.process import Process
@@ -59,7 +60,7 @@ class LocalBackend(Backend):
         if self._process.world_size == 1 or self._store is not None:
             return
         self._process.claim_device()  # before nccl meets, which takes the one that is current
-        store, rank, world_size = next(iter(rendezvous("env://")))
+        store, rank, world_size = _meet()
         self._store = PrefixStore("jobs", store)
         backend = "gloo" if self._process.device == "cpu" else "nccl"
         dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=world_size)
@@ -134,11 +135,36 @@ def _attempt(job: Job, process: Process) -> BaseException | None:
     return None
 
 
+def _meet() -> tuple[Store, int, int]:
+    """Joins the others where torchrun's variables say; returns the store, this process's rank, and their number.
+
+    Raises:
+        UserError: A variable is missing, the port is somebody else's, or the others do not come.
+    """
+    try:
+        return next(iter(rendezvous("env://")))
+    except (ValueError, dist.DistError) as error:
+        where = " ".join(f"{name}={os.environ.get(name)}" for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+        raise UserError(
+            f"the processes of {where} cannot meet ({' '.join(str(error).split())[:200]}); start them with torchrun "
+            "--standalone, or with a free port: torchrun --master-port PORT"
+        ) from error
+
+
 def _process(gpus: float, environment: Mapping[str, str]) -> Process:
-    local_rank = int(environment.get("LOCAL_RANK", "0"))
+    rank, world_size, local_rank = (
+        _number(environment, name, start) for name, start in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
     return Process(
-        rank=int(environment.get("RANK", "0")),
-        world_size=int(environment.get("WORLD_SIZE", "1")),
+        rank=rank,
+        world_size=world_size,
         local_rank=local_rank,
         device=f"cuda:{local_rank}" if gpus else "cpu",
     )
+
+
+def _number(environment: Mapping[str, str], name: str, start: int) -> int:
+    text = environment.get(name, str(start))
+    if not text.isdecimal() or int(text) < start:
+        raise UserError(f"{name}={text} must be a number of at least {start}; torchrun sets it, else leave it out")
+    return int(text)

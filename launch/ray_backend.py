@@ -8,6 +8,8 @@ Facts this file rests on, found in Ray 2.60:
 - `TorchTrainer.fit` may be called from any thread, and from several at once.
 - Reusing a run name resumes the old run, so each attempt has a fresh one.
 - Unix socket paths may have 107 characters, so the session's folder lies directly under /tmp.
+- `ray.init` waits 30 s for the machine's own Ray, which no option changes, raises a bare Exception then, and leaves
+  processes behind.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +38,8 @@ log = logging.getLogger(__name__)
 _SESSION_PREFIX = "trimline-ray-"
 _OBJECT_STORE_BYTES = 100 * 2**20  # only small messages pass through it
 _MAX_SOCKET_FOLDER = 40
+_STARTS = 3
+_ANSWER_SECONDS = 10.0
 
 # For every process of a local cluster; each of them inherits it from the one that started it.
 _RAY_ENVIRONMENT = {
@@ -131,14 +136,40 @@ class RayBackend(Backend):
 
     def keep_logs(self, folder: Path) -> None:
         """Copies the local session's logs, for a failure that they may explain."""
-        if self._session is None:
+        logs = self._session and self._session / "session_latest" / "logs"
+        if logs is None or not logs.is_dir():
             return
-        logs = self._session / "session_latest" / "logs"
         shutil.copytree(
             logs, folder, copy_function=_copy_without_secrets, dirs_exist_ok=True, ignore_dangling_symlinks=True
         )
 
     def _start_local(self) -> None:
+        """Starts a cluster, and once more where this machine is too busy to do it in Ray's time.
+
+        Raises:
+            UserError: after the last try.
+        """
+        for start in range(1, _STARTS + 1):
+            try:
+                return self._start_session()
+            except Exception as error:
+                last = start == _STARTS
+                self._end_session(keep_folder=last)  # its logs may say more: see `keep_logs`
+                if not (type(error) is Exception or isinstance(error, RuntimeError | OSError)):
+                    raise  # not what Ray tells of processes that do not start
+                if last:
+                    raise _not_started(error) from error
+                log.warning("Ray did not start in time; trying again")
+
+    def _end_session(self, keep_folder: bool) -> None:
+        """Ends what a start that failed has left."""
+        if self._session is None:
+            return
+        _end_processes(self._session)
+        if not keep_folder:
+            shutil.rmtree(self._session, ignore_errors=True)
+
+    def _start_session(self) -> None:
         _remove_stale_sessions()
         self._session = Path(tempfile.mkdtemp(prefix=f"{_SESSION_PREFIX}{os.getpid()}-", dir=_short_folder()))
         environment = {**_RAY_ENVIRONMENT, **self._worker_environment(), "GLOO_SOCKET_IFNAME": "lo"}
@@ -163,6 +194,7 @@ class RayBackend(Backend):
     def _join(self, address: str) -> None:
         import ray
 
+        _check_that_somebody_answers(address)
         os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a restart is ours to decide
         try:
@@ -175,11 +207,7 @@ class RayBackend(Backend):
                     runtime_env={"env_vars": self._worker_environment()},
                 )
         except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"no Ray cluster answers at cluster.address={redact(address)} "
-                f"({' '.join(redact(str(error)).split())[:200]}); "
-                "start one with `ray start --head`, or leave the address out for a local one"
-            ) from error
+            raise _no_cluster(address, error) from error
 
     def _worker_environment(self) -> dict[str, str]:
         threads = str(max(1, int(self._config.cpus_per_worker)))
@@ -279,6 +307,40 @@ def _copy_without_secrets(source: str, target: str) -> None:
 def _short_folder() -> Path:
     folder = Path(tempfile.gettempdir())
     return folder if len(str(folder)) <= _MAX_SOCKET_FOLDER else Path("/tmp")
+
+
+def _check_that_somebody_answers(address: str) -> None:
+    """Looks in seconds for what Ray looks for in minutes, with much noise; `auto` is Ray's to find."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> UserError:
+    return UserError(
+        f"no Ray cluster answers at cluster.address={redact(address)} ({' '.join(redact(str(error)).split())[:200]}); "
+        "start one with `ray start --head`, or leave the address out for a local one"
+    )
+
+
+def _not_started(error: Exception) -> UserError:
+    return UserError(
+        f"Ray did not start in {_STARTS} tries ({' '.join(redact(str(error)).split())[:200]}); this machine may be too "
+        "busy, or out of memory or of space in its temporary folder: run the same command again, or go without Ray: "
+        "--launcher local --cluster.workers 1 --engine.name torch"
+    )
+
+
+def _end_processes(folder: Path) -> None:
+    """Ends a session's processes, which have its folder in their command lines."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):  # gone meanwhile, or not ours
+            if f"{folder}/".encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _remove_stale_sessions() -> None:

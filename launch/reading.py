@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from data_prep.redact import has_secret, redact
 
 T = TypeVar("T")
 _SKIP = frozenset({types.NoneType})
+_REFUSAL = re.compile(r"(?P<key>[A-Za-z_][\w.]*)=(?P<value>\S+) ")
 
 
 def read_config(kind: type[T], files: Sequence[Path], overrides: Sequence[str]) -> T:
@@ -37,10 +39,14 @@ def read_config(kind: type[T], files: Sequence[Path], overrides: Sequence[str]) 
     parser = _parser(kind)
     arguments = [part for file in files for part in ("--config", str(file))] + list(overrides)
     try:
-        read = parser.instantiate(parser.parse_args(arguments))
+        given = parser.parse_args(arguments)
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         raise UserError(_explain(redact(str(error)))) from error
-    config = kind(**{field.name: read[field.name] for field in _fields(kind)})
+    try:
+        read = parser.instantiate(given)
+        config = kind(**{field.name: read[field.name] for field in _fields(kind)})
+    except UserError as error:
+        raise UserError(_with_whole_key(str(error), known, given)) from error
     _refuse_secrets(as_json(config))
     return config
 
@@ -116,7 +122,7 @@ def _load(file: Path) -> Mapping[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
-        return {}
+        raise UserError(f"{file} is empty, but keys and values are wanted: `name: demo`")
     if not isinstance(content, Mapping):
         raise UserError(f"{file} holds a {type(content).__name__}, but keys and values are wanted: `name: demo`")
     return content
@@ -159,6 +165,20 @@ def _unknown(key: str, where: str, known: Sequence[str]) -> str:
     return f"unknown key {key} in {where}; {hint} (--print_config lists all)"
 
 
+def _with_whole_key(message: str, known: Sequence[str], given: jsonargparse.Namespace) -> str:
+    """A refusal with the key as the user may give it, for a part of a configuration knows its own name at most.
+
+    ``loop.samples=0 must be ...`` begins with `pretrain` or with `trim`, whichever has this value.
+    """
+    match = _REFUSAL.match(message)
+    if match is None or match["key"] in known:
+        return message
+    key, value = match["key"], match["value"]
+    whole = [name for name in known if f".{name}".endswith(f".{key}") or f".{key}".endswith(f".{name}")]
+    fitting = [name for name in whole if str(given.get(name)) == value]
+    return message.replace(key, fitting[0], 1) if len(fitting) == 1 else message
+
+
 def _parser(kind: type[Any]) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_class_arguments(kind)
@@ -178,6 +198,7 @@ def _explain(message: str) -> str:
         ("<class 'float'>", "number"),
         ("<class 'int'>", "whole number"),
         ("<class 'str'>", "text"),
+        ("a <class 'bool'>", "true or false"),
         ("<class 'bool'>", "true or false"),
     ):
         line = line.replace(ugly, plain)

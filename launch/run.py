@@ -100,7 +100,7 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
         return None
     _check_folder(out)
     preflight.check(config, out)
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(out)
     notice = config.cluster.notice_seconds
     with FolderLock(out), stopped_by_sigterm(backend.ask_to_leave, notice), _log_file(out):
         if fresh:
@@ -149,14 +149,29 @@ def _cpus(config: RunConfig, backend: Backend) -> float:
 
 def _check_folder(out: Path) -> None:
     """Refuses to mix a run with somebody's files."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out={out} is a file; give a folder with --out DIR")
+    try:
+        there = next(path for path in (out, *out.parents) if path.exists())
+    except OSError as error:
+        raise _unusable(out, error) from error
+    if not there.is_dir():
+        raise UserError(f"out={out}: {there} is a file; give a folder with --out DIR")
     if out.is_dir() and not (out / RUN).exists():
         others = sorted(path.name for path in out.iterdir() if path.name not in (LOCK, LOG))
         if others:
             raise UserError(
                 f"out={out} holds other files ({', '.join(others[:3])}) and no run; give a new folder with --out DIR"
             )
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(out, error) from error
+
+
+def _unusable(out: Path, error: OSError) -> UserError:
+    return UserError(f"out={out} cannot be used ({error.strerror}); give another folder with --out DIR")
 
 
 def _begin(config: RunConfig, out: Path) -> dict[str, Any]:
@@ -193,9 +208,18 @@ def _run_stages(
         finally:
             with uninterrupted():
                 if crashed:
-                    backend.keep_logs(out / "ray_logs")
+                    _keep_logs(backend, out / "ray_logs")
                 backend.stop()
     return result
+
+
+def _keep_logs(backend: Backend, folder: Path) -> None:
+    """Keeps what may explain a failure, and tells no other one in its place, such as that of a full disk."""
+    try:
+        backend.keep_logs(folder)
+    except OSError as error:
+        log.debug("Ray's logs could not be kept", exc_info=error)
+        log.warning("Ray's logs could not be kept in %s", folder)
 
 
 def _finish(

@@ -36,6 +36,10 @@ _DEPTH = 3
 _WHOLE = 64 << 20
 _PLACES, _PIECE = 32, 1 << 16
 _SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "dev", "test"})
+# How files are given to the two commands that make shards: `trimline shard` first, then `trimline run`.
+_ROOT = "--root DIR (in a run --data.root DIR)"
+_ANNOTATIONS = "--annotations FILE ... (in a run --data.annotations '[FILE, ...]')"
+_IMAGES = "--images PATH ... (in a run --data.images '[PATH, ...]')"
 _SPLIT = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)=(.+)", re.DOTALL)
 
 
@@ -173,19 +177,19 @@ def find_request(data: DataSet, config: SourceConfig) -> Request:
     if not files and data.layouts:
         if root is None and not _optional(data):
             raise UserError(
-                f"data.root is not given, nor data.annotations: {data.name} wants {_wanted(data)}; give --root DIR or "
-                "--annotations FILE ... (in a run --data.root DIR)"
+                f"data.root is not given, nor data.annotations: {data.name} wants {_wanted(data)}; give "
+                f"{_ROOT} or {_ANNOTATIONS}"
             )
         files = tuple(Annotation(path=path) for path in _find_annotations(data, root)) if root else ()
     for file in files:
         if not file.path.is_file():
-            raise UserError(f"--annotations {file.path} is no file; {data.name} wants {_wanted(data)}")
+            raise UserError(f"data.annotations: {file.path} is no file; {data.name} wants {_wanted(data)}")
     if not images and root is not None:
         images = [str(path) for path in _find(root, [name for one in data.pictures for name in one.names])]
     if not images:
         names = " or ".join(one.what for one in data.pictures)
-        where = f"none are below --root {config.root}" if root else "--images is not given"
-        raise UserError(f"{data.name} needs pictures, but {where}: {names}; give folders, tars or zips with --images")
+        where = f"none are below data.root={config.root}" if root else "data.images is not given"
+        raise UserError(f"{data.name} needs pictures, but {where}: {names}; give folders, tars or zips: {_IMAGES}")
     given = [(file.split, find_stores([str(file.path)], "--images")) for file in split_paths(images)]
     return Request(
         files=files,
@@ -235,7 +239,7 @@ def _wanted(data: DataSet) -> str:
 def _root(data: DataSet, given: str) -> Path:
     root = Path(given).expanduser()
     if not root.is_dir():
-        raise UserError(f"data.root={given} is not a folder: {data.name} wants {_wanted(data)}; give --root DIR")
+        raise UserError(f"data.root={given} is not a folder: {data.name} wants {_wanted(data)}; give {_ROOT}")
     return root
 
 
@@ -254,10 +258,10 @@ def _find_annotations(data: DataSet, root: Path) -> list[Path]:
     if not found:
         raise UserError(
             f"{missing or f'data.root={root} holds none of the files'}: {data.name} wants {_wanted(data)}; put them "
-            "there under these names, or give them with --annotations FILE ..."
+            f"there under these names, or give them with {_ANNOTATIONS}"
         )
     if len(found) > 1:
-        raise UserError(f"{root} holds {data.name} as {' and as '.join(found)}: choose with --annotations FILE ...")
+        raise UserError(f"{root} holds {data.name} as {' and as '.join(found)}: choose with {_ANNOTATIONS}")
     return next(iter(found.values()))
 
 

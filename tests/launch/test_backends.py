@@ -1,6 +1,8 @@
 """Both launchers carry the same small jobs out in real processes."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -8,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from data_prep.errors import UserError
 from launch.backend import Backend, Care
 from launch.cluster_config import ClusterConfig
 from launch.job import JobFailed, WorkerDied
 from launch.local_backend import LocalBackend
+from launch.ray_backend import RayBackend
+from launch.run import _keep_logs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,10 +83,39 @@ def test_torchruns_processes_take_part_in_every_job(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two must be a number of at least 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 must be a number of at least 1"),
+        ({"WORLD_SIZE": "2"}, "MASTER_ADDR=None MASTER_PORT=None cannot meet .*MASTER_ADDR expected"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, "in use.*torchrun --master-port PORT"),
+    ],
+)
+def test_processes_that_cannot_meet_are_told_in_one_line(
+    variables: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        if "MASTER_ADDR" in variables:
+            variables = {**variables, "MASTER_PORT": str(taken.getsockname()[1])}
+        for name, value in {"RANK": "0", **variables}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=words):
+            LocalBackend(gpus=0, threads=1).start()
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_no_cluster_answers_is_told_at_once(scheme: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(UserError, match=rf"cluster.address={scheme}127.0.0.1:{port} .*refused.*ray start --head"):
+        RayBackend(ClusterConfig(workers=1, address=f"{scheme}127.0.0.1:{port}"), tmp_path).start()
+
+
 @pytest.mark.timeout(180)
 def test_ray_starts_workers_together_alone_and_again(tmp_path: Path) -> None:
-    from launch.ray_backend import RayBackend
-
     backend = RayBackend(ClusterConfig(workers=2, cpus_per_worker=0.5), tmp_path / "ray")
     try:
         backend.start()
@@ -113,3 +147,52 @@ def test_ray_starts_workers_together_alone_and_again(tmp_path: Path) -> None:
     finally:
         backend.stop()
     assert not list(tmp_path.glob("**/*.pickle"))
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_start_of_ray_that_takes_too_long_is_tried_again(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[subprocess.Popen[bytes]] = []
+
+    def init(_temp_dir: str, **_: Any) -> None:
+        """As Ray 2.60 does on a machine of load 20: a bare Exception, and processes that stay."""
+        if len(left) < failures:
+            sleep = "import time; print(flush=True); time.sleep(100)"
+            command = [sys.executable, "-c", sleep, f"--temp-dir={_temp_dir}/session"]
+            left.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+            assert left[-1].stdout is not None and left[-1].stdout.readline()  # now it has its command line
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    backend = RayBackend(ClusterConfig(workers=1), tmp_path)
+    if failures == 3:
+        with pytest.raises(UserError, match=r"in 3 tries \(The current node timed out.*--launcher local"):
+            backend.start()
+    else:
+        backend.start()
+    backend.stop()
+    assert [process.wait(20) for process in left] == [-signal.SIGKILL] * failures
+
+
+def test_what_is_wrong_with_the_program_is_not_taken_for_a_slow_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda: None)
+    with pytest.raises(TypeError):
+        RayBackend(ClusterConfig(workers=1), tmp_path).start()
+
+
+def test_logs_that_cannot_be_kept_hide_no_other_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = RayBackend(ClusterConfig(workers=1), tmp_path)
+    logs = tmp_path / "session" / "session_latest" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "raylet.out").write_text("x")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(backend, "_session", tmp_path / "session")
+    _keep_logs(backend, tmp_path / "file" / "ray_logs")
+    assert "could not be kept" in caplog.text
+    _keep_logs(backend, tmp_path / "ray_logs")
+    assert (tmp_path / "ray_logs" / "raylet.out").read_text() == "x"

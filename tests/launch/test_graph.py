@@ -103,6 +103,17 @@ def test_a_failed_stage_stops_only_those_that_need_it(tmp_path: Path) -> None:
     assert read_status(tmp_path / "bad")["state"] == "failed"
 
 
+def test_a_full_disk_is_the_users_to_mend_whoever_meets_it(tmp_path: Path) -> None:
+    def fill(attempt: Attempt) -> Mapping[str, Any]:
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"restarts")
+        return {}
+
+    result, _ = go(stage(tmp_path, "a", run=fill))
+    assert result.failures["a"].by_user
+    assert "No space left on device; free some space" in result.failures["a"].message
+
+
 def test_a_stage_that_failed_goes_on_in_its_folder_and_counts_the_restart(tmp_path: Path) -> None:
     def first_fail_then_write(attempt: Attempt) -> Mapping[str, Any]:
         mark = attempt.folder / "checkpoint"

@@ -34,7 +34,7 @@ class Oven:
 
     def __post_init__(self) -> None:
         if self.heat > 400:
-            raise UserError(f"oven.heat={self.heat} burns; try 200")
+            raise UserError(f"heat={self.heat} burns; try 200")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,14 @@ class Bakery:
     Attributes:
         name: Its name.
         oven: Its oven.
+        spare: Another one.
         bread: What it bakes.
         door: Open or not.
     """
 
     name: str
     oven: Oven = field(default_factory=Oven)
+    spare: Oven = field(default_factory=Oven)
     bread: Literal["rye", "wheat"] = "rye"
     door: bool = True
 
@@ -88,7 +90,10 @@ def test_what_is_written_reads_back_to_the_same(tmp_path: Path) -> None:
         ("name: x\nbread: oat", [], ["bread", "rye", "wheat", "oat"]),
         ("bread: rye", [], ["name"]),
         ("name: x\noven: {heat: 500}", [], ["oven.heat=500 burns; try 200"]),
+        ("name: x\nspare: {heat: 500}", [], ["spare.heat=500 burns; try 200"]),
         ("- a\n- b", [], ["bakery.yaml", "list"]),
+        ("# all of it is a comment", [], ["bakery.yaml is empty", "keys and values"]),
+        ("name: x\ndoor: ajar", [], ["door", "Expected true or false", "ajar"]),
         ("name: [", [], ["bakery.yaml", "YAML"]),
         ("name: x", ["--oven.heat"], ["heat"]),
     ],
