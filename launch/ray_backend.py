@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.lock import in_use, remove_left
 from data_prep.redact import redact
 from launch.backend import Backend
 from launch.cluster_config import ClusterConfig
@@ -34,7 +35,8 @@ log = logging.getLogger(__name__)
 
 _SESSION_PREFIX = "trimline-ray-"
 _OBJECT_STORE_BYTES = 100 * 2**20  # only small messages pass through it
-_MAX_SOCKET_FOLDER = 40
+# Of 107: the others are our folder's, /session_2026-01-01_00-00-00_000000_1234567 and /sockets/plasma_store.
+_MAX_SOCKET_FOLDER = 13
 
 # For every process of a local cluster; each of them inherits it from the one that started it.
 _RAY_ENVIRONMENT = {
@@ -65,6 +67,7 @@ class RayBackend(Backend):
         self._ready = threading.Event()
         self._failed: BaseException | None = None
         self._session: Path | None = None
+        self._hold = contextlib.ExitStack()  # of the session's folder
         cpus = config.most * config.cpus_per_worker if config.address else available_cpus()
         self.slots = max(1, int(cpus // config.cpus_per_worker))
         if config.gpus_per_worker and not config.address:
@@ -128,6 +131,7 @@ class RayBackend(Backend):
         ray.shutdown()
         if self._session is not None:
             shutil.rmtree(self._session, ignore_errors=True)
+        self._hold.close()
 
     def keep_logs(self, folder: Path) -> None:
         """Copies the local session's logs, for a failure that they may explain."""
@@ -139,8 +143,9 @@ class RayBackend(Backend):
         )
 
     def _start_local(self) -> None:
-        _remove_stale_sessions()
+        remove_left(_short_folder(), _SESSION_PREFIX)  # of runs that were killed
         self._session = Path(tempfile.mkdtemp(prefix=f"{_SESSION_PREFIX}{os.getpid()}-", dir=_short_folder()))
+        self._hold.enter_context(in_use(self._session))
         environment = {**_RAY_ENVIRONMENT, **self._worker_environment(), "GLOO_SOCKET_IFNAME": "lo"}
         with _environment(environment), _kept_signal_handlers():
             import ray  # reads some of these variables when it is imported
@@ -279,11 +284,3 @@ def _copy_without_secrets(source: str, target: str) -> None:
 def _short_folder() -> Path:
     folder = Path(tempfile.gettempdir())
     return folder if len(str(folder)) <= _MAX_SOCKET_FOLDER else Path("/tmp")
-
-
-def _remove_stale_sessions() -> None:
-    """Removes the session folders of runs that were killed."""
-    for folder in _short_folder().glob(f"{_SESSION_PREFIX}*"):
-        pid = folder.name.removeprefix(_SESSION_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)

@@ -47,7 +47,12 @@ def plan_source(config: SourceConfig) -> Mapping[str, PlannedSplit]:
 
 
 def build_stages(
-    config: RunConfig, out: Path, backend: Backend, until: str | None = None, group: str = ""
+    config: RunConfig,
+    out: Path,
+    backend: Backend,
+    until: str | None = None,
+    group: str = "",
+    lease: str | None = None,
 ) -> list[Stage]:
     """All stages of a run, inputs before their users.
 
@@ -57,8 +62,9 @@ def build_stages(
         backend: Starts the workers of all stages but the first.
         until: The last kind of stage wanted, of `KINDS`; None for all.
         group: What the run's stages have in common in wandb, where the configuration does not say.
+        lease: Session of the run, by which training knows whether the place of its checkpoints is still its own.
     """
-    return _Builder(config, out, backend, group).build(until)
+    return _Builder(config, out, backend, group, lease).build(until)
 
 
 def trim_name(config: RunConfig, target: float) -> str:
@@ -106,7 +112,7 @@ def pretrain_counts(config: RunConfig) -> list[int]:
 
 
 class _Builder:
-    def __init__(self, config: RunConfig, out: Path, backend: Backend, group: str) -> None:
+    def __init__(self, config: RunConfig, out: Path, backend: Backend, group: str, lease: str | None) -> None:
         self._config = config
         self._out = out
         self._backend = backend
@@ -116,6 +122,7 @@ class _Builder:
             # Workers have working directories of their own.
             self._run["checkpoint"]["path"] = str(checkpoints.folder.absolute())
         self._group = group
+        self._lease = lease
 
     def build(self, until: str | None) -> list[Stage]:
         wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
@@ -252,6 +259,8 @@ class _Builder:
             "tokenizer": str(self._out / "tokenizer"),
             "run": self._run,
             "group": self._group,
+            "lease": self._lease,
+            "silent_seconds": self._config.cluster.silent_seconds,
             "stall_seconds": self._config.cluster.stall_seconds,
             "threads": max(1, int(self._config.cluster.cpus_per_worker)),
             **more,
