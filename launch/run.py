@@ -119,7 +119,9 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
                 forget_all(str(path), training_stages(config))
             remove_run(out)
         facts = _begin(config, out, run_id)
-        stages = build_stages(config, out, backend, until, f"{config.name}-{run_id}", lease and lease.session)
+        stages = build_stages(
+            config, out, backend, until, f"{config.name}-{run_id}", None if lease is None else lease.session
+        )
         if lease is not None and not fresh and not all_finished(stages):
             held.enter_context(lease)
         facts["stages"] = {stage.name: list(stage.inputs) for stage in stages}

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,11 +96,14 @@ def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]
 def pretrain_counts(config: RunConfig) -> list[int]:
     """The numbers of workers that pre-training may have: of those asked for, the ones that the batch divides among.
 
+    With the local launcher there are as many as torchrun has started, whatever is asked for.
+
     Raises:
         UserError: None does.
     """
     counts, refusal = [], None
-    for count in config.cluster.counts:
+    local = config.launcher == "local"
+    for count in [int(os.environ.get("WORLD_SIZE", "1"))] if local else config.cluster.counts:
         try:
             check_pretrain(config.pretrain, config.model, config.loader, config.engine, count)
         except UserError as error:
