@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -67,9 +68,39 @@ class LocalBackend(Backend):
             return
         self._process.claim_device()  # before nccl meets, which takes the one that is current
         store, rank, world_size = next(iter(rendezvous("env://")))
-        self._store = PrefixStore("jobs", store)
+        mine = PrefixStore(self._meet(store), store)
+        self._store = PrefixStore("jobs", mine)
         backend = "gloo" if self._process.device == "cpu" else "nccl"
-        dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=world_size)
+        dist.init_process_group(backend, store=PrefixStore("group", mine), rank=rank, world_size=world_size)
+
+    def _meet(self, store: Store) -> str:
+        """Agrees on a name for what these processes say in the store.
+
+        Torchrun's store outlives them: what others said there before a restart must not be taken for theirs. So each
+        follower says a word that nobody has said before, and takes the name that answers this very word.
+        """
+        followers = range(1, self._process.world_size)
+        if not self.is_leader:
+            word = secrets.token_hex(8)
+            store.set(f"hello/{self._process.rank}", word)
+            while not store.check([f"welcome/{word}"]):
+                self._pause()
+            name = store.get(f"welcome/{word}").decode()
+            store.set(f"{name}/here/{self._process.rank}", "1")
+            return name
+        name, heard = secrets.token_hex(8), dict.fromkeys(followers, b"")
+        while not store.check([f"{name}/here/{rank}" for rank in followers]):
+            for rank in followers:
+                if store.check([f"hello/{rank}"]) and (said := store.get(f"hello/{rank}")) != heard[rank]:
+                    heard[rank] = said
+                    store.set(f"welcome/{said.decode()}", name)
+            self._pause()
+        return name
+
+    def _pause(self) -> None:
+        if self._ending.is_set():
+            raise KeyboardInterrupt  # as SIGTERM ends what has nothing to save
+        time.sleep(_POLL_SECONDS)
 
     def launch(self, job: Job, workers: int) -> BaseException | None:
         """See `Backend.launch`; `workers` is a wish here, for the processes are there already."""

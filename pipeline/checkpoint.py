@@ -26,7 +26,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from data_prep.files import atomic_dir, read_json, sha256_file, write_json
 from pipeline.checkpoint_places import COMPLETE, MANIFEST, Place, name_of, open_place
-from pipeline.checkpoint_rules import CheckpointConfig, kept
+from pipeline.checkpoint_rules import CheckpointConfig, Guard, kept
 from pipeline.data.text import Tokenizer
 from pipeline.engine import Engine
 from pipeline.fragments import FragmentFiles
@@ -113,23 +113,6 @@ class Checkpoint:
         for name in sorted(files)[process.rank :: process.world_size]:
             if sha256_file(folder / name) != files[name]["sha256"]:
                 raise UserError(f"{self} {_DAMAGED}: {name} is not what was written")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guard:
-    """What a store of checkpoints asks and tells those around it.
-
-    Attributes:
-        check: Called by the main rank before it changes anything; raises where another run has taken the place.
-        silent_seconds: Time without a sign of another rank, while a checkpoint is written, after which it counts as
-            lost; 0 for torch's own half hour. However long a rank may write, it gives signs meanwhile.
-        on_loss: Told, in the background, that another rank was lost. Training may wait for that rank just then, and
-            would not hear of it.
-    """
-
-    check: Callable[[], None] = lambda: None
-    silent_seconds: float = 0.0
-    on_loss: Callable[[str], None] = lambda words: None
 
 
 class CheckpointStore:

@@ -100,6 +100,22 @@ def _check_zero(zero: Mapping[str, Any]) -> None:
         )
 
 
+def check_stage(settings: Mapping[str, Any], stage: int) -> None:
+    """Refuses what does not go with a ZeRO stage, which DeepSpeed asserts only when training begins.
+
+    Raises:
+        UserError: Naming both.
+    """
+    scatters = stage >= 2 and settings.get("zero_optimization", {}).get("reduce_scatter", True)
+    scaled = {"prescale_gradients": False, "gradient_predivide_factor": 1.0}
+    for key, plain in scaled.items():
+        if scatters and settings.get(key, plain) != plain:
+            raise UserError(
+                f"engine.deepspeed_json sets {key}, which does not go with engine.zero_stage={stage}; give 0 or 1, or "
+                "set zero_optimization.reduce_scatter to false"
+            )
+
+
 def laid_over(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Both settings; where both have one, theirs, and mappings in them likewise."""
     merged = dict(ours)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.bad_updates import BadUpdateConfig, BadUpdates, Rewind
-from pipeline.checkpoint import CheckpointConfig, CheckpointStore, Guard
-from pipeline.checkpoint_rules import Means
+from pipeline.checkpoint import CheckpointConfig, CheckpointStore
+from pipeline.checkpoint_rules import Guard, Means
 from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.quarantine import FOLDER as QUARANTINE

@@ -20,7 +20,7 @@ from tests.launch.test_run import ROOT, TINY, losses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS, EVERY = 80, 10
-_PATIENCE = 200.0
+_PATIENCE = 300.0
 _OPTIONS = [
     "--engine.name=deepspeed", f"--pretrain.loop.samples={8 * STEPS}", "--pretrain.loop.checkpoint_seconds=10000",
     f"--checkpoint.keep_every_steps={EVERY}", "--trim.targets=[]", "--evaluate.statement_splits=[]",

@@ -67,6 +67,8 @@ def loss_of(engine: Engine, x: Tensor) -> Tensor:
         ({"deepspeed_json": {"zero_optimization": {"allgather_bucket_size": 5}}}, "must be even; give 6"),
         ({"deepspeed_json": {"zero_optimization": {"zenflow": {}}}}, "zenflow, which updates some weights later"),
         ({"deepspeed_json": {"bfloat16": {"enabled": True}}}, "sets bfloat16, which is engine.precision"),
+        ({"deepspeed_json": {"prescale_gradients": True}, "zero_stage": 2}, "does not go with engine.zero_stage=2"),
+        ({"deepspeed_json": {"gradient_predivide_factor": 2}, "zero_stage": 3}, "give 0 or 1, or set zero_optim"),
         ({"deepspeed_json": "/no/such.json"}, "such.json cannot be read: No such file"),
         ({"deepspeed_json": "{no"}, "does not hold valid JSON"),
     ],

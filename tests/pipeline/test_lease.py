@@ -13,7 +13,8 @@ import pytest
 
 from data_prep.errors import UserError
 from pipeline import lease
-from pipeline.checkpoint import CheckpointStore, Guard
+from pipeline.checkpoint import CheckpointStore
+from pipeline.checkpoint_rules import Guard
 from pipeline.lease import LEASE, Lease, check_lease
 from tests.pipeline.stores import SharedStore, SmallStore, emptied
 from tests.pipeline.test_checkpoint import new_engine

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import CheckpointStore, Guard
+from pipeline.checkpoint import CheckpointStore
+from pipeline.checkpoint_rules import Guard
 from pipeline.lost import is_loss
 from pipeline.process import Process
 from tests.pipeline.distributed import RankPool
