@@ -118,7 +118,7 @@ def test_sigterm_to_all_or_to_one_saves_and_the_same_command_goes_on(
     assert time.monotonic() - began < 30
     reached = losses(run.out, "pretrain")[-1]["step"]
     assert newest_step(run.stage / "checkpoints") == reached < STEPS
-    assert "Traceback" not in run.said().partition("torch.distributed.elastic")[0], run.said()
+    assert "/pipeline/" not in run.said(), run.said()  # a traceback of torchrun's own it has
     run.start()
     assert run.wait() == 0, run.said()
     check_same_end(run, undisturbed)
