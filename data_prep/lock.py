@@ -1,8 +1,16 @@
-"""One process per folder: a lock that the system takes away when its holder ends, however it ends."""
+"""One process per folder: a lock that the system takes away when its holder ends, however it ends.
 
+Of temporary folders likewise: the lock, and not the number of a process, tells those in use from those left behind, for
+numbers are given again, and are others in a container that shares the folder.
+"""
+
+import contextlib
 import fcntl
 import logging
 import os
+import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +19,7 @@ from data_prep.errors import UserError
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+_YOUNG_SECONDS = 60.0
 
 
 class FolderLock:
@@ -84,3 +93,37 @@ def holder(folder: Path) -> int | None:
     finally:
         os.close(handle)
     return None
+
+
+@contextlib.contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Marks a temporary folder as in use by this process, for `remove_left`."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_left(parent: Path, prefix: str) -> None:
+    """Removes the folders that killed processes have left.
+
+    Args:
+        parent: Where they lie.
+        prefix: Their names begin so, and those of no others; each is marked by `in_use` as soon as it is made.
+    """
+    for folder in parent.glob(f"{prefix}*"):
+        try:
+            if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
+                continue  # perhaps not marked yet
+            handle = os.open(folder, os.O_RDONLY)
+        except OSError:
+            continue  # another user's, or gone
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)

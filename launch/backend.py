@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.graph import StageLeft
-from launch.job import Job, JobLeft, WorkerDied, clear, collect
+from launch.job import Job, JobLeft, WorkerDied, clear, collect, stuck_workers
 from launch.watch import Watch
 from pipeline.pulse import LEAVE
 
@@ -165,7 +165,7 @@ class Backend(ABC):
                 failure = self.launch(job, workers)
             return collect(folder, failure)
         except WorkerDied as died:
-            died.why = watch.why or self.explain(died.__cause__) or died.why
+            died.why = watch.why or stuck_workers(folder) or self.explain(died.__cause__) or died.why
             raise
         finally:
             with self._lock:

@@ -146,6 +146,12 @@ def is_finished(stage: Stage, fingerprint: str) -> bool:
     )
 
 
+def all_finished(stages: Sequence[Stage]) -> bool:
+    """Whether nothing of a graph would have to run."""
+    digests = fingerprints(stages)
+    return all(is_finished(stage, digests[stage.name]) for stage in stages)
+
+
 def run_graph(
     stages: Sequence[Stage],
     cpus: float,
@@ -195,7 +201,7 @@ class _Runner:
         return GraphResult(outcomes=outcomes, failures=self._failures)
 
     def _walk(self, meanwhile: Callable[[], None]) -> None:
-        if self._cpus == 0 and not all(self._is_finished(stage) for stage in self._stages.values()):
+        if self._cpus == 0 and not all_finished(list(self._stages.values())):
             meanwhile()
         self._start_ready()
         if self._running:

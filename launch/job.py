@@ -145,11 +145,17 @@ def _in_words(failure: BaseException | None) -> str:
     return f"{type(failure).__name__}: {' '.join(redact(str(failure)).split())[:200]}" if failure else ""
 
 
+def stuck_workers(folder: Path) -> str | None:
+    """The workers that ended themselves as stuck, and why, in words; the launcher sees only that they ended."""
+    stuck = {rank: pulse["stuck"] for rank, pulse in sorted(read_pulses(folder).items()) if "stuck" in pulse}
+    return f"{_workers(stuck)} stuck ({stuck[min(stuck)]})" if stuck else None
+
+
 def _who_is_lost(folder: Path) -> str:
     """The workers that ended themselves as stuck, or else those that ended without a word while others had one."""
-    stuck = {rank: pulse["stuck"] for rank, pulse in sorted(read_pulses(folder).items()) if "stuck" in pulse}
-    if stuck:
-        return f"{_workers(stuck)} stuck ({stuck[min(stuck)]})"
+    stuck = stuck_workers(folder)
+    if stuck is not None:
+        return stuck
     told = {path: bool(path.read_bytes().strip()) for path in folder.glob(_ERRORS)}
     silent = sorted(int(path.name.removeprefix("error.rank").removesuffix(".json")) for path in told if not told[path])
     if silent and len(silent) < len(told):

@@ -19,7 +19,7 @@ from pipeline.engine import preflight_deepspeed
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.build import build_model
-from pipeline.pretrain import check_lr_scales, check_pretrain
+from pipeline.pretrain import check_lr_scales
 from pipeline.process import Process
 from pipeline.setup import check_batch, check_padding
 
@@ -69,8 +69,6 @@ def _check_processes(config: RunConfig) -> None:
 
 def _check_training(config: RunConfig) -> None:
     workers = _processes(config)
-    if config.launcher == "local":
-        check_pretrain(config.pretrain, config.model, config.loader, config.engine, workers)
     if config.trim.targets:
         if config.model.backbone == "clip":
             raise UserError(
@@ -83,7 +81,7 @@ def _check_training(config: RunConfig) -> None:
 
 def _processes(config: RunConfig) -> int:
     """Processes of the pre-training stage at most: with the local launcher, what torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if config.launcher == "local" else pretrain_counts(config)[-1]
+    return pretrain_counts(config)[-1]
 
 
 def _check_engine(config: RunConfig) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.lock import in_use, remove_left
 from data_prep.redact import redact
 from launch.backend import Backend
 from launch.cluster_config import ClusterConfig
@@ -37,7 +38,8 @@ log = logging.getLogger(__name__)
 
 _SESSION_PREFIX = "trimline-ray-"
 _OBJECT_STORE_BYTES = 100 * 2**20  # only small messages pass through it
-_MAX_SOCKET_FOLDER = 40
+# Of 107: the others are our folder's, /session_2026-01-01_00-00-00_000000_1234567 and /sockets/plasma_store.
+_MAX_SOCKET_FOLDER = 13
 _STARTS = 3
 _ANSWER_SECONDS = 10.0
 
@@ -70,6 +72,7 @@ class RayBackend(Backend):
         self._ready = threading.Event()
         self._failed: BaseException | None = None
         self._session: Path | None = None
+        self._hold = contextlib.ExitStack()  # of the session's folder
         cpus = config.most * config.cpus_per_worker if config.address else available_cpus()
         self.slots = max(1, int(cpus // config.cpus_per_worker))
         if config.gpus_per_worker and not config.address:
@@ -133,6 +136,7 @@ class RayBackend(Backend):
         ray.shutdown()
         if self._session is not None:
             shutil.rmtree(self._session, ignore_errors=True)
+        self._hold.close()
 
     def keep_logs(self, folder: Path) -> None:
         """Copies the local session's logs, for a failure that they may explain."""
@@ -168,10 +172,12 @@ class RayBackend(Backend):
         _end_processes(self._session)
         if not keep_folder:
             shutil.rmtree(self._session, ignore_errors=True)
+            self._hold.close()
 
     def _start_session(self) -> None:
-        _remove_stale_sessions()
+        remove_left(_short_folder(), _SESSION_PREFIX)  # of runs that were killed
         self._session = Path(tempfile.mkdtemp(prefix=f"{_SESSION_PREFIX}{os.getpid()}-", dir=_short_folder()))
+        self._hold.enter_context(in_use(self._session))
         environment = {**_RAY_ENVIRONMENT, **self._worker_environment(), "GLOO_SOCKET_IFNAME": "lo"}
         with _environment(environment), _kept_signal_handlers():
             import ray  # reads some of these variables when it is imported
@@ -341,11 +347,3 @@ def _end_processes(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):  # gone meanwhile, or not ours
             if f"{folder}/".encode() in path.read_bytes():
                 os.kill(int(path.parent.name), signal.SIGKILL)
-
-
-def _remove_stale_sessions() -> None:
-    """Removes the session folders of runs that were killed."""
-    for folder in _short_folder().glob(f"{_SESSION_PREFIX}*"):
-        pid = folder.name.removeprefix(_SESSION_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)

@@ -4,9 +4,7 @@ Ray notices that a machine is gone after 15 s with its own settings, so machines
 """
 
 import logging
-import os
 import re
-import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +12,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from launch.cluster_config import ClusterConfig
-from pipeline.pulse import born
+from pipeline.pulse import kill
 
 log = logging.getLogger(__name__)
 
@@ -120,25 +118,17 @@ def end_process(pulse: Mapping[str, Any]) -> bool:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if pulse["host"] == socket.gethostname():
-        return _kill(pulse["pid"], pulse["born"])
+        return kill(pulse["pid"], pulse["born"])
     node = next((node for node in _answering() if node["NodeManagerHostname"] == pulse["host"]), None)
     if node is None:
         return False  # Ray will find out that its machine is gone
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=there)
+    task = ray.remote(num_cpus=0, max_retries=0)(kill).options(scheduling_strategy=there)
     try:
         return bool(ray.get(task.remote(pulse["pid"], pulse["born"]), timeout=_END_SECONDS))
     except ray.exceptions.RayError as error:
         log.info("process %s of %s could not be ended: %s", pulse["pid"], pulse["host"], error)
         return False
-
-
-def _kill(pid: int, began: int | None) -> bool:
-    """Kills a process of this machine unless its number is another's by now."""
-    if began is None or born(pid) != began:
-        return False
-    os.kill(pid, signal.SIGKILL)
-    return True
 
 
 def explain(failure: BaseException | None) -> str | None:

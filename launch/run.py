@@ -19,13 +19,14 @@ from data_prep.lock import LOCK, FolderLock
 from launch import machine, preflight
 from launch.backend import Backend
 from launch.config import RunConfig
-from launch.graph import Failure, GraphResult, Stage, one_line, read_status, run_graph
+from launch.graph import Failure, GraphResult, Stage, all_finished, one_line, read_status, run_graph
 from launch.job import LogFile
 from launch.progress import ProgressDisplay
 from launch.reading import dump_config
 from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS, build_stages, training_stages
 from pipeline.checkpoint_places import forget_all
+from pipeline.lease import Lease
 from pipeline.progress import read_metrics
 
 log = logging.getLogger(__name__)
@@ -102,13 +103,27 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
     preflight.check(config, out)
     _make_folder(out)
     notice = config.cluster.notice_seconds
-    with FolderLock(out), stopped_by_sigterm(backend.ask_to_leave, notice), _log_file(out):
+    with (
+        FolderLock(out),
+        stopped_by_sigterm(backend.ask_to_leave, notice),
+        _log_file(out),
+        contextlib.ExitStack() as held,
+    ):
+        run_id = _id_of(out, fresh)
+        path = config.checkpoint.path
+        # Should another run take the place nevertheless, training ends at the save that it is then refused.
+        lease = None if path is None else Lease(path, run_id, str(out), backend.ask_to_leave)
         if fresh:
+            if lease is not None:
+                held.enter_context(lease)
+                forget_all(str(path), training_stages(config))
             remove_run(out)
-            if config.checkpoint.path is not None:
-                forget_all(config.checkpoint.path, training_stages(config))
-        facts = _begin(config, out)
-        stages = build_stages(config, out, backend, until, f"{config.name}-{facts['id']}")
+        facts = _begin(config, out, run_id)
+        stages = build_stages(
+            config, out, backend, until, f"{config.name}-{run_id}", None if lease is None else lease.session
+        )
+        if lease is not None and not fresh and not all_finished(stages):
+            held.enter_context(lease)
         facts["stages"] = {stage.name: list(stage.inputs) for stage in stages}
         write_json(out / RUN, facts)
 
@@ -117,7 +132,12 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
             write_json(out / RUN, facts)
             backend.start()
 
-        result = _run_stages(stages, backend, out, _cpus(config, backend), prepare)
+        try:
+            result = _run_stages(stages, backend, out, _cpus(config, backend), prepare)
+        except KeyboardInterrupt:
+            if lease is not None:
+                lease.check()  # it may be why they left
+            raise
         return _finish(out, stages, result, facts, time.monotonic() - began)
 
 
@@ -131,6 +151,15 @@ def make_backend(config: RunConfig, out: Path) -> Backend:
     from launch.ray_backend import RayBackend
 
     return RayBackend(cluster, out / "ray")
+
+
+def _id_of(out: Path, fresh: bool) -> str:
+    """What tells a run from others, also where it goes on."""
+    try:
+        earlier = {} if fresh else read_json(out / RUN)
+    except (FileNotFoundError, UserError):
+        earlier = {}
+    return str(earlier.get("id") or secrets.token_hex(3))
 
 
 def remove_run(out: Path) -> None:
@@ -174,7 +203,7 @@ def _unusable(out: Path, error: OSError) -> UserError:
     return UserError(f"out={out} cannot be used ({error.strerror}); give another folder with --out DIR")
 
 
-def _begin(config: RunConfig, out: Path) -> dict[str, Any]:
+def _begin(config: RunConfig, out: Path, run_id: str) -> dict[str, Any]:
     """Writes run.json and config.yaml; a run that goes on keeps its first start and its seconds."""
     try:
         earlier = read_json(out / RUN)
@@ -182,7 +211,7 @@ def _begin(config: RunConfig, out: Path) -> dict[str, Any]:
         earlier = {}
     facts = {
         "name": config.name,
-        "id": earlier.get("id") or secrets.token_hex(3),
+        "id": run_id,
         "command": machine.command(),
         "started": earlier.get("started", _now()),
         "finished": earlier.get("finished"),

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,12 @@ def plan_source(config: SourceConfig) -> Mapping[str, PlannedSplit]:
 
 
 def build_stages(
-    config: RunConfig, out: Path, backend: Backend, until: str | None = None, group: str = ""
+    config: RunConfig,
+    out: Path,
+    backend: Backend,
+    until: str | None = None,
+    group: str = "",
+    lease: str | None = None,
 ) -> list[Stage]:
     """All stages of a run, inputs before their users.
 
@@ -57,8 +63,9 @@ def build_stages(
         backend: Starts the workers of all stages but the first.
         until: The last kind of stage wanted, of `KINDS`; None for all.
         group: What the run's stages have in common in wandb, where the configuration does not say.
+        lease: Session of the run, by which training knows whether the place of its checkpoints is still its own.
     """
-    return _Builder(config, out, backend, group).build(until)
+    return _Builder(config, out, backend, group, lease).build(until)
 
 
 def trim_name(config: RunConfig, target: float) -> str:
@@ -89,11 +96,14 @@ def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]
 def pretrain_counts(config: RunConfig) -> list[int]:
     """The numbers of workers that pre-training may have: of those asked for, the ones that the batch divides among.
 
+    With the local launcher there are as many as torchrun has started, whatever is asked for.
+
     Raises:
         UserError: None does.
     """
     counts, refusal = [], None
-    for count in config.cluster.counts:
+    local = config.launcher == "local"
+    for count in [int(os.environ.get("WORLD_SIZE", "1"))] if local else config.cluster.counts:
         try:
             check_pretrain(config.pretrain, config.model, config.loader, config.engine, count)
         except UserError as error:
@@ -106,7 +116,7 @@ def pretrain_counts(config: RunConfig) -> list[int]:
 
 
 class _Builder:
-    def __init__(self, config: RunConfig, out: Path, backend: Backend, group: str) -> None:
+    def __init__(self, config: RunConfig, out: Path, backend: Backend, group: str, lease: str | None) -> None:
         self._config = config
         self._out = out
         self._backend = backend
@@ -116,6 +126,7 @@ class _Builder:
             # Workers have working directories of their own.
             self._run["checkpoint"]["path"] = str(checkpoints.folder.absolute())
         self._group = group
+        self._lease = lease
 
     def build(self, until: str | None) -> list[Stage]:
         wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
@@ -252,6 +263,8 @@ class _Builder:
             "tokenizer": str(self._out / "tokenizer"),
             "run": self._run,
             "group": self._group,
+            "lease": self._lease,
+            "silent_seconds": self._config.cluster.silent_seconds,
             "stall_seconds": self._config.cluster.stall_seconds,
             "threads": max(1, int(self._config.cluster.cpus_per_worker)),
             **more,

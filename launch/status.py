@@ -1,6 +1,5 @@
 """How far a run is, read from its folder alone, by anybody at any time."""
 
-import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from data_prep.files import read_json
 from data_prep.lock import holder
 from launch.graph import STATUS, read_status
 from launch.progress import PROGRESS, read_progress, read_tracking
+from pipeline.progress import NON_FINITE, read_line
 
 RUN = "run.json"
 _METRICS = "metrics.jsonl"
@@ -100,10 +100,10 @@ def _numbers(metrics: Path) -> dict[str, Any]:
     """Of the last line of a training's log."""
     line = _last_line(metrics)
     if line is None:
-        return {"step": None, "losses": {}, "speed": {}}
+        return {"step": None, "losses": {}, "speed": {}, NON_FINITE: 0}
     losses = {name: value for name, value in line.items() if name == "loss" or name.startswith("loss/")}
     speed = {name: line[name] for name in _SPEEDS if name in line}
-    return {"step": line.get("step"), "losses": losses, "speed": speed}
+    return {"step": line.get("step"), "losses": losses, "speed": speed, NON_FINITE: line.get(NON_FINITE, 0)}
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:
@@ -116,7 +116,7 @@ def _last_line(path: Path) -> dict[str, Any] | None:
         return None
     for text in reversed(tail.split(b"\n")[:-1]):
         try:
-            line = json.loads(text)
+            line = read_line(text)
         except ValueError:
             continue
         if isinstance(line, dict):

@@ -96,7 +96,8 @@ def _details(stage: Mapping[str, Any]) -> list[str]:
     if stage["state"] in ("running", "interrupted"):
         losses = [f"{name} {value:.4g}" for name, value in stage["losses"].items() if value is not None]
         if stage["step"] is not None:
-            lines.append(f"step {stage['step']:,}: {', '.join([*losses, *_speed(stage['speed'])])}")
+            bad = [f"NaN or infinite: {stage['non_finite']}"] if stage["non_finite"] else []
+            lines.append(f"step {stage['step']:,}: {', '.join([*losses, *bad, *_speed(stage['speed'])])}")
         if stage["checkpoint"]:
             age = clock(stage["checkpoint"]["age_seconds"])
             where = f", in {stage['checkpoint']['where']}" if stage["checkpoint"]["where"] else ""

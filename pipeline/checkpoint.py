@@ -9,31 +9,33 @@ They fit any number of ranks and any ZeRO stage. Nothing in them is unpickled. S
 their files, and `docs/checkpoints.md`.
 """
 
+import contextlib
 import logging
 import math
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from data_prep.errors import UserError
 from data_prep.files import atomic_dir, read_json, sha256_file, write_json
 from pipeline.checkpoint_places import COMPLETE, MANIFEST, Place, name_of, open_place
-from pipeline.checkpoint_rules import CheckpointConfig, kept
+from pipeline.checkpoint_rules import CheckpointConfig, Guard, kept
 from pipeline.data.text import Tokenizer
 from pipeline.engine import Engine
 from pipeline.fragments import FragmentFiles
+from pipeline.host_copies import HostCopies
+from pipeline.lost import is_loss
 from pipeline.process import Process
 from pipeline.rng_state import rng_state, seed_everything, set_rng_state
 from pipeline.tensor_files import read_tensors, write_tensors
-from pipeline.together import RankFailedError, together
+from pipeline.together import RankFailedError, open_group, together, together_at_length
 
 __all__ = ["Checkpoint", "CheckpointConfig", "CheckpointStore", "RankFailedError", "export_weights", "load_weights"]
 
@@ -122,6 +124,7 @@ class CheckpointStore:
         process: This rank.
         fingerprint: Of what is trained; checkpoints of something else are not gone on from.
         note: File that is to say where the newest one lies, for those who do not see `where`; None for no file.
+        guard: What is asked and told meanwhile.
 
     Raises:
         UserError: Nothing here can write there.
@@ -134,13 +137,15 @@ class CheckpointStore:
         process: Process | None = None,
         fingerprint: str = "",
         note: Path | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.fingerprint = fingerprint
         self.note = note
+        self._guard = guard or Guard()
         self.config = config or CheckpointConfig()
         self.process = process or Process()
         self.place = open_place(where, self.process)
-        self._host = _HostCopies()
+        self._host = HostCopies()
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -188,16 +193,14 @@ class CheckpointStore:
         """
         self.finish(must=False)
         self._check_metric(metrics or {})
+        if self.process.world_size > 1 and self._group is None:
+            # Of its own: what is told in the background must not meet what training tells.
+            self._group = open_group(self._guard.silent_seconds)
         state = engine.state()
         mine = {f"engine_{self.process.rank}.safetensors": self._host.copy("engine", state.fragments)}
         mine[_rank_file(self.process.rank)] = rng_state(self.process)
         if self.process.is_main:
             mine[_STATE] = self._host.copy("state", tensors)
-        if self.process.world_size > 1 and self._group is None:
-            # Of its own: what is told in the background must not meet what training tells.
-            group = dist.new_group(backend="gloo")
-            assert isinstance(group, dist.ProcessGroup)
-            self._group = group
         manifest = {
             "version": _VERSION, "step": step, "layout": engine.layout(), "engine": dict(state.values),
             "metrics": _finite(metrics or {}), "fingerprint": self.fingerprint,
@@ -276,28 +279,41 @@ class CheckpointStore:
             return self._write_files(name, aside[0], mine, values)
 
         try:
-            self._together(lambda: self.place.clean(name) if self.process.is_main else None)
+            self._together(lambda: self._change(lambda: self.place.clean(name)))
             files = {file: entry for part in self._together(write) for file, entry in sorted(part.items())}
             whole = {**manifest, "files": files}
-            self._together(lambda: self.place.publish(name, whole) if self.process.is_main else None)
+            self._together(lambda: self._change(lambda: self.place.publish(name, whole)))
         except Exception as error:
-            self._failure = error
+            self._fail(error)
             self._abandon(name, aside)
             return
         try:
             self._together(lambda: self._tidy(name, manifest["step"]) if self.process.is_main else None)
         except Exception as error:
-            self._failure = error  # no reason to give up the new one
+            self._fail(error)  # no reason to give up the new one
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        if is_loss(error):
+            log.warning("another rank was lost while a checkpoint was written", exc_info=error)
+            self._guard.on_loss("another worker was lost while a checkpoint was written")
+
+    def _change(self, change: Callable[[], None]) -> None:
+        """Lets the main rank do something to the place, unless another run has it."""
+        if self.process.is_main:
+            self._guard.check()
+            change()
 
     def _abandon(self, name: str, aside: list[Path]) -> None:
         for folder in aside:
             if self.process.is_main:
-                self.place.abandon(name, folder)
+                with contextlib.suppress(UserError):  # of another run, whose files may have these names by now
+                    self._change(lambda: self.place.abandon(name, folder))  # noqa: B023
             else:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _together(self, work: Any) -> list[Any]:
-        return together(self.process, work, str(self.place), self._group)
+        return together_at_length(self.process, work, str(self.place), self._group)
 
     def _write_files(
         self, name: str, aside: Path, mine: Mapping[str, Mapping[str, Tensor]], values: dict[str, Any]
@@ -329,28 +345,6 @@ class CheckpointStore:
                     self.place.remove(entry.name)
         except (OSError, UserError) as error:
             log.warning("older checkpoints in %s stay for now: %s", self.place, error)
-
-
-class _HostCopies:
-    """Copies of tensors in host memory, which is used again for the next ones."""
-
-    def __init__(self) -> None:
-        self._rooms: dict[str, Tensor] = {}
-
-    def copy(self, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors as they are now; until the next call of the same group."""
-        copies = {name: self._copy(f"{group}/{name}", tensor.detach()) for name, tensor in tensors.items()}
-        if any(tensor.is_cuda for tensor in tensors.values()):
-            torch.cuda.synchronize()
-        return copies
-
-    def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        room = self._rooms.get(name)
-        if room is None or room.shape != tensor.shape or room.dtype != tensor.dtype:
-            # Page-locked memory is copied to at full speed, and while other copies are under way.
-            room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._rooms[name] = room
-        return room.copy_(tensor, non_blocking=tensor.is_cuda)
 
 
 def export_weights(

@@ -13,7 +13,6 @@ folder aside, which is fsynced, renamed, and then marked. A store has no rename:
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,7 +22,6 @@ import re
 import secrets
 import shutil
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +29,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.files import fsync_dir, sha256_file, write_atomic, write_json
+from data_prep.lock import in_use, remove_left
 from data_prep.targets import LocalTarget, Target, open_target, write_json_to
 from pipeline.checkpoint_rules import Saved
 from pipeline.process import Process
@@ -42,8 +41,7 @@ MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
 _NAME = re.compile(r"step_(\d{8,})(\.old)?")
 _PARTIAL = ".partial_"
-_COPY = "trimline-checkpoint-"
-_YOUNG_SECONDS = 60.0
+_COPY = "trimline-checkpoint-"  # each is as large as a checkpoint, so those that killed processes left must go
 
 
 def name_of(step: int) -> str:
@@ -225,9 +223,9 @@ class StorePlace(Place):
     def aside(self, name: str, process: Process) -> Path:
         """See `Place.aside`; this machine's temporary folder."""
         self._hold.close()  # of a save that failed
-        _remove_copies()
+        remove_left(Path(tempfile.gettempdir()), _COPY)
         folder = Path(tempfile.mkdtemp(prefix=f"{_COPY}{name}-{process.rank}-"))
-        self._hold.enter_context(_held(folder))
+        self._hold.enter_context(in_use(folder))
         return folder
 
     def deliver(self, name: str, aside: Path, files: Sequence[str]) -> None:
@@ -262,9 +260,9 @@ class StorePlace(Place):
 
         def fetch() -> None:
             if process.local_rank == 0:
-                _remove_copies()
+                remove_left(Path(tempfile.gettempdir()), _COPY)
                 folder.mkdir(mode=0o700, exist_ok=True)  # two nodes may be one machine
-                hold.enter_context(_held(folder))
+                hold.enter_context(in_use(folder))
                 for file in self.target.sizes(name):
                     self.target.fetch(f"{name}/{file}", folder / file)
 
@@ -299,32 +297,3 @@ def open_place(where: str | Path, process: Process) -> Place:
     if isinstance(open_target(where), LocalTarget):
         return LocalPlace(Path(str(open_target(where))))
     return StorePlace(str(where), process)
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Locks a folder; the system takes the lock away when the process ends, however it ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _remove_copies() -> None:
-    """Removes what killed processes have left of copies in the temporary folder: each is as large as a checkpoint."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_COPY}*"):
-        try:
-            if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
-                continue  # perhaps not locked yet
-            handle = os.open(folder, os.O_RDONLY)
-        except OSError:
-            continue  # another user's, or gone
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(handle)

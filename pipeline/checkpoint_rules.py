@@ -1,7 +1,7 @@
-"""Where checkpoints go, and which of them stay."""
+"""Where checkpoints go, which of them stay, and who is asked and told while one is written."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,6 +50,23 @@ class CheckpointConfig:
     def place_of(self, stage: Path) -> Path | str:
         """The folder or URL of a stage's checkpoints, by the stage's own folder."""
         return stage / "checkpoints" if self.path is None else f"{self.path.rstrip('/')}/{stage.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What a store of checkpoints asks and tells those around it.
+
+    Attributes:
+        check: Called by the main rank before it changes anything; raises where another run has taken the place.
+        silent_seconds: Time without a sign of another rank, while a checkpoint is written, after which it counts as
+            lost; 0 for torch's own half hour. However long a rank may write, it gives signs meanwhile.
+        on_loss: Told, in the background, that another rank was lost. Training may wait for that rank just then, and
+            would not hear of it.
+    """
+
+    check: Callable[[], None] = lambda: None
+    silent_seconds: float = 0.0
+    on_loss: Callable[[str], None] = lambda words: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ _OWNED = {
     "scheduler": "the stage's loop.schedule",
     "fp16": "engine.precision",
     "bf16": "engine.precision",
+    "bfloat16": "engine.precision",
     "amp": "engine.precision",
     "torch_autocast": "engine.precision",
     "activation_checkpointing": "engine.recompute",
@@ -38,6 +39,8 @@ _OWNED = {
 """Settings of DeepSpeed's that have a key of ours."""
 
 _UNKNOWN_TO_US = {
+    "zero_optimization.zenflow": "updates some weights later than others",
+    "hybrid_engine": "makes another model of it for generating texts",
     "zero_optimization.mics_shard_size": "splits weights among some of the ranks",
     "zero_optimization.zero_hpz_partition_size": "keeps second copies of weights",
     "zero_optimization.zero_quantized_weights": "keeps weights in 8 bits",
@@ -69,6 +72,10 @@ def read_deepspeed_json(given: str | Mapping[str, Any]) -> dict[str, Any]:
         UserError: The file cannot be read, or a setting is not the user's.
     """
     settings = _load(given) if isinstance(given, str) else dict(given)
+    zero = settings.get("zero_optimization", {})
+    if not isinstance(zero, Mapping):
+        raise UserError(f"engine.deepspeed_json sets zero_optimization to {zero!r}, an object is wanted: {{...}}")
+    _check_zero(zero)
     for key in _dotted(settings):
         for prefix in _prefixes(key):
             if prefix in _OWNED:
@@ -79,6 +86,34 @@ def read_deepspeed_json(given: str | Mapping[str, Any]) -> dict[str, Any]:
                     "that; leave it out"
                 )
     return settings
+
+
+def _check_zero(zero: Mapping[str, Any]) -> None:
+    """Refuses what DeepSpeed asserts only when training begins."""
+    if zero.get("legacy_stage1"):
+        raise UserError("engine.deepspeed_json sets zero_optimization.legacy_stage1, which DeepSpeed no longer has")
+    bucket = zero.get("allgather_bucket_size", 0)
+    if isinstance(bucket, int | float) and bucket % 2:
+        raise UserError(
+            f"engine.deepspeed_json sets zero_optimization.allgather_bucket_size={bucket}, which must be even; give "
+            f"{bucket + 1:g}"
+        )
+
+
+def check_stage(settings: Mapping[str, Any], stage: int) -> None:
+    """Refuses what does not go with a ZeRO stage, which DeepSpeed asserts only when training begins.
+
+    Raises:
+        UserError: Naming both.
+    """
+    scatters = stage >= 2 and settings.get("zero_optimization", {}).get("reduce_scatter", True)
+    scaled = {"prescale_gradients": False, "gradient_predivide_factor": 1.0}
+    for key, plain in scaled.items():
+        if scatters and settings.get(key, plain) != plain:
+            raise UserError(
+                f"engine.deepspeed_json sets {key}, which does not go with engine.zero_stage={stage}; give 0 or 1, or "
+                "set zero_optimization.reduce_scatter to false"
+            )
 
 
 def laid_over(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,18 +137,18 @@ def check_settings(settings: str | Mapping[str, Any] | None) -> None:
     assert not isinstance(settings, str), "it was read where the run began"
     with contextlib.redirect_stdout(io.StringIO()):  # its log
         constants = vars(importlib.import_module("deepspeed.runtime.constants"))
-        zero_config = importlib.import_module("deepspeed.runtime.zero.config").DeepSpeedZeroConfig
-    known = {value for value in constants.values() if isinstance(value, str)} | _SECTIONS
-    for key in settings:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"engine.deepspeed_json sets {key}, which DeepSpeed does not know{hint}")
-    try:
-        zero_config(**settings.get("zero_optimization", {}))
-    except ValueError as error:
-        first = " ".join(str(error).split("For further")[0].split()[:30])
-        raise UserError(f"engine.deepspeed_json sets zero_optimization to what DeepSpeed refuses: {first}") from error
+        config = importlib.import_module("deepspeed.runtime.config").DeepSpeedConfig
+        known = {value for value in constants.values() if isinstance(value, str)} | _SECTIONS
+        for key in settings:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(f"engine.deepspeed_json sets {key}, which DeepSpeed does not know{hint}")
+        try:
+            config({**settings, "train_micro_batch_size_per_gpu": 1})
+        except Exception as error:  # it refuses by assertions, errors of pydantic's, and others of its own
+            first = " ".join(str(error).split("For further")[0].split()[:30])
+            raise UserError(f"engine.deepspeed_json sets what DeepSpeed refuses: {first}") from error
 
 
 def _load(given: str) -> dict[str, Any]:

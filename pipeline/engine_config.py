@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from data_prep.errors import UserError
-from pipeline.deepspeed_json import read_deepspeed_json
+from pipeline.deepspeed_json import check_stage, read_deepspeed_json
 
 LAYOUT_KEYS = frozenset(
     {"name", "zero_stage", "offload_optimizer", "offload_params", "recompute", "compile", "deepspeed_json"}
@@ -67,8 +67,9 @@ class EngineConfig:
         if isinstance(self.deepspeed_json, str):
             # Once, where the run starts: a worker on another machine has no such file.
             object.__setattr__(self, "deepspeed_json", read_deepspeed_json(self.deepspeed_json))
-        elif self.deepspeed_json is not None:
-            read_deepspeed_json(self.deepspeed_json)
+        if self.deepspeed_json is not None:
+            assert not isinstance(self.deepspeed_json, str)
+            check_stage(read_deepspeed_json(self.deepspeed_json), self.zero_stage)
 
     def _check_parts(self) -> None:
         if self.accumulation < 1:

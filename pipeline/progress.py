@@ -1,13 +1,19 @@
-"""What a training process tells the outside: progress.json (replaced) and metrics.jsonl (appended)."""
+"""What a training process tells the outside: progress.json (replaced) and metrics.jsonl (appended).
+
+JSON has no NaN and no infinity: in metrics.jsonl null stands for them, and `non_finite` counts those of a line.
+"""
 
 import json
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep.files import disk_full, is_disk_full, write_atomic
 
 SECONDS_BETWEEN_WRITES = 0.5
+NON_FINITE = "non_finite"
 
 
 class ProgressFile:
@@ -54,19 +60,21 @@ class MetricsLog:
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def write(self, values: dict[str, Any]) -> None:
-        """Append a line.
+    def write(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Append a line, and return it as it stands there.
 
         Raises:
             UserError: The disk is full.
         """
+        line = _finite(values)
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:
             if is_disk_full(error):
                 raise disk_full(self.path, error) from error
             raise
+        return line
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -74,4 +82,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n")[:-1] if line]
+    return [read_line(line) for line in text.split("\n")[:-1] if line]
+
+
+def read_line(text: str | bytes) -> Any:
+    """What a line says; older logs hold NaN, which is read as null.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    return json.loads(text, parse_constant=lambda name: None)
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    bad = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+    line = {name: None if name in bad else value for name, value in values.items()}
+    return line | ({NON_FINITE: len(bad)} if bad else {})

@@ -9,6 +9,7 @@ The files lie in the stage's folder. A process whose steps do not go on, though 
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -21,10 +22,12 @@ log = logging.getLogger(__name__)
 
 LEAVE = "leave"
 STUCK = 75
-"""Exit code of a process that ended itself because its steps did not go on."""
+"""Exit code of a process that ended itself because its steps did not go on, or could not."""
 _PULSES = "pulse.rank*.json"
 _BYTES = 512
 _SECONDS = 1.0
+_GRACE_SECONDS = 2.0
+_ENDED = ("Z", "X")
 
 
 class Left(Exception):
@@ -39,6 +42,9 @@ class Pulse:
 
     def rest(self) -> None:
         """From now on no step is expected, until the next one is told."""
+
+    def lost(self, words: str) -> None:
+        """Is told, from any thread, that another process was lost, of which the loop may not hear."""
 
     def asked_to_leave(self) -> bool:
         """Whether somebody wants a checkpoint and the end; costs microseconds, and looks once a second."""
@@ -63,6 +69,7 @@ class FilePulse(Pulse):
         self._state = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "born": born(os.getpid())}
         self._step: int | None = None
         self._moved: float | None = None
+        self._loss: tuple[str, float] | None = None
         self._looked, self._asked = 0.0, False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
@@ -87,7 +94,11 @@ class FilePulse(Pulse):
 
     def rest(self) -> None:
         """See `Pulse.rest`."""
-        self._moved = None
+        self._moved = self._loss = None
+
+    def lost(self, words: str) -> None:
+        """See `Pulse.lost`: unless the loop comes to its end by itself very soon, this process ends."""
+        self._loss = words, time.monotonic()
 
     def asked_to_leave(self) -> bool:
         """See `Pulse.asked_to_leave`."""
@@ -103,7 +114,10 @@ class FilePulse(Pulse):
             self._write(beat)
             moved = self._moved
             if self._stall_seconds and moved is not None and time.monotonic() - moved > self._stall_seconds:
-                self._give_up(beat)
+                self._give_up(beat, f"no step for {self._stall_seconds:g} s after step {self._step}")
+            loss = self._loss
+            if loss is not None and time.monotonic() - loss[1] > _GRACE_SECONDS:
+                self._give_up(beat, f"{loss[0]}, after step {self._step}")
 
     def _write(self, beat: int, **more: str) -> None:
         """In place, so that a full disk does not stop it; opened anew each time, as network file systems need it."""
@@ -114,8 +128,7 @@ class FilePulse(Pulse):
         except OSError as error:
             log.debug("no sign of life could be given", exc_info=error)
 
-    def _give_up(self, beat: int) -> None:
-        words = f"no step for {self._stall_seconds:g} s after step {self._step}"
+    def _give_up(self, beat: int, words: str) -> None:
         frames = sys._current_frames()
         stacks = ["".join(traceback.format_stack(frame)) for frame in frames.values()]
         log.error("%s: this process is stuck and ends itself; its threads are at\n%s", words, "\n".join(stacks))
@@ -145,8 +158,28 @@ def clear_pulses(folder: Path) -> None:
 
 def born(pid: int) -> int | None:
     """When a process of this machine began, in the kernel's ticks, so that its number is not taken for another's."""
+    stat = _stat(pid)
+    return None if stat is None else int(stat[19])
+
+
+def is_running(pid: object, began: object) -> bool:
+    """Whether a process of this machine that began then has not ended; one that nobody has waited for has ended."""
+    stat = _stat(pid) if isinstance(pid, int) else None
+    return stat is not None and int(stat[19]) == began and stat[0] not in _ENDED
+
+
+def kill(pid: int, began: int | None) -> bool:
+    """Kills a process of this machine unless its number is another's by now; says whether it did."""
+    if began is None or born(pid) != began:
+        return False
+    os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What the kernel says of a process, from its state on; its name, which comes before, may hold anything."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    return int(stat.rpartition(")")[2].split()[19])
+    return stat.rpartition(")")[2].split()

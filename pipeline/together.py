@@ -1,9 +1,12 @@
 """Work that all processes do together: all of them come out of it, or all of them raise."""
 
+import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from data_prep.errors import UserError
@@ -11,6 +14,7 @@ from data_prep.files import disk_full, is_disk_full
 from pipeline.process import Process
 
 _T = TypeVar("_T")
+_TURN_SECONDS = 2.0
 
 
 class RankFailedError(RuntimeError):
@@ -52,6 +56,55 @@ def together(
         if text is not None:
             raise (UserError(text.partition(": ")[2]) if is_user_error else RankFailedError(f"rank {rank}: {text}"))
     return [entry[0] for entry in gathered]
+
+
+def open_group(silent_seconds: float) -> dist.ProcessGroup:
+    """A gloo group of all ranks, which all of them open at the same time.
+
+    Args:
+        silent_seconds: Time that each waits for another in it; 0 for torch's half hour.
+    """
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=silent_seconds) if silent_seconds else None)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def together_at_length(
+    process: Process, work: Callable[[], _T], folder: Path | str, group: dist.ProcessGroup | None
+) -> list[_T]:
+    """As `together`, for work that may keep one rank much longer than another, such as an upload.
+
+    Every other second all of them tell each other that they are there, so that the group's limit of time bounds a
+    rank's silence and not its work.
+
+    Raises:
+        RuntimeError: A rank was lost, by what gloo says.
+    """
+    if process.world_size == 1:
+        return together(process, work, folder)
+    outcome: list[tuple[_T | None, Exception | None]] = []
+    worker = threading.Thread(target=_keep, args=(work, outcome), name="work", daemon=True)
+    worker.start()
+    over = torch.zeros(())
+    while not over:
+        worker.join(_TURN_SECONDS)
+        over = torch.tensor(float(not worker.is_alive()))
+        dist.all_reduce(over, dist.ReduceOp.MIN, group)
+    return together(process, lambda: _given(outcome), folder, group)
+
+
+def _keep(work: Callable[[], _T], outcome: list[tuple[_T | None, Exception | None]]) -> None:
+    try:
+        outcome.append((work(), None))
+    except Exception as error:  # for `_given`
+        outcome.append((None, error))
+
+
+def _given(outcome: list[tuple[_T | None, Exception | None]]) -> Any:
+    (result, error), *_ = outcome
+    if error is not None:
+        raise error
+    return result
 
 
 def _explained(error: Exception, folder: Path | str) -> Exception:

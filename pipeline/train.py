@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.bad_updates import BadUpdateConfig, BadUpdates, Rewind
 from pipeline.checkpoint import CheckpointConfig, CheckpointStore
-from pipeline.checkpoint_rules import Means
+from pipeline.checkpoint_rules import Guard, Means
 from pipeline.clock import Clock, ScheduleConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.quarantine import count_reasons
 from pipeline.engine import Engine, NonFiniteError, StepReport
+from pipeline.lease import check_lease
 from pipeline.limits import at_least
 from pipeline.load_log import LoadTally
 from pipeline.log_facts import LogFacts, memory, peak_bytes
@@ -80,6 +82,10 @@ class Stage:
         fingerprint: Of all that its result depends on: it goes on from checkpoints with the same one only.
         tracker: Is given the numbers of metrics.jsonl too.
         pulse: Is told of each step, and says when training is to leave.
+        lease: Session of the run that holds the place of the checkpoints (see `pipeline.lease`); None where no other
+            run can know that place.
+        silent_seconds: Time without a sign of another process after which it counts as lost while a checkpoint is
+            written; 0 for torch's own half hour.
         between: Stands between loader and loop.
     """
 
@@ -90,6 +96,8 @@ class Stage:
     fingerprint: str = ""
     tracker: Tracker = field(default_factory=Tracker)
     pulse: Pulse = field(default_factory=Pulse)
+    lease: str | None = None
+    silent_seconds: float = 0.0
     between: Between = iter
 
     @property
@@ -101,6 +109,13 @@ class Stage:
     def checkpoint_note(self) -> Path | None:
         """The file that says where the newest checkpoint lies, where that is not in the folder."""
         return None if self.checkpoint.path is None else self.folder / CHECKPOINT
+
+    @property
+    def guard(self) -> Guard:
+        """What the store of its checkpoints asks and tells."""
+        path, lease = self.checkpoint.path, self.lease
+        check = Guard().check if path is None or lease is None else partial(check_lease, path, lease)
+        return Guard(check=check, silent_seconds=self.silent_seconds, on_loss=self.pulse.lost)
 
 
 Batches = Callable[[int, int], Iterable[ImageTextBatch]]
@@ -131,7 +146,7 @@ def train(
         Left: On every process, once a checkpoint is complete, where training was asked to leave.
     """
     rules, note = stage.checkpoint, stage.checkpoint_note
-    store = CheckpointStore(stage.checkpoints, rules, stage.process, stage.fingerprint, note)
+    store = CheckpointStore(stage.checkpoints, rules, stage.process, stage.fingerprint, note, stage.guard)
     bad = BadUpdates(config.bad_updates)
     try:
         while True:
@@ -324,5 +339,4 @@ class StepLog:
             self.fed = f", {rate:.0f} samples/s{self.fed}"
         values = dict(zip(names, means, strict=True))
         line |= {**load, **memory(str(self.device)), **values, **self.facts.values(values.get("lr", 0.0))}
-        self.metrics.write(line)
-        self.tracker.log(line)
+        self.tracker.log(self.metrics.write(line))

@@ -36,7 +36,7 @@ def run_job(job: Job, process: Process, between: Between = iter) -> dict[str, An
             ``budget_seconds`` (or None), ``fingerprint`` (of all that the stage's result depends on); ``target`` and
             ``backbone`` (export folder) for trim; ``pretrained`` (export folder or None) and ``trimmed``
             ({stage name: export folder}) for evaluate and survivors; ``group`` for wandb; ``stall_seconds`` (see
-            `FilePulse`).
+            `FilePulse`); ``lease`` and ``silent_seconds`` (see `Stage`).
         process: This process among those of the stage.
         between: Stands between loader and training loop.
 
@@ -82,6 +82,8 @@ def _stage(job: Job, process: Process, tracker: Tracker, pulse: Pulse) -> Stage:
         fingerprint=job.get("fingerprint", ""),
         tracker=tracker,
         pulse=pulse,
+        lease=job.get("lease"),
+        silent_seconds=float(job.get("silent_seconds", 0.0)),
     )
 
 

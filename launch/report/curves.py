@@ -1,6 +1,5 @@
 """Training curves: metrics.jsonl, thinned to what a figure can show."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from launch.report.figures import INK, OKABE_ITO, Drawing, draw
+from pipeline.progress import NON_FINITE, read_line
 
 # More points than this cannot be told apart in a panel; each then stands for the mean of several steps.
 MAX_POINTS = 150
@@ -32,6 +32,7 @@ _TITLES = {
     "mfu": "model FLOPs utilisation",
     "memory_gib": "peak of main memory, GiB",
     "device_memory_gib": "peak of GPU memory, GiB",
+    NON_FINITE: "values that were NaN or infinite",
 }
 
 
@@ -96,7 +97,7 @@ def read_curve(path: Path) -> Curve | None:
 
 def _entry(line: str) -> Mapping[str, Any] | None:
     try:
-        value = json.loads(line)
+        value = read_line(line)
     except ValueError:
         return None
     return value if isinstance(value, dict) and "step" in value else None

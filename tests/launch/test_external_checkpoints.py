@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 from launch.graph import read_status
 from launch.status import read_state
 from launch.status_text import state_text
-from tests.launch.test_run import ROOT, TINY, run
+from pipeline.checkpoint_places import newest_step
+from pipeline.lease import LEASE
+from tests.launch.faulty.faults import wait_until
+from tests.launch.test_run import ROOT, TINY, process, run
 
 ONE = ("--pretrain.loop.samples", "16", "--pretrain.loop.checkpoint_seconds", "1000")  # a checkpoint, at the end
 FEW = (*ONE, "--trim.targets", "[]", "--evaluate.statement_splits", "[]")
@@ -63,3 +67,36 @@ def test_a_relative_path_is_the_same_folder_for_all_workers(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert read_status(tmp_path / "run/stages/pretrain")["state"] == "done"
     assert sorted(path.name for path in (tmp_path / "kept/pretrain").iterdir()) == ["step_00000002"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_second_live_run_is_refused_and_the_place_of_a_killed_one_is_free_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept"
+    endless = ("--checkpoint.path", str(kept), "--pretrain.loop.samples", "10000000", "--trim.targets", "[]")
+    endless += ("--evaluate.statement_splits", "[]", "--pretrain.loop.checkpoint_seconds", "1")
+    first = process(tmp_path / "first", *endless, command="pretrain")
+    try:
+        wait_until(lambda: first.poll() is not None or newest_step(kept / "pretrain") > 0, 120, "a checkpoint")
+        for more in ((), ("--fresh",)):
+            assert run(tmp_path / "second", *endless, *more, command="pretrain") == 2
+            told = capsys.readouterr().err
+            assert f"{kept} is in use by the run {tmp_path / 'first'} (process {first.pid} on " in told
+            assert len([line for line in told.splitlines() if line.startswith("trimline:")]) == 1
+        assert first.poll() is None and newest_step(kept / "pretrain") > 0
+    finally:
+        first.kill()
+        first.wait()
+    reached = newest_step(kept / "pretrain")
+    third = process(tmp_path / "third", *endless, command="pretrain")
+    try:
+        log = tmp_path / "third/stages/pretrain/log.txt"
+        wait_until(lambda: log.exists() and "going on from" in log.read_text(), 25, "a start")
+        wait_until(lambda: newest_step(kept / "pretrain") > reached, 60, "a checkpoint")
+        third.send_signal(signal.SIGTERM)
+        assert third.wait(60) == 130
+    finally:
+        third.kill()
+    assert not (kept / LEASE).exists()

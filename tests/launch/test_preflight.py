@@ -58,6 +58,10 @@ def test_a_sound_run_passes(tmp_path: Path) -> None:
             ["--engine.name=deepspeed", '--engine.deepspeed_json={"wall_clock_brakedown": true}'],
             ["engine.deepspeed_json", "did you mean wall_clock_breakdown?"],
         ),
+        (
+            ["--engine.name=deepspeed", '--engine.deepspeed_json={"sparse_attention": {"mode": "dense"}}'],
+            ["engine.deepspeed_json sets", "sparse_attention"],
+        ),
         (["--engine.micro_batch=1"], ["engine.micro_batch=1", "must be at least 2", "--engine.micro_batch 2"]),
     ],
 )

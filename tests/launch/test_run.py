@@ -43,12 +43,10 @@ def started(out: Path) -> dict[str, Any]:
     return {name: read_status(out / "stages" / name).get("started") for name in STAGES}
 
 
-def process(out: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "launch", "run", TINY, "--out", str(out), *words]
+def process(out: Path, *words: str, command: str = "run") -> subprocess.Popen[str]:
+    whole = [sys.executable, "-m", "launch", command, TINY, "--out", str(out), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(whole, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def losses(out: Path, stage: str) -> list[dict[str, Any]]:

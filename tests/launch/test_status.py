@@ -83,7 +83,7 @@ def test_a_training_shows_progress_losses_speed_checkpoint_and_what_waits_for_it
         metrics = MetricsLog(attempt.folder / "metrics.jsonl", 0)
         metrics.write({"step": 10, "loss": 2.0})
         line = {"loss": 1.5, "loss/itc": 1.25, "samples_per_second": 80.0, "data_wait": 0.03, "tflops_per_device": 0.5}
-        metrics.write({"step": 20, **line})
+        metrics.write({"step": 20, "loss/itm": float("nan"), **line})
         with open(metrics.path, "a") as file:
             file.write('{"step": 30, "lo')  # cut short
         for step in (10, 20, 30):
@@ -106,7 +106,7 @@ def test_a_training_shows_progress_losses_speed_checkpoint_and_what_waits_for_it
     assert (state["state"], state["process"]) == ("running", os.getpid())
     assert state["last_sign_seconds"] < 5
     assert one["state"] == "running"
-    assert (one["step"], one["losses"]) == (20, {"loss": 1.5, "loss/itc": 1.25})
+    assert (one["step"], one["losses"]) == (20, {"loss": 1.5, "loss/itm": None, "loss/itc": 1.25})
     assert one["speed"] == {"samples_per_second": 80.0, "data_wait": 0.03, "tflops_per_device": 0.5}
     assert 0.05 <= one["progress"]["eta_seconds"] <= 0.5
     assert one["checkpoint"]["step"] == 20
@@ -114,7 +114,7 @@ def test_a_training_shows_progress_losses_speed_checkpoint_and_what_waits_for_it
     text = state_text(state)
     for words in (
         "running: 50%, loss 1.5, 0 s left",
-        "step 20: loss 1.5, loss/itc 1.25, 80 samples/s, 0.5 TFLOP/s a device, 3% waiting for data",
+        "step 20: loss 1.5, loss/itc 1.25, NaN or infinite: 1, 80 samples/s, 0.5 TFLOP/s a device, 3% waiting for data",
         "last checkpoint: step 20, 0 s ago",
         "waiting (waits for pretrain)",
         "wandb is not online",

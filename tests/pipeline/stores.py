@@ -2,6 +2,7 @@
 
 import errno
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import fsspec
@@ -82,7 +83,22 @@ class SharedStore(LocalFileSystem):
         super().put_file(lpath, rpath, **more)
 
 
-for kind in (SmallStore, SlowStore, FailingStore, SharedStore):
+class TroubledStore(SharedStore):
+    """``troubled:///tmp/x``: as ``shared://``, but before a process uploads a file its `trouble` happens."""
+
+    protocol = "troubled"
+    trouble: Callable[[str], None] = staticmethod(lambda name: None)
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return super()._strip_protocol(str(path).removeprefix("troubled://"))
+
+    def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
+        self.trouble(rpath)
+        super().put_file(lpath, rpath, **more)
+
+
+for kind in (SmallStore, SlowStore, FailingStore, SharedStore, TroubledStore):
     fsspec.register_implementation(kind.protocol, kind, clobber=True)
 
 

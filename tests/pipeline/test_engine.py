@@ -62,6 +62,13 @@ def loss_of(engine: Engine, x: Tensor) -> Tensor:
             "zero_optimization.stage, which is engine.zero_stage",
         ),
         ({"deepspeed_json": {"zero_optimization": {"zero_hpz_partition_size": 2}}}, "checkpoints do not know that"),
+        ({"deepspeed_json": {"zero_optimization": False}}, "zero_optimization to False, an object is wanted"),
+        ({"deepspeed_json": {"zero_optimization": {"legacy_stage1": True}}}, "which DeepSpeed no longer has"),
+        ({"deepspeed_json": {"zero_optimization": {"allgather_bucket_size": 5}}}, "must be even; give 6"),
+        ({"deepspeed_json": {"zero_optimization": {"zenflow": {}}}}, "zenflow, which updates some weights later"),
+        ({"deepspeed_json": {"bfloat16": {"enabled": True}}}, "sets bfloat16, which is engine.precision"),
+        ({"deepspeed_json": {"prescale_gradients": True}, "zero_stage": 2}, "does not go with engine.zero_stage=2"),
+        ({"deepspeed_json": {"gradient_predivide_factor": 2}, "zero_stage": 3}, "give 0 or 1, or set zero_optim"),
         ({"deepspeed_json": "/no/such.json"}, "such.json cannot be read: No such file"),
         ({"deepspeed_json": "{no"}, "does not hold valid JSON"),
     ],
@@ -215,6 +222,9 @@ def test_settings_of_deepspeeds_are_read_from_a_file_and_laid_over_ours(tmp_path
         ({"wall_clock_brakedown": True}, "did you mean wall_clock_breakdown"),
         ({"zero_optimization": {"reduce_bucket_sise": 5}}, "reduce_bucket_sise"),
         ({"zero_optimization": {"reduce_bucket_size": -5}}, "reduce_bucket_size"),
+        ({"progressive_layer_drop": {"enabled": True}}, "progressive_layer_drop"),
+        ({"zero_optimization": {"zeropp_loco_param": {"err_beta": 0.8}}}, "LoCo-Zero.* has been removed"),
+        ({"communication_data_type": "bits"}, "communication_data_type"),
     ],
 )
 def test_settings_that_deepspeed_does_not_know_are_refused(settings: dict[str, Any], said: str) -> None:

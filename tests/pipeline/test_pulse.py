@@ -11,12 +11,20 @@ _STUCK = """
 import sys, time
 from pathlib import Path
 from pipeline.pulse import FilePulse
-with FilePulse(Path(sys.argv[1]), 1, stall_seconds=0.2) as pulse:
+stall = 0.2 if sys.argv[2] in ("hangs", "rests") else 0.0
+with FilePulse(Path(sys.argv[1]), 1, stall_seconds=stall) as pulse:
     time.sleep(1.5)  # the first step takes as long as it takes
     pulse.step(1)
     if sys.argv[2] == "rests":
         pulse.rest()
         time.sleep(2.5)
+        sys.exit(0)
+    if sys.argv[2] == "loses a partner":
+        pulse.lost("another worker was lost")
+    if sys.argv[2] == "hears of it":
+        pulse.lost("another worker was lost")
+        pulse.rest()
+        time.sleep(4)
         sys.exit(0)
     def busy():
         time.sleep(60)
@@ -52,6 +60,15 @@ def test_a_process_whose_steps_stop_says_where_it_is_and_ends(tmp_path: Path) ->
 
 def test_a_process_that_rests_is_not_stuck(tmp_path: Path) -> None:
     assert run(tmp_path, "rests").returncode == 0
+
+
+def test_a_process_that_waits_for_a_lost_one_ends_and_one_that_hears_of_it_does_so_itself(tmp_path: Path) -> None:
+    began = time.monotonic()
+    ended = run(tmp_path, "loses a partner")
+    assert ended.returncode == STUCK and time.monotonic() - began < 30
+    assert "another worker was lost, after step 1" in ended.stderr and "in busy" in ended.stderr
+    assert read_pulses(tmp_path)[1]["stuck"] == "another worker was lost, after step 1"
+    assert run(tmp_path / "told", "hears of it").returncode == 0
 
 
 def test_a_request_to_leave_is_seen_and_is_not_left_to_the_next_attempt(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.engine import EngineConfig, OptimizerConfig, build_engine, split_decay
 from pipeline.objectives.momentum import MomentumTower
 from pipeline.process import Process
-from pipeline.progress import MetricsLog, read_metrics
+from pipeline.progress import read_metrics
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.tasks.task import Losses
 from pipeline.train import LoopConfig, Stage, StepLog, train
@@ -352,25 +352,6 @@ def test_what_does_not_fit_is_said_before_training(
     with pytest.raises(UserError, match=names):
         run_job(job_of(data, tmp_path / "p", "pretrain", run=change), Process())
     assert not (tmp_path / "p" / "metrics.jsonl").exists()
-
-
-def test_metrics_beyond_the_checkpoint_are_dropped_at_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, 0)
-    for step in (1, 2, 3):
-        log.write({"step": step})
-    with path.open("a") as file:
-        file.write('{"step": 4, "lo')  # cut short by a crash
-    MetricsLog(path, 2)
-    assert [line["step"] for line in read_metrics(path)] == [1, 2]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
-    log.path = Path("/dev/full")
-    with pytest.raises(UserError, match="could not write /dev/full: No space left"):
-        log.write({"step": 1})
 
 
 def test_two_models_of_one_seed_are_the_same() -> None:
