@@ -119,6 +119,7 @@ def _tasks(folder: Path, index: dict[str, Any], rows: Rows | None, decode: bool)
                 checks=checks,
                 filesize=shard["filesize"],
                 sha256=shard.get("sha256"),
+                samples_sha256=shard.get("samples_sha256"),
                 samples=shard["nsamples"],
                 rows=None if rows is None else rows[start:stop],
             )
