@@ -17,14 +17,13 @@ from data_prep.errors import UserError
 from data_prep.images import BadImage, measure_image, shrink_image
 from data_prep.index import COLUMNS, Row
 from data_prep.members import Original, Sample, Stored, sample_of
-from data_prep.parts import Part, Shard, Tally
+from data_prep.parts import PARTS, Part, Shard, Tally
 from data_prep.permutation import Permutation
 from data_prep.reasons import LeftOut
 from data_prep.records import Record, Skipped, Split, records_at
 from data_prep.targets import Target
 from data_prep.tars import BLOCK
 
-PARTS = ".parts"
 SHARD_NAME = re.compile(r"\d{5,}(-\d{4,})?\.tar")
 _END = bytes(2 * BLOCK)
 _QUALITY = 95

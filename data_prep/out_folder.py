@@ -8,8 +8,9 @@ from pathlib import Path
 
 from data_prep.errors import UserError
 from data_prep.index import INDEX
-from data_prep.job import PARTS, SHARD_NAME
+from data_prep.job import SHARD_NAME
 from data_prep.lock import FolderLock
+from data_prep.parts import PARTS
 from data_prep.targets import LocalTarget, Target
 
 logger = logging.getLogger(__name__)

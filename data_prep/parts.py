@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from data_prep.index import COLUMNS, rows_sha256, text_counts
 
+PARTS = ".parts"
+"""The folder that they lie in, beside the shards of a job that is not finished."""
+
 NAMED_SKIPS = 100
 _DIGEST_BYTES = 32
 

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.afar import at_hand
 from data_prep.errors import UserError
 from data_prep.faults import Fault, FaultList
 from data_prep.files import sha256_file
@@ -116,7 +117,8 @@ def check_shard(task: ShardTask) -> ShardFindings:
         fault = Fault(kind="missing shard", where=task.path.name, what="is missing")
         return _nothing(task.path, fault)
     try:
-        return _look(task)
+        with at_hand(task.path):
+            return _look(task)
     except OSError as error:
         raise UserError(f"cannot read {task.path}: {error.strerror}; mend the disk or the permissions") from error
 

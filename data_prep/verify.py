@@ -51,7 +51,7 @@ def find_splits(folder: Path) -> list[Path]:
         url = remote_url(split)
         if url is not None:
             raise UserError(
-                f"{split} holds no shards but the index of those at {url}; look through them where they lie"
+                f"{split} holds no shards but the index of those at {url}; give that URL, or their own folder"
             )
     return splits
 

@@ -16,11 +16,11 @@ from data_prep.duplicates import HashJob
 from data_prep.errors import UserError
 from data_prep.executors import Executor, Work, local_executor
 from data_prep.index import INDEX, SAMPLES, samples_size, write_samples, write_shardlist
-from data_prep.job import PARTS, SHARD_NAME, Layout, ShardJob
+from data_prep.job import SHARD_NAME, Layout, ShardJob
 from data_prep.keys import KeyFile, digest
 from data_prep.out_folder import begin
 from data_prep.parallel import cores
-from data_prep.parts import Part, Tally
+from data_prep.parts import PARTS, Part, Tally
 from data_prep.reasons import LeftOut
 from data_prep.records import Split
 from data_prep.targets import Target, open_target
