@@ -107,18 +107,23 @@ class Cleaner:
             raise Dropped(LeftOut.EXCLUDED_ID)
         return self._with_clean_captions(record, changes)
 
-    def check(self, data: bytes, sha256: str) -> Picture:
+    @property
+    def wants_sha256(self) -> bool:
+        """Whether a rule asks for the SHA-256 of every picture."""
+        return bool(self.excluded.checksums)
+
+    def check(self, data: bytes, sha256: str | None) -> Picture:
         """Applies the rules about pictures to one.
 
         Args:
             data: The encoded picture.
-            sha256: Of the data.
+            sha256: Of the data; may be None where no rule asks for it.
 
         Raises:
             Dropped: where the sample is left out.
             BadImage: where the picture cannot be used.
         """
-        if self.excluded.has_checksum(sha256):
+        if sha256 is not None and self.excluded.has_checksum(sha256):
             raise Dropped(LeftOut.EXCLUDED_CHECKSUM)
         config = self.config
         extension, width, height = measure_image(data, config.max_pixels)

@@ -1,5 +1,6 @@
 """The index of a shard folder: `index.json` (a wids index and checksums), `samples.npy` (byte offsets)."""
 
+import hashlib
 import io
 import json
 from collections import Counter
@@ -80,6 +81,14 @@ def text_counts(rows: NDArray[np.int64]) -> dict[str, int]:
         values = rows[:, COLUMNS.index(column)]
         counts[total], counts[having] = int(values.sum()), int(np.count_nonzero(values))
     return counts
+
+
+def rows_sha256(rows: NDArray[np.int64]) -> str:
+    """What the index has of a shard that has no SHA-256 of its bytes: the one of its rows in `samples.npy`.
+
+    With the samples' checksums in them they stand for every name and byte of every member, and for all places.
+    """
+    return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()
 
 
 def write_samples(target: Target, rows: Iterable[NDArray[np.int64]]) -> None:

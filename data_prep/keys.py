@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.afar import at_hand
 from data_prep.tars import group_samples, walk
 
 DIGEST_BYTES = 16
@@ -109,7 +110,7 @@ class ShardKeys(KeyFile):
 
 def key_at(path: Path, number: int) -> str:
     """The key of a shard's sample, by its number among those that can be read."""
-    with open(path, "rb") as file:
+    with at_hand(path), open(path, "rb") as file:
         for count, (key, _) in enumerate(group_samples(walk(file, lambda damage: None))):
             if count == number:
                 return key

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from data_prep.errors import UserError
 from data_prep.files import read_json
 from data_prep.index import COLUMNS, ShardEntry, write_index
-from data_prep.job import PARTS
 from data_prep.keys import ShardKeys, key_at
+from data_prep.parts import PARTS
 from data_prep.sample_check import TEXT_MEMBERS, Checks
 from data_prep.shard_check import Progress, ShardFindings, ShardTask, check_shards
 

@@ -46,10 +46,10 @@ class Original(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A picture as it is stored, the SHA-256 of these bytes, and what it was before where it was changed."""
+    """A picture as it is stored, the SHA-256 of these bytes if wanted, and what it was before where it was changed."""
 
     picture: Picture
-    sha256: str
+    sha256: str | None
     original: Original | None = None
 
 
@@ -100,7 +100,7 @@ def _json_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> di
         "id": record.id,
         "width": first.picture.width,
         "height": first.picture.height,
-        "sha256": joined_sha256(pictures),
+        **({} if first.sha256 is None else {"sha256": joined_sha256(pictures)}),
         "captions": list(record.captions),
     }
     originals = {name or "image": s.original._asdict() for name, s in pictures.items() if s.original is not None}
@@ -121,9 +121,10 @@ def _json_of(record: Record, pictures: Mapping[str, Stored], changed: str) -> di
 
 
 def joined_sha256(pictures: Mapping[str, Stored]) -> str:
-    """The SHA-256 of all pictures' bytes, one after the other; a single one is not hashed again."""
-    if len(pictures) == 1:
-        return next(iter(pictures.values())).sha256
+    """The SHA-256 of all pictures' bytes, one after the other; that of a single one is not made again."""
+    known = next(iter(pictures.values())).sha256
+    if len(pictures) == 1 and known is not None:
+        return known
     digest = hashlib.sha256()
     for stored in pictures.values():
         digest.update(stored.picture.data)

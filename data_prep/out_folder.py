@@ -2,14 +2,18 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.errors import UserError
 from data_prep.index import INDEX
-from data_prep.job import PARTS, SHARD_NAME
+from data_prep.job import SHARD_NAME
 from data_prep.lock import FolderLock
+from data_prep.parts import PARTS
 from data_prep.targets import LocalTarget, Target
+
+logger = logging.getLogger(__name__)
 
 _BEGUN = f"{PARTS}/begun"
 
@@ -38,6 +42,42 @@ def alone(target: Target) -> Iterator[None]:
                 target.folder.rmdir()
 
 
+def settle_link(place: Target, name: str, fingerprint: str, *, remove: bool) -> None:
+    """Sees to it that a split whose place is a link is not written into somebody's shards.
+
+    A user's link to another disk stays, with what this job has written there.
+
+    Args:
+        place: Where shards shall go.
+        name: What they will be called.
+        fingerprint: Of the job.
+        remove: Whether a link to other shards may go; what it leads to stays.
+
+    Raises:
+        UserError: it leads to other shards, or nowhere, and shall not be removed.
+    """
+    if not isinstance(place, LocalTarget) or not place.folder.is_symlink():
+        return
+    there = place.folder.exists()
+    if there and _is_open_to(place, name, fingerprint):
+        return
+    what = f"{place} is a link to {'other shards' if there else 'what is not there'} ({place.folder.readlink()})"
+    if not remove:
+        raise UserError(f"{what}; remove the link, or these shards, or give another --out")
+    logger.warning("%s: the link is removed, what it leads to stays", what)
+    place.folder.unlink()
+
+
+def _is_open_to(place: Target, name: str, fingerprint: str) -> bool:
+    """Whether a folder has no shards, or has those of this very job, finished or not."""
+    try:
+        return bool(json.loads(place.read(INDEX))["fingerprint"] == fingerprint)
+    except (ValueError, KeyError, TypeError):
+        return False
+    except (FileNotFoundError, NotADirectoryError):
+        return _name_of(place) in (None, name)
+
+
 def refuse_what_is_read(place: Target, reads: Sequence[str]) -> None:
     """Makes sure that shards do not replace, or lie among, what they are made of.
 
@@ -48,7 +88,7 @@ def refuse_what_is_read(place: Target, reads: Sequence[str]) -> None:
     Raises:
         UserError: one of these lies there or around it.
     """
-    if isinstance(place, LocalTarget) and not place.folder.is_symlink():
+    if isinstance(place, LocalTarget):
         folder = place.folder.resolve()
         for path in map(Path, reads):
             if path.is_relative_to(folder) or folder.is_relative_to(path):
@@ -61,8 +101,6 @@ def refuse_others(place: Target, name: str) -> None:
     Raises:
         UserError: there are others, or some that nobody knows.
     """
-    if isinstance(place, LocalTarget) and place.folder.is_symlink():
-        return  # the link goes, and what it leads to stays
     there = _name_of(place)
     if there not in (None, name):
         raise UserError(f"{place} holds other shards ({there}, not {name}); remove them, or give another --out")

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.index import COLUMNS
+from data_prep.index import COLUMNS, rows_sha256, text_counts
+
+PARTS = ".parts"
+"""The folder that they lie in, beside the shards of a job that is not finished."""
 
 NAMED_SKIPS = 100
 _DIGEST_BYTES = 32
@@ -44,12 +47,24 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One finished shard."""
+    """One finished shard; without a SHA-256 where none is wanted."""
 
     url: str
     nsamples: int
     filesize: int
-    sha256: str
+    sha256: str | None
+
+    def listed(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+        """Its entry in the index.
+
+        Args:
+            rows: Of its samples, as in samples.npy.
+        """
+        entry = asdict(self)
+        if self.sha256 is None:
+            del entry["sha256"]
+            entry["samples_sha256"] = rows_sha256(rows)
+        return entry | text_counts(rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.faults import NAMED, Fault, FaultKind, FaultList
-from data_prep.files import atomic_file, remove_asides, sha256_file
+from data_prep.files import atomic_file, remove_asides
 from data_prep.index import COLUMNS, ShardEntry, skipped_counts, write_index
 from data_prep.keys import ShardKeys
 from data_prep.make_index import MEMBERS, RowFile, refuse_unfinished, usual
 from data_prep.parallel import cores, map_in_order
 from data_prep.rewrite import RewriteTask, Rewritten, rewrite_shard
 from data_prep.sample_check import UNKNOWN, Checks
-from data_prep.shard_check import TEXT_BITS, Progress, ShardFindings, check_shards
+from data_prep.shard_check import TEXT_BITS, Progress, ShardFindings, check_shards, is_shard
 from data_prep.verify import Survey, repeated_keys, survey_folder, wanted_members
 
 LOST = "lost.jsonl"
@@ -105,9 +105,9 @@ def _name_again(survey: Survey, repair: Repair, faults: FaultList, decode: bool)
     """Gives missing shards that lie there under another name their own again."""
     orphans = {path: path.stat().st_size for path in survey.orphans}
     for task in survey.tasks:
-        if task.path.exists() or task.sha256 is None:
+        if task.path.exists():
             continue
-        same = [path for path, size in orphans.items() if size == task.filesize and sha256_file(path) == task.sha256]
+        same = [path for path, size in orphans.items() if size == task.filesize and is_shard(task, path)]
         if same:
             faults.add("missing shard", task.path.name, f"is missing, but lies there as {same[0].name}")
             same[0].rename(task.path)
@@ -155,7 +155,7 @@ class _Look:
             drop = drops.get(shard.path, frozenset())
             lacking = any(shard.texts[name] < shard.samples for name in checks.wanted)
             if shard.there and (shard.damaged or drop or lacking):
-                rows = surveyed[shard.path].suspects(shard.sha256)
+                rows = surveyed[shard.path].suspects(shard.intact)
                 tasks[shard.path] = RewriteTask(
                     path=shard.path, checks=checks, sha256=shard.sha256, drop=drop, rows=rows
                 )

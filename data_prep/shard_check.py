@@ -10,10 +10,11 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.afar import at_hand
 from data_prep.errors import UserError
 from data_prep.faults import Fault, FaultList
 from data_prep.files import sha256_file
-from data_prep.index import COLUMNS
+from data_prep.index import COLUMNS, rows_sha256
 from data_prep.keys import digest
 from data_prep.parallel import cores, map_in_order
 from data_prep.sample_check import TEXT_MEMBERS, Checks, SampleCheck, check_sample
@@ -38,7 +39,8 @@ class ShardTask:
         path: The tar.
         checks: How closely.
         filesize: What the index says, as the following; None where there is no index.
-        sha256: Of the tar's bytes.
+        sha256: Of the tar's bytes; None where it was written without.
+        samples_sha256: Of its rows of samples.npy, where it was written without the other one.
         samples: How many there are.
         rows: Its rows of samples.npy; None where this file is broken.
     """
@@ -47,12 +49,19 @@ class ShardTask:
     checks: Checks
     filesize: int | None = None
     sha256: str | None = None
+    samples_sha256: str | None = None
     samples: int | None = None
     rows: Rows | None = None
 
-    def suspects(self, sha256: str) -> Rows | None:
+    def has_rows(self, rows: Rows) -> bool:
+        """Whether rows are those that the index has the SHA-256 of."""
+        return self.samples_sha256 is not None and rows_sha256(rows) == self.samples_sha256
+
+    def suspects(self, intact: bool) -> Rows | None:
         """The rows that say which samples are as they were, where the shard is not; None where it is, or none do."""
-        return None if sha256 == self.sha256 else self.rows
+        if intact or self.rows is None or (self.samples_sha256 is not None and not self.has_rows(self.rows)):
+            return None
+        return self.rows
 
 
 def with_known(checks: Checks, rows: Rows | None) -> Checks:
@@ -72,6 +81,7 @@ class ShardFindings:
         there: Whether there is such a file.
         filesize: Its size in bytes.
         sha256: Of its bytes.
+        intact: Whether its bytes, or its samples, have the checksum that the index says.
         faults: In their order, the many of one kind as a number.
         damaged: Whether bytes of the tar have to be left out: it is broken somewhere, or a sample has a fault.
         samples: How many there are.
@@ -86,6 +96,7 @@ class ShardFindings:
     there: bool
     filesize: int
     sha256: str
+    intact: bool
     faults: list[Fault]
     damaged: bool
     samples: int
@@ -106,9 +117,18 @@ def check_shard(task: ShardTask) -> ShardFindings:
         fault = Fault(kind="missing shard", where=task.path.name, what="is missing")
         return _nothing(task.path, fault)
     try:
-        return _look(task)
+        with at_hand(task.path):
+            return _look(task)
     except OSError as error:
         raise UserError(f"cannot read {task.path}: {error.strerror}; mend the disk or the permissions") from error
+
+
+def is_shard(task: ShardTask, path: Path) -> bool:
+    """Whether a file is, by its checksum, the shard of a task."""
+    if task.sha256 is not None:
+        return sha256_file(path) == task.sha256
+    checks = Checks(pictures=False, decode=False, wanted=frozenset())
+    return task.has_rows(_walk(ShardTask(path=path, checks=checks), None).rows)
 
 
 def check_shards(
@@ -143,6 +163,7 @@ def _nothing(path: Path, fault: Fault) -> ShardFindings:
         there=False,
         filesize=0,
         sha256="",
+        intact=False,
         faults=[fault],
         damaged=True,
         samples=0,
@@ -160,7 +181,7 @@ class _Tally:
 
     faults: FaultList = field(default_factory=FaultList)
     damages: int = 0
-    rows: "array[int]" = field(default_factory=lambda: array("q"))
+    entries: "array[int]" = field(default_factory=lambda: array("q"))
     unusable_at: "array[int]" = field(default_factory=lambda: array("q"))
     digests: bytearray = field(default_factory=bytearray)
     good: bytearray = field(default_factory=bytearray)
@@ -175,32 +196,38 @@ class _Tally:
         for kind, what in check.reasons:
             self.faults.add(kind, f"{name}:{check.key}", what)
         if check.unusable is None:
-            self.rows.extend(check.row)
+            self.entries.extend(check.row)
         else:
             self.unusable[check.unusable[1]] += 1
             self.unusable_at.append(check.begin)
 
+    @property
+    def rows(self) -> Rows:
+        """Of the samples that can be used, as in samples.npy."""
+        return np.array(self.entries, dtype=np.int64).reshape(-1, len(COLUMNS))
+
 
 def _look(task: ShardTask) -> ShardFindings:
-    name, tally = task.path.name, _Tally()
-
-    def on_damage(damage: Damage) -> None:
-        tally.damages += 1
-        tally.faults.add(damage.kind, name, str(damage))
-
-    size, sha256 = task.path.stat().st_size, sha256_file(task.path)
-    changed = _compare_file(task, size, sha256, tally.faults)
-    with open(task.path, "rb") as file:
-        for check in samples_of(file, with_known(task.checks, task.suspects(sha256)), on_damage):
-            tally.add(check, name)
-    rows = np.array(tally.rows, dtype=np.int64).reshape(-1, len(COLUMNS))
-    _compare_rows(task, rows, np.array(tally.unusable_at, dtype=np.int64), changed, tally.faults)
+    name, size, sha256 = task.path.name, task.path.stat().st_size, sha256_file(task.path)
+    intact = sha256 == task.sha256
+    if task.samples_sha256 is None:
+        tally = _walk(task, task.suspects(intact))
+    else:
+        # Which samples to suspect shows only when all were seen; then they are looked at again.
+        tally = _walk(task, None)
+        intact = size == task.filesize and task.has_rows(tally.rows)
+        tally = tally if intact else _walk(task, task.suspects(intact))
+    rows, faults = tally.rows, FaultList()
+    changed = _compare_file(task, size, intact, faults)
+    faults.extend(tally.faults.listed(name))
+    _compare_rows(task, rows, np.array(tally.unusable_at, dtype=np.int64), changed, faults)
     return ShardFindings(
         path=task.path,
         there=True,
         filesize=size,
         sha256=sha256,
-        faults=tally.faults.listed(name),
+        intact=intact,
+        faults=faults.listed(name),
         damaged=bool(tally.damages) or not all(tally.good),
         samples=len(tally.good),
         rows=rows,
@@ -211,12 +238,25 @@ def _look(task: ShardTask) -> ShardFindings:
     )
 
 
-def _compare_file(task: ShardTask, size: int, sha256: str, faults: FaultList) -> bool:
+def _walk(task: ShardTask, suspects: Rows | None) -> _Tally:
+    name, tally = task.path.name, _Tally()
+
+    def on_damage(damage: Damage) -> None:
+        tally.damages += 1
+        tally.faults.add(damage.kind, name, str(damage))
+
+    with open(task.path, "rb") as file:
+        for check in samples_of(file, with_known(task.checks, suspects), on_damage):
+            tally.add(check, name)
+    return tally
+
+
+def _compare_file(task: ShardTask, size: int, intact: bool, faults: FaultList) -> bool:
     """Whether the tar's bytes are others than the index says."""
     if task.filesize is not None and size != task.filesize:
         faults.add("count", task.path.name, f"has {size} bytes, the index says {task.filesize}")
         return True
-    if task.sha256 is not None and sha256 != task.sha256:
+    if not intact and (task.sha256 is not None or task.samples_sha256 is not None):
         faults.add("checksum", task.path.name, "has another checksum than the index says")
         return True
     return False

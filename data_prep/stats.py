@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+from data_prep.afar import at_hand
 from data_prep.make_index import tars_of
 from data_prep.parallel import cores, map_in_order
 from data_prep.sample_check import MAX_PICTURE_BYTES, Checks, SampleCheck
@@ -125,7 +126,7 @@ def _count_shard(path: Path) -> Counts:
         counts.unusable[damage.kind] += 1
 
     checks = Checks(pictures=False, decode=False, wanted=frozenset(), checksums=False)
-    with open(path, "rb") as file:
+    with at_hand(path), open(path, "rb") as file:
         for check in samples_of(file, checks, on_damage):
             if check.unusable is None:
                 _count_sample(check, file, counts)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from data_prep import tar_headers
 from data_prep.errors import UserError
+from data_prep.files import read_file
 from data_prep.tar_headers import BLOCK, BadHeader
 
 PICTURE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
@@ -188,8 +189,7 @@ class StoreReader:
         store = self.stores[place.store]
         try:
             if store.kind == "folder":
-                with open(os.path.join(store.path, place.name), "rb") as file:
-                    return file.read(MAX_FILE_BYTES)
+                return read_file(f"{store.path}/{place.name}", MAX_FILE_BYTES)
             if store.kind == "tar":
                 return self._bytes(place, place.offset, place.size)
             return self._unzip(place)

@@ -41,12 +41,15 @@ class Target(Protocol):
         """
         ...
 
-    def write(self, name: str, *, durable: bool = True) -> contextlib.AbstractContextManager[BinaryIO]:
-        """Opens a seekable file that becomes `name` at success and vanishes at failure.
+    def write(
+        self, name: str, *, durable: bool = True, appended: bool = False
+    ) -> contextlib.AbstractContextManager[BinaryIO]:
+        """Opens a file that becomes `name` at success and vanishes at failure.
 
         Args:
             name: What it will be called.
             durable: Whether it must outlive a power cut from then on.
+            appended: Whether it is large and written from its beginning to its end; others can be sought in.
 
         Raises:
             UserError: where the disk is full or the store refuses.
@@ -142,11 +145,13 @@ class LocalTarget:
             raise UserError(f"cannot make the folder {self.folder}: {error.strerror}; give another one") from error
         remove_asides(self.folder)
 
-    def write(self, name: str, *, durable: bool = True) -> contextlib.AbstractContextManager[BinaryIO]:
+    def write(
+        self, name: str, *, durable: bool = True, appended: bool = False
+    ) -> contextlib.AbstractContextManager[BinaryIO]:
         """See `Target.write`."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        return atomic_file(path, durable=durable)
+        return atomic_file(path, durable=durable, appended=appended)
 
     def read(self, name: str) -> bytes:
         """See `Target.read`."""
@@ -205,7 +210,7 @@ class StoreTarget:
         """See `Target.prepare`; a store has no folders and shows no half-written files."""
 
     @contextlib.contextmanager
-    def write(self, name: str, *, durable: bool = True) -> Iterator[BinaryIO]:
+    def write(self, name: str, *, durable: bool = True, appended: bool = False) -> Iterator[BinaryIO]:
         """See `Target.write`; the file is made in the temporary folder of this machine first.
 
         It has no name there, so that a killed process leaves nothing behind.

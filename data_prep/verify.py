@@ -51,7 +51,7 @@ def find_splits(folder: Path) -> list[Path]:
         url = remote_url(split)
         if url is not None:
             raise UserError(
-                f"{split} holds no shards but the index of those at {url}; look through them where they lie"
+                f"{split} holds no shards but the index of those at {url}; give that URL, or their own folder"
             )
     return splits
 
@@ -119,6 +119,7 @@ def _tasks(folder: Path, index: dict[str, Any], rows: Rows | None, decode: bool)
                 checks=checks,
                 filesize=shard["filesize"],
                 sha256=shard.get("sha256"),
+                samples_sha256=shard.get("samples_sha256"),
                 samples=shard["nsamples"],
                 rows=None if rows is None else rows[start:stop],
             )

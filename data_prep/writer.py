@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ from data_prep.duplicates import FOLDER as CHECKSUMS
 from data_prep.duplicates import HashJob
 from data_prep.errors import UserError
 from data_prep.executors import Executor, Work, local_executor
-from data_prep.index import INDEX, SAMPLES, samples_size, text_counts, write_samples, write_shardlist
-from data_prep.job import PARTS, SHARD_NAME, Layout, ShardJob
+from data_prep.index import INDEX, SAMPLES, samples_size, write_samples, write_shardlist
+from data_prep.job import SHARD_NAME, Layout, ShardJob
 from data_prep.keys import KeyFile, digest
 from data_prep.out_folder import begin
 from data_prep.parallel import cores
-from data_prep.parts import Part, Tally
+from data_prep.parts import PARTS, Part, Tally
 from data_prep.reasons import LeftOut
 from data_prep.records import Split
 from data_prep.targets import Target, open_target
@@ -175,7 +174,7 @@ def _finish(job: ShardJob, name: str) -> dict[str, Any]:
             for part in _finished_parts(job):
                 ends = np.cumsum([shard.nsamples for shard in part.shards])
                 blocks = np.split(part.rows, ends[:-1])
-                shardlist.extend(asdict(s) | text_counts(rows) for s, rows in zip(part.shards, blocks, strict=False))
+                shardlist.extend(shard.listed(rows) for shard, rows in zip(part.shards, blocks, strict=False))
                 tally.add(part.tally)
                 keys.add(b"".join(map(digest, part.keys)))
                 yield part.rows

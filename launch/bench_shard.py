@@ -21,6 +21,7 @@ from data_prep.clean import CleanConfig
 from data_prep.errors import UserError
 from data_prep.executors import Executor, Work
 from data_prep.images import BadImage, measure_image
+from data_prep.job import Checksums as ChecksumsKind
 from data_prep.job import Layout
 from data_prep.writer import write_split
 from launch import machine
@@ -35,8 +36,11 @@ _MADE = 64  # pictures made; they are written again and again
 _MOST_PICTURES = 512  # of a folder, for the bare decoder has them in memory
 INCLUDES = (
     "reading each picture's file, cleaning, checksums, tar, fsync, index; processes run before the clock does; "
-    "webdataset's loop makes no checksums and no fsync, webdataset_checksums makes our two checksums"
+    "trimline has the checks off (no decoding, --checksums crc32), trimline_sha256 no decoding alone, trimline_decoded "
+    "neither; webdataset's loop makes no checksums and no fsync, webdataset_checksums makes the two SHA-256"
 )
+LIMITS: dict[str, tuple[str, str]] = {"trimline": ("crc32", "disk")}
+"""What bounds a contender's rate; the others make SHA-256s."""
 
 
 def shard_bench_command(options: argparse.Namespace) -> Answer:
@@ -137,8 +141,8 @@ def _contenders(split: PictureSplit, folder: Path, executor: Executor) -> dict[s
     def each(work: Work) -> Callable[[], None]:
         return lambda: _drain(executor.map(work, split.shards()))
 
-    def ours(decode: bool) -> Callable[[], None]:
-        layout, clean = Layout(shard_samples=split.shard_samples), CleanConfig(decode=decode)
+    def ours(decode: bool, checksums: ChecksumsKind) -> Callable[[], None]:
+        layout, clean = Layout(shard_samples=split.shard_samples, checksums=checksums), CleanConfig(decode=decode)
         return lambda: _drain(
             write_split(split, folder, name="bench", fingerprint="bench", layout=layout, clean=clean, executor=executor)
         )
@@ -146,9 +150,11 @@ def _contenders(split: PictureSplit, folder: Path, executor: Executor) -> dict[s
     return {
         REFERENCE: each(TarWriterLoop(split=split, folder=str(folder))),
         "webdataset_checksums": each(TarWriterLoop(split=split, folder=str(folder), checksums=True)),
-        "trimline": ours(decode=False),
-        "trimline_decoded": ours(decode=True),
-        "checksums": each(Checksums(split=split)),
+        "trimline": ours(decode=False, checksums="crc32"),
+        "trimline_sha256": ours(decode=False, checksums="sha256"),
+        "trimline_decoded": ours(decode=True, checksums="sha256"),
+        "crc32": each(Checksums(split=split, kind="crc32")),
+        "checksums": each(Checksums(split=split, kind="sha256")),
         "disk": each(Disk(split=split, folder=str(folder))),
         "decoder": each(Decoder(split=split)),
     }
@@ -189,7 +195,7 @@ def _row(name: str, laps: Mapping[str, Sequence[float]], samples: int, picture_b
         "ratio_q1": ratios.low,
         "ratio_q3": ratios.high,
         "picture_bytes_per_second": samples * picture_bytes / seconds.median,
-        "of_limit": _share(laps, name, ("checksums", "disk")),
+        "of_limit": _share(laps, name, LIMITS.get(name, ("checksums", "disk"))),
         "of_decoder": _share(laps, name, ("decoder",)),
         "flops_ratio": None,
         "peak_bytes": None,
@@ -224,7 +230,7 @@ def shard_bench_text(result: Mapping[str, Any]) -> str:
     notes = [
         f"measured: {result['includes']}",
         f"ratio: times as fast as {result['reference']} in the same round, median of {result['rounds']} rounds",
-        "of limit: of the slower of checksums (reading, and making them) and disk (writing the bytes alone)",
+        "of limit: of the slower of checksums (reading, and making those it makes) and disk (writing the bytes alone)",
         "of decoder: of decoding in full to RGB and nothing else",
     ]
     return "\n".join([title, *aligned(cells, left=1), *notes])

@@ -3,6 +3,7 @@
 import concurrent.futures as futures
 import hashlib
 import io
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ import simplejpeg
 from PIL import Image
 
 from data_prep.executors import Work
-from data_prep.files import atomic_file, sha256_file
+from data_prep.files import atomic_file, read_file, sha256_file
+from data_prep.job import Checksums as ChecksumsKind
 from data_prep.records import Record
 
 
@@ -46,8 +48,7 @@ class PictureSplit:
 
     def read(self, number: int) -> bytes:
         """Reads the picture of a sample."""
-        with open(self.paths[number % len(self.paths)], "rb") as file:
-            return file.read()
+        return read_file(self.paths[number % len(self.paths)])
 
     def shard(self, number: int) -> range:
         """The samples of one shard."""
@@ -92,17 +93,25 @@ class TarWriterLoop:
 
 @dataclass(frozen=True, kw_only=True)
 class Checksums:
-    """Nothing but reading each picture's file and the two checksums, which no writer of such shards can leave out."""
+    """Nothing but reading each picture's file and its checksums, which no writer of such shards can leave out.
+
+    Attributes:
+        split: The samples.
+        kind: crc32: that of every sample; sha256: those of every picture and of the shard as well.
+    """
 
     split: PictureSplit
+    kind: ChecksumsKind
 
     def __call__(self, number: int) -> int:
         """Makes those of one shard."""
         whole, span = hashlib.sha256(), self.split.shard(number)
         for sample in span:
             data = self.split.read(sample)
-            hashlib.sha256(data).hexdigest()
-            whole.update(data)
+            zlib.crc32(data)
+            if self.kind == "sha256":
+                hashlib.sha256(data).hexdigest()
+                whole.update(data)
         return len(span)
 
 
@@ -116,7 +125,7 @@ class Disk:
     def __call__(self, number: int) -> int:
         """Writes one file."""
         pictures, span = _in_memory(self.split), self.split.shard(number)
-        with atomic_file(Path(self.folder) / f"{number:05d}.bin") as file:
+        with atomic_file(Path(self.folder) / f"{number:05d}.bin", appended=True) as file:
             for sample in span:
                 file.write(pictures[sample % len(pictures)])
         return len(span)

@@ -16,11 +16,11 @@ def add_data_commands(commands: Any) -> None:
     _add_shard(commands)
     _add_download(commands)
     parser = add_command(commands, "index", "make the index of shards that came from elsewhere", "index DIR", _index)
-    parser.add_argument("folder", metavar="DIR", help="folder with .tar shards")
+    parser.add_argument("folder", metavar="DIR", help="folder with .tar shards, or its URL in a store (s3://...)")
     _add_workers(parser)
     text = "check shards against their index, and every sample; exit code 1 if there is a fault"
     parser = add_command(commands, "verify", text, "verify data/nlvr --repair", _verify)
-    parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several")
+    parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several, or its URL in a store")
     mend = "write damaged shards anew from their good samples, and the index; lost.jsonl names what was lost"
     parser.add_argument("--repair", action="store_true", help=mend)
     quick = "do not decode the pictures, which takes most of the time; checksums are compared all the same"
@@ -28,7 +28,7 @@ def add_data_commands(commands: Any) -> None:
     _add_workers(parser)
     text = "count what lies in shards: sources, captions, words, sizes of pictures"
     parser = add_command(commands, "stats", text, "stats data/nlvr --json", _stats)
-    parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several")
+    parser.add_argument("folder", metavar="DIR", help="folder of a split, or of several, or its URL in a store")
     _add_workers(parser)
     text = "list the pictures of shards, by id and checksum, for `trimline shard --exclude FILE`"
     parser = add_command(commands, "exclusions", text, "exclusions data/coco/test --out coco-test.txt", _exclusions)
@@ -83,20 +83,19 @@ def _download(options: argparse.Namespace, _: list[str]) -> Answer:
 def _index(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.shard_commands import index_command
 
-    return index_command(Path(options.folder).expanduser(), options.workers)
+    return index_command(options.folder, options.workers)
 
 
 def _verify(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.shard_commands import verify_command
 
-    folder = Path(options.folder).expanduser()
-    return verify_command(folder, decode=options.decode, repair=options.repair, workers=options.workers)
+    return verify_command(options.folder, decode=options.decode, repair=options.repair, workers=options.workers)
 
 
 def _stats(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.shard_commands import stats_command
 
-    return stats_command(Path(options.folder).expanduser(), options.workers)
+    return stats_command(options.folder, options.workers)
 
 
 def _exclusions(options: argparse.Namespace, _: list[str]) -> Answer:

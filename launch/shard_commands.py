@@ -3,16 +3,18 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from data_prep.afar import send_back, standing_for
 from data_prep.errors import UserError
 from data_prep.faults import NAMED, Fault, counts
-from data_prep.index import INDEX
+from data_prep.index import INDEX, SAMPLES
 from data_prep.make_index import index_folder
+from data_prep.remote import is_url, local_path
 from data_prep.repair import LOST, Repair, repair_folder
 from data_prep.stats import Counts, count_folder, describe
 from data_prep.verify import find_splits, verify_folder
@@ -24,6 +26,7 @@ FAULTY = INTERNAL
 _SPREADS = ("captions_per_sample", "caption_words", "caption_characters", "width", "height", "short_side", "aspect")
 
 Show = Callable[[int, int], None]
+Tell = Callable[[object], str]
 
 
 @contextmanager
@@ -52,17 +55,49 @@ def _told(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def index_command(folder: Path, workers: int | None) -> Answer:
+@contextmanager
+def _here(where: str) -> Iterator[tuple[Path, Tell]]:
+    """The folder that a user names, or one that stands for it where that is a URL; and how to tell of paths in it."""
+    if not is_url(where):
+        yield local_path(where), str
+        return
+    with standing_for(where) as folder:
+
+        def tell(what: object) -> str:
+            return str(what).replace(str(folder), where.rstrip("/"))
+
+        try:
+            yield folder, tell
+        except UserError as error:
+            raise UserError(tell(error)) from error
+
+
+def index_command(where: str, workers: int | None) -> Answer:
     """`trimline index`."""
-    with _told(folder), _bar(folder.name) as show:
-        account = index_folder(folder, workers, show)
-    lines = [f"{folder / INDEX}: {account['written']} of {account['asked']} samples"]
+    with _here(where) as (folder, tell):
+        with _told(folder), _bar(folder.name) as show:
+            account = index_folder(folder, workers, show)
+        if is_url(where):
+            send_back(folder, (SAMPLES, INDEX))
+        place = tell(folder / INDEX)
+    lines = [f"{place}: {account['written']} of {account['asked']} samples"]
     lines += [f"  skipped {count}: {reason}" for reason, count in account["skipped"].items()]
-    return 0, {"index": str(folder / INDEX), **account}, "\n".join(lines)
+    return 0, {"index": place, **account}, "\n".join(lines)
 
 
-def verify_command(folder: Path, *, decode: bool, repair: bool, workers: int | None) -> Answer:
-    """`trimline verify`: a split folder, or a folder of such; repairs them where that is asked."""
+def verify_command(where: str, *, decode: bool, repair: bool, workers: int | None) -> Answer:
+    """`trimline verify`: a split folder, or a folder of such; repairs them where that is asked.
+
+    Raises:
+        UserError: they cannot be read, or shall be repaired in a store.
+    """
+    if repair and is_url(where):
+        raise UserError(f"{where}: shards are repaired in a local folder alone; copy them, repair, and copy them back")
+    with _here(where) as (folder, tell):
+        return _verify(folder, tell, decode=decode, repair=repair, workers=workers)
+
+
+def _verify(folder: Path, tell: Tell, *, decode: bool, repair: bool, workers: int | None) -> Answer:
     with _told(folder):
         splits = find_splits(folder)
     faults: dict[Path, list[Fault]] = {}
@@ -74,13 +109,13 @@ def verify_command(folder: Path, *, decode: bool, repair: bool, workers: int | N
                 faults[split] = repairs[split].faults
             else:
                 faults[split] = verify_folder(split, decode=decode, workers=workers, progress=show)
-    listed = [(split, fault) for split in splits for fault in faults[split]]
+    listed = [(tell(split), replace(fault, what=tell(fault.what))) for split in splits for fault in faults[split]]
     data: dict[str, Any] = {
-        "splits": [str(split) for split in splits],
+        "splits": [tell(split) for split in splits],
         "counts": counts(fault for _, fault in listed),
-        "faults": [{"split": str(split), **asdict(fault)} for split, fault in listed],
+        "faults": [{"split": split, **asdict(fault)} for split, fault in listed],
     }
-    lines = [f"{split}: {fault}" for split, fault in listed] or [f"{folder}: all is well"]
+    lines = [f"{split}: {fault}" for split, fault in listed] or [f"{tell(folder)}: all is well"]
     if repair:
         data["repairs"] = {str(split): _repair_data(split, done) for split, done in repairs.items() if done.faults}
         lines += [line for split, done in repairs.items() if done.faults for line in _repair_lines(split, done)]
@@ -110,8 +145,13 @@ def _repair_lines(split: Path, done: Repair) -> Iterator[str]:
         yield "  run the command that wrote the shards again to get back what was lost"
 
 
-def stats_command(folder: Path, workers: int | None) -> Answer:
+def stats_command(where: str, workers: int | None) -> Answer:
     """`trimline stats`."""
+    with _here(where) as (folder, tell):
+        return _stats(folder, tell, workers)
+
+
+def _stats(folder: Path, tell: Tell, workers: int | None) -> Answer:
     splits: dict[str, dict[str, Any]] = {}
     total = Counts()
     with _told(folder):
@@ -121,7 +161,7 @@ def stats_command(folder: Path, workers: int | None) -> Answer:
             counted = count_folder(split, workers, show)
         splits[split.name] = describe(counted)
         total.add(counted)
-    data: dict[str, Any] = {"folder": str(folder), "splits": splits, "total": describe(total)}
+    data: dict[str, Any] = {"folder": tell(folder), "splits": splits, "total": describe(total)}
     columns = splits if len(splits) == 1 else splits | {"total": describe(total)}
     return 0, data, _table({name: dict(_cells(column)) for name, column in columns.items()})
 

@@ -15,9 +15,9 @@ from data_prep.errors import UserError
 from data_prep.exclusion import read_exclusions
 from data_prep.executors import Executor
 from data_prep.files import user_cache
-from data_prep.job import Layout
+from data_prep.job import Checksums, Layout
 from data_prep.links import link_shards, mirror_shards
-from data_prep.out_folder import alone, refuse_others, refuse_what_is_read
+from data_prep.out_folder import alone, refuse_others, refuse_what_is_read, settle_link
 from data_prep.records import Split
 from data_prep.remote import RemoteFolder
 from data_prep.targets import LocalTarget, Target, open_target
@@ -96,6 +96,8 @@ class SourceConfig:
         shard_samples: Samples a shard.
         shard_bytes: Most bytes of a shard, where `shard_samples` of them would be larger.
         max_side: Longer side of pictures in pixels; larger ones are made smaller. Without it no byte is changed.
+        checksums: sha256: of every picture and every shard, beside the CRC-32 of every sample; crc32: the latter alone,
+            for much faster writing: enough to find what disks and networks damage.
         shuffle: Put the samples into an order drawn by `seed`, so that every shard is a fair part of the whole; those
             that come in a random order anyway stay in it.
         clean: What is left out.
@@ -119,6 +121,7 @@ class SourceConfig:
     shard_samples: int = 1000
     shard_bytes: int | None = None
     max_side: int | None = None
+    checksums: Checksums = "sha256"
     shuffle: bool = True
     clean: CleanConfig = field(default_factory=CleanConfig)
     image_size: int = 64
@@ -219,13 +222,17 @@ def prepare(
     config, own_cache = _with_cache(config, target)
     source: Source = source_module(config.name)
     plans = source.plan(config)
+    written = writing_identity(config)
+    fingerprints = {name: _fingerprint(config, name, plan, written) for name, plan in plans.items()}
     for name, plan in plans.items():
         if plan.folder is None and plan.remote is None:
-            refuse_what_is_read(target.child(name), plan.reads)
+            place = target.child(name)
+            settle_link(place, _name(config, name), fingerprints[name], remove=replace_others)
+            refuse_what_is_read(place, plan.reads)
             if not replace_others:
-                refuse_others(target.child(name), _name(config, name))
+                refuse_others(place, _name(config, name))
     with alone(target):
-        account = _write(config, plans, target, progress, workers, executor)
+        account = _write(config, plans, fingerprints, target, progress, workers, executor)
         if own_cache is not None:
             shutil.rmtree(own_cache, ignore_errors=True)  # not before: a stopped job goes on with it
     if account["asked"] and not account["written"]:
@@ -236,14 +243,13 @@ def prepare(
 def _write(
     config: SourceConfig,
     plans: Mapping[str, PlannedSplit],
+    fingerprints: Mapping[str, str],
     target: Target,
     progress: Callable[[int, int], None] | None,
     workers: int | None,
     executor: Executor | None,
 ) -> dict[str, Any]:
     """Writes or links what is not there yet; returns the account of all."""
-    written = writing_identity(config)
-    fingerprints = {name: _fingerprint(config, name, plan, written) for name, plan in plans.items()}
     found = {name: _finished(target, name, plan, fingerprints[name]) for name, plan in plans.items()}
     accounts = {name: account for name, account in found.items() if account is not None}
     todo = {name: plans[name].load() for name, account in found.items() if account is None}
@@ -271,8 +277,6 @@ def _finished(target: Target, name: str, plan: PlannedSplit, fingerprint: str) -
     if plan.folder is not None:
         return link_shards(target, name, plan.folder)
     place = target.child(name)
-    if isinstance(place, LocalTarget) and place.folder.is_symlink():
-        place.folder.unlink()  # nothing of ours may be written into somebody's own shards
     account = finished_account(place, fingerprint)
     if account is not None:
         remove_side_records(place)
@@ -302,7 +306,9 @@ def writing_identity(config: SourceConfig) -> dict[str, Any]:
         UserError: where a list of exclusions is missing or holds nothing.
     """
     clean = asdict(config.clean) | {"exclude": list(read_exclusions(config.clean.exclude).digest)}
-    return {
+    # Left out where it is the default, so that what was written before there was a choice counts as finished.
+    checksums = {} if config.checksums == "sha256" else {"checksums": config.checksums}
+    return checksums | {
         "format": FORMAT,
         "shard_samples": config.shard_samples,
         "shard_bytes": config.shard_bytes,
@@ -315,7 +321,11 @@ def writing_identity(config: SourceConfig) -> dict[str, Any]:
 def _layout(config: SourceConfig, name: str, plan: PlannedSplit) -> Layout:
     order = f"{config.name}/{name}/{config.seed}" if config.shuffle and not plan.shuffled else None
     return Layout(
-        shard_samples=config.shard_samples, shard_bytes=config.shard_bytes, max_side=config.max_side, order=order
+        shard_samples=config.shard_samples,
+        shard_bytes=config.shard_bytes,
+        max_side=config.max_side,
+        order=order,
+        checksums=config.checksums,
     )
 
 

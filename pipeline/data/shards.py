@@ -115,7 +115,7 @@ class ShardFolder:
         self._shards = ShardList(
             names=[self._checked(shard["url"]) for shard in shards],
             sizes=[int(shard["filesize"]) for shard in shards],
-            sha256=[shard.get("sha256") for shard in shards],
+            sha256=[shard.get("sha256", shard.get("samples_sha256")) for shard in shards],
         )
         largest = max(self._shards.sizes, default=0)
         if largest > _LARGEST_SHARD:

@@ -84,7 +84,7 @@ class ShardList:
     Attributes:
         names: file names.
         sizes: bytes.
-        sha256: of the files; None where the index has none.
+        sha256: of the files, or of their samples; None where the index has none.
     """
 
     names: Sequence[str]

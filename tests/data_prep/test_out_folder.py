@@ -61,6 +61,40 @@ def test_shards_of_another_data_set_are_left_alone_but_in_a_runs_own_folder(tmp_
 NO_TESTS = {"val": 0, "test": 0}
 
 
+def test_a_users_link_to_another_disk_stays_and_shards_go_where_it_leads(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").mkdir()
+    link = tmp_path / "out/train"
+    link.symlink_to(tmp_path / "disk", target_is_directory=True)
+    with pytest.raises(Killed):
+        prepare(SMALL, tmp_path / "out", executor=Killing())
+    for remove in (False, True, False):  # goes on, and is then finished, also in a run's own folder
+        assert prepare(SMALL, tmp_path / "out", workers=1, replace_others=remove)["written"] == 24
+        assert link.is_symlink() and verify_folder(tmp_path / "disk") == []
+    prepare(SMALL, tmp_path / "whole", workers=1)
+    assert contents(tmp_path / "disk") == contents(tmp_path / "whole/train")
+
+
+def test_nothing_is_written_through_a_link_into_other_shards(tmp_path):
+    prepare(SMALL, tmp_path / "mine", workers=1)
+    (tmp_path / "out").mkdir()
+    link, before = tmp_path / "out/train", contents(tmp_path / "mine")
+    link.symlink_to(tmp_path / "mine/val", target_is_directory=True)
+    with pytest.raises(UserError, match=r"out/train is a link to other shards \(.*mine/val\)"):
+        prepare(SMALL, tmp_path / "out", workers=1)
+    assert link.is_symlink()
+    assert prepare(SMALL, tmp_path / "out", workers=1, replace_others=True)["written"] == 24
+    assert not link.is_symlink() and contents(tmp_path / "mine") == before
+
+
+def test_a_link_that_leads_nowhere_is_not_removed_without_a_word(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/train").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UserError, match="is a link to what is not there"):
+        prepare(SMALL, tmp_path / "out", workers=1)
+    assert (tmp_path / "out/train").is_symlink()
+
+
 def test_tars_of_nobody_knows_whom_are_left_alone(tmp_path):
     (tmp_path / "out/train").mkdir(parents=True)
     (tmp_path / "out/train/00000.tar").write_bytes(b"precious")

@@ -9,7 +9,8 @@ from launch.bench_shard import shard_bench_text
 from launch.cli import main
 from tests.data_prep.samples import picture
 
-NAMES = ["webdataset", "webdataset_checksums", "trimline", "trimline_decoded", "checksums", "disk", "decoder"]
+OURS = ["trimline", "trimline_sha256", "trimline_decoded"]
+NAMES = ["webdataset", "webdataset_checksums", *OURS, "crc32", "checksums", "disk", "decoder"]
 
 
 def test_the_bench_compares_all_contenders_and_leaves_nothing(
