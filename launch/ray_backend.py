@@ -36,7 +36,7 @@ from launch.ray_machines import Machines, end_process, explain
 
 log = logging.getLogger(__name__)
 
-_SESSION_PREFIX = "trimline-ray-"
+_SESSION_PREFIX = "trimline-run-"
 _OBJECT_STORE_BYTES = 100 * 2**20  # only small messages pass through it
 # Of 107: the others are our folder's, /session_2026-01-01_00-00-00_000000_1234567 and /sockets/plasma_store.
 _MAX_SOCKET_FOLDER = 13
