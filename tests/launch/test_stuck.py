@@ -13,7 +13,7 @@ from tests.launch.faulty.faults import wait_until
 from tests.launch.test_run import losses, process
 
 STEPS, EVERY = 160, 10
-_PATIENCE = 240.0
+_PATIENCE = 300.0
 
 
 @pytest.mark.slow
