@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data_prep.job import Layout
 from data_prep.make_index import index_folder
 from data_prep.records import Record
 from data_prep.stats import count_folder, describe
@@ -47,8 +48,9 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             for number in range(size)
         ]
-        options = {"name": split, "fingerprint": "f", "shard_samples": 20, "workers": 1}
-        write_split(Listed(records), root / split, **options)
+        # Both kinds: those of the first split have SHA-256s, the others none.
+        layout = Layout(shard_samples=20, checksums="sha256" if split == next(iter(SIZES)) else "crc32")
+        write_split(Listed(records), root / split, name=split, fingerprint="f", layout=layout, workers=1)
     return root
 
 
