@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from pipeline.data.batch import ImageTextBatch
 from pipeline.measure.latency import Instance, Latency, LatencyConfig, alike, alone, candidates, latency_curve
@@ -125,6 +126,11 @@ def _timed_plan(
     on = f" on this machine ({_words(curve.full)})"
     # Only what is out of reach beyond all doubt is refused.
     check_target(target, curve.least.low, curve.full.high, on)
+    if not curve.slope > 0:
+        raise UserError(
+            f"a target of {target} cannot be reached: trimming makes this model no faster{on}; the highest target is "
+            "1.0x, or give a speed-up in multiply-accumulates such as 2.0x"
+        )
     share = min(max(curve.share_at(target.amount), least_share), MOST_SHARE)
     plan = Plan(1 / share, curve.slope)
     log.info("%s of %.4g ms%s: %.4g of the multiply-accumulates", target, curve.full.ms, on, share)

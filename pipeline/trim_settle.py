@@ -18,7 +18,9 @@ from pipeline.trimming.target import Target
 
 log = logging.getLogger(__name__)
 
-_NEAR = 0.01
+_NEAR = 0.01  # part of the wanted time that is near enough
+_FAR = 0.03  # and that is not, however noisy the clock
+_APART = 0.03  # of the full cost
 _TRIES = 5
 
 
@@ -126,10 +128,19 @@ def settle_time(
         spent, latency = spend(share), measure()
         tried.append((spent, latency))
         log.info("%.4g of the multiply-accumulates take %.4g ms; wanted: %.4g ms", spent, latency.ms, wanted)
-        if abs(latency.ms - wanted) <= max(_NEAR * wanted, min(latency.high - latency.ms, latency.ms - latency.low)):
+        noise = min(latency.high - latency.ms, latency.ms - latency.low)
+        if abs(latency.ms - wanted) <= min(max(_NEAR * wanted, noise), _FAR * wanted):
             break
-        share = min(max(spent + (wanted - latency.ms) / plan.slope, spent / 2), MOST_SHARE)
+        share = min(max(spent + (wanted - latency.ms) / _slope(tried, plan.slope), spent / 2), MOST_SHARE)
     return tried
+
+
+def _slope(tried: Sequence[tuple[float, Latency]], planned: float) -> float:
+    """Milliseconds that the whole cost takes, by the last two tries where they are far enough apart to tell."""
+    if len(tried) < 2 or abs(tried[-1][0] - tried[-2][0]) < _APART:
+        return planned
+    (share, latency), (earlier, before) = tried[-1], tried[-2]
+    return min(max((latency.ms - before.ms) / (share - earlier), planned / 2), 2 * planned)
 
 
 def reached(

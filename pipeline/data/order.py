@@ -308,7 +308,7 @@ class EvalOrder:
         self._units = units
         self._layout = _Layout(np.arange(len(units.shard_sizes)), units.shard_sizes, 0)
         self.total = units.total if limit is None else min(limit, units.total)
-        self._apart = units.total / self.total if spread and self.total else 1.0
+        self._span = units.total if spread else self.total
         self._global_batch = batch_size * world_size
         self.steps = -(-self.total // self._global_batch)
 
@@ -317,7 +317,7 @@ class EvalOrder:
         begin = step * self._global_batch
         count = min(self._global_batch, self.total - begin)
         places = range(begin + count * rank // world_size, begin + count * (rank + 1) // world_size)
-        return [Slot(0, 0, 0, int(place * self._apart)) for place in places]
+        return [Slot(0, 0, 0, place * self._span // self.total) for place in places]
 
     def pick(self, slot: Slot, attempt: int = 0) -> Pick | None:
         """The sample of a slot; nothing stands in for a bad one."""

@@ -91,7 +91,7 @@ def check_target(target: Target, least: float, full: float, said: str = "") -> N
     unit = "ms" if target.unit == "ms" else "GMACs"
     wanted = full / target.amount if target.unit == "x" else target.amount
     if wanted < least:
-        highest = f"{math.floor(100 * full / least) / 100:.2f}x"
+        highest = f"{math.floor(100 * full / least * (1 - 1e-9)) / 100:.2f}x"
         if target.unit != "x":
             highest = f"{_up(least)} {unit}, which is {highest}"
         raise UserError(
