@@ -19,7 +19,8 @@ def guides_in_words(schedule: Sequence[Step]) -> str:
 
 
 def _in_words(part: str, stream: str, guide: str, layers: list[int]) -> str:
-    where = f"trimmers of the {stream} in {part} layers {layers[0]} to {layers[-1]}"
+    numbers = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+    where = f"trimmers of the {stream} in {part} {numbers}"
     if guide == stream:
         return f"{where} know nothing of the other modality yet, so the {stream}'s own CLS is used in its place"
     return f"{where} look at the {guide}'s CLS"
