@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -49,10 +50,12 @@ class Plan:
     Attributes:
         speed_up: The untrimmed model's multiply-accumulates over the trimmed one's.
         slope: Milliseconds that all of them take, where the target is a time.
+        full_ms: That the untrimmed model takes.
     """
 
     speed_up: float
     slope: float = 0.0
+    full_ms: float = math.inf
 
 
 def check_before(targets: Sequence[Target], model: StatementModel, max_tokens: int) -> None:
@@ -132,8 +135,8 @@ def _timed_plan(
             "1.0x, or give a speed-up in multiply-accumulates such as 2.0x"
         )
     share = min(max(curve.share_at(target.amount), least_share), MOST_SHARE)
-    plan = Plan(1 / share, curve.slope)
-    log.info("%s of %.4g ms%s: %.4g of the multiply-accumulates", target, curve.full.ms, on, share)
+    plan = Plan(1 / share, curve.slope, curve.full.ms)
+    log.info("%s of the untrimmed model's %.4g ms%s: %.4g of its GMACs", target, curve.full.ms, on, share)
     stage.folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"fingerprint": stage.fingerprint, "plan": asdict(plan), "curve": asdict(curve)})
     return asdict(plan)

@@ -1,6 +1,7 @@
 """What became of a target: a trained model is settled on it, and an evaluated one is measured by it."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,7 @@ class Settler:
         parts = [batch.part(slice(at, at + part)) for at in range(0, len(batch), part)]
         self.parts = [each.to(self.device) for each in parts]
         units = [units_of(model.backbone, each.token_mask) for each in self.parts]
+        self.full_ms = math.inf
         self.full = torch.cat([model.cost_model().full(each) for each in units]).double()
 
     def settle(self, plan: Plan) -> Settled:
@@ -90,23 +92,27 @@ class Settler:
     def _settle_time(self, plan: Plan) -> Settled:
         """All scores' shift from training's end is what the tried ones add up to."""
         done: list[Calibration] = []
+        self.full_ms = plan.full_ms
 
         def spend(share: float) -> float:
             done.append(calibrate(self.trimmers, self.share, share))
             assert done[-1].after is not None
             return done[-1].after
 
-        tried = settle_time(self.target.amount, plan, spend, self._latency)
+        tried = settle_time(self.target.amount, plan, spend, self._measure)
         best = min(range(len(tried)), key=lambda at: abs(tried[at][1].ms - self.target.amount))
         after, latency = tried[best]
         self.trimmers.shift(-sum(each.shift for each in done[best + 1 :]))
         shift = sum(each.shift for each in done[: best + 1])
         return Settled(shift, done[0].before, after, self.target.amount, latency.ms, "ms", latency)
 
-    def _latency(self) -> Latency:
+    def _measure(self) -> Latency:
+        """Measured against the untrimmed model, by the least that this one has taken: other work drops out."""
         config, macs = self.examples.latency, self._macs().tolist()
         rows = alike(macs, macs, config.instances)
-        return packed_latency(self.model, alone(self.batch, rows, self.examples.normalise, self.device), config)
+        latency = packed_latency(self.model, alone(self.batch, rows, self.examples.normalise, self.device), config)
+        self.full_ms = min(self.full_ms, latency.full_ms)
+        return latency.where_full_takes(self.full_ms)
 
 
 def settle_time(

@@ -6,7 +6,7 @@ B batch, L text tokens, T packed tokens, H heads.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -58,6 +58,9 @@ class Latency:
         low: Where the median lies with 95%, by ranks: from here
         high: to here.
         full_ms: The untrimmed model's, in the same rounds.
+        ratio: Median over rounds of the time over the untrimmed model's in the same round.
+        ratio_low: Its interval: from here
+        ratio_high: to here.
         rounds: Laps of each.
         instances: Of a lap.
         threads: Of torch.
@@ -68,10 +71,18 @@ class Latency:
     low: float
     high: float
     full_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
     rounds: int
     instances: int
     threads: int
     device: str
+
+    def where_full_takes(self, full_ms: float) -> "Latency":
+        """The same where the untrimmed model takes this time: how busy the machine was meanwhile drops out."""
+        ms, low, high = (full_ms * ratio for ratio in (self.ratio, self.ratio_low, self.ratio_high))
+        return replace(self, ms=ms, low=low, high=high, full_ms=full_ms)
 
 
 class Instance(NamedTuple):
@@ -168,9 +179,10 @@ def latency_curve(model: StatementModel, instances: Sequence[Instance], config: 
         runs = {str(share): partial(lap, share) for share in _SHARES}
         laps = _laps({FULL: partial(_lap, model, instances, False), **runs}, instances[0].pixels.device, config)
         shares = [cost(share) for share in _SHARES]
-    each = [_latency(laps[str(share)], laps[FULL], instances) for share in _SHARES]
+    full = _latency(laps[FULL], laps[FULL], instances)
+    each = [_latency(laps[str(share)], laps[FULL], instances).where_full_takes(full.ms) for share in _SHARES]
     rising = np.maximum.accumulate([latency.ms for latency in each])
-    return Curve(shares, rising.tolist(), _latency(laps[FULL], laps[FULL], instances), each[0])
+    return Curve(shares, rising.tolist(), full, each[0])
 
 
 def _laps(
@@ -185,11 +197,24 @@ def _laps(
 
 
 def _latency(laps: Sequence[float], full: Sequence[float], instances: Sequence[Instance]) -> Latency:
-    interval = median_interval(laps)
-    assert interval is not None, "the configuration asks for enough rounds"
+    ratios = [lap / whole for lap, whole in zip(laps, full, strict=True)]
     device = instances[0].pixels.device.type
-    medians = spread(laps).median, *interval, spread(full).median
-    return Latency(*medians, len(laps), len(instances), torch.get_num_threads(), device)
+    return Latency(
+        *_median(laps),
+        spread(full).median,
+        *_median(ratios),
+        len(laps),
+        len(instances),
+        torch.get_num_threads(),
+        device,
+    )
+
+
+def _median(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median and its interval."""
+    interval = median_interval(values)
+    assert interval is not None, "the configuration asks for enough rounds"
+    return spread(values).median, *interval
 
 
 @torch.inference_mode()

@@ -16,9 +16,9 @@ LARGER = [
 ]  # fmt: skip
 KINDS = "[1.0, 1.5x, 0.0005 GFLOPs, 0.001 ms]"
 # In a few steps trimmers learn nothing; their scores shall differ all the same, or all units go at once.
-SPREAD = ["--trim.smarttrim.trimmers.last_std", "0.5", "--trim.smarttrim.calibrate", "128"]
+SPREAD = ["--trim.smarttrim.trimmers.last_std", "0.5", "--trim.smarttrim.calibrate", "64"]
 BRIEF = ["--pretrain.loop.samples", "16", "--trim.latency.instances", "2", "--trim.latency.seconds", "0.1"]
-LATENCY = ["--trim.latency.seconds", "8", "--evaluate.latency.seconds", "8", *SPREAD]
+LATENCY = ["--trim.latency.seconds", "2", "--evaluate.latency.seconds", "2", *SPREAD]
 
 
 @pytest.mark.timeout(400)
@@ -44,7 +44,7 @@ def test_kinds_of_targets_stand_in_one_list_and_what_is_reached_beside_what_was_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(800)
 def test_a_time_on_this_machine_is_reached_or_its_distance_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,8 +57,10 @@ def test_a_time_on_this_machine_is_reached_or_its_distance_is_told(
     rows = [row for row in read_json(out / "results.json") if row["metric"] == "accuracy"]
     (stage,) = (out / "stages").glob("trim-*")
     settled = read_json(stage / "result.json")["calibration"]
-    assert settled["reached"] == pytest.approx(wanted, rel=0.1)
+    assert settled["reached"] == pytest.approx(wanted, rel=0.05)
     assert settled["latency"]["low"] <= settled["reached"] <= settled["latency"]["high"]
+    planned = read_json(stage / "target.json")["plan"]["full_ms"]
     for row in rows:
-        assert row["reached_low"] <= row["reached"] <= row["reached_high"] < row["full_ms"]
-        assert row["reached"] == pytest.approx(wanted, rel=0.2)  # the machine may be busier now
+        assert row["reached_low"] <= row["reached"] <= row["reached_high"]
+        # The machine may be busier now, for both models.
+        assert row["reached"] / row["full_ms"] == pytest.approx(wanted / planned, rel=0.15)

@@ -157,6 +157,12 @@ def test_a_time_is_told_with_its_uncertainty_and_the_untrimmed_models_beside_it(
     assert latency.rounds >= 6 and latency.threads == torch.get_num_threads()
 
 
+def test_a_time_beside_other_work_is_that_of_the_same_machine_without_it() -> None:
+    busy = Latency(60.0, 55.0, 70.0, 80.0, 0.75, 0.74, 0.77, 9, 16, 1, "cpu").where_full_takes(40.0)
+    assert (busy.ms, busy.full_ms) == (30.0, 40.0)
+    assert (busy.low, busy.high) == pytest.approx((29.6, 30.8))
+
+
 def clock(noise: float, seed: int) -> "Clock":
     return Clock(random.Random(seed), noise)
 
@@ -176,7 +182,9 @@ class Clock:
 
     def measure(self) -> Latency:
         ms, half = self.true() * (1 + self.noise * self.draw.uniform(-1, 1)), self.noise * self.true()
-        return Latency(ms, ms - half, ms + half, 47.0, 9, 16, 1, "cpu")
+        return Latency(
+            ms, ms - half, ms + half, 47.0, *(each / 47.0 for each in (ms, ms - half, ms + half)), 9, 16, 1, "cpu"
+        )
 
 
 @pytest.mark.parametrize("slope", [28.0, 40.0, 60.0])
@@ -197,7 +205,7 @@ def test_a_time_that_cannot_be_found_ends_with_what_came_nearest() -> None:
 
 
 def test_a_curve_is_read_both_ways() -> None:
-    flat = Latency(40.0, 39.0, 41.0, 40.0, 9, 2, 1, "cpu")
+    flat = Latency(40.0, 39.0, 41.0, 40.0, 1.0, 1.0, 1.0, 9, 2, 1, "cpu")
     curve = Curve([0.1, 0.5, 1.1], [10.0, 20.0, 44.0], flat, replace(flat, ms=10.0))
     assert curve.share_at(15.0) == pytest.approx(0.3)
     assert curve.slope == pytest.approx(34.0)
@@ -206,9 +214,11 @@ def test_a_curve_is_read_both_ways() -> None:
 def test_a_measured_plan_stays_when_training_goes_on_but_not_for_another_stage(tmp_path: Path) -> None:
     model = trimmed_model()
     typical = units_of(model.backbone, small_batch(8).token_mask)
-    write_json(tmp_path / "target.json", {"fingerprint": "mine", "plan": {"speed_up": 1.7, "slope": 3.0}})
+    write_json(
+        tmp_path / "target.json", {"fingerprint": "mine", "plan": {"speed_up": 1.7, "slope": 3.0, "full_ms": 9.0}}
+    )
     mine = Stage(tmp_path, Process(), fingerprint="mine")
-    assert plan_target(Target(1e-3, "ms"), model, typical, EXAMPLES, mine) == Plan(1.7, 3.0)
+    assert plan_target(Target(1e-3, "ms"), model, typical, EXAMPLES, mine) == Plan(**plan)
     with pytest.raises(
         UserError, match=r"cannot be reached: .* on this machine \(cpu, .*highest target is .* ms, which"
     ):
