@@ -214,9 +214,8 @@ def test_a_curve_is_read_both_ways() -> None:
 def test_a_measured_plan_stays_when_training_goes_on_but_not_for_another_stage(tmp_path: Path) -> None:
     model = trimmed_model()
     typical = units_of(model.backbone, small_batch(8).token_mask)
-    write_json(
-        tmp_path / "target.json", {"fingerprint": "mine", "plan": {"speed_up": 1.7, "slope": 3.0, "full_ms": 9.0}}
-    )
+    plan = {"speed_up": 1.7, "slope": 3.0, "full_ms": 9.0}
+    write_json(tmp_path / "target.json", {"fingerprint": "mine", "plan": plan})
     mine = Stage(tmp_path, Process(), fingerprint="mine")
     assert plan_target(Target(1e-3, "ms"), model, typical, EXAMPLES, mine) == Plan(**plan)
     with pytest.raises(
