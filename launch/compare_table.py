@@ -70,7 +70,9 @@ def _metrics(run: Mapping[str, Any]) -> dict[Key, float]:
     found = {}
     for row in run["results"]:
         if row["metric"] in ("R@10", "accuracy"):
-            task = row["task"] if row["target"] is None else f"{row['task']} {row['target']:g}x"
+            task, target = row["task"], row["target"]
+            if target is not None:
+                task += f" {target}" if isinstance(target, str) else f" {target:g}x"
             found[(task, row["split"], row["metric"])] = float(row["value"])
     return found
 

@@ -22,6 +22,7 @@ from pipeline.models.build import build_model
 from pipeline.pretrain import check_lr_scales
 from pipeline.process import Process
 from pipeline.setup import check_batch, check_padding
+from pipeline.trim import check_targets
 
 _GIB = 2**30
 _SPARE_BYTES = 256 * 2**20
@@ -77,6 +78,7 @@ def _check_training(config: RunConfig) -> None:
             )
         trimming = workers if config.launcher == "local" else 1
         check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
+        check_targets(config.trim, _meta_model(config), config.loader.max_tokens)
 
 
 def _processes(config: RunConfig) -> int:

@@ -26,6 +26,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.engine_config import LAYOUT_KEYS
 from pipeline.pretrain import check_pretrain, describe_pretrain_update
 from pipeline.progress import ProgressFile
+from pipeline.trimming.target import Target
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +69,9 @@ def build_stages(
     return _Builder(config, out, backend, group, lease).build(until)
 
 
-def trim_name(config: RunConfig, target: float) -> str:
+def trim_name(config: RunConfig, target: float | str) -> str:
     """The name of the stage for one target, such as ``trim-statement-2.0x``."""
-    return f"trim-{config.trim.task}-{target:.4g}x" if target % 1 else f"trim-{config.trim.task}-{target:.1f}x"
+    return f"trim-{config.trim.task}-{Target.parse(target).name}"
 
 
 def training_stages(config: RunConfig) -> list[str]:
@@ -224,18 +225,18 @@ class _Builder:
         engine = config.engine.resolved("pretrain", config.pretrain.loop.global_batch, workers, least=2)
         return describe_pretrain_update(config.pretrain, config.model, engine, workers)
 
-    def _trim(self, target: float) -> Stage:
-        name = trim_name(self._config, target)
+    def _trim(self, target: float | str) -> Stage:
+        name, wanted = trim_name(self._config, target), Target.parse(target).plain
         trim = {key: value for key, value in self._run["trim"].items() if key != "targets"}
         job = self._job(
             name,
             "trim",
-            target=target,
+            target=wanted,
             backbone=str(self._export("pretrain")),
             budget_seconds=self._trim_seconds(),
             can_leave=True,
         )
-        parts = {**self._parts("loader", "engine"), "trim": trim, "target": target, "budget": self._budget()}
+        parts = {**self._parts("loader", "engine"), "trim": trim, "target": wanted, "budget": self._budget()}
         return self._single(name, job, ("pretrain",), parts, (self._export(name),))
 
     def _evaluate(self, of: str) -> Stage:

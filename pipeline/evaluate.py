@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.exports import load_backbone, load_statement_model
 from pipeline.limits import at_least
 from pipeline.measure.bootstrap import group_interval
+from pipeline.measure.latency import Latency, LatencyConfig, alike, alone, candidates, packed_latency
 from pipeline.models.schedule import Intervention
 from pipeline.process import Process
 from pipeline.progress import ProgressFile
@@ -24,8 +25,10 @@ from pipeline.setup import Inputs
 from pipeline.tasks.retrieval import Encoded, encode_pairs, join, matching_parts, recalls, rerank
 from pipeline.tasks.statements import StatementModel
 from pipeline.train import Stage
+from pipeline.trim_settle import reached
 from pipeline.trimming.cost import CostModel, units_of
 from pipeline.trimming.smarttrim import PackedTrimming
+from pipeline.trimming.target import Target
 
 Row = dict[str, Any]
 
@@ -42,6 +45,7 @@ class EvaluateConfig:
         batch_size: Instances at once; scores do not depend on it.
         pictures: Pictures on which surviving patches are drawn; 0 for none.
         picture_split: Where they are taken from; None for the first statement or retrieval split.
+        latency: How milliseconds are taken, where a target is a time.
     """
 
     retrieval_splits: tuple[str, ...] = ("test",)
@@ -51,6 +55,7 @@ class EvaluateConfig:
     batch_size: int = 64
     pictures: int = 6
     picture_split: str | None = None
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
 
     def __post_init__(self) -> None:
         at_least(self, "evaluate", 1, "retrieval_pairs", "rerank", "batch_size")
@@ -76,7 +81,8 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
 
     Returns:
         Rows {"stage", "method", "target", "task", "split", "metric", "value", "low", "high", "gmacs", "samples",
-        "skipped", "seed"}; `samples` were evaluated, `skipped` could not be used.
+        "skipped", "seed"}; `samples` were evaluated, `skipped` could not be used. Of statements also "wanted",
+        "reached" and "unit": the target, and what the model does on this split.
     """
     tokenizer = inputs.load_tokenizer()
     jobs: list[Callable[[], list[Row]]] = []
@@ -104,6 +110,7 @@ def loader_of(
     tokenizer: Tokenizer,
     limit: int | None = None,
     stage: Stage | None = None,
+    spread: bool = False,
 ) -> StepLoader:
     """Every statement of a split once, or one caption of each picture."""
     return eval_loader(
@@ -115,6 +122,7 @@ def loader_of(
         batch_size=batch_size,
         process=Process(),
         limit=limit,
+        spread=spread,
         quarantine=None if stage is None else stage.folder / QUARANTINE,
     )
 
@@ -159,29 +167,44 @@ def _statements(
     model, described = load_statement_model(folder)
     model = model.to(stage.process.torch_device)
     right: list[float] = []
-    gmacs: list[float] = []
+    macs: list[float] = []
+    full: list[float] = []
     groups: list[str] = []
     clusters: list[str] = []
+    cost, target = model.cost_model(), Target.parse(described["target"])
     loader = loader_of(inputs, split, "statements", config.batch_size, tokenizer, None, stage)
     for batch, scores_B2, macs_B in judged(model, loader, inputs, stage.process.torch_device):
         right += (scores_B2.argmax(1) == batch.labels).float().tolist()
-        gmacs += (macs_B / 1e9).tolist()
+        macs += macs_B.tolist()
+        full += cost.full(units_of(model.backbone, batch.token_mask)).tolist()
         groups += batch.groups
         clusters += batch.clusters
     row = {
         "stage": name,
         "method": "full" if model.trimmers is None else "smarttrim",
-        "target": described["target"],
+        "target": target.amount if target.unit == "x" else str(target),
         "task": "statement",
         "split": split,
-        "gmacs": sum(gmacs) / len(gmacs),
+        "gmacs": sum(macs) / len(macs) / 1e9,
         "samples": loader.seen,
         "skipped": loader.bad,
+        **reached(target, macs, full, partial(_latency, config, model, macs, split, inputs, tokenizer)),
     }
     rows = [{**row, "metric": "accuracy", **_interval(right, clusters)}]
     if len(set(groups)) < len(groups) and len(set(clusters)) < len(set(groups)):
         rows.append({**row, "metric": "consistency", **_consistency(right, groups, clusters)})
     return rows
+
+
+def _latency(
+    config: EvaluateConfig, model: StatementModel, macs: list[float], split: str, inputs: Inputs, tokenizer: Tokenizer
+) -> Latency:
+    """Time of statements whose costs are spread as those of the whole split."""
+    device, count = next(model.parameters()).device, candidates(config.latency)
+    loader = loader_of(inputs, split, "statements", count, tokenizer, count, spread=True)
+    batch, _, macs_B = next(judged(model, loader, inputs, device))
+    rows = alike(macs, macs_B.tolist(), config.latency.instances)
+    return packed_latency(model, alone(batch, rows, inputs.normalise, device), config.latency)
 
 
 @torch.no_grad()

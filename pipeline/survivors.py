@@ -22,6 +22,7 @@ from pipeline.measure.survivors import (
 from pipeline.pruning.config import PruningConfig
 from pipeline.setup import Inputs
 from pipeline.train import Stage
+from pipeline.trimming.target import Target
 
 SENTENCES = 3
 
@@ -109,5 +110,5 @@ def _draw_trimmed(
     tokenizer = inputs.load_tokenizer()
     for picture, row in _each(rows, pictures):
         words = text_overlay(batch, row, tokenizer, text)
-        more = {"model": f"{described['target']:g}x", "gmacs": float(macs_B[row]) / 1e9, **words}
+        more = {"model": Target.parse(described["target"]).name, "gmacs": float(macs_B[row]) / 1e9, **words}
         picture["sentences"].append(overlay(batch, row, model.backbone.config.vision.grid, image, **more))

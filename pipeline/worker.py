@@ -22,6 +22,7 @@ from pipeline.survivors import draw_survivors
 from pipeline.tracking import Tracker, TrackingConfig, open_tracker
 from pipeline.train import Between, Stage
 from pipeline.trim import TrimConfig, trim
+from pipeline.trimming.target import Target
 
 Job = Mapping[str, Any]
 Config = TypeVar("Config")
@@ -109,7 +110,7 @@ def _pretrain(job: Job, stage: Stage) -> dict[str, Any]:
 
 def _trim(job: Job, stage: Stage) -> dict[str, Any]:
     config, model = parse(TrimConfig, job["run"]["trim"]), parse(ModelConfig, job["run"]["model"])
-    return trim(config, job["target"], Path(job["backbone"]), model, inputs_of(job), stage)
+    return trim(config, Target.parse(job["target"]), Path(job["backbone"]), model, inputs_of(job), stage)
 
 
 def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
 from launch.report.results import Line, TaskTable
 from launch.report.words import metric_name, metric_number
+from pipeline.trimming.target import Target
 
 _CSV = ("task", "split", "method", "target", "seed", "metric", "gmacs", "value", "low", "high", "on_front")
 
@@ -50,7 +51,7 @@ def draw_pareto(table: TaskTable) -> Drawing | None:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
 
-    note = "Solid line: the front, what no other one beats. Dotted: the untrimmed cost divided by each target."
+    note = "Solid line: the front, what no other one beats. Dotted: the cost that each target asks for."
     title = f"{table.task}: {metric_name(metric)} against computation"
     size = (max(5.0, min(10.6, 4.4 * len(splits))), 3.6)
     return draw(f"pareto-{table.task}", title, note, size, paint, _CSV, rows)
@@ -102,11 +103,15 @@ def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tupl
 
 
 def _targets(axes: Axes, lines: Sequence[Line]) -> None:
-    """The cost that each target asks for."""
+    """The cost that each target asks for; a time asks for none."""
     untrimmed = next((line.gmacs for line in lines if line.target == 1.0), None)
-    if untrimmed is None:
-        return
-    for target in sorted({line.target for line in lines if line.target}):
-        axes.axvline(untrimmed / target, color=INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
-        axes.annotate(f"{target:.1f}x", (untrimmed / target, 1.0), xycoords=("data", "axes fraction"),
+    for line in {line.target: line for line in lines}.values():
+        if isinstance(line.target, float) and untrimmed is not None:
+            asked, name = untrimmed / line.target, Target(line.target, "x").name
+        elif line.unit == "GMACs" and line.wanted is not None:
+            asked, name = line.wanted, str(line.target)
+        else:
+            continue
+        axes.axvline(asked, color=INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+        axes.annotate(name, (asked, 1.0), xycoords=("data", "axes fraction"),
                       xytext=(3, -2), textcoords="offset points", va="top", fontsize=7.5)  # fmt: skip

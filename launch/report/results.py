@@ -6,10 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.trimming.target import Target
+
 # Metrics in percent, shown with one decimal; any other is shown with four digits.
 _PERCENT = re.compile(r"(^|[_/ ])(accuracy|consistency|recall|chance|majority|[a-z]*r@\d+)($|[_/ ])", re.I)
 # Where a task has several metrics, the first of these is the one drawn against the cost.
 _MAIN_METRICS = ("accuracy", "mean_recall", "r@10")
+
+NEAR = 0.03
+"""How far what was reached may be from what was wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +37,21 @@ class Line:
 
     stage: str
     method: str
-    target: float | None
+    target: float | str | None
+    """A speed-up as a number, another target in words, as `35 ms`."""
     split: str
     seed: int | None
     gmacs: float | None
     """Mean multiply-accumulates per instance, in units of 10^9."""
     ratio: float | None = None
     """`gmacs` divided by those of the untrimmed model (target 1.0) on the same task and split."""
+    wanted: float | None = None
+    """The target's amount in its `unit`: `x`, `GMACs` or `ms`."""
+    reached: float | None = None
+    """The same as measured on this split, between `reached_low` and `reached_high` with 95% where it is a time."""
+    reached_low: float | None = None
+    reached_high: float | None = None
+    unit: str = ""
     samples: int = 0
     skipped: int = 0
     """Samples of the split that could not be used, beside the `samples` that were evaluated."""
@@ -47,7 +60,14 @@ class Line:
     @property
     def label(self) -> str:
         """The method with its target, as `smarttrim 2.0x`."""
-        return self.method if self.target is None else f"{self.method} {self.target:.1f}x"
+        if self.target is None:
+            return self.method
+        return f"{self.method} {self.target if isinstance(self.target, str) else Target(self.target, 'x').name}"
+
+    @property
+    def miss(self) -> float | None:
+        """By which part of the wanted figure the reached one is off; above 0 where it is larger."""
+        return self.reached / self.wanted - 1 if self.wanted and self.reached is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +85,20 @@ class TaskTable:
         return next((known[name] for name in _MAIN_METRICS if name in known), self.metrics[0])
 
     @property
+    def shows_reached(self) -> bool:
+        """Whether any line had a target to reach."""
+        return any(line.reached is not None for line in self.lines)
+
+    @property
     def notes(self) -> list[str]:
-        """One sentence for each split of which not every sample could be evaluated."""
+        """One sentence for each split of which not every sample could be evaluated, and for each target missed."""
         lines = {line.split: line for line in self.lines if line.skipped}
+        missed = [line for line in self.lines if line.miss is not None and abs(line.miss) > NEAR]
         return [
+            f"{line.label} on {line.split} is {abs(line.miss or 0):.1%} {'above' if (line.miss or 0) > 0 else 'below'} "
+            f"what was wanted; {NEAR:.0%} are allowed"
+            for line in missed
+        ] + [
             f"{split}: {line.skipped:,} of {line.samples + line.skipped:,} samples could not be used and count in no "
             "figure; see the stage's log"
             for split, line in lines.items()
@@ -112,15 +142,18 @@ def _task_table(task: str, rows: Sequence[Mapping[str, Any]]) -> TaskTable:
 def _line(rows: Sequence[Mapping[str, Any]], ratio: float | None = None) -> Line:
     first = rows[0]
     costs = (_number(row.get("gmacs")) for row in rows)
-    seed = first.get("seed")
+    seed, target = first.get("seed"), first.get("target")
+    measured = {name: _number(first.get(name)) for name in ("wanted", "reached", "reached_low", "reached_high")}
     return Line(
         stage=str(first.get("stage", "")),
         method=str(first.get("method", "")),
-        target=_number(first.get("target")),
+        target=target if isinstance(target, str) else _number(target),
         split=str(first.get("split", "")),
         seed=int(seed) if seed is not None else None,
         gmacs=next((cost for cost in costs if cost is not None), None),
         ratio=ratio,
+        **measured,
+        unit=str(first.get("unit", "")),
         samples=int(first.get("samples", 0)),
         skipped=int(first.get("skipped", 0)),
         cells={str(row["metric"]): cell for row in rows if (cell := _cell(row)) is not None},

@@ -70,11 +70,11 @@ class RunFolder:
         return str(self.facts.get("name") or self.path.name)
 
     @property
-    def targets(self) -> list[float] | None:
-        """The speed-ups that the configuration asks the trim stages for; None where it does not say."""
+    def targets(self) -> list[Any] | None:
+        """The targets that the configuration gives the trim stages; None where it does not say."""
         trim = self.config.get("trim")
         targets = trim.get("targets") if isinstance(trim, Mapping) else None
-        return None if targets is None else [float(target) for target in targets]
+        return None if targets is None else list(targets)
 
 
 @dataclass(frozen=True)

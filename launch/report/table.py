@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launch.report.results import Line, TaskTable, group_results
-from launch.report.words import cell_text, cost, metric_name, ratio
+from launch.report.words import cell_text, cost, metric_name, ratio, reached, wanted
 
 
 def results_table(rows: Iterable[Mapping[str, Any]], width: int = 120) -> str:
@@ -35,7 +35,7 @@ def _task_text(table: TaskTable, width: int) -> str:
 
 def _columns(table: TaskTable, interval: bool) -> list[str]:
     head = ["method", "split", *(["seed"] if table.several_seeds else []), *map(metric_name, table.metrics)]
-    cells = [[*head, "GMACs", "of untrimmed"]]
+    cells = [[*head, "GMACs", "of untrimmed", *(["wanted", "reached"] if table.shows_reached else [])]]
     cells += [_cells(line, table, interval) for line in table.lines]
     return aligned(cells, left=2)
 
@@ -55,7 +55,8 @@ def aligned(cells: Sequence[list[str]], left: int) -> list[str]:
 def _cells(line: Line, table: TaskTable, interval: bool) -> list[str]:
     seed = [str(line.seed)] if table.several_seeds else []
     values = [cell_text(metric, line.cells.get(metric), interval) for metric in table.metrics]
-    return [line.label, line.split, *seed, *values, cost(line), ratio(line)]
+    target = [wanted(line), reached(line)] if table.shows_reached else []
+    return [line.label, line.split, *seed, *values, cost(line), ratio(line), *target]
 
 
 def _joined(row: list[str], widths: list[int], left: int) -> str:

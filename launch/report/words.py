@@ -48,6 +48,25 @@ def ratio(line: Line) -> str:
     return ABSENT if line.ratio is None else f"{line.ratio:.2f}"
 
 
+def wanted(line: Line) -> str:
+    """The target's amount with its unit: `2.00x`, `12 GMACs`."""
+    return ABSENT if line.wanted is None else _amount(line.wanted, line.unit)
+
+
+def reached(line: Line) -> str:
+    """What was reached of it: `1.97x (-1.5%)`, `35.2 ms (+0.6%; 34.9 to 35.6)`."""
+    if line.reached is None or line.miss is None:
+        return ABSENT
+    text = f"{_amount(line.reached, line.unit)} ({line.miss:+.1%}"
+    if line.reached_low is not None and line.reached_high is not None:
+        text += f"; {line.reached_low:.3g} to {line.reached_high:.3g}"
+    return text + ")"
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:.2f}x" if unit == "x" else f"{value:.4g} {unit}"
+
+
 def duration(seconds: float | None) -> str:
     """A length of time: `0.4 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds is None:

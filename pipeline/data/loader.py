@@ -291,6 +291,7 @@ def eval_loader(
     batch_size: int,
     process: Process,
     limit: int | None = None,
+    spread: bool = False,
     quarantine: Path | None = None,
 ) -> StepLoader:
     """Every sample of a split exactly once over all ranks, in order, without augmentation.
@@ -307,7 +308,8 @@ def eval_loader(
         tokenizer: of the texts.
         batch_size: samples a batch of one rank.
         process: which part is this rank's.
-        limit: only the first so many samples.
+        limit: only so many samples, the first ones.
+        spread: take them from all over the split instead: neighbours are alike.
         quarantine: folder for lists of the samples that cannot be used.
 
     Raises:
@@ -316,7 +318,7 @@ def eval_loader(
     folder = ShardFolder(source, config)
     units = folder.units(text, unit)
     _check_not_empty(folder, units.total, text)
-    order = EvalOrder(units, batch_size, process.world_size, limit)
+    order = EvalOrder(units, batch_size, process.world_size, limit, spread)
     draws, steps = _draws_nothing, order.steps
     dataset = _dataset([folder], order, partial(_plain, config), draws, tokenizer, text, config, process, steps)
     return StepLoader(dataset, range(steps), batch_size, config, process, [str(source)], quarantine)

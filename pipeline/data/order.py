@@ -289,14 +289,17 @@ class EvalOrder:
 
     leaves_out = True
 
-    def __init__(self, units: Units, batch_size: int, world_size: int, limit: int | None = None) -> None:
+    def __init__(
+        self, units: Units, batch_size: int, world_size: int, limit: int | None = None, spread: bool = False
+    ) -> None:
         """Counts the steps.
 
         Args:
             units: of the source.
             batch_size: units a step and rank.
             world_size: number of ranks.
-            limit: only the first so many units.
+            limit: only so many units, the first ones.
+            spread: take them from all over the source instead.
         """
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
@@ -305,6 +308,7 @@ class EvalOrder:
         self._units = units
         self._layout = _Layout(np.arange(len(units.shard_sizes)), units.shard_sizes, 0)
         self.total = units.total if limit is None else min(limit, units.total)
+        self._span = units.total if spread else self.total
         self._global_batch = batch_size * world_size
         self.steps = -(-self.total // self._global_batch)
 
@@ -313,7 +317,7 @@ class EvalOrder:
         begin = step * self._global_batch
         count = min(self._global_batch, self.total - begin)
         places = range(begin + count * rank // world_size, begin + count * (rank + 1) // world_size)
-        return [Slot(0, 0, 0, place) for place in places]
+        return [Slot(0, 0, 0, place * self._span // self.total) for place in places]
 
     def pick(self, slot: Slot, attempt: int = 0) -> Pick | None:
         """The sample of a slot; nothing stands in for a bad one."""

@@ -133,11 +133,12 @@ def test_a_failed_stage_does_not_stop_others_and_is_named_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert run(out, "--trim.targets", "[1.0, 500.0]", "--json") == 2
+    # No text of the loader's length is known to be too short for this one before the data's own are seen.
+    assert run(out, "--trim.targets", "[1.0, 8.5]", "--json") == 2
     printed = json.loads(capsys.readouterr().out)
-    assert list(printed["failures"]) == ["trim-statement-500.0x"]
+    assert list(printed["failures"]) == ["trim-statement-8.5x"]
     assert printed["stages"]["evaluate-trim-statement-1.0x"] == "done"
-    assert printed["stages"]["evaluate-trim-statement-500.0x"] == "blocked"
+    assert printed["stages"]["evaluate-trim-statement-8.5x"] == "blocked"
     assert (out / "report.html").exists()
     assert read_json(out / "run.json")["finished"] is None
 

@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -137,3 +138,22 @@ def test_a_split_that_was_not_evaluated_whole_says_so() -> None:
     (table,) = group_results(rows)
     assert table.notes == ["test: 3 of 2,000 samples could not be used and count in no figure; see the stage's log"]
     assert results_table(rows).endswith(table.notes[0])
+
+
+def test_what_was_reached_stands_beside_what_was_wanted() -> None:
+    rows = [
+        row(target=1.0, gmacs=1.0, wanted=1.0, reached=1.0, unit="x"),
+        row(target=2.0, gmacs=0.54, wanted=2.0, reached=1.85, unit="x"),
+        row(target="0.4 GMACs", gmacs=0.404, wanted=0.4, reached=0.404, unit="GMACs"),
+        row(target="35 ms", wanted=35.0, reached=35.52, unit="ms", reached_low=35.1, reached_high=36.04),
+    ]
+    (table,) = group_results(rows)
+    text = results_table(rows).splitlines()
+    assert [line.split("  ")[-1].strip() for line in text[1:2] + text[3:7]] == [
+        "reached", "1.00x (+0.0%)", "1.85x (-7.5%)", "0.404 GMACs (+1.0%)", "35.52 ms (+1.5%; 35.1 to 36)",
+    ]  # fmt: skip
+    assert [re.split(" {2,}", line)[-2] for line in text[4:7]] == ["2.00x", "0.4 GMACs", "35 ms"]
+    assert [line.label for line in table.lines][2:] == ["smarttrim 0.4 GMACs", "smarttrim 35 ms"]
+    assert table.notes == ["smarttrim 2.0x on test is 7.5% below what was wanted; 3% are allowed"]
+    drawing = draw_pareto(table)
+    assert drawing is not None and "0.4 GMACs" in drawing.svg and "statement,test,smarttrim,35 ms" in drawing.csv

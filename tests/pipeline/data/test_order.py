@@ -1,5 +1,5 @@
 from collections import Counter
-from itertools import takewhile
+from itertools import pairwise, takewhile
 
 import numpy as np
 import pytest
@@ -216,6 +216,17 @@ def test_evaluation_visits_everything_once_in_order_in_equal_steps(shards, unit,
         assert max(sizes) - min(sizes) <= 1 and max(sizes) <= size
         visited += [(pick.row, pick.text) for part in parts for pick in part]
     assert visited == everything
+
+
+@quick
+@given(shard_lists, units_of_a_row, st.integers(1, 5), st.integers(1, 30))
+def test_a_spread_evaluation_takes_its_few_from_everywhere_and_none_twice(shards, unit, size, limit) -> None:
+    order = EvalOrder(units(shards, unit), size, 1, limit, spread=True)
+    everything = sorted(all_units(shards, unit))
+    visited = [everything.index((p.row, p.text)) for step in range(order.steps) for p in picks(order, step, 0, 1)]
+    assert len(visited) == min(limit, len(everything))
+    gaps = {after - before for before, after in pairwise(visited)} or {1}
+    assert visited[:1] in ([], [0]) and min(gaps) >= 1 and max(gaps) - min(gaps) <= 1
 
 
 def test_evaluation_has_no_stand_ins() -> None:

@@ -1,0 +1,172 @@
+"""What became of a target: a trained model is settled on it, and an evaluated one is measured by it."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.data.batch import ImageTextBatch
+from pipeline.measure.latency import Latency, alike, alone, packed_latency
+from pipeline.tasks.statements import StatementModel
+from pipeline.trim_plan import MOST_SHARE, Examples, Plan
+from pipeline.trimming.calibrate import Calibration, calibrate
+from pipeline.trimming.cost import units_of
+from pipeline.trimming.target import Target
+
+log = logging.getLogger(__name__)
+
+_NEAR = 0.01  # part of the wanted time that is near enough
+_FAR = 0.03  # and that is not, however noisy the clock
+_APART = 0.03  # of the full cost
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of a target on training's instances, once training is over.
+
+    Attributes:
+        shift: Added to every score after training.
+        before: Mean cost over the full cost, before; None where nothing was measured.
+        after: The same after.
+        wanted: The target's amount.
+        reached: The same as measured; None where nothing was.
+        unit: Of both.
+        latency: The last measurement of a time.
+    """
+
+    shift: float
+    before: float | None
+    after: float | None
+    wanted: float
+    reached: float | None
+    unit: str
+    latency: Latency | None = None
+
+
+class Settler:
+    """Settles a trained model on its target.
+
+    Args:
+        model: With training's shift in its trimmers; in evaluation mode, on the device.
+        target: Wanted.
+        batch: Instances to settle on.
+        examples: How they are computed.
+    """
+
+    def __init__(self, model: StatementModel, target: Target, batch: ImageTextBatch, examples: Examples) -> None:
+        assert model.trimmers is not None
+        self.model, self.trimmers, self.target = model, model.trimmers, target
+        self.batch, self.examples = batch, examples
+        self.device = next(model.parameters()).device
+        part = examples.batch
+        parts = [batch.part(slice(at, at + part)) for at in range(0, len(batch), part)]
+        self.parts = [each.to(self.device) for each in parts]
+        units = [units_of(model.backbone, each.token_mask) for each in self.parts]
+        self.full_ms = math.inf
+        self.full = torch.cat([model.cost_model().full(each) for each in units]).double()
+
+    def settle(self, plan: Plan) -> Settled:
+        """Shifts all scores alike until the model costs what is wanted."""
+        if self.target.unit == "ms":
+            return self._settle_time(plan)
+        amount, whole = self.target.amount, float(self.full.mean())
+        done = calibrate(self.trimmers, self.share, 1 / amount if self.target.unit == "x" else 1e9 * amount / whole)
+        assert done.after is not None
+        reached = 1 / done.after if self.target.unit == "x" else done.after * whole / 1e9
+        return Settled(done.shift, done.before, done.after, amount, reached, self.target.unit)
+
+    def share(self) -> float:
+        """Multiply-accumulates over the full model's."""
+        return float(self._macs().sum() / self.full.sum())
+
+    def _macs(self) -> Tensor:
+        normalise = self.examples.normalise
+        shares = [self.model.cost_shares(normalise(p.pixels), p.token_ids, p.token_mask) for p in self.parts]
+        return torch.cat(shares).double() * self.full
+
+    def _settle_time(self, plan: Plan) -> Settled:
+        """All scores' shift from training's end is what the tried ones add up to."""
+        done: list[Calibration] = []
+        self.full_ms = plan.full_ms
+
+        def spend(share: float) -> float:
+            done.append(calibrate(self.trimmers, self.share, share))
+            assert done[-1].after is not None
+            return done[-1].after
+
+        tried = settle_time(self.target.amount, plan, spend, self._measure)
+        best = min(range(len(tried)), key=lambda at: abs(tried[at][1].ms - self.target.amount))
+        after, latency = tried[best]
+        self.trimmers.shift(-sum(each.shift for each in done[best + 1 :]))
+        shift = sum(each.shift for each in done[: best + 1])
+        return Settled(shift, done[0].before, after, self.target.amount, latency.ms, "ms", latency)
+
+    def _measure(self) -> Latency:
+        """Measured against the untrimmed model, by the least that this one has taken: other work drops out."""
+        config, macs = self.examples.latency, self._macs().tolist()
+        rows = alike(macs, macs, config.instances)
+        latency = packed_latency(self.model, alone(self.batch, rows, self.examples.normalise, self.device), config)
+        self.full_ms = min(self.full_ms, latency.full_ms)
+        return latency.where_full_takes(self.full_ms)
+
+
+def settle_time(
+    wanted: float, plan: Plan, spend: Callable[[float], float], measure: Callable[[], Latency]
+) -> list[tuple[float, Latency]]:
+    """Looks for the cost that takes the wanted time: times are noisy, costs are not.
+
+    Args:
+        wanted: Milliseconds.
+        plan: Where to begin, and how time follows cost.
+        spend: Has the model cost this part of the full cost; gives what it costs then.
+        measure: The time that this takes.
+
+    Returns:
+        Costs and times in the order in which they were tried; one of them comes nearest.
+    """
+    share, tried = 1 / plan.speed_up, []
+    for _ in range(_TRIES):
+        spent, latency = spend(share), measure()
+        tried.append((spent, latency))
+        log.info("%.4g of the multiply-accumulates take %.4g ms; wanted: %.4g ms", spent, latency.ms, wanted)
+        noise = min(latency.high - latency.ms, latency.ms - latency.low)
+        if abs(latency.ms - wanted) <= min(max(_NEAR * wanted, noise), _FAR * wanted):
+            break
+        share = min(max(spent + (wanted - latency.ms) / _slope(tried, plan.slope), spent / 2), MOST_SHARE)
+    return tried
+
+
+def _slope(tried: Sequence[tuple[float, Latency]], planned: float) -> float:
+    """Milliseconds that the whole cost takes, by the last two tries where they are far enough apart to tell."""
+    if len(tried) < 2 or abs(tried[-1][0] - tried[-2][0]) < _APART:
+        return planned
+    (share, latency), (earlier, before) = tried[-1], tried[-2]
+    return min(max((latency.ms - before.ms) / (share - earlier), planned / 2), 2 * planned)
+
+
+def reached(
+    target: Target, macs: Sequence[float], full: Sequence[float], time: Callable[[], Latency]
+) -> dict[str, Any]:
+    """Wanted and reached, for a row of results.
+
+    Args:
+        target: Of the model.
+        macs: Of each instance, as it was decided.
+        full: Of the untrimmed model.
+        time: Measures, where the target is a time.
+
+    Returns:
+        "wanted", "reached" and "unit"; of a time also "reached_low", "reached_high", "full_ms" and "threads".
+    """
+    row: dict[str, Any] = {"wanted": target.amount, "unit": target.unit}
+    if target.unit == "ms":
+        latency = time()
+        measured = {"reached_low": latency.low, "reached_high": latency.high, "full_ms": latency.full_ms}
+        return {**row, "reached": latency.ms, **measured, "threads": latency.threads}
+    mean = sum(macs) / len(macs)
+    return {**row, "reached": sum(full) / len(full) / mean if target.unit == "x" else mean / 1e9}
