@@ -25,6 +25,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.engine_config import LAYOUT_KEYS
 from pipeline.pretrain import check_pretrain, describe_pretrain_update
 from pipeline.progress import ProgressFile
+from pipeline.trimming.methods import SMART, what_counts
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,10 @@ def build_stages(
 
 
 def trim_name(config: RunConfig, target: float) -> str:
-    """The name of the stage for one target, such as ``trim-statement-2.0x``."""
-    return f"trim-{config.trim.task}-{target:.4g}x" if target % 1 else f"trim-{config.trim.task}-{target:.1f}x"
+    """The name of the stage for one target, such as ``trim-statement-2.0x`` or ``trim-statement-ftkd-2.0x``."""
+    method = "" if target == 1 or config.trim.method == SMART else f"-{config.trim.method}"
+    name = f"trim-{config.trim.task}{method}"
+    return f"{name}-{target:.4g}x" if target % 1 else f"{name}-{target:.1f}x"
 
 
 def training_stages(config: RunConfig) -> list[str]:
@@ -120,7 +123,7 @@ class _Builder:
     def build(self, until: str | None) -> list[Stage]:
         wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
         stages = [self._shard(), self._pretrain()]
-        trims = [self._trim(target) for target in self._config.trim.targets]
+        trims = [self._trim(target) for target in sorted(self._config.trim.targets)]  # a teacher before its students
         if "trim" in wanted:
             stages += trims
         if "evaluate" in wanted:
@@ -215,17 +218,20 @@ class _Builder:
 
     def _trim(self, target: float) -> Stage:
         name = trim_name(self._config, target)
-        trim = {key: value for key, value in self._run["trim"].items() if key != "targets"}
+        teacher = trim_name(self._config, 1.0) if self._config.trim.needs_teacher and target > 1 else None
         job = self._job(
             name,
             "trim",
             target=target,
             backbone=str(self._export("pretrain")),
+            teacher=None if teacher is None else str(self._export(teacher)),
             budget_seconds=self._trim_seconds(),
             can_leave=True,
         )
+        trim = what_counts(self._run["trim"], full=target == 1)
         parts = {**self._parts("loader", "engine"), "trim": trim, "target": target, "budget": self._budget()}
-        return self._single(name, job, ("pretrain",), parts, (self._export(name),))
+        inputs = ("pretrain",) if teacher is None else ("pretrain", teacher)
+        return self._single(name, job, inputs, parts, (self._export(name),))
 
     def _evaluate(self, of: str) -> Stage:
         name = f"evaluate-{of}"
@@ -304,5 +310,6 @@ class _Builder:
         budget, targets = self._config.budget, len(self._config.trim.targets)
         if budget.minutes is None:
             return None
-        rounds = math.ceil(targets / max(1, self._backend.slots))
+        first = self._config.trim.needs_teacher and targets > 1  # the others wait for the full model
+        rounds = first + math.ceil((targets - first) / max(1, self._backend.slots))
         return 60 * budget.minutes * (1 - budget.pretrain_share) / rounds

@@ -14,7 +14,7 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import StepLoader, eval_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.text import Tokenizer
-from pipeline.exports import load_backbone, load_statement_model
+from pipeline.exports import load_backbone, load_statement_model, method_of
 from pipeline.limits import at_least
 from pipeline.measure.bootstrap import group_interval
 from pipeline.models.schedule import Intervention
@@ -25,7 +25,6 @@ from pipeline.tasks.retrieval import Encoded, encode_pairs, join, matching_parts
 from pipeline.tasks.statements import StatementModel
 from pipeline.train import Stage
 from pipeline.trimming.cost import CostModel, units_of
-from pipeline.trimming.smarttrim import PackedTrimming
 
 Row = dict[str, Any]
 
@@ -170,7 +169,7 @@ def _statements(
         clusters += batch.clusters
     row = {
         "stage": name,
-        "method": "full" if model.trimmers is None else "smarttrim",
+        "method": method_of(described),
         "target": described["target"],
         "task": "statement",
         "split": split,
@@ -188,21 +187,16 @@ def _statements(
 def judged(
     model: StatementModel, batches: Iterable[ImageTextBatch], inputs: Inputs, device: torch.device
 ) -> Iterator[tuple[ImageTextBatch, Tensor, Tensor]]:
-    """Batches of statements with their (B, 2) scores and (B,) multiply-accumulates; trimmed models run packed."""
-    cost = model.cost_model()
+    """Batches of statements with their (B, 2) scores and (B,) multiply-accumulates; what is trimmed is not computed."""
     for batch in batches:
         if not len(batch):
             continue
         batch = batch.to(device)
-        pixels = inputs.normalise(batch.pixels)
-        if model.trimmers is None:
-            scores_B2 = model.classify(pixels, batch.token_ids, batch.token_mask, [])
-            yield batch, scores_B2, cost.full(units_of(model.backbone, batch.token_mask))
-        else:
-            trimming = PackedTrimming(model.trimmers)
-            methods: list[Intervention] = [trimming]
-            scores_B2 = model.classify(pixels, batch.token_ids, batch.token_mask, methods)
-            yield batch, scores_B2, cost.of(trimming.decisions, units_of(model.backbone, batch.token_mask))
+        trimming = model.trimming(batch.token_ids, batch.token_mask)
+        methods: list[Intervention] = [] if trimming is None else [trimming]
+        scores_B2 = model.classify(inputs.normalise(batch.pixels), batch.token_ids, batch.token_mask, methods)
+        decisions = {} if trimming is None else trimming.decisions
+        yield batch, scores_B2, model.macs(decisions, units_of(model.backbone, batch.token_mask))
 
 
 def _interval(values: list[float], groups: list[str]) -> dict[str, float]:

@@ -1,6 +1,9 @@
-"""The trimming stage: a pre-trained backbone -> task head and trimmers, fine-tuned together -> export."""
+"""The trimming stage: a pre-trained backbone -> task head and trimmers, fine-tuned together -> export.
 
-from collections.abc import Iterable
+Baselines take SmartTrim's place here, in the same loop.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,28 +18,34 @@ from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.text import Tokenizer
 from pipeline.engine import OptimizerConfig, build_engine, split_decay
-from pipeline.exports import load_backbone
+from pipeline.exports import build_statement_model, describe_method, load_backbone, load_statement_model
 from pipeline.handoff import check_fits
 from pipeline.limits import above_zero, weights_above_zero
 from pipeline.log_facts import LogFacts, device_peak
 from pipeline.measure.step_macs import statement_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import recompute_activations
+from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.process import Process
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, export_config
+from pipeline.tasks.ftkd import TaughtStatements
 from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.trimming.calibrate import Calibration, calibrate
-from pipeline.trimming.cost import units_of
+from pipeline.trimming.cost import Units, units_of
+from pipeline.trimming.ftkd import LayerMap, begin_student, choose_layers
+from pipeline.trimming.importance import head_importance, order_heads
+from pipeline.trimming.methods import MethodsConfig
+from pipeline.trimming.trimmers import Trimmers
 
 TYPICAL_TEXTS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrimConfig:
-    """Fine-tuning on a task for one or several speed-ups.
+class TrimConfig(MethodsConfig):
+    """Fine-tuning on a task for one or several speed-ups, with SmartTrim or a baseline (`MethodsConfig`).
 
     Attributes:
         task: ``statement``: is a sentence true of a picture?
@@ -48,7 +57,8 @@ class TrimConfig:
         optimizer: AdamW; the rate of the backbone.
         head_scale: Learning rate of the head over the backbone's.
         trimmer_scale: Learning rate of the trimmers over the backbone's: they begin far on the side of keeping.
-        smarttrim: Constants.
+        smarttrim: Constants; its curriculum and self-distillation hold for the baselines too, where they have none of
+            their own.
     """
 
     task: Literal["statement"] = "statement"
@@ -67,11 +77,22 @@ class TrimConfig:
             raise UserError(
                 f"trim.targets={list(self.targets)} must be different speed-ups of at least 1.0, such as [1.0, 2.0]"
             )
+        if self.needs_teacher and 1.0 not in self.targets:
+            raise UserError(
+                f"trim.method={self.method} looks at the fine-tuned full model: trim.targets={list(self.targets)} must "
+                "hold 1.0"
+            )
         above_zero(self, "trim", "head_scale", "trimmer_scale")
 
 
 def trim(
-    config: TrimConfig, target: float, backbone: Path, model_config: ModelConfig, inputs: Inputs, stage: Stage
+    config: TrimConfig,
+    target: float,
+    backbone: Path,
+    model_config: ModelConfig,
+    inputs: Inputs,
+    stage: Stage,
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Fine-tune and export; returns the counts of `train`.
 
@@ -82,6 +103,7 @@ def trim(
         model_config: Sizes that its model is to have.
         inputs: Data, tokenizer, loader, engine, seed.
         stage: Folder, process, budget.
+        teacher: Export folder of the fine-tuned full model, for methods that look at it.
 
     Raises:
         UserError: The target cannot be reached, or the checkpoint does not fit the run.
@@ -94,15 +116,14 @@ def trim(
     tokenizer = inputs.load_tokenizer()
     trained = load_backbone(backbone)
     check_fits(backbone, trained.config, model_config, tokenizer, inputs.loader)
-    model = _model(config, target, trained).to(process.torch_device)
-    typical = units_of(model.backbone, _typical(config, inputs, tokenizer, TYPICAL_TEXTS).token_mask)
+    task = _task(config, target, trained, teacher, inputs, process)
+    model = task.model
     if inputs.engine.recompute:
         recompute_activations(model)
-    task = StatementTask(model, inputs.normalise, target, config.smarttrim, typical)
     groups = [*split_decay(model.backbone), *split_decay(model.cls_head, config.head_scale)]
     if model.trimmers is not None:
         groups += split_decay(model.trimmers, config.trimmer_scale)
-    facts = _log_facts(config, model, inputs, stage)  # counted before an engine may split the weights
+    facts = _log_facts(config, task, inputs, stage)  # counted before an engine may split the weights
     engine = build_engine(settled, config.optimizer, model, groups, process)
     seed_everything(inputs.seed, 1001 + process.rank)
 
@@ -124,29 +145,95 @@ def trim(
     counts = train(task, engine, batches, config.loop, stage, facts)
     weights = engine.weights()
     if process.is_main:
+        name = config.method if target > 1 else "full"
+        if model.trimmers is not None:
+            model.trimmers.set_share(task.curriculum.share)
+        described = export_config(
+            "statement", model.backbone.config, inputs.loader, target=target, **describe_method(model, name)
+        )
         if target > 1:
-            plain = _model(config, target, load_backbone(backbone))
+            plain = build_statement_model(described)
             plain.load_state_dict(weights)
             counts["calibration"] = asdict(_settle(plain, task.curriculum.shift, config, target, inputs, process))
             weights = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
-        _export(stage.folder / "export", model, weights, target, inputs)
+        export_weights(stage.folder / "export", weights, described, tokenizer)
     engine.close()
     return counts
 
 
-def _model(config: TrimConfig, target: float, backbone: Backbone) -> StatementModel:
-    return StatementModel(backbone, config.smarttrim.trimmers if target > 1 else None)
+def _task(
+    config: TrimConfig, target: float, trained: Backbone, teacher: Path | None, inputs: Inputs, process: Process
+) -> StatementTask:
+    """What is trained, on the device: the full model, a model with what trims it, or a student."""
+    device = process.torch_device
+    method = config if target > 1 else None
+    if method is not None and method.method == "ftkd":
+        return _student_task(config, target, _teacher(teacher), inputs, process)
+    trimmers = None if method is None else method.reduction or config.smarttrim.trimmers
+    model = StatementModel(trained, trimmers, config.policy).to(device)
+    typical = _typical_units(config, inputs, model)
+    if isinstance(model.trimmers, Trimmers) and model.trimmers.policy.heads == "ranked":
+        _order_heads(config, model.trimmers, teacher, inputs, process)
+    smarttrim = config.smarttrim
+    if config.distill_weight is not None:
+        smarttrim = replace(smarttrim, distill_weight=config.distill_weight)
+    return StatementTask(model, inputs.normalise, target, smarttrim, typical)
 
 
-def _log_facts(config: TrimConfig, model: StatementModel, inputs: Inputs, stage: Stage) -> LogFacts:
+def _student_task(
+    config: TrimConfig, target: float, teacher: StatementModel, inputs: Inputs, process: Process
+) -> TaughtStatements:
+    """A student of the full model's fine-tuned one, with as many layers as the target allows."""
+    typical = _typical_units(config, inputs, teacher)
+    whole = teacher.backbone.config
+    layers = choose_layers(teacher.cost_model(), typical, target)
+    student = StatementModel(build_model(layers.cut(whole)), None, whole=whole)
+    begin_student(student, teacher, LayerMap(student.backbone, teacher.backbone))
+    device = process.torch_device
+    return TaughtStatements(student.to(device), teacher.to(device), inputs.normalise, target, config.ftkd, typical)
+
+
+def _teacher(folder: Path | None) -> StatementModel:
+    assert folder is not None, "a method that looks at the full model is given it"
+    return load_statement_model(folder)[0]
+
+
+def _order_heads(
+    config: TrimConfig, trimmers: Trimmers, teacher: Path | None, inputs: Inputs, process: Process
+) -> None:
+    """Settles which heads go first, the same on every process."""
+    assert config.method in ("head_random", "grad_layer", "grad_all")
+    importance: dict[str, Tensor] = {}
+    if config.needs_teacher:
+        model = _teacher(teacher).to(process.torch_device)
+        batch = _typical(config, inputs, inputs.load_tokenizer(), config.heads.instances)
+        parts = _parts(batch, config.loop.global_batch, process)
+        importance = head_importance(model, ((inputs.normalise(p.pixels), p.token_ids, p.token_mask) for p in parts))
+    order_heads(trimmers, config.method, inputs.seed, importance)
+
+
+def _log_facts(config: TrimConfig, task: StatementTask, inputs: Inputs, stage: Stage) -> LogFacts:
     """What the log says besides losses; what is kept of tokens and heads is among the task's own numbers."""
+    model = task.model
     scales = {"head": config.head_scale} | ({} if model.trimmers is None else {"trimmers": config.trimmer_scale})
+    if model.trimmers is not None:
+        model.trimmers.set_share(task.curriculum.share)
     return LogFacts(
-        macs=statement_macs(model, inputs.loader.max_tokens, config.smarttrim.distill_weight > 0),
+        macs=statement_macs(model, inputs.loader.max_tokens, task.config.distill_weight > 0),
         lr_scales=scales,
         peak_flops=device_peak(stage.process, inputs.engine, stage.tracker.peak_tflops),
         restarts=stage.tracker.restarts,
     )
+
+
+def _typical_units(config: TrimConfig, inputs: Inputs, model: StatementModel) -> Units:
+    """What typical instances are made of."""
+    return units_of(model.backbone, _typical(config, inputs, inputs.load_tokenizer(), TYPICAL_TEXTS).token_mask)
+
+
+def _parts(batch: ImageTextBatch, size: int, process: Process) -> Iterator[ImageTextBatch]:
+    for at in range(0, len(batch), size):
+        yield batch.part(slice(at, at + size)).to(process.torch_device)
 
 
 def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: int) -> ImageTextBatch:
@@ -167,24 +254,21 @@ def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: in
 def _settle(
     model: StatementModel, shift: float, config: TrimConfig, target: float, inputs: Inputs, process: Process
 ) -> Calibration:
-    """Puts training's shift into the trimmers and settles it on training's instances; while other processes wait."""
-    assert model.trimmers is not None
-    model.trimmers.shift(shift)
+    """Measures the cost on training's instances, while others wait; what is learned is settled to the target."""
     count = config.smarttrim.calibrate
+    learned = model.trimmers if isinstance(model.trimmers, Trimmers) and model.trimmers.learned else None
+    if learned is not None:
+        learned.shift(shift)
     if not count:
         return Calibration(0.0, None, None)
     model.eval().to(process.torch_device)
-    batch, part = _typical(config, inputs, inputs.load_tokenizer(), count), config.loop.global_batch
-    parts = [batch.part(slice(at, at + part)).to(process.torch_device) for at in range(0, len(batch), part)]
+    parts = list(_parts(_typical(config, inputs, inputs.load_tokenizer(), count), config.loop.global_batch, process))
 
     def measure() -> float:
         shares = [model.cost_shares(inputs.normalise(p.pixels), p.token_ids, p.token_mask) for p in parts]
         return float(torch.cat(shares).double().mean())
 
-    return calibrate(model.trimmers, measure, 1 / target)
-
-
-def _export(folder: Path, model: StatementModel, weights: dict[str, Tensor], target: float, inputs: Inputs) -> None:
-    trimmers = None if model.trimmers is None else asdict(model.trimmers.config)
-    described = export_config("statement", model.backbone.config, inputs.loader, target=target, trimmers=trimmers)
-    export_weights(folder, weights, described, inputs.load_tokenizer())
+    if learned is None:
+        found = measure()
+        return Calibration(0.0, found, found)
+    return calibrate(learned, measure, 1 / target)
