@@ -21,6 +21,7 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import PostNormBlock, PreNormBlock, keys_of
 from pipeline.models.config import ModelConfig
 from pipeline.models.schedule import Advance, InBlock, Step, Streams, TokenStream, site
+from pipeline.precision import at_least_float32
 from pipeline.trimming.cost import CostModel, Units
 from pipeline.trimming.smarttrim import group_of
 from pipeline.trimming.trimmers import block_size
@@ -213,14 +214,14 @@ def attention_divergence(
     """Mean over layers of KL( teacher ‖ student ) of what tokens that are there attend to, mean over heads."""
     parts = []
     for name, other in layers.attention.items():
-        own, wanted = student[f"attention/{name}"].float(), teacher[f"attention/{other}"].float()
+        own, wanted = (at_least_float32(seen[f"attention/{at}"]) for seen, at in ((student, name), (teacher, other)))
         divergence_BHN = (torch.xlogy(wanted, wanted) - wanted * own.clamp(min=1e-9).log()).sum(-1)
         parts.append(_mean_there(divergence_BHN.mean(1), name, mask_BL))
     return torch.stack(parts).mean()
 
 
 def _normal(x: Tensor) -> Tensor:
-    return F.layer_norm(x.float(), x.shape[-1:])
+    return F.layer_norm(at_least_float32(x), x.shape[-1:])
 
 
 def _mean_there(values_BN: Tensor, name: str, mask_BL: Tensor) -> Tensor:

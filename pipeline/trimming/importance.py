@@ -55,7 +55,9 @@ def head_importance(model: StatementModel, batches: Iterable[tuple[Tensor, Tenso
         probe = HeadProbe()
         scores_B2 = model.classify(pixels, ids_BL, mask_BL, [probe])
         loss = F.cross_entropy(scores_B2, scores_B2.detach().argmax(1), reduction="sum")
-        gradients = torch.autograd.grad(loss, list(probe.factors.values()))
+        factors = list(probe.factors.values())
+        # Where fusion begins from the words, the text that is encoded alone has no part in a full model's answer.
+        gradients = torch.autograd.grad(loss, factors, allow_unused=True, materialize_grads=True)
         for name, gradient_BH in zip(probe.factors, gradients, strict=True):
             total[name] = total.get(name, torch.zeros(())) + gradient_BH.abs().sum(0).cpu()
     return total
