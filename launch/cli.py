@@ -125,7 +125,7 @@ _RUN_HELP = {
 _RUNNING = frozenset(_RUN_HELP)
 _TAKING_OVERRIDES = _RUNNING | {"shard", "compare"}
 _FLAGS = frozenset({"--help", "--json", "--verbose", "--fresh", "--print_config"})
-_OPTIONS = _FLAGS | {"--config"}
+_OPTIONS = _FLAGS | {"--config", "--take_from"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,6 +171,8 @@ def _add_run(commands: Any, name: str, text: str) -> None:
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
     parser.add_argument("--config", action="append", default=[], metavar="CONFIG", help="another one of them")
     parser.add_argument("--fresh", action="store_true", help="start over: remove what an earlier run left in `out`")
+    taken = "another run's folder, of which finished stages are taken over that would be made just so here"
+    parser.add_argument("--take_from", metavar="RUN", type=Path, help=taken)
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration as YAML, and stop")
 
 
@@ -316,6 +318,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> Answer:
         overrides,
         until=None if options.command == "run" else options.command,
         fresh=options.fresh,
+        take_from=options.take_from,
         print_config=options.print_config,
     )
 

@@ -46,7 +46,13 @@ class ShardConfig(SourceConfig):
 
 
 def run_command(
-    files: Sequence[str], overrides: Sequence[str], *, until: str | None, fresh: bool, print_config: bool
+    files: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    until: str | None,
+    fresh: bool,
+    take_from: Path | None,
+    print_config: bool,
 ) -> Answer:
     """`trimline run` and the single stages.
 
@@ -63,7 +69,7 @@ def run_command(
         return 0, {"config": dump_config(config)}, dump_config(config).rstrip()
     from launch.run import execute
 
-    result = execute(config, until=until, fresh=fresh)
+    result = execute(config, until=until, fresh=fresh, take_from=take_from)
     if result is None:
         return 0, None, ""
     return _exit_code(result.failures.values()), result.as_json(), summary(result)

@@ -45,6 +45,8 @@ class CompareConfig:
         budgets: ``samples``: as many as the recipe says; ``minutes``: `minutes` of training, however many that is.
         minutes: Of training in each run, for the second.
         parallel: Runs side by side; times are comparable as long as it stays the same.
+        share: Whether the reference of each seed runs first, and the others take its finished stages over, as far as
+            they would be made just so: pre-training is then done once a seed. Their times are then the reference's.
     """
 
     out: str
@@ -56,6 +58,7 @@ class CompareConfig:
     budgets: tuple[Budget, ...] = ("samples",)
     minutes: float = 5.0
     parallel: int = 1
+    share: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, "compare", 1, "parallel")
@@ -81,13 +84,28 @@ class Trial:
 
 
 def trials(config: CompareConfig) -> list[Trial]:
-    """All runs: seed by seed, so that whatever is finished can be compared."""
-    return [
-        Trial(variant=variant, budget=budget, seed=seed)
+    """All runs: seed by seed, so that whatever is finished can be compared.
+
+    Where the others wait for their reference, as many references as run side by side are always ahead of them.
+    """
+    groups = [
+        [Trial(variant=variant, budget=budget, seed=seed) for variant in config.variants]
         for seed in config.seeds
         for budget in config.budgets
-        for variant in config.variants
     ]
+    if not config.share:
+        return [trial for group in groups for trial in group]
+    references = [reference_of(config, group[0]) for group in groups]
+    ordered = references[: config.parallel]
+    for number, group in enumerate(groups):
+        ordered += [trial for trial in group if trial not in references]
+        ordered += references[config.parallel + number : config.parallel + number + 1]
+    return ordered
+
+
+def reference_of(config: CompareConfig, trial: Trial) -> Trial:
+    """The run that a trial is compared with."""
+    return Trial(variant=config.reference, budget=trial.budget, seed=trial.seed)
 
 
 def overrides_of(config: CompareConfig, trial: Trial) -> list[str]:
@@ -118,7 +136,11 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
     out.mkdir(parents=True, exist_ok=True)
     runs, failures = _Runs(), dict[str, str]()
     with FolderLock(out), stopped_by_sigterm(), concurrent.futures.ThreadPoolExecutor(config.parallel) as pool:
-        jobs = {pool.submit(runs.run, files, overrides): trial for trial, overrides in words.items()}
+        jobs: dict[concurrent.futures.Future[str], Trial] = {}
+        for trial, overrides in words.items():
+            first = next((job for job, other in jobs.items() if other == reference_of(config, trial)), None)
+            shared = (first, out / reference_of(config, trial).name) if config.share and first is not None else None
+            jobs[pool.submit(runs.run, files, overrides, shared)] = trial
         try:
             for job in concurrent.futures.as_completed(jobs):
                 trial, error = jobs[job], job.result()
@@ -153,9 +175,24 @@ class _Runs:
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
 
-    def run(self, files: Sequence[Path], overrides: Sequence[str]) -> str:
-        """Carries out a run; returns why it failed, or nothing."""
+    def run(
+        self,
+        files: Sequence[Path],
+        overrides: Sequence[str],
+        shared: tuple[concurrent.futures.Future[str], Path] | None = None,
+    ) -> str:
+        """Carries out a run; returns why it failed, or nothing.
+
+        Args:
+            files: Its configuration.
+            overrides: What it changes in them.
+            shared: A run that ends first, and its folder, from which stages are taken over.
+        """
         command = [sys.executable, "-m", "launch", "run", *map(str, files), *overrides]
+        if shared is not None:
+            concurrent.futures.wait([shared[0]])
+            if (shared[1] / "stages").is_dir():
+                command += ["--take_from", str(shared[1])]
         with self._lock:
             if self._stopped:
                 return "not begun"

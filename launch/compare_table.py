@@ -11,6 +11,8 @@ from launch.report.table import aligned
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _T95_MANY = 1.96
 
+COST = "MMACs"  # billions are too coarse for the small models that are compared on one machine
+
 Key = tuple[str, str, str]
 """Task, split and metric (with the target where there is one)."""
 
@@ -74,6 +76,8 @@ def _metrics(run: Mapping[str, Any]) -> dict[Key, float]:
             if target is not None:
                 task += f" {target}" if isinstance(target, str) else f" {target:g}x"
             found[(task, row["split"], row["metric"])] = float(row["value"])
+            if row["target"] is not None and row.get("gmacs") is not None:
+                found[(task, row["split"], COST)] = 1e3 * float(row["gmacs"])
     return found
 
 

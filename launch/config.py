@@ -14,7 +14,7 @@ from pipeline.evaluate import EvaluateConfig
 from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig
 from pipeline.tracking import TrackingConfig
-from pipeline.trim import TrimConfig
+from pipeline.trim_config import TrimConfig
 
 
 @dataclass(frozen=True, kw_only=True)

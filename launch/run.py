@@ -25,6 +25,7 @@ from launch.progress import ProgressDisplay
 from launch.reading import dump_config
 from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS, build_stages, training_stages
+from launch.takeover import take_over
 from pipeline.checkpoint_places import forget_all
 from pipeline.lease import Lease
 from pipeline.progress import read_metrics
@@ -78,13 +79,16 @@ class RunResult:
         }
 
 
-def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False) -> RunResult | None:
+def execute(
+    config: RunConfig, *, until: str | None = None, fresh: bool = False, take_from: Path | None = None
+) -> RunResult | None:
     """Runs what is not finished of a run.
 
     Args:
         config: The run's configuration.
         until: The last kind of stage wanted: pretrain, trim or evaluate; None for all.
         fresh: Starts over: what an earlier run left in the folder is removed.
+        take_from: Folder of another run, of which finished stages are taken over that would be made just so here.
 
     Returns:
         What came of it; None in a process of torchrun's that only helped the first one.
@@ -126,6 +130,8 @@ def execute(config: RunConfig, *, until: str | None = None, fresh: bool = False)
             held.enter_context(lease)
         facts["stages"] = {stage.name: list(stage.inputs) for stage in stages}
         write_json(out / RUN, facts)
+        if take_from is not None:
+            take_over(stages, out, take_from.expanduser().resolve())
 
         def prepare() -> None:
             facts["finished"] = None  # there is something to do

@@ -26,6 +26,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.engine_config import LAYOUT_KEYS
 from pipeline.pretrain import check_pretrain, describe_pretrain_update
 from pipeline.progress import ProgressFile
+from pipeline.trimming.methods import SMART, what_counts
 from pipeline.trimming.target import Target
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,10 @@ def build_stages(
 
 
 def trim_name(config: RunConfig, target: float | str) -> str:
-    """The name of the stage for one target, such as ``trim-statement-2.0x``."""
-    return f"trim-{config.trim.task}-{Target.parse(target).name}"
+    """The name of the stage for one target, such as ``trim-statement-2.0x`` or ``trim-statement-ftkd-12GMACs``."""
+    wanted = Target.parse(target)
+    method = "" if wanted.is_full or config.trim.method == SMART else f"-{config.trim.method}"
+    return f"trim-{config.trim.task}{method}-{wanted.name}"
 
 
 def training_stages(config: RunConfig) -> list[str]:
@@ -132,7 +135,8 @@ class _Builder:
     def build(self, until: str | None) -> list[Stage]:
         wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
         stages = [self._shard(), self._pretrain()]
-        trims = [self._trim(target) for target in self._config.trim.targets]
+        targets = sorted(self._config.trim.targets, key=lambda each: not Target.parse(each).is_full)
+        trims = [self._trim(target) for target in targets]  # a teacher before its students
         if "trim" in wanted:
             stages += trims
         if "evaluate" in wanted:
@@ -226,18 +230,22 @@ class _Builder:
         return describe_pretrain_update(config.pretrain, config.model, engine, workers)
 
     def _trim(self, target: float | str) -> Stage:
-        name, wanted = trim_name(self._config, target), Target.parse(target).plain
-        trim = {key: value for key, value in self._run["trim"].items() if key != "targets"}
+        name, wanted = trim_name(self._config, target), Target.parse(target)
+        taught = self._config.trim.needs_teacher and not wanted.is_full
+        teacher = trim_name(self._config, 1.0) if taught else None
         job = self._job(
             name,
             "trim",
-            target=wanted,
+            target=wanted.plain,
             backbone=str(self._export("pretrain")),
+            teacher=None if teacher is None else str(self._export(teacher)),
             budget_seconds=self._trim_seconds(),
             can_leave=True,
         )
-        parts = {**self._parts("loader", "engine"), "trim": trim, "target": wanted, "budget": self._budget()}
-        return self._single(name, job, ("pretrain",), parts, (self._export(name),))
+        trim, budget = what_counts(self._run["trim"], wanted), self._budget()
+        parts = {**self._parts("loader", "engine"), "trim": trim, "target": wanted.plain, "budget": budget}
+        inputs = ("pretrain",) if teacher is None else ("pretrain", teacher)
+        return self._single(name, job, inputs, parts, (self._export(name),))
 
     def _evaluate(self, of: str) -> Stage:
         name = f"evaluate-{of}"
@@ -318,5 +326,6 @@ class _Builder:
         budget, targets = self._config.budget, len(self._config.trim.targets)
         if budget.minutes is None:
             return None
-        rounds = math.ceil(targets / max(1, self._backend.slots))
+        first = self._config.trim.needs_teacher and targets > 1  # the others wait for the full model
+        rounds = first + math.ceil((targets - first) / max(1, self._backend.slots))
         return 60 * budget.minutes * (1 - budget.pretrain_share) / rounds

@@ -14,7 +14,7 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import StepLoader, eval_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.text import Tokenizer
-from pipeline.exports import load_backbone, load_statement_model
+from pipeline.exports import load_backbone, load_statement_model, method_of
 from pipeline.limits import at_least
 from pipeline.measure.bootstrap import group_interval
 from pipeline.measure.latency import Latency, LatencyConfig, alike, alone, candidates, packed_latency
@@ -27,7 +27,6 @@ from pipeline.tasks.statements import StatementModel
 from pipeline.train import Stage
 from pipeline.trim_settle import reached
 from pipeline.trimming.cost import CostModel, units_of
-from pipeline.trimming.smarttrim import PackedTrimming
 from pipeline.trimming.target import Target
 
 Row = dict[str, Any]
@@ -171,17 +170,17 @@ def _statements(
     full: list[float] = []
     groups: list[str] = []
     clusters: list[str] = []
-    cost, target = model.cost_model(), Target.parse(described["target"])
+    target = Target.parse(described["target"])
     loader = loader_of(inputs, split, "statements", config.batch_size, tokenizer, None, stage)
     for batch, scores_B2, macs_B in judged(model, loader, inputs, stage.process.torch_device):
         right += (scores_B2.argmax(1) == batch.labels).float().tolist()
         macs += macs_B.tolist()
-        full += cost.full(units_of(model.backbone, batch.token_mask)).tolist()
+        full += model.full_macs(units_of(model.backbone, batch.token_mask)).tolist()
         groups += batch.groups
         clusters += batch.clusters
     row = {
         "stage": name,
-        "method": "full" if model.trimmers is None else "smarttrim",
+        "method": method_of(described),
         "target": target.amount if target.unit == "x" else str(target),
         "task": "statement",
         "split": split,
@@ -211,21 +210,16 @@ def _latency(
 def judged(
     model: StatementModel, batches: Iterable[ImageTextBatch], inputs: Inputs, device: torch.device
 ) -> Iterator[tuple[ImageTextBatch, Tensor, Tensor]]:
-    """Batches of statements with their (B, 2) scores and (B,) multiply-accumulates; trimmed models run packed."""
-    cost = model.cost_model()
+    """Batches of statements with their (B, 2) scores and (B,) multiply-accumulates; what is trimmed is not computed."""
     for batch in batches:
         if not len(batch):
             continue
         batch = batch.to(device)
-        pixels = inputs.normalise(batch.pixels)
-        if model.trimmers is None:
-            scores_B2 = model.classify(pixels, batch.token_ids, batch.token_mask, [])
-            yield batch, scores_B2, cost.full(units_of(model.backbone, batch.token_mask))
-        else:
-            trimming = PackedTrimming(model.trimmers)
-            methods: list[Intervention] = [trimming]
-            scores_B2 = model.classify(pixels, batch.token_ids, batch.token_mask, methods)
-            yield batch, scores_B2, cost.of(trimming.decisions, units_of(model.backbone, batch.token_mask))
+        trimming = model.trimming(batch.token_ids, batch.token_mask)
+        methods: list[Intervention] = [] if trimming is None else [trimming]
+        scores_B2 = model.classify(inputs.normalise(batch.pixels), batch.token_ids, batch.token_mask, methods)
+        decisions = {} if trimming is None else trimming.decisions
+        yield batch, scores_B2, model.macs(decisions, units_of(model.backbone, batch.token_mask))
 
 
 def _interval(values: list[float], groups: list[str]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.tasks.statements import StatementModel
-from pipeline.trimming.trimmers import TrimmerConfig
+from pipeline.trimming.trimmers import Policy, TrimmerConfig, Trimmers
+from pipeline.trimming.vision_only import ReducedVision, ReductionConfig
 from pipeline.weights.mapping import fill
 
 
@@ -38,19 +40,56 @@ def load_statement_model(folder: Path) -> tuple[StatementModel, dict[str, Any]]:
     """
     tensors, described = _load(folder, "statement", "a statement model")
     with _named(folder):
-        backbone = build_model(ModelConfig.from_dict(described.get("model", {})))
-        model = StatementModel(backbone, _trimmers(described))
+        model = build_statement_model(described)
         fill(model, tensors)
     return model.eval(), described
 
 
-def _trimmers(described: dict[str, Any]) -> TrimmerConfig | None:
+def method_of(described: dict[str, Any]) -> str:
+    """The name of the method that a statement model was trained with; ``full`` for none."""
+    if "method" in described:
+        return str(described["method"]["name"])
+    return "full" if described["trimmers"] is None else "smarttrim"
+
+
+def describe_method(model: StatementModel, name: str) -> dict[str, Any]:
+    """What a config.json says of how a statement model is trimmed; `build_statement_model` reads it."""
+    method: dict[str, Any] = {"name": name, "whole": None if model.whole is None else asdict(model.whole)}
+    trimmers = None
+    if isinstance(model.trimmers, Trimmers):
+        trimmers = asdict(model.trimmers.config)
+        method |= {"policy": asdict(model.trimmers.policy), "share": model.trimmers.share}
+    elif isinstance(model.trimmers, ReducedVision):
+        method |= {"reduction": asdict(model.trimmers.config), "share": model.trimmers.share}
+    return {"trimmers": trimmers, "method": method}
+
+
+def build_statement_model(described: dict[str, Any]) -> StatementModel:
+    """The model of a config.json, without its weights; older ones name no method, for there was only SmartTrim.
+
+    Raises:
+        UserError: Sizes are missing.
+    """
+    backbone = build_model(ModelConfig.from_dict(described.get("model", {})))
+    method: dict[str, Any] = described.get("method", {})
     try:
-        return None if described["trimmers"] is None else TrimmerConfig(**described["trimmers"])
-    except (KeyError, TypeError) as error:
+        trimmers: TrimmerConfig | ReductionConfig | None = None
+        if described["trimmers"] is not None:
+            trimmers = TrimmerConfig(**described["trimmers"])
+        elif "reduction" in method:
+            reduction = method["reduction"]
+            trimmers = ReductionConfig(**{**reduction, "layers": tuple(reduction["layers"])})
+        policy = Policy(**method.get("policy", {}))
+        share = float(method.get("share", 1.0))
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"its config.json does not tell the sizes of its trimmers ({error}); export it again"
         ) from error
+    whole = method.get("whole")
+    model = StatementModel(backbone, trimmers, policy, None if whole is None else ModelConfig.from_dict(whole))
+    if model.trimmers is not None:
+        model.trimmers.set_share(share)
+    return model
 
 
 @contextlib.contextmanager

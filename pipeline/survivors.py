@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.shards import TextKind
 from pipeline.evaluate import EvaluateConfig, Trained, loader_of
-from pipeline.exports import load_backbone, load_statement_model
+from pipeline.exports import load_backbone, load_statement_model, method_of
 from pipeline.measure.survivors import (
     Picture,
     overlay,
@@ -22,6 +22,7 @@ from pipeline.measure.survivors import (
 from pipeline.pruning.config import PruningConfig
 from pipeline.setup import Inputs
 from pipeline.train import Stage
+from pipeline.trimming.methods import SMART
 from pipeline.trimming.target import Target
 
 SENTENCES = 3
@@ -110,5 +111,7 @@ def _draw_trimmed(
     tokenizer = inputs.load_tokenizer()
     for picture, row in _each(rows, pictures):
         words = text_overlay(batch, row, tokenizer, text)
-        more = {"model": Target.parse(described["target"]).name, "gmacs": float(macs_B[row]) / 1e9, **words}
+        named = "" if method_of(described) == SMART else f"{method_of(described)} "
+        target = Target.parse(described["target"]).name
+        more = {"model": f"{named}{target}", "gmacs": float(macs_B[row]) / 1e9, **words}
         picture["sentences"].append(overlay(batch, row, model.backbone.config.vision.grid, image, **more))

@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,8 +16,10 @@ from pipeline.measure.latency import Instance, Latency, LatencyConfig, alike, al
 from pipeline.tasks.statements import StatementModel
 from pipeline.together import together
 from pipeline.train import Stage
-from pipeline.trimming.cost import CostModel, Units, units_of
-from pipeline.trimming.target import Target, check_target
+from pipeline.trimming.cost import Units, units_of
+from pipeline.trimming.ftkd import thinnest_macs
+from pipeline.trimming.target import EVERYTHING, Target, check_target
+from pipeline.trimming.trimmers import SMARTTRIM, Trimmers
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,11 @@ class Examples:
     batch: int
     latency: LatencyConfig
 
+    def parts(self, drawn: ImageTextBatch, device: torch.device) -> Iterator[ImageTextBatch]:
+        """Of what was drawn, as many together as are computed."""
+        for at in range(0, len(drawn), self.batch):
+            yield drawn.part(slice(at, at + self.batch)).to(device)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -59,18 +66,25 @@ class Plan:
 
 
 def check_before(targets: Sequence[Target], model: StatementModel, max_tokens: int) -> None:
-    """Refuses what no text could reach, before anything runs; the model may be without memory for its weights.
+    """Refuses what no text could reach, before anything runs.
+
+    Args:
+        targets: Wanted.
+        model: As `plan_target` wants it; may be without memory for its weights.
+        max_tokens: Length of the longest text.
 
     Raises:
         UserError: As `check_target`. Times are checked by the stage itself.
     """
-    least_L, full_L = _ends(model.cost_model(), _units_up_to(model, max_tokens))
+    least_L, full_L = _ends(model, _units_up_to(model, max_tokens))
+    stripped = _stripped(model)
     for target in targets:
         if target.unit == "GMACs":
-            check_target(target, float(least_L.min()), float(full_L.max()))
+            check_target(target, float(least_L.min()), float(full_L.max()), stripped=stripped)
         elif target.unit == "x" and not target.is_full:
             best = int((full_L / least_L).argmax())
-            check_target(target, float(least_L[best]), float(full_L[best]), f" with a text of {best + 2} tokens")
+            said = f" with a text of {best + 2} tokens"
+            check_target(target, float(least_L[best]), float(full_L[best]), said, stripped)
 
 
 def _units_up_to(model: StatementModel, max_tokens: int) -> Units:
@@ -78,9 +92,20 @@ def _units_up_to(model: StatementModel, max_tokens: int) -> Units:
     return Units(torch.full_like(text, model.backbone.config.vision.patches), text)
 
 
-def _ends(cost: CostModel, units: Units) -> tuple[Tensor, Tensor]:
-    """(B,) GMACs with every token and head trimmed, and of the untrimmed model."""
-    return cost.at_share(units, 0.0) / 1e9, cost.full(units) / 1e9
+def _ends(model: StatementModel, units: Units) -> tuple[Tensor, Tensor]:
+    """(B,) GMACs of as little as can be left, and of the untrimmed model; where nothing trims, layers are left out."""
+    cost = model.cost_model()
+    least = thinnest_macs(cost, units) if model.trimmers is None else cost.at_share(units, 0.0)
+    return least / 1e9, cost.full(units) / 1e9
+
+
+def _stripped(model: StatementModel) -> str:
+    """How little that is."""
+    if model.trimmers is None:
+        return "with one layer left in each part"
+    if isinstance(model.trimmers, Trimmers) and model.trimmers.policy == SMARTTRIM:
+        return EVERYTHING
+    return "with all trimmed that this method trims"
 
 
 def plan_target(
@@ -94,7 +119,7 @@ def plan_target(
 
     Args:
         target: Wanted.
-        model: As training begins with it.
+        model: As training begins with it; the full one where layers are to be left out.
         typical: Units of typical instances.
         examples: To time.
         stage: Its main process measures, the others wait. What was measured stays in its folder, so that training goes
@@ -105,9 +130,9 @@ def plan_target(
     """
     if target.is_full:
         return Plan(1.0)
-    least, full = (float(each.mean()) for each in _ends(model.cost_model(), typical))
+    least, full = (float(each.mean()) for each in _ends(model, typical))
     if target.unit != "ms":
-        check_target(target, least, full)
+        check_target(target, least, full, stripped=_stripped(model))
         return Plan(target.amount if target.unit == "x" else full / target.amount)
 
     def measured() -> dict[str, float] | None:
@@ -128,7 +153,7 @@ def _timed_plan(
     curve = latency_curve(copy.deepcopy(model).eval(), instances, examples.latency)
     on = f" on this machine ({_words(curve.full)})"
     # Only what is out of reach beyond all doubt is refused.
-    check_target(target, curve.least.low, curve.full.high, on)
+    check_target(target, curve.least.low, curve.full.high, on, _stripped(model))
     if not curve.slope > 0:
         raise UserError(
             f"a target of {target} cannot be reached: trimming makes this model no faster{on}; the highest target is "

@@ -16,6 +16,7 @@ from pipeline.trim_plan import MOST_SHARE, Examples, Plan
 from pipeline.trimming.calibrate import Calibration, calibrate
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.target import Target
+from pipeline.trimming.trimmers import Trimmers
 
 log = logging.getLogger(__name__)
 
@@ -49,36 +50,40 @@ class Settled:
 
 
 class Settler:
-    """Settles a trained model on its target.
+    """Settles a trained model on its target; one whose numbers were fixed before is only measured.
 
     Args:
         model: With training's shift in its trimmers; in evaluation mode, on the device.
-        target: Wanted.
+        target: Wanted; a time only of models that have trimmers.
         batch: Instances to settle on.
         examples: How they are computed.
     """
 
     def __init__(self, model: StatementModel, target: Target, batch: ImageTextBatch, examples: Examples) -> None:
-        assert model.trimmers is not None
-        self.model, self.trimmers, self.target = model, model.trimmers, target
-        self.batch, self.examples = batch, examples
+        self.model, self.target, self.batch, self.examples = model, target, batch, examples
+        self.trimmers = model.trimmers if isinstance(model.trimmers, Trimmers) and model.trimmers.learned else None
         self.device = next(model.parameters()).device
-        part = examples.batch
-        parts = [batch.part(slice(at, at + part)) for at in range(0, len(batch), part)]
-        self.parts = [each.to(self.device) for each in parts]
+        self.parts = list(examples.parts(batch, self.device))
         units = [units_of(model.backbone, each.token_mask) for each in self.parts]
         self.full_ms = math.inf
-        self.full = torch.cat([model.cost_model().full(each) for each in units]).double()
+        self.full = torch.cat([model.full_macs(each) for each in units]).double()
 
     def settle(self, plan: Plan) -> Settled:
         """Shifts all scores alike until the model costs what is wanted."""
         if self.target.unit == "ms":
             return self._settle_time(plan)
         amount, whole = self.target.amount, float(self.full.mean())
-        done = calibrate(self.trimmers, self.share, 1 / amount if self.target.unit == "x" else 1e9 * amount / whole)
+        done = self._spend(1 / amount if self.target.unit == "x" else 1e9 * amount / whole)
         assert done.after is not None
         reached = 1 / done.after if self.target.unit == "x" else done.after * whole / 1e9
         return Settled(done.shift, done.before, done.after, amount, reached, self.target.unit)
+
+    def _spend(self, share: float) -> Calibration:
+        """Has the model cost this part of the full cost, where its scores can be shifted."""
+        if self.trimmers is not None:
+            return calibrate(self.trimmers, self.share, share)
+        found = self.share()
+        return Calibration(0.0, found, found)
 
     def share(self) -> float:
         """Multiply-accumulates over the full model's."""
@@ -91,11 +96,12 @@ class Settler:
 
     def _settle_time(self, plan: Plan) -> Settled:
         """All scores' shift from training's end is what the tried ones add up to."""
+        assert self.trimmers is not None, "times are refused where nothing is scored"
         done: list[Calibration] = []
         self.full_ms = plan.full_ms
 
         def spend(share: float) -> float:
-            done.append(calibrate(self.trimmers, self.share, share))
+            done.append(self._spend(share))
             assert done[-1].after is not None
             return done[-1].after
 

@@ -18,7 +18,6 @@ from pipeline.data.transforms import TransformConfig, eval_image, normalise
 from pipeline.exports import load_statement_model
 from pipeline.tasks.statements import StatementModel
 from pipeline.trimming.cost import kept_by_instance, units_of
-from pipeline.trimming.smarttrim import PackedTrimming
 
 Picture = str | Path | bytes
 """A file's path, or the bytes of one."""
@@ -36,7 +35,7 @@ class Prediction:
         gmacs: Billions of multiply-accumulates that this instance took.
         full_gmacs: That the untrimmed model takes.
         kept: Shares of what was kept, mean over layers: vision and text tokens, heads of self- (msa) and
-            cross-attention (mca). Empty for the untrimmed model.
+            cross-attention (mca); only those that its method trims. Empty for the untrimmed model.
     """
 
     true: bool
@@ -120,13 +119,12 @@ class TrimmedModel:
         length = int(mask_BL.sum(1).max())
         ids_BL, mask_BL = ids_BL[:, :length], mask_BL[:, :length]
         pixels = normalise(pixels_B3HW.to(self.device), self.transform.mean, self.transform.std)
-        trimming = None if self.model.trimmers is None else PackedTrimming(self.model.trimmers)
+        trimming = self.model.trimming(ids_BL, mask_BL)
         scores_B2 = self.model.classify(pixels, ids_BL, mask_BL, [] if trimming is None else [trimming])
-        cost, units = self.model.cost_model(), units_of(self.model.backbone, mask_BL)
-        full_B = macs_B = cost.full(units)
-        kept: dict[str, Tensor] = {}
-        if trimming is not None:
-            macs_B, kept = cost.of(trimming.decisions, units), kept_by_instance(trimming.decisions, units)
+        units = units_of(self.model.backbone, mask_BL)
+        decisions = {} if trimming is None else trimming.decisions
+        full_B, macs_B = self.model.full_macs(units), self.model.macs(decisions, units)
+        kept = kept_by_instance(decisions, units)
         for row, true in enumerate(scores_B2.softmax(-1)[:, 1].tolist()):
             shares = {group: float(share_B[row]) for group, share_B in kept.items()}
             yield Prediction(true >= 0.5, true, float(macs_B[row]) / 1e9, float(full_B[row]) / 1e9, shares)

@@ -21,7 +21,8 @@ from pipeline.setup import Inputs
 from pipeline.survivors import draw_survivors
 from pipeline.tracking import Tracker, TrackingConfig, open_tracker
 from pipeline.train import Between, Stage
-from pipeline.trim import TrimConfig, trim
+from pipeline.trim import trim
+from pipeline.trim_config import TrimConfig
 from pipeline.trimming.target import Target
 
 Job = Mapping[str, Any]
@@ -34,10 +35,10 @@ def run_job(job: Job, process: Process, between: Between = iter) -> dict[str, An
     Args:
         job: JSON-able: ``kind`` (``pretrain``, ``trim``, ``evaluate`` or ``survivors``), ``stage`` (its name),
             ``folder`` (of the stage), ``data`` and ``tokenizer`` (folders), ``run`` (the resolved config),
-            ``budget_seconds`` (or None), ``fingerprint`` (of all that the stage's result depends on); ``target`` and
-            ``backbone`` (export folder) for trim; ``pretrained`` (export folder or None) and ``trimmed``
-            ({stage name: export folder}) for evaluate and survivors; ``group`` for wandb; ``stall_seconds`` (see
-            `FilePulse`); ``lease`` and ``silent_seconds`` (see `Stage`).
+            ``budget_seconds`` (or None), ``fingerprint`` (of all that the stage's result depends on); ``target``,
+            ``backbone`` (export folder) and ``teacher`` (the full model's, or None) for trim; ``pretrained`` (export
+            folder or None) and ``trimmed`` ({stage name: export folder}) for evaluate and survivors; ``group`` for
+            wandb; ``stall_seconds`` (see `FilePulse`); ``lease`` and ``silent_seconds`` (see `Stage`).
         process: This process among those of the stage.
         between: Stands between loader and training loop.
 
@@ -110,7 +111,8 @@ def _pretrain(job: Job, stage: Stage) -> dict[str, Any]:
 
 def _trim(job: Job, stage: Stage) -> dict[str, Any]:
     config, model = parse(TrimConfig, job["run"]["trim"]), parse(ModelConfig, job["run"]["model"])
-    return trim(config, Target.parse(job["target"]), Path(job["backbone"]), model, inputs_of(job), stage)
+    target, teacher = Target.parse(job["target"]), None if job.get("teacher") is None else Path(job["teacher"])
+    return trim(config, target, Path(job["backbone"]), model, inputs_of(job), stage, teacher)
 
 
 def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from pipeline.models.schedule import TokenStream, site
 from pipeline.tasks.statements import StatementModel
 from pipeline.trimming.calibrate import calibrate
 from pipeline.trimming.cost import kept_shares, solve_share, units_of
-from pipeline.trimming.smarttrim import PackedTrimming, group_of
-from pipeline.trimming.trimmers import HeadTrimmer, StepTrimmers, TokenTrimmer, TrimmerConfig
+from pipeline.trimming.fixed import decay_rate
+from pipeline.trimming.smarttrim import Decision, group_of
+from pipeline.trimming.trimmers import HeadTrimmer, TokenTrimmer, TrimmerConfig, Trimmers
 
 REFERENCE = "full"
 _CALIBRATED_ON = 4
@@ -143,7 +144,7 @@ def _model(sizes: ModelConfig, config: BenchTrimConfig, target: float | None) ->
     backbone = build_model(sizes)
     model = StatementModel(backbone, None if target is None else _UNDECIDED).to(config.device).eval()
     if target is not None:
-        assert model.trimmers is not None
+        assert isinstance(model.trimmers, Trimmers)
         few = _inputs(sizes, config).first(_CALIBRATED_ON)
         _spread_over_layers(model, few, config, target)
         calibrate(model.trimmers, partial(_cost_share, model, few, config), 1 / target)
@@ -152,7 +153,7 @@ def _model(sizes: ModelConfig, config: BenchTrimConfig, target: float | None) ->
 
 def _spread_over_layers(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig, target: float) -> None:
     """Sets every trimmer's bias, so that all groups keep the share that gives the target, deep layers fewer tokens."""
-    assert model.trimmers is not None
+    assert isinstance(model.trimmers, Trimmers)
     units = units_of(model.backbone, inputs.mask_BL)
     share = solve_share(model.cost_model(), units, target)
     sites = [(site(step, advance), advance) for step in model.backbone.schedule for advance in step.advances]
@@ -160,26 +161,16 @@ def _spread_over_layers(model: StatementModel, inputs: _Inputs, config: BenchTri
     for group in ("vision", "text"):
         own = [name for name, advance in sites if group_of(advance.stream) == group]
         for layer, name in enumerate(own, 1):
-            part = model.trimmers[name]
-            assert isinstance(part, StepTrimmers)
-            wanted = float(units.of(group).sum()) * _rate(share, len(own)) ** layer
+            part = model.trimmers.part(name)
+            assert isinstance(part.tokens, TokenTrimmer)
+            wanted = float(units.of(group).sum()) * decay_rate(share, len(own)) ** layer
             handles.append(part.tokens.register_forward_hook(partial(_keep_tokens, wanted=round(wanted))))
             for heads in (part.self_heads, part.cross_heads):
-                if heads is not None:
+                if isinstance(heads, HeadTrimmer):
                     handles.append(heads.register_forward_hook(partial(_keep_heads, share=share)))
     _classify(model, inputs, config)
     for handle in handles:
         handle.remove()
-
-
-def _rate(share: float, layers: int) -> float:
-    """The r whose powers up to the number of layers have the mean `share`: each layer keeps r of what is left."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        mean = sum(middle**layer for layer in range(1, layers + 1)) / layers
-        low, high = (low, middle) if mean > share else (middle, high)
-    return low
 
 
 def _keep_tokens(trimmer: TokenTrimmer, given: tuple[TokenStream, ...], scores_T: Tensor, wanted: int) -> Tensor:
@@ -203,17 +194,18 @@ def _shift_to_keep(trimmer: TokenTrimmer | HeadTrimmer, scores: Tensor, wanted: 
     return shift
 
 
-def _classify(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig) -> PackedTrimming | None:
-    trimming = None if model.trimmers is None else PackedTrimming(model.trimmers)
+def _classify(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig) -> Mapping[str, Decision] | None:
+    """What was decided; None for the full model."""
+    trimming = model.trimming(inputs.ids_BL, inputs.mask_BL)
     with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         model.classify(inputs.pixels, inputs.ids_BL, inputs.mask_BL, [] if trimming is None else [trimming])
-    return trimming
+    return None if trimming is None else trimming.decisions
 
 
-def _macs(model: StatementModel, inputs: _Inputs, trimming: PackedTrimming | None) -> float:
+def _macs(model: StatementModel, inputs: _Inputs, decisions: Mapping[str, Decision] | None) -> float:
     """Mean multiply-accumulates of an instance, without padding."""
     cost, units = model.cost_model(), units_of(model.backbone, inputs.mask_BL)
-    return float((cost.full(units) if trimming is None else cost.of(trimming.decisions, units)).mean())
+    return float((cost.full(units) if decisions is None else cost.of(decisions, units)).mean())
 
 
 def _cost_share(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig) -> float:
@@ -248,16 +240,16 @@ def _work(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig) -> di
     """What an instance costs, what is kept, and where the time goes."""
     with _watched(model, config) as parts:
         begin = time.perf_counter()
-        trimming = _classify(model, inputs, config)
+        decisions = _classify(model, inputs, config)
         _wait(config)
         total = time.perf_counter() - begin
     parts["rest"] = total - sum(parts.values())
-    row: dict[str, Any] = {"gmacs": _macs(model, inputs, trimming) / 1e9, "trimmers_share": 0.0, "kept": {}}
-    if trimming is not None:
+    row: dict[str, Any] = {"gmacs": _macs(model, inputs, decisions) / 1e9, "trimmers_share": 0.0, "kept": {}}
+    if decisions is not None:
         units = units_of(model.backbone, inputs.mask_BL)
-        own = model.cost_model().own(trimming.decisions, units).mean() / model.cost_model().full(units).mean()
+        own = model.cost_model().own(decisions, units).mean() / model.cost_model().full(units).mean()
         row["trimmers_share"] = float(own)
-        row["kept"] = {name: float(share) for name, share in kept_shares(trimming.decisions, units).items()}
+        row["kept"] = {name: float(share) for name, share in kept_shares(decisions, units).items()}
     return {**row, "parts": parts}
 
 

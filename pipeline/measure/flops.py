@@ -45,6 +45,27 @@ class StepCounts:
     mlp: Tensor | None = None
 
 
+class Kept(NamedTuple):
+    """Tokens with CLS and working heads of each instance where one stream goes through one block, (B,) each.
+
+    Attributes:
+        tokens: Tokens that attend.
+        mlp: Tokens that the MLP gets; None where as many as attend.
+        self_heads: Working heads of the self-attention; None where all work.
+        cross_heads: Of the cross-attention; None where all work, or where there is none.
+    """
+
+    tokens: Tensor
+    mlp: Tensor | None = None
+    self_heads: Tensor | None = None
+    cross_heads: Tensor | None = None
+
+    @property
+    def left(self) -> Tensor:
+        """Tokens that leave the block."""
+        return self.tokens if self.mlp is None else self.mlp
+
+
 def self_attention_macs(n: Tensor, width: int, share: Tensor) -> Tensor:
     """Query, key, value and output maps (4 n D²), scores and context (2 n² D), for a share of the heads."""
     return share * (4 * n * width**2 + 2 * n**2 * width)

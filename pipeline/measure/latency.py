@@ -20,8 +20,7 @@ from pipeline.measure.timing import interleave, median_interval, spread
 from pipeline.models.schedule import TokenStream
 from pipeline.tasks.statements import StatementModel
 from pipeline.trimming.cost import units_of
-from pipeline.trimming.smarttrim import PackedTrimming
-from pipeline.trimming.trimmers import HeadTrimmer, TokenTrimmer
+from pipeline.trimming.trimmers import HeadTrimmer, TokenTrimmer, Trimmers
 
 FULL = "full"
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -169,11 +168,11 @@ def latency_curve(model: StatementModel, instances: Sequence[Instance], config: 
     with _keeping(model) as keep:
 
         def lap(share: float) -> float:
-            keep[0] = share
+            keep(share)
             return _lap(model, instances, True)
 
         def cost(share: float) -> float:
-            keep[0] = share
+            keep(share)
             return _cost_share(model, instances)
 
         runs = {str(share): partial(lap, share) for share in _SHARES}
@@ -224,8 +223,8 @@ def _lap(model: StatementModel, instances: Sequence[Instance], packed: bool) -> 
     _wait(device)
     begin = time.perf_counter()
     for pixels, ids_1L, mask_1L in instances:
-        assert model.trimmers is not None
-        model.classify(pixels, ids_1L, mask_1L, [PackedTrimming(model.trimmers)] if packed else [])
+        trimming = model.trimming(ids_1L, mask_1L) if packed else None
+        model.classify(pixels, ids_1L, mask_1L, [] if trimming is None else [trimming])
     _wait(device)
     return 1000 * (time.perf_counter() - begin) / len(instances)
 
@@ -237,30 +236,37 @@ def _wait(device: torch.device) -> None:
 
 def _cost_share(model: StatementModel, instances: Sequence[Instance]) -> float:
     """Multiply-accumulates of the packed model over the full one's."""
-    cost, spent, full = model.cost_model(), 0.0, 0.0
+    spent, full = 0.0, 0.0
     for pixels, ids_1L, mask_1L in instances:
-        assert model.trimmers is not None
-        trimming, units = PackedTrimming(model.trimmers), units_of(model.backbone, mask_1L)
+        trimming, units = model.trimming(ids_1L, mask_1L), units_of(model.backbone, mask_1L)
+        assert trimming is not None
         model.classify(pixels, ids_1L, mask_1L, [trimming])
-        spent += float(cost.of(trimming.decisions, units))
-        full += float(cost.full(units))
+        spent += float(model.macs(trimming.decisions, units))
+        full += float(model.full_macs(units))
     return spent / full
 
 
 @contextmanager
-def _keeping(model: StatementModel) -> Iterator[list[float]]:
-    """While it lasts, the trimmers keep the part that stands in the list that is given."""
+def _keeping(model: StatementModel) -> Iterator[Callable[[float], None]]:
+    """While it lasts, trimmers and what is fixed beside them keep the part that is given to what it yields."""
+    assert isinstance(model.trimmers, Trimmers), "only what is scored is timed before training"
+    trimmers, before = model.trimmers, model.trimmers.share
     keep: list[float] = [1.0]
     handles = []
-    assert model.trimmers is not None
-    for module in model.trimmers.modules():
+
+    def keep_part(share: float) -> None:
+        keep[0] = share
+        trimmers.set_share(share)
+
+    for module in trimmers.modules():
         if isinstance(module, TokenTrimmer):
             handles.append(module.register_forward_hook(partial(_some_tokens, keep)))
         elif isinstance(module, HeadTrimmer):
             handles.append(module.register_forward_hook(partial(_some_heads, keep)))
     try:
-        yield keep
+        yield keep_part
     finally:
+        trimmers.set_share(before)
         for handle in handles:
             handle.remove()
 

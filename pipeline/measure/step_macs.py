@@ -32,6 +32,8 @@ def pretraining_macs(model: Backbone, pruning: PruningConfig, sizes: StepSizes) 
 def statement_macs(model: StatementModel, text_length: int, full: bool) -> float:
     """Forward and backward of fine-tuning on statements, where masked tokens and heads are computed like the others.
 
+    A student's teacher runs forward alone; a method that takes tokens out counts as it does in the end.
+
     Args:
         model: With trimmers, or without.
         text_length: L.
@@ -42,8 +44,9 @@ def statement_macs(model: StatementModel, text_length: int, full: bool) -> float
     units = Units(vision=vision, text=torch.tensor([text_length - 1.0]))
     plain = float(cost.full(units))
     if model.trimmers is None:
-        return 3 * plain
-    return 3 * (float(cost.at_share(units, 1.0)) + full * plain)
+        return 3 * plain + (0 if model.whole is None else float(model.full_macs(units)))
+    share = model.trimmers.share if model.trimmers.removes_while_training else 1.0
+    return 3 * (float(cost.at_share(units, share)) + full * plain)
 
 
 def _albef(model: Backbone, pruning: PruningConfig, sizes: StepSizes) -> Macs:

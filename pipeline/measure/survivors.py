@@ -18,7 +18,7 @@ from pipeline.models.schedule import InBlock, Step, Streams
 from pipeline.pruning.config import PruningConfig
 from pipeline.tasks.statements import StatementModel
 from pipeline.trimming.cost import units_of
-from pipeline.trimming.smarttrim import Decision, MaskedTrimming
+from pipeline.trimming.smarttrim import Decision, MaskedTrimming, threshold
 
 Picture = dict[str, Any]
 
@@ -62,16 +62,19 @@ def pruned_sights(model: Backbone, config: PruningConfig, pixels: Tensor, batch:
 def trimmed_sights(
     model: StatementModel, pixels: Tensor, batch: ImageTextBatch
 ) -> tuple[list[Sight], list[Sight], Tensor]:
-    """What SmartTrim keeps of each picture and sentence, layer by layer, and the MACs of each instance."""
-    assert model.trimmers is not None
-    trimming = MaskedTrimming(model.trimmers)
-    model.classify(pixels, batch.token_ids, batch.token_mask, [trimming])
+    """What is kept of each picture and sentence, layer by layer, and the MACs of each instance."""
+    trimming, watch = model.trimming(batch.token_ids, batch.token_mask, threshold), Watch()
+    assert trimming is not None
+    model.classify(pixels, batch.token_ids, batch.token_mask, [trimming, watch])
+    macs_B = model.macs(trimming.decisions, units_of(model.backbone, batch.token_mask))
+    if not isinstance(trimming, MaskedTrimming):
+        return watch.sights, [], macs_B
     image: list[Sight] = []
     text: list[Sight] = []
     for name, decision in trimming.decisions.items():
         part, layer, _ = name.split("_")
         (image if decision.group == "vision" else text).append(_sight(part, int(layer), decision))
-    return image, text, model.cost_model().of(trimming.decisions, units_of(model.backbone, batch.token_mask))
+    return image, text, macs_B
 
 
 def _sight(part: str, layer: int, decision: Decision) -> Sight:

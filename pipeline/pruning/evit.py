@@ -4,6 +4,7 @@ B batch, n tokens beside CLS, P patches of the input, D width.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -78,31 +79,39 @@ class EvitConfig:
 
     def choosing_macs(self, tower: VisionTower) -> int:
         """MACs of the CLS row."""
-        layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
-        return sum(layers[layer].attention * tower.config.width for layer in self.layers)
+        return attentive_macs(self._acting(tower), tower.config.width, fuse=False)
 
     def merging_macs(self, tower: VisionTower) -> int:
         """MACs of the fused token."""
+        return attentive_macs(self._acting(tower), tower.config.width, self.fuse) - self.choosing_macs(tower)
+
+    def _acting(self, tower: VisionTower) -> list[int]:
+        """Tokens that attend in the layers."""
         layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
-        return self.fuse * sum((layers[layer].attention - 1) * tower.config.width for layer in self.layers)
+        return [layers[layer].attention for layer in self.layers]
 
     def begin(self, tower: VisionTower, sentence_BD: Tensor, seeds_B: Tensor) -> Pruning:
         """The intervention for a batch; neither its texts nor its seeds are looked at."""
-        return AttentivePruning(self, tower.config.patches)
+        return AttentivePruning(dict(zip(self.layers, self.keeps(tower.config.patches), strict=True)), self.fuse)
+
+
+def attentive_macs(tokens: Sequence[int], width: int, fuse: bool) -> int:
+    """MACs of the CLS rows of layers with so many tokens, and of the sums of those that are fused."""
+    return sum(n * width + fuse * (n - 1) * width for n in tokens)
 
 
 class AttentivePruning(Pruning):
     """EViT's intervention for one batch.
 
     Args:
-        config: Layers and shares.
-        patches: P of this input.
+        keeps: Tokens beside CLS that each layer keeps.
+        fuse: Whether the others are fused into one.
     """
 
-    def __init__(self, config: EvitConfig, patches: int) -> None:
-        super().__init__(config.layers, between=True)
-        self.fuse = config.fuse
-        self.keeps = dict(zip(config.layers, config.keeps(patches), strict=True))
+    def __init__(self, keeps: Mapping[int, int], fuse: bool) -> None:
+        super().__init__(keeps, between=True)
+        self.fuse = fuse
+        self.keeps = keeps
 
     def choose(self, layer: int, image: TokenStream, asked: Asked | None) -> Selection:
         """Keep what CLS has just attended to most."""

@@ -62,18 +62,28 @@ class TomeConfig:
 
     def choosing_macs(self, tower: VisionTower) -> int:
         """MACs of similarities (even x odd x d)."""
-        head = tower.config.width // tower.config.heads
         layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
-        return sum((n.attention // 2) * ((n.attention + 1) // 2) * head for n in layers)
+        return similarity_macs(layers, tower.config.width // tower.config.heads)
 
     def merging_macs(self, tower: VisionTower) -> int:
         """MACs of adding merged tokens to their partners (odd x r x D), and of their sizes."""
         layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
-        return sum((n.attention // 2) * (n.attention - n.mlp) * (tower.config.width + 1) for n in layers)
+        return matching_macs(layers, tower.config.width, tower.config.heads) - self.choosing_macs(tower)
 
     def begin(self, tower: VisionTower, sentence_BD: Tensor, seeds_B: Tensor) -> Pruning:
         """The intervention for a batch; neither its texts nor its seeds are looked at."""
         return TokenMerging(self.merged(tower.config.depth, tower.config.patches))
+
+
+def similarity_macs(layers: Sequence[LayerTokens], head: int) -> int:
+    """MACs of comparing the even with the odd tokens, in layers where anything is merged."""
+    return sum((n.attention // 2) * ((n.attention + 1) // 2) * head for n in layers if n.attention > n.mlp)
+
+
+def matching_macs(layers: Sequence[LayerTokens], width: int, heads: int) -> int:
+    """MACs of comparing and merging."""
+    merging = sum((n.attention // 2) * (n.attention - n.mlp) * (width + 1) for n in layers)
+    return similarity_macs(layers, width // heads) + merging
 
 
 class TokenMerging(Pruning):

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.limits import at_least
 from pipeline.models.backbone import Backbone
+from pipeline.models.build import build_model
+from pipeline.models.config import ModelConfig
 from pipeline.models.schedule import Intervention
 from pipeline.objectives.gather import global_means
 from pipeline.precision import at_least_float32
@@ -24,8 +26,9 @@ from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import CostModel, Units, cost_loss, kept_shares, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
 from pipeline.trimming.distillation import class_divergence
-from pipeline.trimming.smarttrim import Decision, Gate, GumbelGate, MaskedTrimming, threshold
-from pipeline.trimming.trimmers import TrimmerConfig, Trimmers
+from pipeline.trimming.smarttrim import Decision, Gate, GumbelGate, MaskedTrimming, PackedTrimming, threshold
+from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig, Trimmers
+from pipeline.trimming.vision_only import ReducedVision, ReductionConfig, VisionRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +61,19 @@ class Answers(NamedTuple):
         full_B2: Of the untrimmed model; None where it was not asked.
         trimmed_B2: Of the trimmed model; None where there are no trimmers.
         decisions: What was trimmed.
+        watched: What an intervention that only looks has seen in the full model.
     """
 
     full_B2: Tensor | None
     trimmed_B2: Tensor | None = None
     decisions: Mapping[str, Decision] = MappingProxyType({})
+    watched: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Watch(Intervention, Protocol):
+    """An intervention that only looks."""
+
+    seen: dict[str, Tensor]
 
 
 class StatementModel(nn.Module):
@@ -70,21 +81,50 @@ class StatementModel(nn.Module):
 
     Args:
         backbone: Shared, not copied.
-        trimmers: Sizes, or None for the full model.
+        trimmers: Sizes of what trims, or a method that reduces the vision tower, or None for the full model.
+        policy: Who decides on tokens and heads: SmartTrim or one of its baselines.
+        whole: Sizes of the model that costs are compared with, where that is not the backbone: a student's teacher.
     """
 
-    def __init__(self, backbone: Backbone, trimmers: TrimmerConfig | None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        trimmers: TrimmerConfig | ReductionConfig | None,
+        policy: Policy = SMARTTRIM,
+        whole: ModelConfig | None = None,
+    ) -> None:
         super().__init__()
         if not backbone.fusion_steps:
             raise UserError(
                 f"{backbone.config.backbone} has no fusion layers, so it cannot judge statements; use another"
             )
         self.backbone = backbone
-        width = backbone.config.text.width
         # Whether a statement is true of a picture is what matching asked of captions: the head begins as matching's.
         self.cls_head = copy.deepcopy(backbone.itm_head)
-        widths = {"image": backbone.config.vision.width, "text": width}
-        self.trimmers = None if trimmers is None else Trimmers(backbone.schedule, widths, trimmers)
+        self.trimmers: Trimmers | ReducedVision | None = None
+        if isinstance(trimmers, TrimmerConfig):
+            self.trimmers = Trimmers(backbone, trimmers, policy)
+        elif trimmers is not None:
+            self.trimmers = ReducedVision(backbone, trimmers)
+        self.whole = whole
+
+    def trimming(
+        self, ids_BL: Tensor, mask_BL: Tensor, gate: Gate | None = None
+    ) -> MaskedTrimming | PackedTrimming | VisionRun | None:
+        """The intervention that trims a batch; None for a model that has none.
+
+        Args:
+            ids_BL: Token ids.
+            mask_BL: True at real tokens.
+            gate: Turns scores into masks that leave everything in its place, as training wants it; None takes out what
+                is trimmed.
+        """
+        if self.trimmers is None:
+            return None
+        if isinstance(self.trimmers, ReducedVision):
+            return self.trimmers.run()
+        ranks = self.trimmers.ranks(ids_BL, mask_BL)
+        return PackedTrimming(self.trimmers, ranks) if gate is None else MaskedTrimming(self.trimmers, gate, ranks)
 
     def classify(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: list[Intervention]) -> Tensor:
         """(B, 2) scores of false and true.
@@ -101,34 +141,55 @@ class StatementModel(nn.Module):
         scores: Tensor = self.cls_head(self.backbone.fuse(text, image, interventions).features_BF)
         return at_least_float32(scores)  # the losses are computed outside of autocast
 
-    def forward(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, gate: Gate | None, full: bool) -> Answers:
+    def forward(
+        self,
+        pixels: Tensor,
+        ids_BL: Tensor,
+        mask_BL: Tensor,
+        gate: Gate | None,
+        full: bool,
+        watch: Watch | None = None,
+    ) -> Answers:
         """Answers of the trimmed model under `gate`, and of the full one if `full` or there are no trimmers."""
-        full_B2 = self.classify(pixels, ids_BL, mask_BL, []) if full or self.trimmers is None else None
-        if self.trimmers is None or gate is None:
-            return Answers(full_B2)
-        trimming = MaskedTrimming(self.trimmers, gate)
+        full_B2 = None
+        if full or self.trimmers is None:
+            full_B2 = self.classify(pixels, ids_BL, mask_BL, [] if watch is None else [watch])
+        trimming = None if gate is None else self.trimming(ids_BL, mask_BL, gate)
+        if trimming is None:
+            return Answers(full_B2, watched={} if watch is None else watch.seen)
         return Answers(full_B2, self.classify(pixels, ids_BL, mask_BL, [trimming]), trimming.decisions)
 
     def cost_model(self) -> CostModel:
         """Cost of a statement's way through the model."""
         return CostModel(self.backbone, self.cls_head, self.trimmers)
 
+    def full_macs(self, units: Units) -> Tensor:
+        """(B,) MACs of the full model that this one is made from."""
+        if self.whole is None:
+            return self.cost_model().full(units)
+        with torch.device("meta"):
+            return CostModel(build_model(self.whole), self.cls_head, None).full(units)
+
+    def macs(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
+        """(B,) MACs of these decisions; without trimmers there are none, and the model has always the same."""
+        cost = self.cost_model()
+        return cost.full(units) if self.trimmers is None else cost.of(decisions, units)
+
     @torch.no_grad()
     def cost_shares(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """(B,) MACs of the trimmed model over the full one's, decided as in inference."""
         answers, units = self(pixels, ids_BL, mask_BL, threshold, False), units_of(self.backbone, mask_BL)
-        cost = self.cost_model()
-        return cost.of(answers.decisions, units) / cost.full(units)
+        return self.macs(answers.decisions, units) / self.full_macs(units)
 
 
 class StatementTask:
-    """Fine-tuning on statements; with a target above 1, SmartTrim.
+    """Fine-tuning on statements; with a target above 1, SmartTrim or what the model has in its place.
 
     Args:
-        model: Backbone, head and trimmers.
+        model: Backbone, head and what trims.
         normalise: Maps uint8 pixels to the model's input.
         target: Wanted ratio of MACs; 1 trains the full model.
-        smarttrim: Constants.
+        smarttrim: Constants; those of what is learned count only where it is.
         typical: Units of typical instances, from which the kept share is solved.
     """
 
@@ -175,23 +236,27 @@ class StatementTask:
         shares = global_means({**kept_shares(answers.decisions, units), "measured": measured})
         measured = shares.pop("measured")
         wanted = self.curriculum.wanted(progress)
-        named = {
-            "task": F.cross_entropy(answers.trimmed_B2, batch.labels),
-            "cost": cost_loss(shares, dict.fromkeys(shares, wanted)),
-        }
-        total = named["task"] + self.config.cost_weight * named["cost"]
+        total = F.cross_entropy(answers.trimmed_B2, batch.labels)
+        named = {"task": total}
+        assert self.model.trimmers is not None
+        learned = {group: share for group, share in shares.items() if group in self.model.trimmers.learned}
+        if learned:
+            named["cost"] = cost_loss(learned, dict.fromkeys(learned, wanted))
+            total = total + self.config.cost_weight * named["cost"]
+            self.measured.append(measured)
         if answers.full_B2 is not None:
             named["full"] = F.cross_entropy(answers.full_B2, batch.labels)
             named["divergence"] = class_divergence(answers.trimmed_B2, answers.full_B2)
             total = total + self.config.distill_weight * (named["full"] + named["divergence"])
-        self.measured.append(measured)
         scalars: dict[str, Tensor | float] = {f"kept/{group}": share.detach() for group, share in shares.items()}
         scalars |= {"wanted": wanted, "shift": self.curriculum.shift, "cost_share": measured}
         scalars["accuracy"] = accuracy(answers.trimmed_B2, batch.labels)
         return Losses(total, named, scalars)
 
     def before_update(self, progress: float) -> None:
-        """Nothing."""
+        """Let what is not learned keep as much as the curriculum says."""
+        if self.model.trimmers is not None:
+            self.model.trimmers.set_share(self.curriculum.wanted(progress))
 
     def after_update(self, progress: float) -> None:
         """Move the scores' shift by what the update's parts cost."""

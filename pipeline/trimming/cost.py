@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pipeline.measure.flops import StepCounts, joining_macs, linear_macs, patch_macs, schedule_macs
+from pipeline.measure.flops import Kept, StepCounts, joining_macs, linear_macs, patch_macs, schedule_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import Advance, Step, site
 from pipeline.trimming.smarttrim import Decision, group_of
-from pipeline.trimming.trimmers import StepTrimmers, Trimmers, block_size
+from pipeline.trimming.trimmers import TokenTrimmer, Trimmers, block_size
+from pipeline.trimming.vision_only import ReducedVision
 
 GROUPS = ("vision", "text", "msa", "mca")
 
@@ -64,10 +65,10 @@ class CostModel:
     Args:
         model: The backbone.
         head: The task head.
-        trimmers: None for the untrimmed model.
+        trimmers: What trims; None for the untrimmed model.
     """
 
-    def __init__(self, model: Backbone, head: nn.Module, trimmers: Trimmers | None) -> None:
+    def __init__(self, model: Backbone, head: nn.Module, trimmers: Trimmers | ReducedVision | None) -> None:
         self.model = model
         self.steps = model.schedule
         self.trimmers = trimmers
@@ -75,80 +76,102 @@ class CostModel:
 
     def full(self, units: Units) -> Tensor:
         """(B,) MACs with nothing trimmed and no trimmers."""
-        return self._layers(self._uniform(units, 1.0))
+        whole = {name: Kept(1.0 + units.of(group_of(advance.stream))) for _, advance, name in self._sites()}
+        return self._layers(self._counts(whole))
 
     def at_share(self, units: Units, share: float) -> Tensor:
-        """(B,) MACs where every layer keeps the same share of tokens and heads, trimmers included."""
-        counts = self._uniform(units, share)
-        return self._layers(counts) + self._own(counts, units)
+        """(B,) MACs where every layer keeps the same share of what is trimmed, trimmers included.
+
+        Methods that keep fixed numbers keep those that belong to the share.
+        """
+        assert self.trimmers is not None, "a full model keeps everything"
+        kept = {
+            name: self.trimmers.kept_at(step, advance, 1.0 * units.of(group_of(advance.stream)), share)
+            for step, advance, name in self._sites()
+        }
+        counts = self._counts(kept)
+        return self._layers(counts) + self._own(counts, units, share)
 
     def of(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of given decisions on instances with these units, trimmers included.
 
         A trimmed head counts as not computed at all, as packed execution has it.
         """
-        counts = self._decided(decisions)
+        counts = self._counts(_decided(decisions))
         return self._layers(counts) + self._own(counts, units)
 
     def own(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of the trimmers alone."""
-        return self._own(self._decided(decisions), units)
+        return self._own(self._counts(_decided(decisions)), units)
 
     def _layers(self, counts: Mapping[str, StepCounts]) -> Tensor:
         """(B,) MACs of everything but the trimmers, with these tokens and heads."""
         text, image = (steps[-1] for steps in (self.model.text_steps, self.model.visual_encoder.steps))
-        left = [counts[site(step, step.advances[0])].tokens for step in (text, image)]
+        last = [counts[site(step, step.advances[0])] for step in (text, image)]
+        left = [each.tokens if each.mlp is None else each.mlp for each in last]
         return self.fixed + schedule_macs(self.steps, counts) + joining_macs(self.model, *left)
 
     def _sites(self) -> list[tuple[Step, Advance, str]]:
         return [(step, advance, site(step, advance)) for step in self.steps for advance in step.advances]
 
-    def _uniform(self, units: Units, share: float) -> dict[str, StepCounts]:
-        counts = {}
-        for _, advance, name in self._sites():
-            tokens = 1 + share * units.of(group_of(advance.stream))
-            none = torch.zeros_like(tokens)
-            source = sum((1 + share * units.of(group_of(other)) for other in advance.sources), none)
-            heads = torch.full_like(tokens, share * block_size(advance)[1])
-            counts[name] = StepCounts(tokens, source, heads, heads)
-        return counts
-
-    def _decided(self, decisions: Mapping[str, Decision]) -> dict[str, StepCounts]:
+    def _counts(self, kept: Mapping[str, Kept]) -> dict[str, StepCounts]:
         counts: dict[str, StepCounts] = {}
         last: dict[str, Tensor] = {}
         for step, advance, name in self._sites():
             # Streams that advance together have all decided before any of them attends to another.
-            last |= {a.stream: 1.0 + decisions[site(step, a)].tokens_B.detach() for a in step.advances}
-            decision, tokens = decisions[name], last[advance.stream]
-            none = torch.zeros_like(tokens)
+            last |= {a.stream: kept[site(step, a)].left for a in step.advances}
+            own = kept[name]
+            every = torch.full_like(own.tokens, block_size(advance)[1])
             counts[name] = StepCounts(
-                tokens,
-                sum((last[source] for source in advance.sources), none),
-                none if decision.self_BH is None else decision.self_BH.detach().sum(1),
-                none if decision.cross_BH is None else decision.cross_BH.detach().sum(1),
+                own.tokens,
+                sum((last[source] for source in advance.sources), torch.zeros_like(own.tokens)),
+                every if own.self_heads is None else own.self_heads,
+                every if own.cross_heads is None else own.cross_heads,
+                own.mlp,
             )
         return counts
 
-    def _own(self, counts: Mapping[str, StepCounts], units: Units) -> Tensor:
-        """(B,) MACs of the trimmers: token scores on the tokens that enter a step, the rest once an instance."""
+    def _own(self, counts: Mapping[str, StepCounts], units: Units, share: float | None = None) -> Tensor:
+        """(B,) MACs of what decides: token scores on the tokens that enter a step, the rest once an instance."""
         total = torch.zeros_like(next(iter(counts.values())).tokens)
+        if isinstance(self.trimmers, ReducedVision):
+            return total + self.trimmers.own_macs(share)
         if self.trimmers is None:
             return total
         entering: dict[str, Tensor] = {}
         for step, advance, name in self._sites():
-            part = self.trimmers[name]
-            assert isinstance(part, StepTrimmers)
+            part = self.trimmers.part(name)
             if self.model.fuses_from_words and step.part == "fusion" and step.layer == 0:
                 entering.pop(advance.stream, None)
             tokens = entering.get(advance.stream, 1.0 + units.of(group_of(advance.stream)))
-            inner = part.tokens.key.in_features
-            per_token = linear_macs(part.tokens.down) + linear_macs(part.tokens.local) + inner
-            once = linear_macs(part.tokens.ask) + inner**2 + linear_macs(part.self_heads)
-            if part.cross_heads is not None:
-                once += linear_macs(part.cross_heads)
-            total = total + tokens * per_token + once
+            once = sum(linear_macs(heads) for heads in (part.self_heads, part.cross_heads) if heads is not None)
+            if isinstance(part.tokens, TokenTrimmer):
+                per_token, asked = _token_macs(part.tokens)
+                total, once = total + tokens * per_token, once + asked
+            total = total + once
             entering[advance.stream] = counts[name].tokens
         return total
+
+
+def _token_macs(trimmer: TokenTrimmer) -> tuple[int, int]:
+    """MACs for each token, and once an instance."""
+    local = linear_macs(trimmer.down) + linear_macs(trimmer.local)
+    if trimmer.ask is None:
+        return local, 0
+    return local + trimmer.inner, linear_macs(trimmer.ask) + trimmer.inner**2
+
+
+def _decided(decisions: Mapping[str, Decision]) -> dict[str, Kept]:
+    """What decisions keep."""
+    kept = {}
+    for name, decision in decisions.items():
+        left = 1.0 + decision.tokens_B.detach()
+        heads = [None if each is None else each.detach().sum(1) for each in (decision.self_BH, decision.cross_BH)]
+        if decision.entering_B is None:
+            kept[name] = Kept(left, None, *heads)
+        else:
+            kept[name] = Kept(1.0 + decision.entering_B, left, *heads)
+    return kept
 
 
 def solve_share(cost: CostModel, units: Units, speed_up: float) -> float:
@@ -169,11 +192,12 @@ def solve_share(cost: CostModel, units: Units, speed_up: float) -> float:
     cheapest = float(cost.at_share(units, 0.0).mean())
     if full / speed_up < cheapest:
         raise UserError(
-            f"a target of {speed_up:g}x cannot be reached: with every token and head trimmed this model still "
+            f"a target of {speed_up:g}x cannot be reached: with all trimmed that this method trims the model still "
             f"costs {cheapest / full:.0%} of its MACs; the highest target is {full / cheapest:.2f}x"
         )
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (low, middle) if float(cost.at_share(units, middle).mean()) * speed_up > full else (middle, high)
-    return low
+    # Whole tokens and heads make steps, so either side of one may be nearer.
+    return min(low, high, key=lambda share: abs(float(cost.at_share(units, share).mean()) - full / speed_up))

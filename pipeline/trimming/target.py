@@ -76,14 +76,19 @@ class Target:
         return self.name if self.unit == "x" else f"{self.name.removesuffix(self.unit)} {self.unit}"
 
 
-def check_target(target: Target, least: float, full: float, said: str = "") -> None:
+EVERYTHING = "with every token and head trimmed"
+"""As little as SmartTrim can leave."""
+
+
+def check_target(target: Target, least: float, full: float, said: str = "", stripped: str = EVERYTHING) -> None:
     """Refuses what cannot be reached.
 
     Args:
         target: Wanted.
-        least: Cost with every token and head trimmed: milliseconds where the target is, else GMACs.
+        least: Cost of as little as can be left: milliseconds where the target is, else GMACs.
         full: Of the untrimmed model.
         said: On what that rests.
+        stripped: How little that is.
 
     Raises:
         UserError: It is out of reach, with the highest target that is not; or it asks for no trimming.
@@ -95,7 +100,7 @@ def check_target(target: Target, least: float, full: float, said: str = "") -> N
         if target.unit != "x":
             highest = f"{_up(least)} {unit}, which is {highest}"
         raise UserError(
-            f"a target of {target} cannot be reached: with every token and head trimmed this model still takes "
+            f"a target of {target} cannot be reached: {stripped} this model still takes "
             f"{least:.4g} of its {full:.4g} {unit}{said}; the highest target is {highest}"
         )
     if wanted >= full and target.unit != "x":

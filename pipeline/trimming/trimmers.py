@@ -1,9 +1,13 @@
 """SmartTrim's trimmers (arXiv 2305.15033, section 3): small networks that score tokens and heads.
 
+Each kind may be left out or replaced by what decides without looking (`pipeline.trimming.fixed`): its baselines.
+
 B batch, N tokens, T packed tokens, D width, H heads, D' trimmer width.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +15,11 @@ from torch.nn import functional
 
 from data_prep.errors import UserError
 from pipeline.limits import a_share, above_zero, at_least
+from pipeline.measure.flops import Kept
+from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import PostNormBlock, PreNormBlock
 from pipeline.models.schedule import Advance, Step, TokenStream, site
+from pipeline.trimming.fixed import Place, RandomTokens, RankedHeads, places, random_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,29 @@ class TrimmerConfig:
         at_least(self, "trimmers", 0, "noise")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Who decides which tokens and which heads stay.
+
+    Attributes:
+        tokens: ``global``: trimmers with local and global score; ``local``: trimmers without the global one;
+            ``random``: as many as the share says, drawn for each instance; ``all``: every token stays.
+        heads: ``trimmers``; ``ranked``: the first ones of an order that was settled before training; ``all``.
+    """
+
+    tokens: Literal["global", "local", "random", "all"] = "global"
+    heads: Literal["trimmers", "ranked", "all"] = "trimmers"
+
+    @property
+    def learned(self) -> frozenset[str]:
+        """Groups (of `cost.GROUPS`) that trimmers decide on."""
+        tokens = ("vision", "text") if self.tokens in ("global", "local") else ()
+        return frozenset((*tokens, *(("msa", "mca") if self.heads == "trimmers" else ())))
+
+
+SMARTTRIM = Policy()
+
+
 def mlp(width_in: int, hidden: int, width_out: int, last_std: float, bias: float = 0.0) -> nn.Sequential:
     """Linear, GELU, linear; the last weights small and its bias given."""
     last = nn.Linear(hidden, width_out)
@@ -67,21 +97,27 @@ class TokenTrimmer(nn.Module):
 
     Args:
         width: D of the tokens.
-        guide_width: Width of the other modality's CLS.
+        guide_width: Width of the other modality's CLS; None for the local score alone.
         config: Size and start.
     """
 
-    def __init__(self, width: int, guide_width: int, config: TrimmerConfig) -> None:
+    def __init__(self, width: int, guide_width: int | None, config: TrimmerConfig) -> None:
         super().__init__()
         inner = max(8, round(width * config.width_share))
+        self.inner = inner
         self.down = nn.Linear(width, inner)
         self.local = mlp(inner, inner, 1, config.last_std, config.keep_bias)
-        self.ask = mlp(width + guide_width, inner, inner, config.last_std)
-        self.key = nn.Linear(inner, inner, bias=False)
+        self.ask: nn.Sequential | None = None
+        if guide_width is not None:
+            self.ask = mlp(width + guide_width, inner, inner, config.last_std)
+            self.key = nn.Linear(inner, inner, bias=False)
 
     def forward(self, stream: TokenStream, cls_BD: Tensor, guide_BD: Tensor) -> Tensor:
         """Scores π_t = π_l + π_g of all tokens, (B, N) or packed (T,); a token stays where it is >= 0."""
         small = self.down(stream.x)
+        if self.ask is None:
+            alone: Tensor = self.local(small)[..., 0]
+            return alone
         asked_Bd = self.ask(torch.cat([cls_BD, guide_BD], -1)) @ self.key.weight
         return self.local(small)[..., 0] + (small * spread(asked_Bd, stream)).sum(-1)
 
@@ -123,20 +159,33 @@ def spread(per_instance_BD: Tensor, stream: TokenStream) -> Tensor:
 
 
 class StepTrimmers(nn.Module):
-    """The trimmers of one stream at one step: its tokens, its self-attention's heads, its cross-attention's.
+    """What decides on one stream at one step: on its tokens, its self-attention's heads, its cross-attention's.
 
     Args:
         advance: What happens at the step.
         guide_width: Width of the guiding stream.
         config: Size and start.
+        policy: Who decides; None stands where all stay.
+        place: Number of the layer, for tokens that are drawn.
     """
 
-    def __init__(self, advance: Advance, guide_width: int, config: TrimmerConfig) -> None:
+    def __init__(self, advance: Advance, guide_width: int, config: TrimmerConfig, policy: Policy, place: Place) -> None:
         super().__init__()
         width, heads = block_size(advance)
-        self.tokens = TokenTrimmer(width, guide_width, config)
-        self.self_heads = HeadTrimmer(width, heads, config)
-        self.cross_heads = None if not advance.sources else HeadTrimmer(width + guide_width, heads, config)
+        self.tokens: TokenTrimmer | RandomTokens | None = None
+        if policy.tokens == "random":
+            self.tokens = RandomTokens(place)
+        elif policy.tokens != "all":
+            self.tokens = TokenTrimmer(width, guide_width if policy.tokens == "global" else None, config)
+        self.self_heads = _decider(width, heads, config, policy)
+        self.cross_heads = None if not advance.sources else _decider(width + guide_width, heads, config, policy)
+
+
+def _decider(width: int, heads: int, config: TrimmerConfig, policy: Policy) -> HeadTrimmer | RankedHeads | None:
+    """Who decides on the heads of one attention."""
+    if policy.heads == "all":
+        return None
+    return RankedHeads(heads) if policy.heads == "ranked" else HeadTrimmer(width, heads, config)
 
 
 def block_size(advance: Advance) -> tuple[int, int]:
@@ -158,20 +207,88 @@ class Trimmers(nn.ModuleDict):
     """All trimmers of a backbone, by `site`.
 
     Args:
-        schedule: The backbone's steps.
-        widths: Width of each stream by name.
+        backbone: Whose tokens and heads they decide on.
         config: Size and start.
+        policy: SmartTrim, or one of its baselines.
     """
 
-    def __init__(self, schedule: list[Step], widths: dict[str, int], config: TrimmerConfig) -> None:
+    def __init__(self, backbone: Backbone, config: TrimmerConfig, policy: Policy = SMARTTRIM) -> None:
+        steps, at = backbone.schedule, places(backbone)
+        widths = {"image": backbone.config.vision.width, "text": backbone.config.text.width}
         super().__init__(
             {
-                site(step, advance): StepTrimmers(advance, _guide_width(step, advance, widths), config)
-                for step in schedule
+                name: StepTrimmers(advance, _guide_width(step, advance, widths), config, policy, at[name])
+                for step in steps
                 for advance in step.advances
+                for name in [site(step, advance)]
             }
         )
         self.config = config
+        self.policy = policy
+        self.patches = backbone.config.vision.patches
+        self.share = 1.0
+
+    @property
+    def learned(self) -> frozenset[str]:
+        """Groups whose kept share is learned: the cost loss asks for it, and calibration settles it."""
+        return self.policy.learned
+
+    @property
+    def removes_while_training(self) -> bool:
+        """Masks leave everything in place."""
+        return False
+
+    def part(self, name: str) -> StepTrimmers:
+        """What decides at a site."""
+        part = self[name]
+        assert isinstance(part, StepTrimmers)
+        return part
+
+    def set_share(self, share: float) -> None:
+        """Sets the share that stays where nothing is learned."""
+        self.share = share
+        for module in self.modules():
+            if isinstance(module, RandomTokens | RankedHeads):
+                module.share = share
+
+    def ranked(self) -> Iterator[tuple[str, RankedHeads]]:
+        """The orders of heads, by site and kind of attention."""
+        for name in self:
+            part = self.part(name)
+            for kind, heads in (("self", part.self_heads), ("cross", part.cross_heads)):
+                if isinstance(heads, RankedHeads):
+                    yield f"{name}/{kind}", heads
+
+    def ranks(self, ids_BL: Tensor, mask_BL: Tensor) -> dict[str, Tensor]:
+        """What is drawn for a batch; empty where no tokens are drawn."""
+        if self.policy.tokens != "random":
+            return {}
+        return random_ranks(ids_BL, mask_BL, self.patches, fresh=self.training)
+
+    def kept_at(self, step: Step, advance: Advance, there_B: Tensor, share: float) -> Kept:
+        """What stays where the share is as given: for learned scores the mean, else what will be.
+
+        Args:
+            step: Where.
+            advance: Of which stream.
+            there_B: Its tokens beside CLS before anything is trimmed.
+            share: γ.
+        """
+        part = self.part(site(step, advance))
+        tokens_B = share * there_B
+        if part.tokens is None:
+            tokens_B = there_B
+        elif isinstance(part.tokens, RandomTokens):
+            tokens_B = part.tokens.count(there_B, share)
+        width = block_size(advance)[1]
+        own, cross = (self._heads_at(heads, width, share) for heads in (part.self_heads, part.cross_heads))
+        return Kept(1 + tokens_B, None, *(torch.full_like(tokens_B, number) for number in (own, cross)))
+
+    @staticmethod
+    def _heads_at(heads: nn.Module | None, of: int, share: float) -> float:
+        if heads is None:
+            return float(of)
+        return float(heads.count(share)) if isinstance(heads, RankedHeads) else share * of
 
     def shift(self, by: float) -> None:
         """Adds a number to every score of tokens and heads."""

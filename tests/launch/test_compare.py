@@ -64,6 +64,21 @@ def test_each_trial_has_a_place_of_its_own_for_checkpoints_that_go_elsewhere() -
     assert settled([TINY], overrides_of(config(), plain), plain) == overrides_of(config(), plain)
 
 
+def test_references_that_the_others_take_from_are_ahead_of_them() -> None:
+    asked = config(seeds=(0, 1, 2), parallel=2, share=True, reference="query")
+    assert [t.name for t in trials(asked)] == [
+        "query-samples-0", "query-samples-1", "unpruned-samples-0",
+        "query-samples-2", "unpruned-samples-1", "unpruned-samples-2",
+    ]  # fmt: skip
+
+
+def test_what_a_target_costs_stands_beside_its_accuracy() -> None:
+    one = run("unpruned", 0, 70.0)
+    one["results"][0]["gmacs"] = 0.0123
+    (line,) = lines_of({"reference": "unpruned", "runs": [one], "failures": {}})
+    assert line["metrics"]["statement 1x test MMACs"]["mean"] == pytest.approx(12.3)
+
+
 def test_the_interval_is_students_over_pairs() -> None:
     difference, half = paired_interval([3.0, 4.0, 8.0], [1.0, 3.0, 5.0])
     assert (difference, half) == (2.0, pytest.approx(4.303 * 1.0 / 3**0.5))
@@ -109,13 +124,15 @@ def test_every_variant_of_every_experiment_reads() -> None:
     known = {name for name in recipes() if name.startswith("configs/experiments/")}
     first = "configs/experiments/pruning.yaml"
     variants = {first: 11, "configs/experiments/pruning_minutes.yaml": 6, "configs/experiments/pruning_leak.yaml": 7}
+    whole = {first, "configs/experiments/trimming.yaml"}
+    variants["configs/experiments/trimming.yaml"] = 9
     assert known == set(variants)
     for name in variants:
-        layers = list(dict.fromkeys([first, name]))
+        layers = [name] if name in whole else [first, name]
         asked = read_config(CompareConfig, [find_recipe(layer) for layer in layers], [])
         assert len(asked.variants) == variants[name]
         base = [find_recipe(name) for name in asked.base]
-        for trial in trials(asked):
+        for trial in [trial for trial in trials(asked) if trial.seed == asked.seeds[0]]:
             read = read_config(RunConfig, base, overrides_of(asked, trial))
             read.pretrain.pruning.check(read.model.vision.depth, read.model.vision.patches)
 
@@ -156,7 +173,7 @@ def test_a_comparison_runs_reports_and_goes_on(tmp_path: Path) -> None:
     asked = {
         "out": str(tmp_path / "cmp"), "base": [str(TINY)], "shared": {"trim.targets": [1.0], "evaluate.pictures": 0},
         "reference": "unpruned", "variants": {"unpruned": {"pretrain.pruning.method": "none"}, "query": {}},
-        "seeds": [0, 1], "parallel": 2,
+        "seeds": [0, 1], "parallel": 2, "share": True,
     }  # fmt: skip
     (tmp_path / "cmp.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
     command = [sys.executable, "-m", "launch", "compare", str(tmp_path / "cmp.yaml"), "--json"]
@@ -165,6 +182,8 @@ def test_a_comparison_runs_reports_and_goes_on(tmp_path: Path) -> None:
     lines = json.loads(first.stdout)["lines"]
     assert lines == json.loads(again.stdout)["lines"]
     assert [(line["variant"], line["seeds"]) for line in lines] == [("unpruned", [0, 1]), ("query", [0, 1])]
+    shards = [tmp_path / "cmp" / f"{name}-samples-0" / "data/test/index.json" for name in ("unpruned", "query")]
+    assert shards[0].stat().st_ino == shards[1].stat().st_ino  # the same file, made once
     assert all(line["peak_bytes"] > 2**27 and line["step_ms"] > 0 for line in lines)
     wrong = subprocess.run([*command, "--variants", "{query: {pretrain.nothing: 1}}", "--reference", "query"],
                            capture_output=True, text=True, check=False)  # fmt: skip

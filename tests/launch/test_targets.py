@@ -45,20 +45,23 @@ def test_kinds_of_targets_stand_in_one_list_and_what_is_reached_beside_what_was_
 
 @pytest.mark.slow
 @pytest.mark.timeout(800)
+@pytest.mark.parametrize("method", ["smarttrim", "grad_all"])
 def test_a_time_on_this_machine_is_reached_or_its_distance_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert run(out, *LARGER, *LATENCY, "--trim.targets", "[0.001 ms]", "--json", command="trim") == 2
+    more = [*LARGER, *LATENCY, "--trim.method", method, "--trim.heads.instances", "32"]
+    assert run(out, *more, "--trim.targets", "[1.0, 0.001 ms]", "--json", command="trim") == 2
     (said,) = json.loads(capsys.readouterr().out)["failures"].values()
     least, full = (float(figure) for figure in re.findall(r"takes ([\d.]+) of its ([\d.]+) ms", said)[0])
     wanted = round((least + full) / 2, 1)
-    assert run(out, *LARGER, *LATENCY, "--trim.targets", f"[{wanted} ms]", "--json") == 0
-    rows = [row for row in read_json(out / "results.json") if row["metric"] == "accuracy"]
-    (stage,) = (out / "stages").glob("trim-*")
+    assert run(out, *more, "--trim.targets", f"[1.0, {wanted} ms]", "--json") == 0
+    rows = [row for row in read_json(out / "results.json") if row["metric"] == "accuracy" and row["unit"] == "ms"]
+    (stage,) = (out / "stages").glob(f"trim-*-{wanted}ms")
     settled = read_json(stage / "result.json")["calibration"]
     assert settled["reached"] == pytest.approx(wanted, rel=0.05)
     assert settled["latency"]["low"] <= settled["reached"] <= settled["latency"]["high"]
+    assert [row["method"] for row in rows] == [method]
     planned = read_json(stage / "target.json")["plan"]["full_ms"]
     for row in rows:
         assert row["reached_low"] <= row["reached"] <= row["reached_high"]

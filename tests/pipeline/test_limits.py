@@ -13,7 +13,7 @@ from pipeline.models.vision import VisionConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.pretraining import ObjectiveConfig
 from pipeline.train import LoopConfig
-from pipeline.trim import TrimConfig
+from pipeline.trim_config import TrimConfig
 from pipeline.trimming.curriculum import CurriculumConfig
 from pipeline.trimming.trimmers import TrimmerConfig
 

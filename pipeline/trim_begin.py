@@ -1,0 +1,99 @@
+"""What a trimming stage begins with: a model that the target is planned for, and the task that is trained.
+
+Here alone methods differ: most put something that trims into the backbone; FTKD plans for the full model, its teacher,
+and trains a student.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.exports import load_statement_model
+from pipeline.models.backbone import Backbone
+from pipeline.models.build import build_model
+from pipeline.process import Process
+from pipeline.setup import Inputs
+from pipeline.tasks.ftkd import TaughtStatements
+from pipeline.tasks.statements import StatementModel, StatementTask
+from pipeline.trim_config import TrimConfig
+from pipeline.trim_plan import Examples, Plan
+from pipeline.trimming.cost import Units
+from pipeline.trimming.ftkd import LayerMap, begin_student, choose_layers
+from pipeline.trimming.importance import head_importance, order_heads
+from pipeline.trimming.target import Target
+from pipeline.trimming.trimmers import Trimmers
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a model for one target begins.
+
+    Attributes:
+        config: Method and its settings.
+        target: Wanted.
+        teacher: Export folder of the fine-tuned full model, for methods that look at it.
+        inputs: Seed and normalisation.
+        examples: To order heads by.
+        process: Whose device it goes to.
+    """
+
+    config: TrimConfig
+    target: Target
+    teacher: Path | None
+    inputs: Inputs
+    examples: Examples
+    process: Process
+
+    def model(self, trained: Backbone) -> StatementModel:
+        """The full model, one with what trims it, or the teacher of a student."""
+        device = self.process.torch_device
+        if self.target.is_full:
+            return StatementModel(trained, None).to(device)
+        if self.config.trims is None:
+            return self._teacher()
+        model = StatementModel(trained, self.config.trims, self.config.policy).to(device)
+        if isinstance(model.trimmers, Trimmers) and model.trimmers.policy.heads == "ranked":
+            self._order_heads(model.trimmers)
+        return model
+
+    def task(self, model: StatementModel, plan: Plan, typical: Units) -> StatementTask:
+        """What is trained of what `model` gave.
+
+        Args:
+            model: On the device.
+            plan: What its target asks for.
+            typical: Units of typical instances.
+        """
+        if self.config.trims is None and not self.target.is_full:
+            return self._student_task(model, plan, typical)
+        smarttrim = self.config.smarttrim
+        if self.config.distill_weight is not None:
+            smarttrim = replace(smarttrim, distill_weight=self.config.distill_weight)
+        return StatementTask(model, self.inputs.normalise, plan.speed_up, smarttrim, typical)
+
+    def _student_task(self, teacher: StatementModel, plan: Plan, typical: Units) -> TaughtStatements:
+        """A student with as many layers as the plan allows."""
+        whole = teacher.backbone.config
+        layers = choose_layers(teacher.cost_model(), typical, plan.speed_up)
+        student = StatementModel(build_model(layers.cut(whole)), None, whole=whole)
+        begin_student(student, teacher, LayerMap(student.backbone, teacher.backbone))
+        student = student.to(self.process.torch_device)
+        normalise, ftkd = self.inputs.normalise, self.config.ftkd
+        return TaughtStatements(student, teacher, normalise, plan.speed_up, ftkd, typical)
+
+    def _teacher(self) -> StatementModel:
+        assert self.teacher is not None, "a method that looks at the full model is given it"
+        return load_statement_model(self.teacher)[0].to(self.process.torch_device)
+
+    def _order_heads(self, trimmers: Trimmers) -> None:
+        """Settles which heads go first, the same on every process."""
+        config = self.config
+        assert config.method in ("head_random", "grad_layer", "grad_all")
+        importance: dict[str, Tensor] = {}
+        if config.needs_teacher:
+            parts = self.examples.parts(self.examples.draw(config.heads.instances), self.process.torch_device)
+            normalise = self.inputs.normalise
+            batches = ((normalise(part.pixels), part.token_ids, part.token_mask) for part in parts)
+            importance = head_importance(self._teacher(), batches)
+        order_heads(trimmers, config.method, self.inputs.seed, importance)

@@ -1,0 +1,73 @@
+"""Settings of the trimming stage."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_prep.errors import UserError
+from pipeline.engine import OptimizerConfig
+from pipeline.limits import above_zero, weights_above_zero
+from pipeline.measure.latency import LatencyConfig
+from pipeline.tasks.statements import SmartTrimConfig
+from pipeline.train import LoopConfig
+from pipeline.trimming.methods import MethodsConfig
+from pipeline.trimming.target import Target
+from pipeline.trimming.trimmers import TrimmerConfig
+from pipeline.trimming.vision_only import ReductionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrimConfig(MethodsConfig):
+    """Fine-tuning on a task for one or several targets, with SmartTrim or a baseline (`MethodsConfig`).
+
+    Attributes:
+        task: ``statement``: is a sentence true of a picture?
+        splits: Split folders to train on, and the weight of each in every batch.
+        targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
+            same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
+            that trains, for methods with trimmers. 1.0 is the full model.
+        max_tokens: Length of statements in training, where they are shorter than what the loader pads captions to;
+            None for the loader's. Longer ones are cut.
+        loop: Durations and learning-rate schedule.
+        optimizer: AdamW; the rate of the backbone.
+        head_scale: Learning rate of the head over the backbone's.
+        trimmer_scale: Learning rate of the trimmers over the backbone's: they begin far on the side of keeping.
+        smarttrim: Constants; its curriculum and self-distillation hold for the baselines too, where they have none of
+            their own.
+        latency: How milliseconds are taken, where a target is a time.
+    """
+
+    task: Literal["statement"] = "statement"
+    splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
+    targets: tuple[float | str, ...] = (1.0, 2.0)
+    max_tokens: int | None = None
+    loop: LoopConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    head_scale: float = 1.0
+    trimmer_scale: float = 1.0
+    smarttrim: SmartTrimConfig = field(default_factory=SmartTrimConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
+
+    def __post_init__(self) -> None:
+        weights_above_zero(self.splits, "trim.splits")
+        self._check_targets([Target.parse(target) for target in self.targets])
+        above_zero(self, "trim", "head_scale", "trimmer_scale")
+
+    def _check_targets(self, targets: list[Target]) -> None:
+        if len({target.name for target in targets}) != len(targets):
+            raise UserError(f"trim.targets={list(self.targets)} must be different from each other; leave one out")
+        if self.needs_teacher and targets and not any(target.is_full for target in targets):
+            raise UserError(
+                f"trim.method={self.method} looks at the fine-tuned full model: trim.targets={list(self.targets)} must "
+                "hold 1.0"
+            )
+        timed = next((target for target in targets if target.unit == "ms"), None)
+        if timed is not None and not self.learns:
+            raise UserError(
+                f"trim.targets: a target of {timed} is settled by trimmers' scores, but trim.method={self.method} has "
+                "none as it is set; give a speed-up such as 2.0x or multiply-accumulates such as '12 GFLOPs'"
+            )
+
+    @property
+    def trims(self) -> TrimmerConfig | ReductionConfig | None:
+        """What trims; None where layers are left out instead."""
+        return None if self.method == "ftkd" else self.reduction or self.smarttrim.trimmers

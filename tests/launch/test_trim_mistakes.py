@@ -1,0 +1,38 @@
+"""Mistakes in `trim`: one line, exit code 2, nothing begun."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+
+TINY = str(Path(__file__).parent / "tiny.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trim.method", "nothing"], "nothing"),
+        (["--trim.method", "ftkd", "--trim.targets", "[2.0]"], "must hold 1.0"),
+        (["--trim.method", "ftkd", "--trim.targets", "[0.001 GFLOPs]"], "must hold 1.0"),
+        (["--trim.evit.layer", "[1]"], "layer"),
+        (["--trim.evit.layers", "[99]", "--trim.method", "evit"], "numbered from 0"),
+        (["--trim.method", "evit", "--trim.targets", "[1.0, 5 ms]"], "a target of 5 ms is settled by trimmers' scores"),
+        (["--trim.method", "ftkd", "--trim.targets", "[1.0, 5 ms]"], "trim.method=ftkd has none"),
+        (["--trim.method", "evit", "--trim.targets", "[500x]"], "with all trimmed that this method trims"),
+        (["--trim.method", "ftkd", "--trim.targets", "[1.0, 500x]"], "with one layer left in each part"),
+        (["--trim.method", "grad_all", "--trim.targets", "[1.0, 1e-9 GFLOPs]"], "; the highest target is"),
+        (
+            ["--trim.method", "head_random", "--trim.heads.tokens", "all", "--trim.targets", "[3x]"],
+            "highest target is 1.",
+        ),
+        (["--take_from", "/nowhere"], "holds no run"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", TINY, "--out", str(tmp_path / "run"), *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1, told
+    assert not (tmp_path / "run/data").exists()
