@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import read_json
+from pipeline.trimming.target import Target
 from tests.launch.test_run import run
 
 LARGER = [
@@ -57,7 +58,7 @@ def test_a_time_on_this_machine_is_reached_or_its_distance_is_told(
     wanted = round((least + full) / 2, 1)
     assert run(out, *more, "--trim.targets", f"[1.0, {wanted} ms]", "--json") == 0
     rows = [row for row in read_json(out / "results.json") if row["metric"] == "accuracy" and row["unit"] == "ms"]
-    (stage,) = (out / "stages").glob(f"trim-*-{wanted}ms")
+    (stage,) = (out / "stages").glob(f"trim-*-{Target(wanted, 'ms').name}")
     settled = read_json(stage / "result.json")["calibration"]
     assert settled["reached"] == pytest.approx(wanted, rel=0.05)
     assert settled["latency"]["low"] <= settled["reached"] <= settled["latency"]["high"]
