@@ -175,14 +175,16 @@ def _train(
 ) -> dict[str, Any]:
     """The loop itself, from the last checkpoint on."""
     stage.pulse.rest()
-    start, spent, skipped_before, bad.left_out = _restore(store, task, engine, stage.process)
-    step, skipped_here = start, 0
-    clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent, stage.process.device)
-    log = StepLog(stage, config, step, facts)
+    start, before = _restore(store, task, engine, stage.process)
+    step, skipped_here, bad.left_out = start, 0, before["left_out"]
+    clock = Clock(
+        config.steps, stage.budget_seconds, config.checkpoint_seconds, before["seconds"], stage.process.device
+    )
+    log = StepLog(stage, config, step, facts, before.get("log"))
     means = Means()
 
     def skipped() -> int:
-        return skipped_before + global_sum(skipped_here, stage.process.torch_device)
+        return before["skipped"] + global_sum(skipped_here, stage.process.torch_device)
 
     engine.module.train()
     stream = iter(stage.between(batches(start, config.steps)))
@@ -194,7 +196,9 @@ def _train(
             store.finish(must=False)
         ends = tick.progress >= 1
         if (tick.save or ends or tick.leave or store.wants(step)) and step > start:
-            values = {"seconds": clock.seconds, "skipped": skipped(), "left_out": bad.left_out}
+            values = {
+                "seconds": clock.seconds, "skipped": skipped(), "left_out": bad.left_out, "log": log.begun_line()
+            }  # fmt: skip
             store.begin(step, engine, task.tensors(), values, means.take())
         if ends or tick.leave:
             store.finish()
@@ -232,16 +236,16 @@ def _train(
     }
 
 
-def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Process) -> tuple[int, float, int, int]:
-    """Steps done, seconds spent, samples skipped and updates left out; zeros at a fresh start."""
+def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Process) -> tuple[int, dict[str, Any]]:
+    """Steps done, and what the loop has counted: seconds, skipped samples, updates left out, the begun line of log."""
     checkpoint = store.latest()
     if checkpoint is None:
-        return 0, 0.0, 0, 0
+        return 0, {"seconds": 0.0, "skipped": 0, "left_out": 0, "log": None}
     logger.info("going on from %s", checkpoint)
     tensors, values = checkpoint.restore(engine, process)
     task.drop_update()
     task.load(tensors)
-    return checkpoint.step, float(values["seconds"]), int(values["skipped"]), int(values["left_out"])
+    return checkpoint.step, values
 
 
 def _step(task: Task, engine: Engine, batch: ImageTextBatch, progress: float, lr_scale: float) -> dict[str, Tensor]:
@@ -283,9 +287,17 @@ class StepLog:
         config: Durations.
         step: Steps done before.
         facts: What is said besides what steps compute.
+        begun: `begun_line` of before.
     """
 
-    def __init__(self, stage: Stage, config: LoopConfig, step: int, facts: LogFacts | None = None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        config: LoopConfig,
+        step: int,
+        facts: LogFacts | None = None,
+        begun: Mapping[str, Any] | None = None,
+    ) -> None:
         self.main = stage.process.is_main
         self.device = stage.process.torch_device
         self.devices = stage.process.world_size
@@ -294,13 +306,19 @@ class StepLog:
         self.config = config
         self.load = LoadTally()
         self.fed = ""
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        begun = begun or {"count": 0, "sums": {}}
+        self.sums = {name: torch.tensor(float.fromhex(value)) for name, value in begun["sums"].items()}
+        self.count: int = begun["count"]
         self.last: tuple[int, float] | None = None
         if self.main:
             stage.folder.mkdir(parents=True, exist_ok=True)
             self.metrics = MetricsLog(stage.folder / "metrics.jsonl", step)
             self.progress = ProgressFile(stage.folder / "progress.json", 1.0, "share")
+
+    def begun_line(self) -> dict[str, Any]:
+        """What is taken in for the next line, JSON-able: it goes on after a restart. Clocks begin anew."""
+        sums = {name: float(value).hex() for name, value in self.sums.items()}  # exact, and JSON knows no infinity
+        return {"count": self.count, "sums": sums}
 
     def add(self, step: int, seconds: float, progress: float, values: Mapping[str, Tensor]) -> None:
         """Take in one step; what its batch took is added to `load` before. Every process calls it for every step."""

@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from hypothesis import settings
 # Tests run side by side with others on few cores, and in processes of their own: one thread each is fastest.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A shell lets jobs in the background ignore Ctrl-C, and what the tests start would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time, and no deadline: a busy machine is no failure.
 settings.register_profile("trimline", deadline=None, derandomize=True)

@@ -112,7 +112,7 @@ def annotated(path: Path, key: str, read: Callable[[dict[str, Any]], None]) -> N
             continue
         try:
             read(row)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: entry {count} is not in the published format ({error!r})") from error
         count += 1
     if not count:

@@ -51,6 +51,8 @@ def score_vqa(predictions: Path, annotations: Path, subset: bool) -> list[Score]
 
     def read(row: dict[str, Any]) -> None:
         answers = [answer["answer"] for answer in row["answers"]]
+        if not answers:
+            raise ValueError("a question without answers")
         asked[str(row["question_id"])] = {
             "type": row["answer_type"], "image": str(row["image_id"]), "answers": answers
         }  # fmt: skip

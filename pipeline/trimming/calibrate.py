@@ -7,7 +7,7 @@ from pipeline.trimming.trimmers import Trimmers
 
 _FIRST = 0.125
 _MOST = 16.0
-_BETWEEN = 8
+_BETWEEN = 12
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,10 @@ def _search(cost: Callable[[float], float], wanted: float) -> Iterator[float]:
         inner, outer = outer, 2 * outer
     else:
         return  # out of reach
-    for _ in range(_BETWEEN):
-        middle = _between(inner, outer, (wanted - cost(inner)) / (cost(outer) - cost(inner)))
+    for number in range(_BETWEEN):
+        line = (wanted - cost(inner)) / (cost(outer) - cost(inner))
+        # Where the cost falls steeply a line is of no use, and halving always is.
+        middle = _between(inner, outer, 0.5 if number % 2 else line)
         yield middle
         inner, outer = (middle, outer) if (cost(middle) < wanted) == below else (inner, middle)
 

@@ -258,7 +258,10 @@ def test_shards_that_are_there_are_linked_and_never_written_into(nlvr, tmp_path)
         account = prepare(config, tmp_path / "run")
         assert account["written"] == made["written"] and set(account["splits"]) == {"train", "val", "dev"}
     assert all((tmp_path / "run" / name).resolve() == tmp_path / "made" / name for name in account["splits"])
-    prepare(SourceConfig(name="nlvr", root=str(nlvr), sizes={"train": 2}), tmp_path / "run", workers=1)
+    other = SourceConfig(name="nlvr", root=str(nlvr), sizes={"train": 2})
+    with pytest.raises(UserError, match="is a link to other shards"):
+        prepare(other, tmp_path / "run", workers=1)
+    prepare(other, tmp_path / "run", workers=1, replace_others=True)
     assert contents(tmp_path / "made") == before
     with pytest.raises(UserError, match="holds other shards"):
         prepare(config, tmp_path / "run")

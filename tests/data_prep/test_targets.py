@@ -17,6 +17,7 @@ from data_prep.job import Layout, ShardJob
 from data_prep.sources import SourceConfig, prepare
 from data_prep.targets import LocalTarget, StoreTarget, open_target
 from data_prep.writer import write_split
+from launch.cli import main
 from tests.data_prep.samples import Plain, contents
 
 write = functools.partial(write_split, name="x", fingerprint="f", layout=Layout(shard_samples=10))
@@ -151,6 +152,14 @@ def test_an_s3_server_gets_the_bytes_that_a_folder_gets_from_several_processes(s
     assert set(before) == {entry["Key"] for entry in fs.ls("shards/train", detail=True)}
     index = json.loads(fs.cat_file("shards/train/index.json"))
     assert index["account"]["written"] == 60
+
+
+@pytest.mark.timeout(300)
+def test_shards_at_an_s3_server_are_verified_where_they_lie(s3):
+    write(Plain(), s3, workers=1)
+    assert main(["verify", s3]) == 0
+    fsspec.filesystem("s3", skip_instance_cache=True).pipe_file("shards/train/00001.tar", b"no tar")
+    assert main(["verify", s3]) == 1
 
 
 def test_a_bucket_that_is_not_there_is_one_line_for_the_user(s3):

@@ -77,6 +77,8 @@ def test_predictions_that_do_not_fit_are_named(tmp_path: Path, vqa: Path, capsys
     assert "not in the published format" in refused(
         capsys, "vqa", missing, write(tmp_path / "b.json", {"annotations": [{"question_id": 1}]})
     )
+    bare = write(tmp_path / "bare.json", {"annotations": [question(10, [])]})
+    assert "a question without answers" in refused(capsys, "vqa", missing, bare)
     assert "no such file" in refused(capsys, "vqa", tmp_path / "gone.json", vqa)
 
 

@@ -52,5 +52,8 @@ def test_where_an_update_is_computed_is_no_reason_to_begin_anew(
         ),
     ],
 )
-def test_a_stage_says_how_an_update_is_dealt_out(overrides: list[str], words: str, tmp_path: Path) -> None:
+def test_a_stage_says_how_an_update_is_dealt_out(
+    overrides: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2" if "2 workers" in words else "1")  # torchrun's processes are the workers
     assert pretrain_of(tmp_path, *overrides)[1] == words

@@ -223,13 +223,21 @@ def test_an_update_of_several_parts_is_announced_once_and_logged_as_their_mean(t
         assert line["first"] == pytest.approx(float((pixels[0].mean() + pixels[2].mean()) / 2))
 
 
-def test_log_windows_begin_at_the_same_steps_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt_after(4, monkeypatch)
+def test_lines_of_the_log_are_those_of_an_undisturbed_run_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_after(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         count_steps(tmp_path, 8, log_every=3, checkpoint_seconds=0.0)
     _, result = count_steps(tmp_path, 8, log_every=3)
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [3, 6, 8]
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [3, 6, 8]
     assert result["skipped"] == 8
+    count_steps(tmp_path / "whole", 8, log_every=3)
+    for line, undisturbed in zip(lines, read_metrics(tmp_path / "whole" / "metrics.jsonl"), strict=True):
+        assert {name: line[name] for name in ("loss", "loss/mean", "first", "lr")} == {
+            name: undisturbed[name] for name in ("loss", "loss/mean", "first", "lr")
+        }
 
 
 def test_the_end_is_saved_once_and_the_first_step_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,9 +58,9 @@ class Nodes:
 
 @contextlib.contextmanager
 def _small_disk(disk: Path) -> Iterator[None]:
-    """A disk of 48 MB, which takes root to mount; elsewhere an empty folder."""
+    """A disk of 400 MB (a run wants 256 free), which takes root to mount; elsewhere an empty folder."""
     disk.mkdir(parents=True, exist_ok=True)
-    words = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(disk)]
+    words = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(disk)]
     mounted = shutil.which("mount") is not None and subprocess.run(words, capture_output=True).returncode == 0
     try:
         yield
