@@ -70,9 +70,15 @@ class Backend(ABC):
     def start(self) -> None:
         """Makes ready for jobs; may take some seconds."""
 
-    @abstractmethod
     def stop(self) -> None:
-        """Ends every process that was started; harmless if there are none."""
+        """Ends every process that was started, and starts none any more; harmless if there are none."""
+        with self._lock:
+            self._leaving = True  # a job that loses its processes now is not to start others
+        self._end_all()
+
+    @abstractmethod
+    def _end_all(self) -> None:
+        """Ends every process that was started."""
 
     def keep_logs(self, folder: Path) -> None:
         """Copies the launcher's own logs into a folder, for a failure that they may explain; by default it has none."""

@@ -106,7 +106,7 @@ class PlainBackend(Backend):
         code = self._process.wait()
         return None if code == 0 else RuntimeError(f"its process ended with code {code}")
 
-    def stop(self) -> None:
+    def _end_all(self) -> None:
         """Ends the process."""
         if self._process is None or self._process.poll() is not None:
             return

@@ -123,7 +123,7 @@ class LocalBackend(Backend):
         here = pulse["host"] == socket.gethostname() and pulse["pid"] != os.getpid()
         return self._store is not None and here and kill(pulse["pid"], pulse["born"])
 
-    def stop(self) -> None:
+    def _end_all(self) -> None:
         """Lets the followers go."""
         if self._store is None and self._process.world_size > 1:
             self.start()  # nothing had to run, yet they wait

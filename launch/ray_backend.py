@@ -47,6 +47,7 @@ _ANSWER_SECONDS = 10.0
 _RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on a laptop: every port is bound to loopback
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES alone where no GPU is asked for
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call that comes after the end must not start another cluster
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run trimline` must not make an environment per worker
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a local cluster has no spot machines
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # notices the end of a short stage at once
@@ -128,7 +129,7 @@ class RayBackend(Backend):
         """See `Backend.explain`."""
         return explain(failure)
 
-    def stop(self) -> None:
+    def _end_all(self) -> None:
         """Ends the local cluster, or leaves the joined one."""
         import ray
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import ray
 
 from data_prep.errors import UserError
 from launch.backend import Backend, Care
+from launch.bench_launch import PlainBackend
 from launch.cluster_config import ClusterConfig
+from launch.graph import StageLeft
 from launch.job import JobFailed, WorkerDied
 from launch.local_backend import LocalBackend
 from launch.ray_backend import RayBackend
@@ -147,6 +150,31 @@ def test_ray_starts_workers_together_alone_and_again(tmp_path: Path) -> None:
     finally:
         backend.stop()
     assert not list(tmp_path.glob("**/*.pickle"))
+
+
+def test_a_job_whose_processes_are_ended_by_a_stop_is_not_started_again(tmp_path: Path) -> None:
+    backend = PlainBackend(threads=1, device="cpu")
+    restarts: list[int] = []
+    ends: list[BaseException] = []
+
+    def run() -> None:
+        care = Care(restarts=3, on_restart=lambda: restarts.append(1))
+        try:
+            backend.run(job(tmp_path / "waits", "wait"), (1,), care)
+        except StageLeft as left:
+            ends.append(left)
+
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        backend.start()
+        thread.start()
+        while not (tmp_path / "waits" / "begun").exists():
+            time.sleep(0.05)
+    finally:
+        backend.stop()
+    thread.join(60)
+    assert len(ends) == 1
+    assert restarts == []
 
 
 @pytest.mark.parametrize("failures", [1, 3])
