@@ -80,7 +80,9 @@ class SharedStore(LocalFileSystem):
 
     def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
         self.makedirs(self._parent(rpath), exist_ok=True)  # stores have no folders
-        super().put_file(lpath, rpath, **more)
+        begun = f"{rpath}.{threading.get_ident()}.begun"
+        super().put_file(lpath, begun, **more)
+        self.mv(begun, rpath)  # nor half an object
 
 
 class TroubledStore(SharedStore):

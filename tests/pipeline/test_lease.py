@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
+from data_prep.files import write_json
 from pipeline import lease
 from pipeline.checkpoint import CheckpointStore
 from pipeline.checkpoint_rules import Guard
@@ -126,7 +127,7 @@ def test_who_lost_the_path_saves_nothing_and_is_told(path: str, tmp_path: Path) 
         store.save(1, new_engine(), {}, {})
         place = Path(path.partition("://")[2] or path)
         stolen = {**mark(path), "run": "second", "session": "another", "folder": "runs/\x1bsecond"}
-        (place / LEASE).write_text(json.dumps(stolen))
+        write_json(place / LEASE, stolen)
         others = place / "pretrain" / ".partial_step_00000002"
         others.mkdir()
         with pytest.raises(UserError, match=r"was taken by the run runs/second .* this one saves nothing more there"):
@@ -134,7 +135,7 @@ def test_who_lost_the_path_saves_nothing_and_is_told(path: str, tmp_path: Path) 
         assert others.is_dir()
         end = time.monotonic() + 10
         while not told and time.monotonic() < end:
-            (place / LEASE).write_text(json.dumps(stolen))  # in the middle of a sign of life, that would replace it
+            write_json(place / LEASE, stolen)  # in the middle of a sign of life, that would replace it
             time.sleep(0.02)
         assert told == ["lost"]
         with pytest.raises(UserError, match="was taken by the run runs/second"):
