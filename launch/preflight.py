@@ -78,7 +78,7 @@ def _check_training(config: RunConfig) -> None:
             )
         trimming = workers if config.launcher == "local" else 1
         check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
-        check_targets(config.trim, _meta_model(config), config.loader.max_tokens)
+        check_targets(config.trim, _meta_model(config), config.pretrain.pruning, config.loader.max_tokens)
 
 
 def _processes(config: RunConfig) -> int:

@@ -244,6 +244,9 @@ class _Builder:
         )
         trim, budget = what_counts(self._run["trim"], wanted), self._budget()
         parts = {**self._parts("loader", "engine"), "trim": trim, "target": wanted.plain, "budget": budget}
+        kept = self._config.trim.kept_pruning(self._config.model.backbone, self._config.pretrain.pruning)
+        if kept is not None:
+            parts["pruning"] = as_json(kept)
         inputs = ("pretrain",) if teacher is None else ("pretrain", teacher)
         return self._single(name, job, inputs, parts, (self._export(name),))
 

@@ -81,7 +81,8 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
     Returns:
         Rows {"stage", "method", "target", "task", "split", "metric", "value", "low", "high", "gmacs", "samples",
         "skipped", "seed"}; `samples` were evaluated, `skipped` could not be used. Of statements also "wanted",
-        "reached" and "unit": the target, and what the model does on this split.
+        "reached" and "unit": the target, and what the model does on this split; "full_gmacs" of the untrimmed model, and
+        "unpruned_gmacs" of one that does not keep pre-training's pruning either.
     """
     tokenizer = inputs.load_tokenizer()
     jobs: list[Callable[[], list[Row]]] = []
@@ -168,6 +169,7 @@ def _statements(
     right: list[float] = []
     macs: list[float] = []
     full: list[float] = []
+    unpruned: list[float] = []
     groups: list[str] = []
     clusters: list[str] = []
     target = Target.parse(described["target"])
@@ -175,7 +177,9 @@ def _statements(
     for batch, scores_B2, macs_B in judged(model, loader, inputs, stage.process.torch_device):
         right += (scores_B2.argmax(1) == batch.labels).float().tolist()
         macs += macs_B.tolist()
-        full += model.full_macs(units_of(model.backbone, batch.token_mask)).tolist()
+        units = units_of(model.backbone, batch.token_mask)
+        full += model.full_macs(units).tolist()
+        unpruned += model.unpruned_macs(units).tolist()
         groups += batch.groups
         clusters += batch.clusters
     row = {
@@ -185,6 +189,8 @@ def _statements(
         "task": "statement",
         "split": split,
         "gmacs": sum(macs) / len(macs) / 1e9,
+        "full_gmacs": sum(full) / len(full) / 1e9,
+        "unpruned_gmacs": sum(unpruned) / len(unpruned) / 1e9,
         "samples": loader.seen,
         "skipped": loader.bad,
         **reached(target, macs, full, partial(_latency, config, model, macs, split, inputs, tokenizer)),

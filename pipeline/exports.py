@@ -13,6 +13,7 @@ from pipeline.checkpoint import load_weights
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
+from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.statements import StatementModel
 from pipeline.trimming.trimmers import Policy, TrimmerConfig, Trimmers
 from pipeline.trimming.vision_only import ReducedVision, ReductionConfig
@@ -61,7 +62,8 @@ def describe_method(model: StatementModel, name: str) -> dict[str, Any]:
         method |= {"policy": asdict(model.trimmers.policy), "share": model.trimmers.share}
     elif isinstance(model.trimmers, ReducedVision):
         method |= {"reduction": asdict(model.trimmers.config), "share": model.trimmers.share}
-    return {"trimmers": trimmers, "method": method}
+    pruning = None if model.pruning is None else asdict(model.pruning.elip)
+    return {"trimmers": trimmers, "method": method, "pruning": pruning}
 
 
 def build_statement_model(described: dict[str, Any]) -> StatementModel:
@@ -81,15 +83,24 @@ def build_statement_model(described: dict[str, Any]) -> StatementModel:
             trimmers = ReductionConfig(**{**reduction, "layers": tuple(reduction["layers"])})
         policy = Policy(**method.get("policy", {}))
         share = float(method.get("share", 1.0))
+        pruning = _kept_pruning(described.get("pruning"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"its config.json does not tell the sizes of its trimmers ({error}); export it again"
+            f"its config.json does not tell how it is trimmed and pruned ({error}); export it again"
         ) from error
     whole = method.get("whole")
-    model = StatementModel(backbone, trimmers, policy, None if whole is None else ModelConfig.from_dict(whole))
+    whole = None if whole is None else ModelConfig.from_dict(whole)
+    model = StatementModel(backbone, trimmers, policy, whole, pruning)
     if model.trimmers is not None:
         model.trimmers.set_share(share)
     return model
+
+
+def _kept_pruning(described: dict[str, Any] | None) -> ElipConfig | None:
+    if described is None:
+        return None
+    tables = {name: tuple(described[name]) for name in ("depths", "ratios")}
+    return ElipConfig(**{**described, **tables})
 
 
 @contextlib.contextmanager

@@ -24,6 +24,8 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import recompute_activations
 from pipeline.models.config import ModelConfig
 from pipeline.process import Process
+from pipeline.pruning.config import PruningConfig
+from pipeline.pruning.elip import ElipConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, export_config
 from pipeline.tasks.statements import StatementModel, StatementTask
@@ -42,19 +44,21 @@ log = logging.getLogger(__name__)
 TYPICAL_TEXTS = 512
 
 
-def check_targets(config: TrimConfig, backbone: Backbone, max_tokens: int) -> None:
+def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig, max_tokens: int) -> None:
     """Refuses, before anything runs, targets that no text can reach; times are checked when the stage begins.
 
     Args:
         config: Its targets and method.
         backbone: May be without memory for its weights.
+        pruning: Of pre-training.
         max_tokens: Of the loader.
 
     Raises:
-        UserError: Naming the highest target.
+        UserError: Naming the highest target; or pruning is to be kept that cannot be.
     """
+    kept = config.kept_pruning(backbone.config.backbone, pruning)
     with next(backbone.parameters()).device:
-        model = StatementModel(backbone, config.trims, config.policy)
+        model = StatementModel(backbone, config.trims, config.policy, pruning=kept)
     longest = max_tokens if config.max_tokens is None else config.max_tokens
     check_before([Target.parse(target) for target in config.targets], model, longest)
 
@@ -67,6 +71,7 @@ def trim(
     inputs: Inputs,
     stage: Stage,
     teacher: Path | None = None,
+    pruning: ElipConfig | None = None,
 ) -> dict[str, Any]:
     """Fine-tune and export; returns the counts of `train`.
 
@@ -78,6 +83,7 @@ def trim(
         inputs: Data, tokenizer, loader, engine, seed.
         stage: Folder, process, budget.
         teacher: Export folder of the fine-tuned full model, for methods that look at it.
+        pruning: That the backbone keeps (`TrimConfig.kept_pruning`).
 
     Raises:
         UserError: The target cannot be reached, or the checkpoint does not fit the run.
@@ -91,7 +97,7 @@ def trim(
     trained = load_backbone(backbone)
     check_fits(backbone, trained.config, model_config, tokenizer, inputs.loader)
     examples = _examples(config, inputs, tokenizer)
-    beginning = Beginning(config, target, teacher, inputs, examples, process)
+    beginning = Beginning(config, target, teacher, inputs, examples, process, pruning)
     begun = beginning.model(trained)
     typical = units_of(begun.backbone, examples.draw(TYPICAL_TEXTS).token_mask)
     plan = plan_target(target, begun, typical, examples, stage)

@@ -13,6 +13,7 @@ from pipeline.exports import load_statement_model
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.process import Process
+from pipeline.pruning.elip import ElipConfig
 from pipeline.setup import Inputs
 from pipeline.tasks.ftkd import TaughtStatements
 from pipeline.tasks.statements import StatementModel, StatementTask
@@ -36,6 +37,7 @@ class Beginning:
         inputs: Seed and normalisation.
         examples: To order heads by.
         process: Whose device it goes to.
+        pruning: That the backbone keeps; None where it keeps none.
     """
 
     config: TrimConfig
@@ -44,15 +46,16 @@ class Beginning:
     inputs: Inputs
     examples: Examples
     process: Process
+    pruning: ElipConfig | None
 
     def model(self, trained: Backbone) -> StatementModel:
         """The full model, one with what trims it, or the teacher of a student."""
         device = self.process.torch_device
         if self.target.is_full:
-            return StatementModel(trained, None).to(device)
+            return StatementModel(trained, None, pruning=self.pruning).to(device)
         if self.config.trims is None:
             return self._teacher()
-        model = StatementModel(trained, self.config.trims, self.config.policy).to(device)
+        model = StatementModel(trained, self.config.trims, self.config.policy, pruning=self.pruning).to(device)
         if isinstance(model.trimmers, Trimmers) and model.trimmers.policy.heads == "ranked":
             self._order_heads(model.trimmers)
         return model

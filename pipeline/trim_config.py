@@ -7,6 +7,8 @@ from data_prep.errors import UserError
 from pipeline.engine import OptimizerConfig
 from pipeline.limits import above_zero, weights_above_zero
 from pipeline.measure.latency import LatencyConfig
+from pipeline.pruning.config import PruningConfig
+from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.statements import SmartTrimConfig
 from pipeline.train import LoopConfig
 from pipeline.trimming.methods import MethodsConfig
@@ -25,6 +27,9 @@ class TrimConfig(MethodsConfig):
         targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
             same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
             that trains, for methods with trimmers. 1.0 is the full model.
+        keep_pruning: Whether the backbone is pruned as in pre-training (ELIP), while it is fine-tuned and ever after: the
+            full model too, from which a speed-up then counts. None for METHODS.md's default: METER is, where the method
+            allows it, the others are not.
         max_tokens: Length of statements in training, where they are shorter than what the loader pads captions to;
             None for the loader's. Longer ones are cut.
         loop: Durations and learning-rate schedule.
@@ -39,6 +44,7 @@ class TrimConfig(MethodsConfig):
     task: Literal["statement"] = "statement"
     splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
     targets: tuple[float | str, ...] = (1.0, 2.0)
+    keep_pruning: bool | None = None
     max_tokens: int | None = None
     loop: LoopConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -66,6 +72,25 @@ class TrimConfig(MethodsConfig):
                 f"trim.targets: a target of {timed} is settled by trimmers' scores, but trim.method={self.method} has "
                 "none as it is set; give a speed-up such as 2.0x or multiply-accumulates such as '12 GFLOPs'"
             )
+
+    def kept_pruning(self, backbone: str, pruning: PruningConfig) -> ElipConfig | None:
+        """Pre-training's pruning where the backbone keeps it.
+
+        Args:
+            backbone: Its name.
+            pruning: As in pre-training.
+
+        Raises:
+            UserError: It is to be kept, but cannot be.
+        """
+        elip = pruning.chosen if isinstance(pruning.chosen, ElipConfig) and self.goes_with_pruning else None
+        if self.keep_pruning and elip is None:
+            raise UserError(
+                f"trim.keep_pruning=true goes with pretrain.pruning.method=elip (given: {pruning.method}) and a trim.method "
+                f"that leaves the vision tower's tokens to trimmers or alone (given: {self.method}); leave it out"
+            )
+        keep = backbone == "meter" if self.keep_pruning is None else self.keep_pruning
+        return elip if keep else None
 
     @property
     def trims(self) -> TrimmerConfig | ReductionConfig | None:

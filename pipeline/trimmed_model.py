@@ -17,7 +17,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, eval_image, normalise
 from pipeline.exports import load_statement_model
 from pipeline.tasks.statements import StatementModel
-from pipeline.trimming.cost import kept_by_instance, units_of
+from pipeline.trimming.cost import units_of
 
 Picture = str | Path | bytes
 """A file's path, or the bytes of one."""
@@ -124,7 +124,7 @@ class TrimmedModel:
         units = units_of(self.model.backbone, mask_BL)
         decisions = {} if trimming is None else trimming.decisions
         full_B, macs_B = self.model.full_macs(units), self.model.macs(decisions, units)
-        kept = kept_by_instance(decisions, units)
+        kept = self.model.cost_model().kept_by_instance(decisions, units)
         for row, true in enumerate(scores_B2.softmax(-1)[:, 1].tolist()):
             shares = {group: float(share_B[row]) for group, share_B in kept.items()}
             yield Prediction(true >= 0.5, true, float(macs_B[row]) / 1e9, float(full_B[row]) / 1e9, shares)

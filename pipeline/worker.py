@@ -112,7 +112,8 @@ def _pretrain(job: Job, stage: Stage) -> dict[str, Any]:
 def _trim(job: Job, stage: Stage) -> dict[str, Any]:
     config, model = parse(TrimConfig, job["run"]["trim"]), parse(ModelConfig, job["run"]["model"])
     target, teacher = Target.parse(job["target"]), None if job.get("teacher") is None else Path(job["teacher"])
-    return trim(config, target, Path(job["backbone"]), model, inputs_of(job), stage, teacher)
+    kept = config.kept_pruning(model.backbone, parse(PretrainConfig, job["run"]["pretrain"]).pruning)
+    return trim(config, target, Path(job["backbone"]), model, inputs_of(job), stage, teacher, kept)
 
 
 def _evaluate(job: Job, stage: Stage) -> dict[str, Any]:

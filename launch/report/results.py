@@ -52,6 +52,10 @@ class Line:
     reached_low: float | None = None
     reached_high: float | None = None
     unit: str = ""
+    by_pruning: float | None = None
+    """Cost of the unpruned model over that of the untrimmed one, where the backbone keeps pre-training's pruning."""
+    by_trimming: float | None = None
+    """Cost of the untrimmed model over this one's."""
     samples: int = 0
     skipped: int = 0
     """Samples of the split that could not be used, beside the `samples` that were evaluated."""
@@ -88,6 +92,11 @@ class TaskTable:
     def shows_reached(self) -> bool:
         """Whether any line had a target to reach."""
         return any(line.reached is not None for line in self.lines)
+
+    @property
+    def shows_pruning(self) -> bool:
+        """Whether any line's backbone keeps pre-training's pruning, so that both add to its speed."""
+        return any(line.by_pruning is not None for line in self.lines)
 
     @property
     def notes(self) -> list[str]:
@@ -139,6 +148,14 @@ def _task_table(task: str, rows: Sequence[Mapping[str, Any]]) -> TaskTable:
     return TaskTable(task=task, metrics=metrics, lines=tuple(_with_ratio(line, lines) for line in lines))
 
 
+def _shares(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """What pruning and trimming each add; older results do not say."""
+    unpruned, full, own = (_number(row.get(name)) for name in ("unpruned_gmacs", "full_gmacs", "gmacs"))
+    if not unpruned or not full or not own or unpruned == full:
+        return {}
+    return {"by_pruning": unpruned / full, "by_trimming": full / own}
+
+
 def _line(rows: Sequence[Mapping[str, Any]], ratio: float | None = None) -> Line:
     first = rows[0]
     costs = (_number(row.get("gmacs")) for row in rows)
@@ -153,6 +170,7 @@ def _line(rows: Sequence[Mapping[str, Any]], ratio: float | None = None) -> Line
         gmacs=next((cost for cost in costs if cost is not None), None),
         ratio=ratio,
         **measured,
+        **_shares(first),
         unit=str(first.get("unit", "")),
         samples=int(first.get("samples", 0)),
         skipped=int(first.get("skipped", 0)),

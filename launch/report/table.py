@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launch.report.results import Line, TaskTable, group_results
-from launch.report.words import cell_text, cost, metric_name, ratio, reached, wanted
+from launch.report.words import cell_text, cost, metric_name, ratio, reached, times, wanted
 
 
 def results_table(rows: Iterable[Mapping[str, Any]], width: int = 120) -> str:
@@ -35,7 +35,8 @@ def _task_text(table: TaskTable, width: int) -> str:
 
 def _columns(table: TaskTable, interval: bool) -> list[str]:
     head = ["method", "split", *(["seed"] if table.several_seeds else []), *map(metric_name, table.metrics)]
-    cells = [[*head, "GMACs", "of untrimmed", *(["wanted", "reached"] if table.shows_reached else [])]]
+    adds = ["by pruning", "by trimming"] if table.shows_pruning else []
+    cells = [[*head, "GMACs", "of untrimmed", *adds, *(["wanted", "reached"] if table.shows_reached else [])]]
     cells += [_cells(line, table, interval) for line in table.lines]
     return aligned(cells, left=2)
 
@@ -56,7 +57,8 @@ def _cells(line: Line, table: TaskTable, interval: bool) -> list[str]:
     seed = [str(line.seed)] if table.several_seeds else []
     values = [cell_text(metric, line.cells.get(metric), interval) for metric in table.metrics]
     target = [wanted(line), reached(line)] if table.shows_reached else []
-    return [line.label, line.split, *seed, *values, cost(line), ratio(line), *target]
+    adds = [times(line.by_pruning), times(line.by_trimming)] if table.shows_pruning else []
+    return [line.label, line.split, *seed, *values, cost(line), ratio(line), *adds, *target]
 
 
 def _joined(row: list[str], widths: list[int], left: int) -> str:

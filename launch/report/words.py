@@ -63,6 +63,11 @@ def reached(line: Line) -> str:
     return text + ")"
 
 
+def times(value: float | None) -> str:
+    """How many times less: `1.31x`."""
+    return ABSENT if value is None else f"{value:.2f}x"
+
+
 def _amount(value: float, unit: str) -> str:
     return f"{value:.2f}x" if unit == "x" else f"{value:.4g} {unit}"
 

@@ -21,7 +21,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.schedule import TokenStream, site
 from pipeline.tasks.statements import StatementModel
 from pipeline.trimming.calibrate import calibrate
-from pipeline.trimming.cost import kept_shares, solve_share, units_of
+from pipeline.trimming.cost import solve_share, units_of
 from pipeline.trimming.fixed import decay_rate
 from pipeline.trimming.smarttrim import Decision, group_of
 from pipeline.trimming.trimmers import HeadTrimmer, TokenTrimmer, TrimmerConfig, Trimmers
@@ -249,7 +249,7 @@ def _work(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig) -> di
         units = units_of(model.backbone, inputs.mask_BL)
         own = model.cost_model().own(decisions, units).mean() / model.cost_model().full(units).mean()
         row["trimmers_share"] = float(own)
-        row["kept"] = {name: float(share) for name, share in kept_shares(decisions, units).items()}
+        row["kept"] = {name: float(share) for name, share in model.cost_model().kept_shares(decisions, units).items()}
     return {**row, "parts": parts}
 
 

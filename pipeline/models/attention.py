@@ -116,7 +116,9 @@ def attention_probabilities(q_BND: Tensor, keys: Keys, heads: int) -> Tensor:
     return _probabilities(q_BHNd, k_BHMd, keys, _allowed(q_BHNd, k_BHMd, keys.present, keys.causal))
 
 
-def cls_probabilities(q_BD: Tensor, x_BND: Tensor, key_weight_DD: Tensor, heads: int) -> Tensor:
+def cls_probabilities(
+    q_BD: Tensor, x_BND: Tensor, key_weight_DD: Tensor, heads: int, present_BN: Tensor | None = None
+) -> Tensor:
     """Softmax attention of one query to the tokens, without making keys.
 
     The key projection folds into the query: ``q . (W_k x_j) = (W_k^T q) . x_j``. The key's bias adds the
@@ -127,16 +129,19 @@ def cls_probabilities(q_BD: Tensor, x_BND: Tensor, key_weight_DD: Tensor, heads:
         x_BND: What the key projection would be given (normalised tokens).
         key_weight_DD: Weight of the key projection, (out, in).
         heads: Number of heads.
+        present_BN: 1 or True where a token is there; None where all are.
 
     Returns:
-        (B, H, N) probabilities over all N tokens.
+        (B, H, N) probabilities over all tokens that are there.
     """
     head_dim = q_BD.shape[-1] // heads
     q_BHd = q_BD.unflatten(-1, (heads, head_dim))
     weight_HdD = key_weight_DD.unflatten(0, (heads, head_dim))
     folded_BHD = torch.einsum("bhd,hde->bhe", q_BHd, weight_HdD)
-    scores_BHN = folded_BHD @ x_BND.transpose(1, 2)
-    return (scores_BHN * head_dim**-0.5).softmax(-1)
+    scores_BHN = folded_BHD @ x_BND.transpose(1, 2) * head_dim**-0.5
+    if present_BN is not None:
+        scores_BHN = scores_BHN.masked_fill(~present_BN.bool()[:, None], -torch.inf)
+    return scores_BHN.softmax(-1)
 
 
 def cls_row(asked: Asked) -> Tensor:

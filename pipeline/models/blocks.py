@@ -60,11 +60,11 @@ class FusedAttention(nn.Module):
         source = Source(stream.x, stream.offsets)
         return attend_with_working_heads(maps, stream.x, stream.offsets, source, head_mask_BH, stream.causal)
 
-    def cls_row(self, x_BND: Tensor) -> Tensor:
-        """(B, H, N) attention of the first token to all, from normalised tokens; no keys are made."""
+    def cls_row(self, x_BND: Tensor, present_BN: Tensor | None = None) -> Tensor:
+        """(B, H, N) attention of the first token to all that are there, from normalised tokens; no keys are made."""
         width = x_BND.shape[-1]
         q_BD = F.linear(x_BND[:, 0], self.qkv.weight[:width], self.qkv.bias[:width])
-        return cls_probabilities(q_BD, x_BND, self.qkv.weight[width : 2 * width], self.heads)
+        return cls_probabilities(q_BD, x_BND, self.qkv.weight[width : 2 * width], self.heads, present_BN)
 
 
 class Mlp(nn.Module):
@@ -149,11 +149,11 @@ class PreNormBlock(Block):
                 stream = inside.between(stream, asked)
         return stream.with_x(stream.x + self.mlp(self.norm2(stream.x)))
 
-    def cls_attention(self, x_BND: Tensor) -> Tensor:
-        """(B, n) attention of CLS to the other n = N - 1 tokens, mean over heads, softmax over all N."""
+    def cls_attention(self, x_BND: Tensor, present_BN: Tensor | None = None) -> Tensor:
+        """(B, n) attention of CLS to the other n = N - 1 tokens, mean over heads, softmax over all that are there."""
         # In bf16 near-uniform attention is full of ties, and ties go to the lower position: the top left would win.
         with torch.autocast(x_BND.device.type, enabled=False):
-            return self.attn.cls_row(self.norm1(x_BND.to(self.norm1.weight.dtype))).mean(1)[:, 1:]
+            return self.attn.cls_row(self.norm1(x_BND.to(self.norm1.weight.dtype)), present_BN).mean(1)[:, 1:]
 
 
 class Projections(nn.Module):

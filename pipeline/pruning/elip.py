@@ -104,21 +104,32 @@ class ElipConfig:
 
     def choosing_macs(self, tower: VisionTower) -> int:
         """MACs of guidance: a folded query and scores; ``stage`` runs layers besides."""
-        width, steps = tower.config.width, tower.steps
         layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
-        total = 0
-        for begin, end in zip(self.begins, [*self.begins[1:], len(steps)], strict=True):
-            tokens = layers[begin - 1].mlp
-            total += 2 * width**2 + tokens * width * tower.config.heads
-            if self.guidance == "stage":
-                entering = LayerTokens(tokens, tokens)
-                total += layer_macs(steps[begin : end - 1], [entering] * (end - 1 - begin))
-        return total
+        return sum(self.choosing_at(tower, begin, layers[begin - 1].mlp) for begin in self.begins)
+
+    def choosing_at(self, tower: VisionTower, begin: int, tokens: int) -> int:
+        """The same of one stage.
+
+        Args:
+            tower: The vision tower.
+            begin: First layer of the stage.
+            tokens: That enter it, with CLS.
+        """
+        width, steps = tower.config.width, tower.steps
+        total = 2 * width**2 + tokens * width * tower.config.heads
+        if self.guidance == "query":
+            return total
+        end = next((later for later in self.begins if later > begin), len(steps))
+        return total + layer_macs(steps[begin : end - 1], [LayerTokens(tokens, tokens)] * (end - 1 - begin))
 
     def merging_macs(self, tower: VisionTower) -> int:
         """MACs of the merged tokens."""
         layers = self.tokens_by_layer(tower.config.depth, tower.config.patches)
-        return self.merge * sum((layers[begin - 1].mlp - 1) * tower.config.width for begin in self.begins)
+        return sum(self.merging_at(tower, layers[begin - 1].mlp) for begin in self.begins)
+
+    def merging_at(self, tower: VisionTower, tokens: int) -> int:
+        """The same of one stage that so many tokens with CLS enter."""
+        return self.merge * (tokens - 1) * tower.config.width
 
     def begin(self, tower: VisionTower, sentence_BD: Tensor, seeds_B: Tensor) -> Pruning:
         """The intervention for a batch, by its sentences."""
@@ -146,11 +157,14 @@ class TextGuidedPruning(Pruning):
         }
         self.scores: dict[int, Tensor] = {}
 
-    def choose(self, layer: int, image: TokenStream, asked: Asked | None) -> Selection:
-        """Keep what the blended CLS attends to most in the coming stage."""
+    def choose(self, layer: int, image: TokenStream, asked: Asked | None) -> Selection | None:
+        """Keep what the blended CLS attends to most in the coming stage; all where trimming has left no more."""
         keep, coming = self.stages[layer]
+        if image.x.shape[1] - 1 <= keep:
+            return None
         self.scores[layer] = self._score(image, coming)
-        return select(self.scores[layer], keep, self.config.merge)
+        present_Bn = None if image.present is None else image.present[:, 1:]
+        return select(self.scores[layer], keep, self.config.merge, present_Bn)
 
     def blended_cls(self, image: TokenStream) -> Tensor:
         """(B, D) what asks which tokens matter: the vision CLS with the sentence's share in it."""
@@ -167,4 +181,4 @@ class TextGuidedPruning(Pruning):
             judge = coming[-1]
         block = judge.advances[0].block
         assert isinstance(block, PreNormBlock)
-        return block.cls_attention(asked.x)
+        return block.cls_attention(asked.x, asked.present)

@@ -9,9 +9,10 @@ from dataclasses import replace
 from functools import partial
 
 from pipeline.models.attention import Asked
+from pipeline.models.packing import unpack
 from pipeline.models.schedule import CLS, InBlock, Step, Streams, TokenStream
 from pipeline.pruning.matching import Matching, apply_matching, match_origin
-from pipeline.pruning.selection import Selection, apply_selection, select_origin
+from pipeline.pruning.selection import Selection, apply_selection, select_origin, select_present
 
 
 class Pruning(ABC):
@@ -28,8 +29,8 @@ class Pruning(ABC):
         self.selections: dict[int, Selection | Matching] = {}
 
     @abstractmethod
-    def choose(self, layer: int, image: TokenStream, asked: Asked | None) -> Selection | Matching:
-        """Which tokens stay and which go together; the part that a method brings.
+    def choose(self, layer: int, image: TokenStream, asked: Asked | None) -> Selection | Matching | None:
+        """Which tokens stay and which go together, None where all stay; the part that a method brings.
 
         Args:
             layer: One of `layers`.
@@ -46,7 +47,10 @@ class Pruning(ABC):
         return {**streams, "image": self._act(step.layer, streams["image"], None)}, {}
 
     def _act(self, layer: int, image: TokenStream, asked: Asked | None) -> TokenStream:
+        image = unpack(image)
         chosen = self.choose(layer, image, asked)
+        if chosen is None:
+            return image
         self.selections[layer] = chosen
         return reduced(image, chosen, CLS - 1 - self.layers.index(layer))
 
@@ -62,18 +66,19 @@ class ReplayedPruning(Pruning):
         super().__init__(first.selections, first.between)
         self.recorded = first.selections
 
-    def choose(self, layer: int, image: TokenStream, asked: Asked | None) -> Selection | Matching:
+    def choose(self, layer: int, image: TokenStream, asked: Asked | None) -> Selection | Matching | None:
         """What the first tower chose here."""
         return self.recorded[layer]
 
 
 def reduced(image: TokenStream, chosen: Selection | Matching, merged_as: int) -> TokenStream:
     """The stream with fewer tokens, origins followed; merged ones get the code `merged_as`."""
-    assert image.present is None, "whole pictures are pruned, without padding or trimmed tokens"
     if isinstance(chosen, Matching):
+        assert image.present is None, "whole pictures are merged, without trimmed tokens"
         x, size = apply_matching(image.x, image.size, chosen)
         origin = None if image.origin is None else match_origin(image.origin, chosen, merged_as)
         return replace(image, x=x, size=size, origin=origin)
     assert image.size is None, "a selection does not say what size its merged token has"
     origin = None if image.origin is None else select_origin(image.origin, chosen, merged_as)
-    return replace(image, x=apply_selection(image.x, chosen), origin=origin)
+    present = None if image.present is None else select_present(image.present, chosen)
+    return replace(image, x=apply_selection(image.x, chosen), present=present, origin=origin)

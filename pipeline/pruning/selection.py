@@ -19,21 +19,24 @@ class Selection:
     Attributes:
         kept_BK: Positions among the n tokens beside CLS, rising.
         weight_Bn: Weight of each token in the merged one, 0 for kept tokens; None where nothing is merged.
+        present_BK: Which of the kept tokens are there, with the merged one last if there is any; None where all are.
     """
 
     kept_BK: Tensor
     weight_Bn: Tensor | None
+    present_BK: Tensor | None = None
 
 
-def select(score_Bn: Tensor, keep: int, merge: bool = True) -> Selection:
+def select(score_Bn: Tensor, keep: int, merge: bool = True, present_Bn: Tensor | None = None) -> Selection:
     """Keep the tokens of largest score (ELIP, arXiv 2309.16738, section 3).
 
     Ties go to the lower position. No gradient flows through a selection.
 
     Args:
-        score_Bn: Attention of CLS to each token.
-        keep: K, less than n.
+        score_Bn: Attention of CLS to each token, 0 where none is there.
+        keep: K, less than n. An instance of which no more than K are there keeps them all and merges none.
         merge: Whether the others will be merged into one token.
+        present_Bn: 1 or True where a token is there; None where all are.
 
     Returns:
         The selection.
@@ -42,11 +45,21 @@ def select(score_Bn: Tensor, keep: int, merge: bool = True) -> Selection:
         ValueError: `keep` is not below the number of tokens.
     """
     score_Bn = score_Bn.detach()
-    kept_BK = largest(score_Bn, keep)
+    if present_Bn is None:
+        kept_BK, there_BK = largest(score_Bn, keep), None
+    else:
+        kept_BK = largest(score_Bn.masked_fill(~present_Bn.bool(), -1.0), keep)
+        there_BK = present_Bn.gather(1, kept_BK)
     if not merge:
-        return Selection(kept_BK, None)
+        return Selection(kept_BK, None, there_BK)
     left_Bn = score_Bn.scatter(1, kept_BK, 0.0)
-    return Selection(kept_BK, left_Bn / (left_Bn.sum(1, keepdim=True) + MERGE_EPS))
+    if present_Bn is None or there_BK is None:
+        return Selection(kept_BK, left_Bn / (left_Bn.sum(1, keepdim=True) + MERGE_EPS))
+    if present_Bn.is_floating_point():
+        left_Bn = left_Bn * present_Bn  # of value 1, but with the gradient of whoever decided that it stays
+    merged_B = (present_Bn.detach().sum(1) > keep).to(there_BK.dtype)
+    weight_Bn = left_Bn / (left_Bn.sum(1, keepdim=True) + MERGE_EPS)
+    return Selection(kept_BK, weight_Bn, torch.cat([there_BK, merged_B[:, None]], 1))
 
 
 def select_attentive(score_Bn: Tensor, keep: int, fuse: bool = True) -> Selection:
@@ -105,3 +118,9 @@ def select_origin(origin_BN: Tensor, selection: Selection, merged_as: int) -> Te
     if selection.weight_Bn is not None:
         parts.append(torch.full_like(origin_BN[:, :1], merged_as))
     return torch.cat(parts, 1)
+
+
+def select_present(present_BN: Tensor, selection: Selection) -> Tensor:
+    """Which tokens are there after `apply_selection` on a stream where some were not."""
+    assert selection.present_BK is not None, "the selection was made as if all tokens were there"
+    return torch.cat([present_BN[:, :1], selection.present_BK.to(present_BN.dtype)], 1)

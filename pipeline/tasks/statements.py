@@ -22,10 +22,12 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.schedule import Intervention
 from pipeline.objectives.gather import global_means
 from pipeline.precision import at_least_float32
+from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.task import Losses
-from pipeline.trimming.cost import CostModel, Units, cost_loss, kept_shares, solve_share, units_of
+from pipeline.trimming.cost import CostModel, Units, cost_loss, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
 from pipeline.trimming.distillation import class_divergence
+from pipeline.trimming.kept_pruning import KeptPruning
 from pipeline.trimming.smarttrim import Decision, Gate, GumbelGate, MaskedTrimming, PackedTrimming, threshold
 from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig, Trimmers
 from pipeline.trimming.vision_only import ReducedVision, ReductionConfig, VisionRun
@@ -84,6 +86,10 @@ class StatementModel(nn.Module):
         trimmers: Sizes of what trims, or a method that reduces the vision tower, or None for the full model.
         policy: Who decides on tokens and heads: SmartTrim or one of its baselines.
         whole: Sizes of the model that costs are compared with, where that is not the backbone: a student's teacher.
+        pruning: Pre-training's, if the backbone keeps it; the full model has it too.
+
+    Raises:
+        UserError: The backbone cannot judge statements, or the pruning does not fit it.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class StatementModel(nn.Module):
         trimmers: TrimmerConfig | ReductionConfig | None,
         policy: Policy = SMARTTRIM,
         whole: ModelConfig | None = None,
+        pruning: ElipConfig | None = None,
     ) -> None:
         super().__init__()
         if not backbone.fusion_steps:
@@ -107,6 +114,7 @@ class StatementModel(nn.Module):
         elif trimmers is not None:
             self.trimmers = ReducedVision(backbone, trimmers)
         self.whole = whole
+        self.pruning = None if pruning is None else KeptPruning(backbone, pruning)
 
     def trimming(
         self, ids_BL: Tensor, mask_BL: Tensor, gate: Gate | None = None
@@ -136,7 +144,8 @@ class StatementModel(nn.Module):
             interventions: Trimming, masked or packed, or none.
         """
         text = self.backbone.encode_text(ids_BL, mask_BL, interventions)
-        image = self.backbone.encode_image(pixels, interventions, text)
+        pruning: list[Intervention] = [] if self.pruning is None else [self.pruning.begin(text)]
+        image = self.backbone.encode_image(pixels, [*pruning, *interventions], text)
         text = self.backbone.begin_fusion(text, ids_BL, mask_BL)
         scores: Tensor = self.cls_head(self.backbone.fuse(text, image, interventions).features_BF)
         return at_least_float32(scores)  # the losses are computed outside of autocast
@@ -161,7 +170,11 @@ class StatementModel(nn.Module):
 
     def cost_model(self) -> CostModel:
         """Cost of a statement's way through the model."""
-        return CostModel(self.backbone, self.cls_head, self.trimmers)
+        return CostModel(self.backbone, self.cls_head, self.trimmers, self.pruning)
+
+    def unpruned_macs(self, units: Units) -> Tensor:
+        """(B,) MACs of the full model without the pruning that it keeps."""
+        return self.full_macs(units) if self.pruning is None else CostModel(self.backbone, self.cls_head, None).full(units)
 
     def full_macs(self, units: Units) -> Tensor:
         """(B,) MACs of the full model that this one is made from."""
@@ -233,7 +246,7 @@ class StatementTask:
         units = units_of(self.model.backbone, batch.token_mask)
         measured = (self.cost.of(answers.decisions, units) / self.cost.full(units)).mean()
         # Cost is that of the global batch: a process alone would have its own few instances keep the wanted share.
-        shares = global_means({**kept_shares(answers.decisions, units), "measured": measured})
+        shares = global_means({**self.cost.kept_shares(answers.decisions, units), "measured": measured})
         measured = shares.pop("measured")
         wanted = self.curriculum.wanted(progress)
         total = F.cross_entropy(answers.trimmed_B2, batch.labels)

@@ -13,6 +13,7 @@ from data_prep.errors import UserError
 from pipeline.measure.flops import Kept, StepCounts, joining_macs, linear_macs, patch_macs, schedule_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import Advance, Step, site
+from pipeline.trimming.kept_pruning import KeptPruning
 from pipeline.trimming.smarttrim import Decision, group_of
 from pipeline.trimming.trimmers import TokenTrimmer, Trimmers, block_size
 from pipeline.trimming.vision_only import ReducedVision
@@ -22,7 +23,7 @@ GROUPS = ("vision", "text", "msa", "mca")
 
 @dataclass(frozen=True)
 class Units:
-    """What is there before anything is trimmed: tokens beside CLS, by group, (B,) each."""
+    """What an instance begins with: tokens beside CLS, by group, (B,) each."""
 
     vision: Tensor
     text: Tensor
@@ -38,22 +39,6 @@ def units_of(model: Backbone, token_mask_BL: Tensor) -> Units:
     return Units(torch.full_like(text_B, model.config.vision.patches), text_B)
 
 
-def kept_by_instance(decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
-    """(B,) for each group: mean over its layers of kept over present-at-first units."""
-    shares: dict[str, list[Tensor]] = {group: [] for group in GROUPS}
-    for decision in decisions.values():
-        shares[decision.group].append(decision.tokens_B / units.of(decision.group).clamp(min=1))
-        for group, heads_BH in (("msa", decision.self_BH), ("mca", decision.cross_BH)):
-            if heads_BH is not None:
-                shares[group].append(heads_BH.mean(1))
-    return {group: torch.stack(values).mean(0) for group, values in shares.items() if values}
-
-
-def kept_shares(decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
-    """β of each group: mean over its layers and the batch of kept over present-at-first units."""
-    return {group: shares_B.mean() for group, shares_B in kept_by_instance(decisions, units).items()}
-
-
 def cost_loss(shares: Mapping[str, Tensor], wanted: Mapping[str, float]) -> Tensor:
     """L_cost: mean over groups of (β - γ)², the paper's eq. 8."""
     return torch.stack([(share - wanted[group]) ** 2 for group, share in shares.items()]).mean()
@@ -66,17 +51,25 @@ class CostModel:
         model: The backbone.
         head: The task head.
         trimmers: What trims; None for the untrimmed model.
+        pruning: That the backbone keeps while it is fine-tuned; it is part of the untrimmed model.
     """
 
-    def __init__(self, model: Backbone, head: nn.Module, trimmers: Trimmers | ReducedVision | None) -> None:
+    def __init__(
+        self,
+        model: Backbone,
+        head: nn.Module,
+        trimmers: Trimmers | ReducedVision | None,
+        pruning: KeptPruning | None = None,
+    ) -> None:
         self.model = model
         self.steps = model.schedule
         self.trimmers = trimmers
+        self.pruning = pruning
         self.fixed = patch_macs(model.config.vision) + linear_macs(head)
 
     def full(self, units: Units) -> Tensor:
         """(B,) MACs with nothing trimmed and no trimmers."""
-        whole = {name: Kept(1.0 + units.of(group_of(advance.stream))) for _, advance, name in self._sites()}
+        whole = {name: Kept(1.0 + self._there(step, advance, units)) for step, advance, name in self._sites()}
         return self._layers(self._counts(whole))
 
     def at_share(self, units: Units, share: float) -> Tensor:
@@ -86,7 +79,7 @@ class CostModel:
         """
         assert self.trimmers is not None, "a full model keeps everything"
         kept = {
-            name: self.trimmers.kept_at(step, advance, 1.0 * units.of(group_of(advance.stream)), share)
+            name: self.trimmers.kept_at(step, advance, 1.0 * self._there(step, advance, units), share)
             for step, advance, name in self._sites()
         }
         counts = self._counts(kept)
@@ -104,12 +97,36 @@ class CostModel:
         """(B,) MACs of the trimmers alone."""
         return self._own(self._counts(_decided(decisions)), units)
 
+    def kept_by_instance(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
+        """(B,) for each group: mean over its layers of the kept units over those that are there untrimmed."""
+        shares: dict[str, list[Tensor]] = {group: [] for group in GROUPS}
+        for step, advance, name in self._sites():
+            if (decision := decisions.get(name)) is None:
+                continue
+            shares[decision.group].append(decision.tokens_B / self._there(step, advance, units).clamp(min=1))
+            for group, heads_BH in (("msa", decision.self_BH), ("mca", decision.cross_BH)):
+                if heads_BH is not None:
+                    shares[group].append(heads_BH.mean(1))
+        return {group: torch.stack(values).mean(0) for group, values in shares.items() if values}
+
+    def kept_shares(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
+        """β of each group: mean over its layers and the batch."""
+        return {group: shares_B.mean() for group, shares_B in self.kept_by_instance(decisions, units).items()}
+
+    def _there(self, step: Step, advance: Advance, units: Units) -> Tensor:
+        """(B,) tokens beside CLS at a step where nothing is trimmed."""
+        if self.pruning is None or advance.stream != "image":
+            return units.of(group_of(advance.stream))
+        return torch.full_like(units.vision, self.pruning.left(step))
+
     def _layers(self, counts: Mapping[str, StepCounts]) -> Tensor:
         """(B,) MACs of everything but the trimmers, with these tokens and heads."""
-        text, image = (steps[-1] for steps in (self.model.text_steps, self.model.visual_encoder.steps))
-        last = [counts[site(step, step.advances[0])] for step in (text, image)]
-        left = [each.tokens if each.mlp is None else each.mlp for each in last]
-        return self.fixed + schedule_macs(self.steps, counts) + joining_macs(self.model, *left)
+        vision = self.model.visual_encoder.steps
+        text_B, image_B = (_leaving(counts, step) for step in (self.model.text_steps[-1], vision[-1]))
+        macs = self.fixed + schedule_macs(self.steps, counts) + joining_macs(self.model, text_B, image_B)
+        if self.pruning is None:
+            return macs
+        return macs + self.pruning.macs({step.layer: _leaving(counts, step) for step in vision})
 
     def _sites(self) -> list[tuple[Step, Advance, str]]:
         return [(step, advance, site(step, advance)) for step in self.steps for advance in step.advances]
@@ -143,7 +160,9 @@ class CostModel:
             part = self.trimmers.part(name)
             if self.model.fuses_from_words and step.part == "fusion" and step.layer == 0:
                 entering.pop(advance.stream, None)
-            tokens = entering.get(advance.stream, 1.0 + units.of(group_of(advance.stream)))
+            tokens = 1.0 + self._there(step, advance, units)
+            if advance.stream in entering:  # pruning may take some of them out before they are scored
+                tokens = torch.minimum(tokens, entering[advance.stream])
             once = sum(linear_macs(heads) for heads in (part.self_heads, part.cross_heads) if heads is not None)
             if isinstance(part.tokens, TokenTrimmer):
                 per_token, asked = _token_macs(part.tokens)
@@ -151,6 +170,12 @@ class CostModel:
             total = total + once
             entering[advance.stream] = counts[name].tokens
         return total
+
+
+def _leaving(counts: Mapping[str, StepCounts], step: Step) -> Tensor:
+    """(B,) tokens with CLS that leave a step of one stream."""
+    own = counts[site(step, step.advances[0])]
+    return own.tokens if own.mlp is None else own.mlp
 
 
 def _token_macs(trimmer: TokenTrimmer) -> tuple[int, int]:

@@ -116,6 +116,11 @@ class MethodsConfig:
         return self.method != "ftkd" and self.reduction is None and bool(self.policy.learned)
 
     @property
+    def goes_with_pruning(self) -> bool:
+        """Whether a backbone that is pruned before each stage can be trimmed so: by scores of what is left, or by heads."""
+        return self.method != "ftkd" and self.reduction is None and self.policy.tokens != "random"
+
+    @property
     def policy(self) -> Policy:
         """Who decides on tokens and heads, where anything is scored or drawn."""
         if self.method in ("local", "random"):
@@ -146,9 +151,10 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
 
     Args:
         trim: The section.
-        target: Of the stage; the full model is changed by no method, and only a time is measured.
+        target: Of the stage; the full model is changed by no method, and only a time is measured. What pruning is kept is
+            told beside it, as it is settled.
     """
-    left_out = {"targets", "latency", *_SECTIONS.values()}
+    left_out = {"targets", "latency", "keep_pruning", *_SECTIONS.values()}
     if target.is_full:
         left_out |= {"method", "smarttrim", "trimmer_scale"}
     else:

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pipeline.models.packing import keep_packed, pack
 from pipeline.models.schedule import InBlock, Step, Streams, TokenStream, site
 from pipeline.precision import at_least_float32
 from pipeline.trimming.fixed import RandomTokens, RankedHeads
@@ -190,32 +191,6 @@ def _there(stream: TokenStream) -> Tensor:
     if stream.present is None:
         return stream.x.new_ones(stream.x.shape[:2])
     return at_least_float32(stream.present.to(stream.x.dtype))
-
-
-def pack(stream: TokenStream) -> TokenStream:
-    """Padded -> packed: only tokens that are there, instance after instance. A packed stream stays as it is."""
-    if stream.offsets is not None:
-        return stream
-    assert stream.size is None, "packed tokens stand for themselves alone"
-    size, length = stream.x.shape[:2]
-    if stream.present is None:
-        offsets = tuple(range(0, size * length + 1, length))
-        origin = None if stream.origin is None else stream.origin.flatten()
-        return TokenStream(stream.x.flatten(0, 1), None, origin, offsets)
-    there_BN = stream.present.bool()
-    offsets = (0, *there_BN.sum(1).cumsum(0).tolist())
-    origin = None if stream.origin is None else stream.origin[there_BN]
-    return TokenStream(stream.x[there_BN], None, origin, offsets)
-
-
-def keep_packed(stream: TokenStream, kept_T: Tensor) -> TokenStream:
-    """A packed stream without the tokens that go; CLS stays."""
-    assert stream.offsets is not None, "packed trimming needs packed streams"
-    kept_T = kept_T.clone()
-    kept_T[list(stream.offsets[:-1])] = True
-    ends = kept_T.cumsum(0)[[end - 1 for end in stream.offsets[1:]]]
-    origin = None if stream.origin is None else stream.origin[kept_T]
-    return replace(stream, x=stream.x[kept_T], origin=origin, offsets=(0, *ends.tolist()))
 
 
 def group_of(stream: str) -> str:

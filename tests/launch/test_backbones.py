@@ -32,6 +32,8 @@ def test_a_whole_run_of_another_backbone(backbone: str, tmp_path: Path, capsys: 
     rows = read_json(tmp_path / "run" / "results.json")
     assert {row["task"] for row in rows} == ({"retrieval"} if backbone == "clip" else {"retrieval", "statement"})
     assert {row["method"] for row in rows if row["task"] == "retrieval"} == {backbone}
+    pruned = {row["unpruned_gmacs"] > row["full_gmacs"] for row in rows if row["task"] == "statement"}
+    assert pruned == {"blip": {False}, "meter": {True}, "clip": set()}[backbone]  # METER keeps pre-training's pruning
     assert all(row["gmacs"] > 0 and 0 <= row["low"] <= row["value"] <= row["high"] <= 100 for row in rows)
 
 

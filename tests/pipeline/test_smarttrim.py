@@ -9,10 +9,11 @@ from pipeline.models.schedule import TokenStream
 from pipeline.process import Process
 from pipeline.tasks.statements import Answers, SmartTrimConfig, StatementModel, StatementTask
 from pipeline.trimming.calibrate import calibrate
-from pipeline.trimming.cost import GROUPS, cost_loss, kept_shares, solve_share, units_of
+from pipeline.trimming.cost import GROUPS, cost_loss, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
 from pipeline.trimming.distillation import class_divergence
-from pipeline.trimming.smarttrim import GumbelGate, MaskedTrimming, PackedTrimming, keep_packed, pack, threshold
+from pipeline.models.packing import keep_packed, pack
+from pipeline.trimming.smarttrim import GumbelGate, MaskedTrimming, PackedTrimming, threshold
 from pipeline.trimming.trimmers import TrimmerConfig
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import scale, small_albef, small_batch
@@ -159,7 +160,7 @@ def test_shares_and_cost_loss_by_hand() -> None:
     model, batch = model_with(TrimmerConfig(keep_bias=9.0)), small_batch(3)
     trimming = MaskedTrimming(model.trimmers)  # type: ignore[arg-type]
     model.classify(scale(batch.pixels), batch.token_ids, batch.token_mask, [trimming])
-    shares = kept_shares(trimming.decisions, units_of(model.backbone, batch.token_mask))
+    shares = model.cost_model().kept_shares(trimming.decisions, units_of(model.backbone, batch.token_mask))
     assert set(shares) == set(GROUPS)
     assert {float(share) for share in shares.values()} == {1.0}
     assert float(cost_loss(shares, dict.fromkeys(shares, 0.5))) == pytest.approx(0.25)

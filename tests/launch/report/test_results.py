@@ -157,3 +157,12 @@ def test_what_was_reached_stands_beside_what_was_wanted() -> None:
     assert table.notes == ["smarttrim 2.0x on test is 7.5% below what was wanted; 3% are allowed"]
     drawing = draw_pareto(table)
     assert drawing is not None and "0.4 GMACs" in drawing.svg and "statement,test,smarttrim,35 ms" in drawing.csv
+
+
+def test_what_pruning_and_trimming_each_add_is_shown_where_a_backbone_keeps_its_pruning() -> None:
+    pruned = row(gmacs=1.0, full_gmacs=2.0, unpruned_gmacs=2.6)
+    (shown,) = group_results([pruned])
+    assert shown.shows_pruning and (shown.lines[0].by_pruning, shown.lines[0].by_trimming) == (1.3, 2.0)
+    assert "by pruning" in results_table([pruned]) and "1.30x" in results_table([pruned])
+    assert not group_results([row(gmacs=1.0, full_gmacs=2.0, unpruned_gmacs=2.0)])[0].shows_pruning
+    assert "by pruning" not in results_table(ROWS)
