@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
     Returns:
         Rows {"stage", "method", "target", "task", "split", "metric", "value", "low", "high", "gmacs", "samples",
         "skipped", "seed"}; `samples` were evaluated, `skipped` could not be used. Of statements also "wanted",
-        "reached" and "unit": the target, and what the model does on this split; "full_gmacs" of the untrimmed model, and
+        "reached" and "unit": the target, and what the model does on this split; "full_gmacs" of the untrimmed model,
         "unpruned_gmacs" of one that does not keep pre-training's pruning either.
     """
     tokenizer = inputs.load_tokenizer()

@@ -60,6 +60,7 @@ def describe_method(model: StatementModel, name: str) -> dict[str, Any]:
     if isinstance(model.trimmers, Trimmers):
         trimmers = asdict(model.trimmers.config)
         method |= {"policy": asdict(model.trimmers.policy), "share": model.trimmers.share}
+        method["together"] = model.trimmers.together
     elif isinstance(model.trimmers, ReducedVision):
         method |= {"reduction": asdict(model.trimmers.config), "share": model.trimmers.share}
     pruning = None if model.pruning is None else asdict(model.pruning.elip)
@@ -90,7 +91,7 @@ def build_statement_model(described: dict[str, Any]) -> StatementModel:
         ) from error
     whole = method.get("whole")
     whole = None if whole is None else ModelConfig.from_dict(whole)
-    model = StatementModel(backbone, trimmers, policy, whole, pruning)
+    model = StatementModel(backbone, trimmers, policy, whole, pruning, bool(method.get("together", False)))
     if model.trimmers is not None:
         model.trimmers.set_share(share)
     return model

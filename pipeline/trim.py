@@ -146,7 +146,11 @@ def trim(
 def _log_guides(model: StatementModel, process: Process) -> None:
     """Only scores that look at the other modality are guided."""
     if process.is_main and isinstance(model.trimmers, Trimmers) and model.trimmers.policy.tokens == "global":
-        log.info("%s: %s", model.backbone.config.backbone, guides_in_words(model.backbone.schedule))
+        log.info(
+            "%s: %s",
+            model.backbone.config.backbone,
+            guides_in_words(model.backbone.schedule_for(model.trimmers.together)),
+        )
 
 
 def _log_facts(config: TrimConfig, task: StatementTask, inputs: Inputs, stage: Stage) -> LogFacts:

@@ -27,9 +27,9 @@ class TrimConfig(MethodsConfig):
         targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
             same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
             that trains, for methods with trimmers. 1.0 is the full model.
-        keep_pruning: Whether the backbone is pruned as in pre-training (ELIP), while it is fine-tuned and ever after: the
-            full model too, from which a speed-up then counts. None for METHODS.md's default: METER is, where the method
-            allows it, the others are not.
+        keep_pruning: Whether the backbone is pruned as in pre-training (ELIP) while it is fine-tuned and ever after:
+            the full model too, from which a speed-up then counts. None for each backbone's own way: METER is, where the
+            method allows it, the others are not.
         max_tokens: Length of statements in training, where they are shorter than what the loader pads captions to;
             None for the loader's. Longer ones are cut.
         loop: Durations and learning-rate schedule.
@@ -86,8 +86,9 @@ class TrimConfig(MethodsConfig):
         elip = pruning.chosen if isinstance(pruning.chosen, ElipConfig) and self.goes_with_pruning else None
         if self.keep_pruning and elip is None:
             raise UserError(
-                f"trim.keep_pruning=true goes with pretrain.pruning.method=elip (given: {pruning.method}) and a trim.method "
-                f"that leaves the vision tower's tokens to trimmers or alone (given: {self.method}); leave it out"
+                f"trim.keep_pruning=true goes with pretrain.pruning.method=elip (given: {pruning.method}) and a "
+                "trim.method that leaves the vision tower's tokens to trimmers or alone "
+                f"(given: {self.method}); leave it out"
             )
         keep = backbone == "meter" if self.keep_pruning is None else self.keep_pruning
         return elip if keep else None

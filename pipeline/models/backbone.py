@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pipeline.models.blocks import init_transformer
 from pipeline.models.config import ModelConfig
-from pipeline.models.schedule import NO_STREAMS, Intervention, Step, TokenStream, execute
+from pipeline.models.schedule import NO_STREAMS, Intervention, Step, TokenStream, execute, side_by_side
 from pipeline.models.vision import VisionTower
 from pipeline.precision import at_least_float32
 
@@ -44,6 +44,9 @@ class Backbone(nn.Module, ABC):
     fuses_from_words = False
     """Whether fusion begins with the text's words once more, and not with the encoded text."""
 
+    encodes_together = False
+    """Whether trimmers have text and image encoded side by side, where nothing in the image waits for the text."""
+
     # Of the backbones that have them: contrast (all but METER), matching and words (all but CLIP).
     vision_proj: nn.Linear
     text_proj: nn.Linear
@@ -69,6 +72,12 @@ class Backbone(nn.Module, ABC):
     def schedule(self) -> list[Step]:
         """Text first (its CLS guides vision), then vision, then fusion: the one way of every forward."""
         return [*self.text_steps, *self.visual_encoder.steps, *self.fusion_steps]
+
+    def schedule_for(self, together: bool) -> list[Step]:
+        """The same with both encoders side by side, if so."""
+        if not together:
+            return self.schedule
+        return [*side_by_side(self.text_steps, self.visual_encoder.steps), *self.fusion_steps]
 
     @abstractmethod
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
@@ -104,6 +113,15 @@ class Backbone(nn.Module, ABC):
             pixels, interventions, NO_STREAMS if text is None else {"text": text}
         )
         return encoded
+
+    def encode_together(
+        self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: Sequence[Intervention]
+    ) -> tuple[TokenStream, TokenStream]:
+        """The encoded text and image, as `encode_text` and `encode_image` give them, layer by layer side by side."""
+        steps = side_by_side(self.text_steps, self.visual_encoder.steps)
+        begun = {"text": self.embed_text(ids_BL, mask_BL), "image": self.visual_encoder.embed(pixels)}
+        streams = execute(steps, begun, interventions)
+        return streams["text"], self.visual_encoder.finish(streams["image"])
 
     def sentence(self, text: TokenStream) -> Tensor:
         """(B, D of vision) the vector that guides pruning (METHODS.md section 1), from the encoded text."""

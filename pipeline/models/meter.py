@@ -46,6 +46,8 @@ class Meter(Backbone):
         config: Sizes; `text.vocab_size` is set.
     """
 
+    encodes_together = True
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         text, fusion = config.text, config.fusion

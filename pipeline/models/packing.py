@@ -1,4 +1,4 @@
-"""Two layouts of a stream: padded (B, N, D), and packed (T, D) where only tokens that are there lie one after the other.
+"""Two layouts of a stream: padded (B, N, D), and packed (T, D) with nothing but the tokens that are there.
 
 B batch, N tokens with the class token first, T packed tokens of all instances, D width.
 """
@@ -46,5 +46,6 @@ def unpack(stream: TokenStream) -> TokenStream:
     parts = lengths.tolist()
     present_BN = torch.arange(max(parts), device=stream.x.device) < lengths[:, None]
     origin = None if stream.origin is None else pad_sequence(stream.origin.split(parts), batch_first=True)
-    return replace(stream, x=pad_sequence(stream.x.split(parts), batch_first=True), present=present_BN, origin=origin,
-                   offsets=None)
+    return replace(
+        stream, x=pad_sequence(stream.x.split(parts), batch_first=True), present=present_BN, origin=origin, offsets=None
+    )

@@ -96,12 +96,14 @@ class Advance:
         block: A module that maps (stream, sources, wishes of methods) to the stream.
         sources: Names of the streams it cross-attends to: none, one, or two for a pair of images.
         guide: Name of the stream whose CLS speaks for the other modality; its own name where there is none.
+        part: Part of the backbone that the block is of, where its step has several; else the step's.
     """
 
     stream: str
     block: Block
     sources: tuple[str, ...] = ()
     guide: str = ""
+    part: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +123,24 @@ class Step:
 
 def site(step: Step, advance: Advance) -> str:
     """Where a method acts: one stream at one step; without dots, so that it can name a module."""
-    return f"{step.part}_{step.layer}_{advance.stream}"
+    return f"{advance.part or step.part}_{step.layer}_{advance.stream}"
+
+
+def side_by_side(text: Sequence[Step], image: Sequence[Step]) -> list[Step]:
+    """Both encoders layer by layer, guided by the other's CLS as it enters the layer; the longer one ends alone."""
+    parts = [(text, "image"), (image, "text")]
+    return [
+        Step(
+            "encoders",
+            layer,
+            tuple(
+                replace(advance, guide=guide, part=steps[layer].part)
+                for steps, guide in parts
+                for advance in (steps[layer].advances if layer < len(steps) else ())
+            ),
+        )
+        for layer in range(max(len(text), len(image)))
+    ]
 
 
 PLAIN = InBlock()

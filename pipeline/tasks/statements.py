@@ -19,7 +19,7 @@ from pipeline.limits import at_least
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
-from pipeline.models.schedule import Intervention
+from pipeline.models.schedule import Intervention, TokenStream
 from pipeline.objectives.gather import global_means
 from pipeline.precision import at_least_float32
 from pipeline.pruning.elip import ElipConfig
@@ -87,6 +87,8 @@ class StatementModel(nn.Module):
         policy: Who decides on tokens and heads: SmartTrim or one of its baselines.
         whole: Sizes of the model that costs are compared with, where that is not the backbone: a student's teacher.
         pruning: Pre-training's, if the backbone keeps it; the full model has it too.
+        together: Whether trimmers have both encoders advance side by side; None where the backbone says so and no
+            pruning has the image wait for the text.
 
     Raises:
         UserError: The backbone cannot judge statements, or the pruning does not fit it.
@@ -99,6 +101,7 @@ class StatementModel(nn.Module):
         policy: Policy = SMARTTRIM,
         whole: ModelConfig | None = None,
         pruning: ElipConfig | None = None,
+        together: bool | None = None,
     ) -> None:
         super().__init__()
         if not backbone.fusion_steps:
@@ -110,7 +113,8 @@ class StatementModel(nn.Module):
         self.cls_head = copy.deepcopy(backbone.itm_head)
         self.trimmers: Trimmers | ReducedVision | None = None
         if isinstance(trimmers, TrimmerConfig):
-            self.trimmers = Trimmers(backbone, trimmers, policy)
+            default = backbone.encodes_together and pruning is None
+            self.trimmers = Trimmers(backbone, trimmers, policy, default if together is None else together)
         elif trimmers is not None:
             self.trimmers = ReducedVision(backbone, trimmers)
         self.whole = whole
@@ -143,12 +147,19 @@ class StatementModel(nn.Module):
             mask_BL: True at real tokens.
             interventions: Trimming, masked or packed, or none.
         """
-        text = self.backbone.encode_text(ids_BL, mask_BL, interventions)
-        pruning: list[Intervention] = [] if self.pruning is None else [self.pruning.begin(text)]
-        image = self.backbone.encode_image(pixels, [*pruning, *interventions], text)
+        text, image = self._encode(pixels, ids_BL, mask_BL, interventions)
         text = self.backbone.begin_fusion(text, ids_BL, mask_BL)
         scores: Tensor = self.cls_head(self.backbone.fuse(text, image, interventions).features_BF)
         return at_least_float32(scores)  # the losses are computed outside of autocast
+
+    def _encode(
+        self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: list[Intervention]
+    ) -> tuple[TokenStream, TokenStream]:
+        if isinstance(self.trimmers, Trimmers) and self.trimmers.together:
+            return self.backbone.encode_together(pixels, ids_BL, mask_BL, interventions)
+        text = self.backbone.encode_text(ids_BL, mask_BL, interventions)
+        pruning: list[Intervention] = [] if self.pruning is None else [self.pruning.begin(text)]
+        return text, self.backbone.encode_image(pixels, [*pruning, *interventions], text)
 
     def forward(
         self,
@@ -174,7 +185,9 @@ class StatementModel(nn.Module):
 
     def unpruned_macs(self, units: Units) -> Tensor:
         """(B,) MACs of the full model without the pruning that it keeps."""
-        return self.full_macs(units) if self.pruning is None else CostModel(self.backbone, self.cls_head, None).full(units)
+        return (
+            self.full_macs(units) if self.pruning is None else CostModel(self.backbone, self.cls_head, None).full(units)
+        )
 
     def full_macs(self, units: Units) -> Tensor:
         """(B,) MACs of the full model that this one is made from."""

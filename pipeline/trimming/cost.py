@@ -62,7 +62,7 @@ class CostModel:
         pruning: KeptPruning | None = None,
     ) -> None:
         self.model = model
-        self.steps = model.schedule
+        self.steps = model.schedule_for(isinstance(trimmers, Trimmers) and trimmers.together)
         self.trimmers = trimmers
         self.pruning = pruning
         self.fixed = patch_macs(model.config.vision) + linear_macs(head)

@@ -14,7 +14,7 @@ def guides_in_words(schedule: Sequence[Step]) -> str:
     layers: dict[tuple[str, str, str], list[int]] = {}
     for step in schedule:
         for advance in step.advances:
-            layers.setdefault((step.part, advance.stream, advance.guide), []).append(step.layer + 1)
+            layers.setdefault((advance.part or step.part, advance.stream, advance.guide), []).append(step.layer + 1)
     return "; ".join(_in_words(*names, numbers) for names, numbers in layers.items())
 
 

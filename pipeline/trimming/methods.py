@@ -117,7 +117,7 @@ class MethodsConfig:
 
     @property
     def goes_with_pruning(self) -> bool:
-        """Whether a backbone that is pruned before each stage can be trimmed so: by scores of what is left, or by heads."""
+        """Whether a backbone that prunes before each stage can be trimmed so: by scores of what is left, or heads."""
         return self.method != "ftkd" and self.reduction is None and self.policy.tokens != "random"
 
     @property
@@ -151,8 +151,8 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
 
     Args:
         trim: The section.
-        target: Of the stage; the full model is changed by no method, and only a time is measured. What pruning is kept is
-            told beside it, as it is settled.
+        target: Of the stage; the full model is changed by no method, and only a time is measured. What pruning is
+            kept is told beside it.
     """
     left_out = {"targets", "latency", "keep_pruning", *_SECTIONS.values()}
     if target.is_full:

@@ -210,10 +210,13 @@ class Trimmers(nn.ModuleDict):
         backbone: Whose tokens and heads they decide on.
         config: Size and start.
         policy: SmartTrim, or one of its baselines.
+        together: Whether both encoders advance side by side, so that each layer's trimmers see the other's CLS.
     """
 
-    def __init__(self, backbone: Backbone, config: TrimmerConfig, policy: Policy = SMARTTRIM) -> None:
-        steps, at = backbone.schedule, places(backbone)
+    def __init__(
+        self, backbone: Backbone, config: TrimmerConfig, policy: Policy = SMARTTRIM, together: bool = False
+    ) -> None:
+        steps, at = backbone.schedule_for(together), places(backbone)
         widths = {"image": backbone.config.vision.width, "text": backbone.config.text.width}
         super().__init__(
             {
@@ -225,6 +228,7 @@ class Trimmers(nn.ModuleDict):
         )
         self.config = config
         self.policy = policy
+        self.together = together
         self.patches = backbone.config.vision.patches
         self.share = 1.0
 

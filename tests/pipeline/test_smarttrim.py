@@ -5,6 +5,7 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline.measure.flops import linear_macs
+from pipeline.models.packing import keep_packed, pack
 from pipeline.models.schedule import TokenStream
 from pipeline.process import Process
 from pipeline.tasks.statements import Answers, SmartTrimConfig, StatementModel, StatementTask
@@ -12,7 +13,6 @@ from pipeline.trimming.calibrate import calibrate
 from pipeline.trimming.cost import GROUPS, cost_loss, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
 from pipeline.trimming.distillation import class_divergence
-from pipeline.models.packing import keep_packed, pack
 from pipeline.trimming.smarttrim import GumbelGate, MaskedTrimming, PackedTrimming, threshold
 from pipeline.trimming.trimmers import TrimmerConfig
 from tests.pipeline.distributed import run_ranks
