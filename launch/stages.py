@@ -231,7 +231,7 @@ class _Builder:
 
     def _trim(self, target: float | str) -> Stage:
         name, wanted = trim_name(self._config, target), Target.parse(target)
-        taught = self._config.trim.needs_teacher and not wanted.is_full
+        taught = self._config.trim.needs_full and not wanted.is_full
         teacher = trim_name(self._config, 1.0) if taught else None
         job = self._job(
             name,
@@ -329,6 +329,6 @@ class _Builder:
         budget, targets = self._config.budget, len(self._config.trim.targets)
         if budget.minutes is None:
             return None
-        first = self._config.trim.needs_teacher and targets > 1  # the others wait for the full model
+        first = self._config.trim.needs_full and targets > 1  # the others wait for the full model
         rounds = first + math.ceil((targets - first) / max(1, self._backend.slots))
         return 60 * budget.minutes * (1 - budget.pretrain_share) / rounds

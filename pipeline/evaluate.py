@@ -82,7 +82,8 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
         Rows {"stage", "method", "target", "task", "split", "metric", "value", "low", "high", "gmacs", "samples",
         "skipped", "seed"}; `samples` were evaluated, `skipped` could not be used. Of statements also "wanted",
         "reached" and "unit": the target, and what the model does on this split; "full_gmacs" of the untrimmed model,
-        "unpruned_gmacs" of one that does not keep pre-training's pruning either.
+        "unpruned_gmacs" of one that does not keep pre-training's pruning either, and "training_gmacs" of all
+        fine-tuning that it took (None of exports that do not say).
     """
     tokenizer = inputs.load_tokenizer()
     jobs: list[Callable[[], list[Row]]] = []
@@ -191,6 +192,7 @@ def _statements(
         "gmacs": sum(macs) / len(macs) / 1e9,
         "full_gmacs": sum(full) / len(full) / 1e9,
         "unpruned_gmacs": sum(unpruned) / len(unpruned) / 1e9,
+        "training_gmacs": _training_gmacs(described.get("training")),
         "samples": loader.seen,
         "skipped": loader.bad,
         **reached(target, macs, full, partial(_latency, config, model, macs, split, inputs, tokenizer)),
@@ -199,6 +201,14 @@ def _statements(
     if len(set(groups)) < len(groups) and len(set(clusters)) < len(set(groups)):
         rows.append({**row, "metric": "consistency", **_consistency(right, groups, clusters)})
     return rows
+
+
+def _training_gmacs(training: dict[str, Any] | None) -> float | None:
+    """Of fine-tuning, with that of the full model where one was needed."""
+    if training is None:
+        return None
+    before = _training_gmacs(training["of_full"])
+    return float(training["gmacs"]) + (before or 0.0)
 
 
 def _latency(

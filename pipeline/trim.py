@@ -16,7 +16,7 @@ from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.text import Tokenizer
 from pipeline.engine import build_engine, split_decay
-from pipeline.exports import build_statement_model, describe_method, load_backbone
+from pipeline.exports import build_statement_model, describe_method, load_backbone, load_statement_model
 from pipeline.handoff import check_fits
 from pipeline.log_facts import LogFacts, device_peak
 from pipeline.measure.step_macs import statement_macs
@@ -82,7 +82,7 @@ def trim(
         model_config: Sizes that its model is to have.
         inputs: Data, tokenizer, loader, engine, seed.
         stage: Folder, process, budget.
-        teacher: Export folder of the fine-tuned full model, for methods that look at it.
+        teacher: Export folder of the fine-tuned full model, where it is looked at or begun from.
         pruning: That the backbone keeps (`TrimConfig.kept_pruning`).
 
     Raises:
@@ -132,6 +132,7 @@ def trim(
     weights = engine.weights()
     if process.is_main:
         described = _described(config, target, task, inputs)
+        counts["training"] = described["training"] = _training(counts["samples"], facts, teacher)
         if not target.is_full:
             plain = build_statement_model(described)
             plain.load_state_dict(weights)
@@ -195,6 +196,13 @@ def _described(config: TrimConfig, target: Target, task: StatementTask, inputs: 
         model.trimmers.set_share(task.curriculum.share)
     method = describe_method(model, "full" if target.is_full else config.method)
     return export_config("statement", model.backbone.config, inputs.loader, target=target.plain, **method)
+
+
+def _training(samples: int, facts: LogFacts, full: Path | None) -> dict[str, Any]:
+    """Samples and multiply-accumulates (10^9) of fine-tuning, of the full model besides where the method needs one."""
+    assert facts.macs is not None
+    before = None if full is None else load_statement_model(full)[1].get("training")
+    return {"samples": samples, "gmacs": samples * facts.macs / 1e9, "of_full": before}
 
 
 def _settle(

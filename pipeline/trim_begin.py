@@ -33,7 +33,7 @@ class Beginning:
     Attributes:
         config: Method and its settings.
         target: Wanted.
-        teacher: Export folder of the fine-tuned full model, for methods that look at it.
+        teacher: Export folder of the fine-tuned full model, where it is looked at or begun from.
         inputs: Seed and normalisation.
         examples: To order heads by.
         process: Whose device it goes to.
@@ -55,7 +55,9 @@ class Beginning:
             return StatementModel(trained, None, pruning=self.pruning).to(device)
         if self.config.trims is None:
             return self._teacher()
-        model = StatementModel(trained, self.config.trims, self.config.policy, pruning=self.pruning).to(device)
+        begun = self._teacher() if self.config.init == "finetuned" else StatementModel(trained, None)
+        model = StatementModel(begun.backbone, self.config.trims, self.config.policy, pruning=self.pruning).to(device)
+        model.cls_head = begun.cls_head.to(device)
         if isinstance(model.trimmers, Trimmers) and model.trimmers.policy.heads == "ranked":
             self._order_heads(model.trimmers)
         return model

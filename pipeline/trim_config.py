@@ -27,6 +27,8 @@ class TrimConfig(MethodsConfig):
         targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
             same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
             that trains, for methods with trimmers. 1.0 is the full model.
+        init: What a trimmed model begins as: ``pretrained``, one fine-tuning run for all (the paper's); ``finetuned``,
+            the full model of this run (1.0x) with its head, two runs. What all of it took is in the results.
         keep_pruning: Whether the backbone is pruned as in pre-training (ELIP) while it is fine-tuned and ever after:
             the full model too, from which a speed-up then counts. None for each backbone's own way: METER is, where the
             method allows it, the others are not.
@@ -44,6 +46,7 @@ class TrimConfig(MethodsConfig):
     task: Literal["statement"] = "statement"
     splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
     targets: tuple[float | str, ...] = (1.0, 2.0)
+    init: Literal["pretrained", "finetuned"] = "pretrained"
     keep_pruning: bool | None = None
     max_tokens: int | None = None
     loop: LoopConfig
@@ -61,11 +64,11 @@ class TrimConfig(MethodsConfig):
     def _check_targets(self, targets: list[Target]) -> None:
         if len({target.name for target in targets}) != len(targets):
             raise UserError(f"trim.targets={list(self.targets)} must be different from each other; leave one out")
-        if self.needs_teacher and targets and not any(target.is_full for target in targets):
-            raise UserError(
-                f"trim.method={self.method} looks at the fine-tuned full model: trim.targets={list(self.targets)} must "
-                "hold 1.0"
-            )
+        if self.needs_full and targets and not any(target.is_full for target in targets):
+            given = f"method={self.method} looks at" if self.needs_teacher else f"init={self.init} begins from"
+            raise UserError(f"trim.{given} the fine-tuned full model: trim.targets={list(self.targets)} must hold 1.0")
+        if self.init == "finetuned" and self.method == "ftkd":
+            raise UserError("trim.init=finetuned changes nothing for trim.method=ftkd, which begins so; leave it out")
         timed = next((target for target in targets if target.unit == "ms"), None)
         if timed is not None and not self.learns:
             raise UserError(
@@ -92,6 +95,11 @@ class TrimConfig(MethodsConfig):
             )
         keep = backbone == "meter" if self.keep_pruning is None else self.keep_pruning
         return elip if keep else None
+
+    @property
+    def needs_full(self) -> bool:
+        """Whether the trimmed models need the fine-tuned full one."""
+        return self.needs_teacher or self.init == "finetuned"
 
     @property
     def trims(self) -> TrimmerConfig | ReductionConfig | None:

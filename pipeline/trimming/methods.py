@@ -156,7 +156,7 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
     """
     left_out = {"targets", "latency", "keep_pruning", *_SECTIONS.values()}
     if target.is_full:
-        left_out |= {"method", "smarttrim", "trimmer_scale"}
+        left_out |= {"method", "smarttrim", "trimmer_scale", "init"}
     else:
         left_out.discard(_SECTIONS.get(trim["method"], ""))
     if target.unit == "ms":

@@ -29,7 +29,7 @@ def test_an_export_without_its_weights_or_trimmers_is_refused(tmp_path: Path) ->
     with pytest.raises(UserError, match=rf"{tmp_path / 'bare'}: .*visual_encoder"):
         load_backbone(tmp_path / "bare")
     export_weights(tmp_path / "old", {}, {"kind": "statement", "model": model, "trimmers": {"sharpness": 1}})
-    with pytest.raises(UserError, match=r"does not tell the sizes of its trimmers"):
+    with pytest.raises(UserError, match=r"does not tell how it is trimmed and pruned"):
         load_statement_model(tmp_path / "old")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.data.shards import ShardFolder
@@ -91,3 +92,27 @@ def test_multiply_accumulates_are_a_target_of_every_method(
     assert [(row["method"], row["unit"], row["wanted"]) for row in rows] == [(method, "GMACs", amount)]
     assert rows[0]["reached"] == rows[0]["gmacs"] == pytest.approx(settled["reached"], rel=0.1)
     assert rows[0]["target"].endswith(" GMACs")
+
+
+def test_a_model_that_begins_as_the_fine_tuned_one_answers_like_it_and_says_what_both_took(
+    data: Path,  # noqa: F811
+    pretrained: Path,  # noqa: F811
+    full: Path,
+    tmp_path: Path,
+) -> None:
+    run: dict[str, Any] = {**SIZES, "trim.init": "finetuned", "trim.optimizer": {"lr": 1e-12}}
+    run["trim.smarttrim"] = {"trimmers": {"width_share": 0.05}, "calibrate": 0}
+    given = {"target": TARGET, "backbone": str(pretrained / "export"), "teacher": str(full), "run": run}
+    counts = run_job(job_of(data, tmp_path / "trim", "trim", **given), Process())
+    models = [load_statement_model(folder / "export")[0] for folder in (full.parent, tmp_path / "trim")]
+    for name, tensor in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], tensor, atol=1e-6, rtol=0)
+    spent = load_statement_model(full)[1]["training"]
+    assert counts["training"]["of_full"] == spent
+    # The full model is trained beside the trimmed one.
+    assert counts["training"]["gmacs"] / counts["training"]["samples"] > 2 * spent["gmacs"] / spent["samples"]
+    job = job_of(
+        data, tmp_path / "evaluate", "evaluate", pretrained=None, trimmed={"t": str(tmp_path / "trim" / "export")}
+    )
+    row = run_job(job, Process())["rows"][0]
+    assert row["training_gmacs"] == pytest.approx(counts["training"]["gmacs"] + spent["gmacs"])
