@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.download.environment import quiet
+from data_prep.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ def peer_python(folder: Path, name: str, wanted: Sequence[str], *, borrow: bool)
     place = folder.absolute() / f"{name}-{digest}"
     python = place / "bin" / "python"
     if (place / "complete").exists():
+        if borrow:
+            _lend(place)  # it may have been made by another checkout, which is gone
         return python
     log.info("making an environment for %s in %s; this is done once", " ".join(wanted), place)
     try:
@@ -60,8 +63,7 @@ def peer_python(folder: Path, name: str, wanted: Sequence[str], *, borrow: bool)
         place.parent.mkdir(parents=True, exist_ok=True)
         _run([sys.executable, "-m", "venv", str(place)])
         if borrow:
-            library = next((place / "lib").glob("python*/site-packages"))
-            (library / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+            _lend(place)
         _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted])
         (place / "complete").touch()
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired, OSError) as error:
@@ -70,6 +72,12 @@ def peer_python(folder: Path, name: str, wanted: Sequence[str], *, borrow: bool)
         last = (said.decode(errors="replace").strip().splitlines() or [str(error)])[-1]
         raise NoEnvironment(f"no environment with {' '.join(wanted)} could be made in {folder}: {last}") from error
     return python
+
+
+def _lend(place: Path) -> None:
+    """Lets an environment see our own packages."""
+    library = next((place / "lib").glob("python*/site-packages"))
+    write_atomic(library / "borrowed.pth", sysconfig.get_path("purelib") + "\n")
 
 
 def _run(command: list[str]) -> None:
