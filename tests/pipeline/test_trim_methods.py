@@ -391,21 +391,3 @@ def test_only_a_methods_own_settings_count() -> None:
     assert full == counted("1.0x", smarttrim={"cost_weight": 1}) != counted("1.0x", head_scale=2)
     longer = {"latency": {"seconds": 30}}
     assert counted(**longer) == counted() and counted("9 ms", **longer) != counted("9 ms")
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"init": "finetuned", "targets": [2.0]}, r"trim\.init=finetuned begins from .* must hold 1\.0"),
-        ({"init": "finetuned", "targets": [1.0, 2.0], "method": "ftkd"}, "changes nothing for trim.method=ftkd"),
-    ],
-)
-def test_a_beginning_that_cannot_be_or_says_nothing_is_refused(values: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        parse(TrimConfig, {"loop": {"samples": 8, "global_batch": 4}, **values})
-
-
-def test_the_full_models_stage_does_not_depend_on_what_begins_from_it() -> None:
-    given = {"method": "smarttrim", "init": "finetuned", "task": "statement"}
-    assert what_counts(given, Target(1.0, "x")) == {"task": "statement"}
-    assert what_counts(given, Target(2.0, "x"))["init"] == "finetuned"

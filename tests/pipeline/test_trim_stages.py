@@ -9,12 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from data_prep.errors import UserError
 from pipeline.data.shards import ShardFolder
 from pipeline.exports import load_statement_model, method_of
 from pipeline.process import Process
 from pipeline.progress import read_metrics
+from pipeline.trim_config import TrimConfig
 from pipeline.trimmed_model import TrimmedModel
-from pipeline.worker import run_job
+from pipeline.trimming.methods import what_counts
+from pipeline.trimming.target import Target
+from pipeline.worker import parse, run_job
 from tests.pipeline.test_train import data, job_of, pretrained  # noqa: F401
 
 TARGET = 1.4
@@ -116,3 +120,21 @@ def test_a_model_that_begins_as_the_fine_tuned_one_answers_like_it_and_says_what
     )
     row = run_job(job, Process())["rows"][0]
     assert row["training_gmacs"] == pytest.approx(counts["training"]["gmacs"] + spent["gmacs"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"init": "finetuned", "targets": [2.0]}, r"trim\.init=finetuned begins from .* must hold 1\.0"),
+        ({"init": "finetuned", "targets": [1.0, 2.0], "method": "ftkd"}, "changes nothing for trim.method=ftkd"),
+    ],
+)
+def test_a_beginning_that_cannot_be_or_says_nothing_is_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse(TrimConfig, {"loop": {"samples": 8, "global_batch": 4}, **values})
+
+
+def test_the_full_models_stage_does_not_depend_on_what_begins_from_it() -> None:
+    given = {"method": "smarttrim", "init": "finetuned", "task": "statement"}
+    assert what_counts(given, Target(1.0, "x")) == {"task": "statement"}
+    assert what_counts(given, Target(2.0, "x"))["init"] == "finetuned"
