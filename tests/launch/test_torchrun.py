@@ -115,7 +115,7 @@ def test_sigterm_to_all_or_to_one_saves_and_the_same_command_goes_on(
     os.kill({"torchrun": run.agent.pid, "follower": pids[1]}[whom], signal.SIGTERM)
     began = time.monotonic()
     assert run.wait() != 0, run.said()
-    assert time.monotonic() - began < 60  # a crowded machine
+    assert time.monotonic() - began < 30
     reached = losses(run.out, "pretrain")[-1]["step"]
     assert newest_step(run.stage / "checkpoints") == reached < STEPS
     assert "/pipeline/" not in run.said(), run.said()  # a traceback of torchrun's own it has
