@@ -204,11 +204,10 @@ def _statements(
 
 
 def _training_gmacs(training: dict[str, Any] | None) -> float | None:
-    """Of fine-tuning, with that of the full model where one was needed."""
-    if training is None:
+    """Of fine-tuning, with that of the full model where one was needed; None where an export does not say."""
+    if training is None or training["gmacs_of_full"] is None:
         return None
-    before = _training_gmacs(training["of_full"])
-    return float(training["gmacs"]) + (before or 0.0)
+    return float(training["gmacs"]) + float(training["gmacs_of_full"])
 
 
 def _latency(

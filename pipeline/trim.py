@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import read_json
 from pipeline.checkpoint import export_weights
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.text import Tokenizer
 from pipeline.engine import build_engine, split_decay
-from pipeline.exports import build_statement_model, describe_method, load_backbone, load_statement_model
+from pipeline.exports import build_statement_model, describe_method, load_backbone
 from pipeline.handoff import check_fits
 from pipeline.log_facts import LogFacts, device_peak
 from pipeline.measure.step_macs import statement_macs
@@ -199,10 +200,13 @@ def _described(config: TrimConfig, target: Target, task: StatementTask, inputs: 
 
 
 def _training(samples: int, facts: LogFacts, full: Path | None) -> dict[str, Any]:
-    """Samples and multiply-accumulates (10^9) of fine-tuning, of the full model besides where the method needs one."""
+    """Samples and multiply-accumulates (10^9) of this fine-tuning, and of the full model's before it.
+
+    The latter is 0 where none was needed, and None where an older export does not say.
+    """
     assert facts.macs is not None
-    before = None if full is None else load_statement_model(full)[1].get("training")
-    return {"samples": samples, "gmacs": samples * facts.macs / 1e9, "of_full": before}
+    of_full = 0.0 if full is None else read_json(full / "config.json").get("training", {}).get("gmacs")
+    return {"samples": samples, "gmacs": samples * facts.macs / 1e9, "gmacs_of_full": of_full}
 
 
 def _settle(
