@@ -31,6 +31,7 @@ class Keys:
         causal: Whether a query sees only the keys up to its own position, the last query being at the last key.
         size: (B', M) how many equal keys each one stands for (proportional attention, ToMe's eq. 1); None where each
             stands for itself. No gradient flows to it.
+        queries: How many query rows in turn attend to each row of `k`, which is then read once for all of them.
     """
 
     k: Tensor
@@ -40,6 +41,7 @@ class Keys:
     offsets: Sequence[int] | None = None
     causal: bool = False
     size: Tensor | None = None
+    queries: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,24 @@ def attention(
     """
     if offsets is not None:
         return _packed(q, keys, heads, head_mask_BH, offsets)
-    q_BHNd = split_heads(q, heads)
+    context_BND = _padded(_side_by_side(q, keys), keys, heads, dropout).reshape(q.shape)
+    if head_mask_BH is None:
+        return context_BND
+    context_BNHd = context_BND.unflatten(-1, (heads, -1))
+    return (context_BNHd * head_mask_BH.to(context_BND.dtype)[:, None, :, None]).flatten(-2)
+
+
+def _side_by_side(q_BND: Tensor, keys: Keys) -> Tensor:
+    """Query rows that share a row of keys, as more queries of one row."""
+    if keys.queries == 1:
+        return q_BND
+    assert not keys.causal and keys.rows is None, "rows that share their keys stand at no place among them"
+    return q_BND.reshape(len(keys.k), -1, q_BND.shape[-1])
+
+
+def _padded(q_BND: Tensor, keys: Keys, heads: int, dropout: float) -> Tensor:
+    """(B, N, D) context of queries that are not packed."""
+    q_BHNd = split_heads(q_BND, heads)
     keys = _by_query_row(keys)
     k_BHMd, v_BHMd = split_heads(keys.k, heads), split_heads(keys.v, heads)
     allowed = _allowed(q_BHNd, k_BHMd, keys.present, keys.causal)
@@ -95,8 +114,6 @@ def attention(
     else:
         probabilities = _probabilities(q_BHNd, k_BHMd, keys, allowed)
         context_BHNd = F.dropout(probabilities, dropout).to(v_BHMd.dtype) @ v_BHMd
-    if head_mask_BH is not None:
-        context_BHNd = context_BHNd * head_mask_BH.to(context_BHNd.dtype)[:, :, None, None]
     return merge_heads(context_BHNd)
 
 

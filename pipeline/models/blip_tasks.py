@@ -2,7 +2,7 @@
 
 Compositions of the same encoders, layers and steps, with the official parameter names.
 
-B batch, L text tokens, A answers of all questions, D width, V vocabulary.
+B batch, R rows of texts that grow, L text tokens, A answers of all questions, D width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from pipeline.models.backbone import Backbone, Fused, matching_head
 from pipeline.models.blip import Blip, GroundedBlip, begin_with, decode
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
+from pipeline.models.past import Past
 from pipeline.models.schedule import Intervention, Step, TokenStream, execute
 from pipeline.models.text import TextTower, text_block
 
@@ -106,28 +107,19 @@ class BlipCaptioner(Backbone):
         """(..., D) -> (..., V)."""
         return self.text_decoder.word_scores(x)
 
-    @torch.no_grad()
-    def greedy(self, prompt_BL: Tensor, image: TokenStream, words: int, end: int | None = None) -> Tensor:
-        """(B, L + words or less) the prompt and the likeliest word after it, again and again.
+    def next_scores(
+        self, ids_RL: Tensor, image: TokenStream, past: Past, interventions: Sequence[Intervention] = ()
+    ) -> Tensor:
+        """(R, V) scores of the word after each text, of which only what `past` does not have is computed.
 
         Args:
-            prompt_BL: [DEC] and the first words, without an end token.
-            image: From `encode_image`.
-            words: How many to add at most.
-            end: The end token: behind it a text has only end tokens, and where all have ended no more are added.
+            ids_RL: [DEC] and the words so far, without padding.
+            image: From `encode_image`; with its `memo` its keys and values are made once.
+            past: Of these rows; takes in what is new.
+            interventions: Methods that act on the decoder's layers.
         """
-        ids = prompt_BL.expand(len(image.x), -1)
-        ended_B = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        for _ in range(words):
-            states = self.fuse(self.embed_text(ids, torch.ones_like(ids)), image).text.x[:, -1]
-            next_B = self.word_scores(states).argmax(-1)
-            if end is not None:
-                next_B = next_B.masked_fill(ended_B, end)
-                ended_B = next_B == end
-            ids = torch.cat([ids, next_B[:, None]], 1)
-            if ended_B.all():
-                break
-        return ids
+        text = self.text_decoder.bert.go_on(begin_with(ids_RL, "decode", self.config.text.vocab_size), past)
+        return self.word_scores(self.fuse(text, image, interventions).text.x[:, -1])
 
 
 class BlipPair(GroundedBlip):

@@ -256,7 +256,9 @@ def keys_of(projections: Projections, source: TokenStream) -> Keys:
     k, v = made or (projections.key(source.x), projections.value(source.x))
     if source.memo is not None:
         source.memo[id(projections)] = k, v
-    return Keys(k, v, source.present, source.rows, source.offsets, source.causal, source.size)
+    if source.past is not None:
+        k, v = source.past.grown(id(projections), k, v)
+    return Keys(k, v, source.present, source.rows, source.offsets, source.causal, source.size, source.queries)
 
 
 def attended(

@@ -14,6 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pipeline.models.attention import Asked
+from pipeline.models.past import Past
 
 CLS = -1  # origin of the class token; -2, -3, ... are merged tokens in the order they were made
 
@@ -34,6 +35,8 @@ class TokenStream:
         causal: Whether each token attends only to those before it and to itself.
         size: (B, N) how many tokens each one stands for since ToMe merged them; whatever attends to it gives it the
             weight of that many. None where each stands for itself.
+        past: What a causal stream keeps of the tokens before these; None where these are all.
+        queries: As something attended to: how many query rows in turn share each row of `x`, as beams share an image.
     """
 
     x: Tensor
@@ -44,6 +47,8 @@ class TokenStream:
     causal: bool = False
     size: Tensor | None = None
     memo: dict[int, tuple[Tensor, Tensor]] | None = None
+    past: Past | None = None
+    queries: int = 1
 
     @property
     def cls(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Text encoders and decoders: BERT with Hugging Face's parameter names, as steps of a layer schedule.
 
-B batch, L text tokens, D width, V vocabulary.
+B batch, L text tokens, N new ones of a text that grows, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from data_prep.errors import UserError
 from pipeline.limits import above_zero, at_least
 from pipeline.models.blocks import Activation, Pair, PostNormBlock, init_transformer
+from pipeline.models.past import Past
 from pipeline.models.schedule import Advance, Step, TokenStream
 
 
@@ -82,17 +83,18 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        """(B, L) ids -> (B, L, D)."""
-        x = self.word_embeddings(ids_BL) + self._positions(ids_BL)
+    def forward(self, ids_BL: Tensor, begin: int = 0) -> Tensor:
+        """(B, L) ids -> (B, L, D); the first of them stands at place `begin` of its text."""
+        x = self.word_embeddings(ids_BL) + self._positions(ids_BL, begin)
         if self.token_type_embeddings is not None:
             x = x + self.token_type_embeddings.weight[0]
         return self.dropout(self.LayerNorm(x))
 
-    def _positions(self, ids_BL: Tensor) -> Tensor:
+    def _positions(self, ids_BL: Tensor, begin: int) -> Tensor:
         """(L, D) or (B, L, D)."""
         if self.pad_id is None:
-            return self.position_embeddings.weight[: ids_BL.shape[1]]
+            return self.position_embeddings.weight[begin : begin + ids_BL.shape[1]]
+        assert begin == 0, "places that depend on the padding before are counted from the text's begin"
         real_BL = (ids_BL != self.pad_id).long()
         return self.position_embeddings(real_BL.cumsum(1) * real_BL + self.pad_id)
 
@@ -122,6 +124,18 @@ class Bert(nn.Module):
         """Ids and padding mask -> a stream; `origin` is the position in the text."""
         origin_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
         return TokenStream(self.embeddings(ids_BL), mask_BL.bool(), origin_L.expand_as(ids_BL), causal=causal)
+
+    def go_on(self, ids_BL: Tensor, past: Past) -> TokenStream:
+        """What is new of texts that grow, without padding, as a causal stream that sees all before; `past` takes it in.
+
+        Args:
+            ids_BL: The whole texts so far.
+            past: Of these rows.
+        """
+        begin, past.length = past.length, ids_BL.shape[1]
+        origin_L = torch.arange(begin, past.length, device=ids_BL.device)
+        new_BN = ids_BL[:, begin:]
+        return TokenStream(self.embeddings(new_BN, begin), None, origin_L.expand_as(new_BN), causal=True, past=past)
 
     def steps(self, part: str, layers: slice, sources: tuple[str, ...] = ()) -> list[Step]:
         """Some of the layers as steps of the stream ``text``; what they attend to guides them, if anything does."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_prep.errors import UserError
+from pipeline.generation import BeamConfig, generate
 from pipeline.models.albef import Albef
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import Blip, GroundedBlip
@@ -259,14 +260,14 @@ def test_blip_captioning(path: Path | None) -> None:
     scores = model.word_scores(states)
     prompt = vectors["in/prompt_ids"].expand(len(image.x), -1)
     first = model.fuse(model.embed_text(prompt, torch.ones_like(prompt)), image).text.x[:, -1]
-    words = vectors["out/greedy_ids"].shape[1] - prompt.shape[1]
+    greedy = BeamConfig(beams=1, min_length=1, max_length=vectors["out/greedy_ids"].shape[1])
     outputs = {
         "image_embeds": image.x,
         "decoder_hidden": states,
         "lm_logits": scores,
         "loss_lm": told_loss(scores, ids, mask, int(vectors["in/prompt_length"])),
         "greedy_first_logits": model.word_scores(first),
-        "greedy_ids": model.greedy(vectors["in/prompt_ids"], image, words),
+        "greedy_ids": generate(model, vectors["in/prompt_ids"], image, greedy, None),
     }
     check(vectors, outputs)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_prep.errors import UserError
+from pipeline.generation import BeamConfig, generate
 from pipeline.models.blip import Blip
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner, BlipKind, BlipRetrieval
 from pipeline.models.config import ModelConfig
@@ -102,10 +103,36 @@ def compare_caption(there: transformers.PreTrainedModel, here: torch.nn.Module, 
     scores = here.word_scores(here.fuse(here.embed_text(ids, mask), image).text.x)
     same(scores, got.logits)
     # No text ends early: their end token lies outside this vocabulary.
-    generated = there.generate(pixel_values=pixels, input_ids=ids[:, :3], max_new_tokens=4, do_sample=False)
     prompt = with_first(ids[:, :3], WORDS - 2)[:, :2]  # theirs drops the last token, thought to end the prompt
-    assert torch.equal(generated[:, : prompt.shape[1]], prompt)
-    assert torch.equal(here.greedy(prompt, image, generated.shape[1] - 2), generated)
+    length = prompt.shape[1] + 5
+    for beams, penalty in ((1, 1.0), (3, 1.0), (4, 0.0)):
+        options = {"num_beams": beams, "length_penalty": penalty, "do_sample": False}
+        found = there.generate(pixel_values=pixels, input_ids=ids[:, :3], max_new_tokens=5, **options)
+        search = BeamConfig(beams=beams, min_length=1, max_length=length, length_penalty=penalty)
+        assert torch.equal(generate(here, prompt, image, search, None), found)
+
+
+@pytest.mark.parametrize(("beams", "penalty", "least"), [(1, 1.0, 1), (3, 1.0, 5), (3, 0.0, 1), (2, 2.0, 4)])
+def test_captions_are_those_of_transformers_generate(beams: int, penalty: float, least: int) -> None:
+    """Beam search with texts that end where they like, at the length they may first, or at the last."""
+    there = theirs("blip_caption", torch.float64)
+    pixels, model = inputs(torch.float64)[0], ours(there).model
+    assert isinstance(model, BlipCaptioner)
+    with torch.no_grad():
+        image = model.encode_image(pixels)
+    begin = torch.full((BATCH, 2), WORDS - 2)  # theirs drops the second
+    search = BeamConfig(beams=beams, min_length=least, max_length=12, length_penalty=penalty)
+    endless = generate(model, begin[:1, :1], image, search, None)
+    lengths = set[int]()
+    for end in endless[:, 1:].unique().tolist():
+        there.config.text_config.sep_token_id = there.config.text_config.pad_token_id = end
+        options = {"num_beams": beams, "length_penalty": penalty, "min_length": least, "max_length": 12}
+        wanted = there.generate(pixel_values=pixels, input_ids=begin, do_sample=False, **options)
+        found = generate(model, begin[:1, :1], image, search, end)
+        assert torch.equal(found[:, : wanted.shape[1]], wanted)
+        assert (found[:, wanted.shape[1] :] == end).all()
+        lengths |= set((found != end).sum(1).tolist())
+    assert len(lengths) > 1
 
 
 COMPARE = {"blip_retrieval": compare_retrieval, "blip_vqa": compare_vqa, "blip_caption": compare_caption}
