@@ -24,6 +24,7 @@ from launch.bench_options import (
 )
 from launch.cli_cluster import SUBMIT_OPTIONS, add_cluster_commands
 from launch.cli_data import add_data_commands
+from launch.cli_weights import add_weight_commands
 from launch.shard_words import gather_lists
 
 log = logging.getLogger("launch")
@@ -147,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_score_command(commands)
     _add_compare_command(commands)
     _add_analyse_commands(commands)
-    _add_weight_commands(commands)
+    add_weight_commands(commands)
     add_cluster_commands(commands)
     return parser
 
@@ -282,34 +283,6 @@ def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and the order of runs (%(default)s)")
 
 
-FOREIGN_KINDS = ("albef", "blip", "blip-hf", "clip", "meter")
-"""Those of pipeline.weights.folders, which takes torch to import."""
-
-
-def _add_weight_commands(commands: Any) -> None:
-    text = "read weights of another project into a folder as pre-training exports it"
-    parser = add_command(commands, "import", text, "import model_base.pth --kind blip --out weights/blip", _import)
-    parser.add_argument("path", metavar="PATH", help="a .pth, .pt, .ckpt, .bin or .safetensors file, or a folder")
-    parser.add_argument("--kind", required=True, choices=FOREIGN_KINDS, help="whose names they have")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; not there yet, or empty")
-    parser.add_argument("--vision-heads", type=int, help="attention heads of the vision tower; default: width / 64")
-    parser.add_argument("--text-heads", type=int, help="attention heads of the text layers; default: width / 64")
-    parser.add_argument("--fusion-heads", type=int, help="attention heads of METER's fusion; default: width / 64")
-    parser.add_argument("--image-size", type=int, help="side of the pictures in pixels; default: the file's")
-    text = "judge statements about pictures with a model that a run has fine-tuned"
-    example = "predict runs/demo/stages/trim-statement-2.0x/export --image shapes.png --text 'there is a red circle'"
-    parser = add_command(commands, "predict", text, example, _predict)
-    parser.add_argument("folder", metavar="EXPORT", help="export folder of a trimming stage")
-    parser.add_argument("--image", action="append", required=True, metavar="FILE", help="one for all texts or each")
-    parser.add_argument("--text", action="append", required=True, help="a statement; can be given several times")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to run (a GPU if there is one)")
-    text = "write weights in the format of another library"
-    parser = add_command(commands, "export", text, "export weights/blip --format hf --out weights/blip-hf", _export)
-    parser.add_argument("folder", metavar="CKPT", help="folder that pre-training or `trimline import` wrote")
-    parser.add_argument("--format", required=True, choices=("hf",), help="hf: what transformers' from_pretrained loads")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; not there yet, or empty")
-
-
 def _run(options: argparse.Namespace, overrides: list[str]) -> Answer:
     from launch.commands import run_command
 
@@ -364,22 +337,3 @@ def _leak(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.analyse import leak_command
 
     return leak_command([Path(run) for run in options.runs], options.split, options.samples)
-
-
-def _import(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.commands import import_command
-
-    heads = {f"{part}_heads": getattr(options, f"{part}_heads") for part in ("vision", "text", "fusion")}
-    return import_command(Path(options.path), options.kind, Path(options.out), image_size=options.image_size, **heads)
-
-
-def _predict(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.predict import predict_command
-
-    return predict_command(Path(options.folder), options.image, options.text, options.device)
-
-
-def _export(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.commands import export_command
-
-    return export_command(Path(options.folder), Path(options.out))

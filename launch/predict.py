@@ -6,19 +6,62 @@ from pathlib import Path
 
 import torch
 
+from data_prep.errors import UserError
+from data_prep.files import read_json
 from launch.answers import Answer
 from launch.report.table import aligned
+from pipeline.captioner import CaptionConfig, Captioner
 from pipeline.trimmed_model import Prediction, TrimmedModel
 
 
-def predict_command(folder: Path, pictures: Sequence[str], texts: Sequence[str], device: str | None) -> Answer:
-    """Judges text i of picture i, or every text of the one picture.
+def predict_command(
+    folder: Path,
+    pictures: Sequence[str],
+    texts: Sequence[str],
+    device: str | None,
+    captions: CaptionConfig | None,
+    tokenizer: str | None,
+) -> Answer:
+    """Judges text i of picture i, or every text of the one picture; a captioner tells of each picture.
+
+    Args:
+        folder: An export.
+        pictures: Files.
+        texts: What is judged; none for a captioner.
+        device: Where to run.
+        captions: How a captioner searches; None for the published way.
+        tokenizer: Folder of a captioner's tokenizer, where its export has none.
 
     Raises:
         UserError: No such model or picture, or numbers that do not fit.
     """
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found = TrimmedModel.from_pretrained(folder.expanduser(), where).predict(pictures, texts)
+    folder, where = folder.expanduser(), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if _is_captioner(folder):
+        if texts:
+            raise UserError(f"{folder} holds a captioner, which judges no texts: leave out --text")
+        return _captions(Captioner.from_pretrained(folder, tokenizer, captions, where), folder, pictures)
+    if not texts:
+        raise UserError(f"{folder} judges texts: give at least one --text")
+    if captions is not None or tokenizer is not None:
+        raise UserError(f"{folder} holds no captioner: --prompt, --beams, lengths and --tokenizer are for one")
+    return _judged(TrimmedModel.from_pretrained(folder, where), folder, pictures, texts)
+
+
+def _is_captioner(folder: Path) -> bool:
+    described = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    return isinstance(described, dict) and described.get("kind") == "blip_caption"
+
+
+def _captions(model: Captioner, folder: Path, pictures: Sequence[str]) -> Answer:
+    told = model.caption(pictures)
+    said = [{"image": name, "caption": caption} for name, caption in zip(pictures, told, strict=True)]
+    rows = [[Path(name).name, caption] for name, caption in zip(pictures, told, strict=True)]
+    data = {"model": str(folder), "predictions": said}
+    return 0, data, "\n".join(aligned([["picture", "caption"], *rows], left=2))
+
+
+def _judged(model: TrimmedModel, folder: Path, pictures: Sequence[str], texts: Sequence[str]) -> Answer:
+    found = model.predict(pictures, texts)
     names = list(pictures) * (len(texts) if len(pictures) == 1 else 1)
     data = {
         "model": str(folder),

@@ -45,6 +45,21 @@ class Prediction:
     kept: dict[str, float]
 
 
+def read_picture(picture: Picture, transform: TransformConfig) -> Tensor:
+    """(3, H, W) uint8 of a model's size.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        data = picture if isinstance(picture, bytes) else Path(picture).expanduser().read_bytes()
+        return torch.from_numpy(eval_image(data, transform).copy()).permute(2, 0, 1)
+    except (OSError, BadSample) as error:
+        name = f"{len(picture)} bytes" if isinstance(picture, bytes) else str(picture)
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"{name}: {said}; give a picture file such as a JPEG or PNG") from error
+
+
 class TrimmedModel:
     """Judges statements about pictures, each instance with as many tokens and heads as it needs.
 
@@ -96,23 +111,13 @@ class TrimmedModel:
         """
         if len(pictures) not in (1, len(texts)):
             raise UserError(f"{len(pictures)} pictures and {len(texts)} texts: give one picture for each text, or one")
-        one = self._pixels(pictures[0]) if len(pictures) == 1 else None
+        one = read_picture(pictures[0], self.transform) if len(pictures) == 1 else None
         found: list[Prediction] = []
         for begin in range(0, len(texts), batch_size):
             end = min(begin + batch_size, len(texts))
-            own = [one if one is not None else self._pixels(pictures[row]) for row in range(begin, end)]
+            own = [one if one is not None else read_picture(pictures[row], self.transform) for row in range(begin, end)]
             found += self._judged(torch.stack(own), texts[begin:end])
         return found
-
-    def _pixels(self, picture: Picture) -> Tensor:
-        """(3, H, W) uint8."""
-        try:
-            data = picture if isinstance(picture, bytes) else Path(picture).expanduser().read_bytes()
-            return torch.from_numpy(eval_image(data, self.transform).copy()).permute(2, 0, 1)
-        except (OSError, BadSample) as error:
-            name = f"{len(picture)} bytes" if isinstance(picture, bytes) else str(picture)
-            said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise UserError(f"{name}: {said}; give a picture file such as a JPEG or PNG") from error
 
     def _judged(self, pixels_B3HW: Tensor, texts: Sequence[str]) -> Iterator[Prediction]:
         ids_BL, mask_BL = (part.to(self.device) for part in self.tokenizer.encode(texts, self.max_tokens))

@@ -221,6 +221,12 @@ class Tokenizer:
             tokens += known
         return tokens
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The words of tokens up to the first end token."""
+        end = ids.index(self.sep_id) if self.sep_id in ids else len(ids)
+        words: str = self._inner.decode(list(ids[:end]), skip_special_tokens=True)
+        return words
+
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """What tokens look like, for reports."""
         return [self._inner.id_to_token(int(number)) or "" for number in ids]

@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from launch.cli import FOREIGN_KINDS, main
+from launch.cli import main
+from launch.cli_weights import FOREIGN_KINDS
 from pipeline.checkpoint import export_weights
 from pipeline.exports import load_backbone
 from pipeline.models.blip_tasks import BLIP_MODELS, BlipAnswering, BlipKind
