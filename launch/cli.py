@@ -252,6 +252,21 @@ def _add_analyse_commands(commands: Any) -> None:
     split = "held-out split, or a folder of indexed shards (the first split that the first run evaluates)"
     parser.add_argument("--split", help=split)
     parser.add_argument("--samples", type=int, default=512, metavar="N", help="pairs to look at (%(default)s)")
+    similarity = "how alike the tokens that enter each layer are, and what its heads attend to"
+    _add_layer_options(add_command(kinds, "similarity", similarity, "analyse similarity runs/demo", _similarity))
+    attention = "how far the attention maps of two runs' vision towers are apart, layer by layer"
+    example = "analyse attention runs/demo --against runs/before"
+    parser = add_command(kinds, "attention", attention, example, _attention)
+    parser.add_argument("--against", required=True, type=Path, metavar="RUN", help="the other run's folder")
+    _add_layer_options(parser)
+
+
+def _add_layer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("--split", help="a split of the run, or a folder of indexed shards (the first it evaluates)")
+    parser.add_argument("--samples", type=int, default=256, metavar="N", help="pairs to look at (%(default)s)")
+    out = "folder of the figure (SVG) and its numbers (CSV); RUN/analyses if not given"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
 
 
 def _add_compare_command(commands: Any) -> None:
@@ -334,6 +349,18 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> Answer:
 
 
 def _leak(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.analyse import leak_command
+    from launch.analyse_leak import leak_command
 
     return leak_command([Path(run) for run in options.runs], options.split, options.samples)
+
+
+def _similarity(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.analyse_layers import similarity_command
+
+    return similarity_command(options.run, options.split, options.samples, options.out)
+
+
+def _attention(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.analyse_layers import divergence_command
+
+    return divergence_command(options.run, options.against, options.split, options.samples, options.out)

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.data.batch import ImageTextBatch
+from pipeline.measure.layer_watch import LayerWatch
 from pipeline.tasks.statements import Answers, SmartTrimConfig, StatementModel, StatementTask, accuracy
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import Units
 from pipeline.trimming.distillation import class_divergence
-from pipeline.trimming.ftkd import FtkdConfig, LayerMap, LayerWatch, attention_divergence, hidden_distance
+from pipeline.trimming.ftkd import FtkdConfig, LayerMap, attention_divergence, hidden_distance
 
 
 class TaughtStatements(StatementTask):

@@ -16,11 +16,9 @@ from torch.nn import functional as F
 from data_prep.errors import UserError
 from pipeline.limits import above_zero, at_least
 from pipeline.measure.flops import StepCounts, block_macs
-from pipeline.models.attention import Asked, attention_probabilities
 from pipeline.models.backbone import Backbone
-from pipeline.models.blocks import PostNormBlock, PreNormBlock, keys_of
 from pipeline.models.config import ModelConfig
-from pipeline.models.schedule import Advance, InBlock, Step, Streams, TokenStream, site
+from pipeline.models.schedule import site
 from pipeline.precision import at_least_float32
 from pipeline.trimming.cost import CostModel, Units
 from pipeline.trimming.smarttrim import group_of
@@ -172,41 +170,6 @@ def begin_student(student: nn.Module, teacher: nn.Module, layers: LayerMap) -> N
     student.load_state_dict({name: tensor for name, tensor in given.items() if tensor.shape == own[name].shape}, False)
     for block, other in layers.blocks:
         block.load_state_dict(other.state_dict())
-
-
-class LayerWatch:
-    """An intervention that only looks: what layers are given, and what their tokens attend to in their own stream.
-
-    Args:
-        hidden: Sites whose tokens are kept.
-        attention: Sites whose maps are computed.
-    """
-
-    def __init__(self, hidden: frozenset[str], attention: frozenset[str]) -> None:
-        self.wanted = {"hidden": hidden, "attention": attention}
-        self.seen: dict[str, Tensor] = {}
-
-    def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
-        """Look at every stream that advances."""
-        for advance in step.advances:
-            name, stream = site(step, advance), streams[advance.stream]
-            if name in self.wanted["hidden"]:
-                self.seen[f"hidden/{name}"] = stream.x
-            if name in self.wanted["attention"]:
-                self.seen[f"attention/{name}"] = _map_of(advance, stream)
-        return streams, {}
-
-
-def _map_of(advance: Advance, stream: TokenStream) -> Tensor:
-    """(B, H, N, N) the self-attention of a block that has not run yet."""
-    block = advance.block
-    if isinstance(block, PreNormBlock):
-        asked = block.attn.ask(stream.with_x(block.norm1(stream.x)))
-    else:
-        assert isinstance(block, PostNormBlock)
-        maps = block.attention.self
-        asked = Asked(maps.query(stream.x), keys_of(maps, stream), block.attention.heads)
-    return attention_probabilities(asked.q, asked.keys, asked.heads)
 
 
 def hidden_distance(

@@ -1,0 +1,110 @@
+"""`trimline analyse similarity|attention RUN`: what the layers of a pre-trained model have in common, and do not."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from data_prep.errors import UserError
+from launch.answers import Answer
+from launch.report.figures import MARKERS, OKABE_ITO, Drawing, draw
+from launch.report.table import aligned
+from launch.trained_run import TrainedRun
+from pipeline.measure.similarity import Row, measure_divergence, measure_similarity
+
+BATCH = 8  # maps of every layer and head are in memory at once
+FIGURES = "analyses"
+_CSV = ("part", "layer", "stream", "metric", "value", "low", "high", "samples")
+_AXES = {
+    "tokens": "mean cosine of token pairs",
+    "heads": "mean cosine of head pairs",
+    "divergence": "KL of attention maps, nats",
+}
+
+
+def similarity_command(folder: Path, split: str | None, samples: int, out: Path | None) -> Answer:
+    """`trimline analyse similarity RUN`.
+
+    Args:
+        folder: Of a run that got as far as pre-training.
+        split: Of its own, or a folder of indexed shards; None for the first that it evaluates.
+        samples: Pairs to look at.
+        out: Folder of the figure and its numbers; None for one in the run folder.
+
+    Raises:
+        UserError: There is no pre-trained model, or no such split.
+    """
+    run = _run(folder, split, samples)
+    rows = measure_similarity(run.model(), run.inputs.normalise, run.batches(samples, BATCH))
+    note = "Tokens: of what enters the layer. Heads: of what they attend to. Unpruned; bands are 95% intervals."
+    return _answer(run, rows, "similarity", f"{run.config.model.backbone}: similarity by layer", note, out)
+
+
+def divergence_command(folder: Path, against: Path, split: str | None, samples: int, out: Path | None) -> Answer:
+    """`trimline analyse attention RUN --against RUN`; arguments as in `similarity_command`.
+
+    Raises:
+        UserError: A folder has no pre-trained model, or their vision towers differ.
+    """
+    run = _run(folder, split, samples)
+    other = TrainedRun.of(against, run.split)
+    rows = measure_divergence(run.model(), other.model(), run.inputs.normalise, run.batches(samples, BATCH))
+    note = f"KL( {folder.name} ‖ {against.name} ) of the vision tower's attention maps; bands are 95% intervals."
+    return _answer(run, rows, "attention", "how far attention is apart by layer", note, out)
+
+
+def _run(folder: Path, split: str | None, samples: int) -> TrainedRun:
+    if samples < 1:
+        raise UserError(f"--samples {samples} must be at least 1")
+    return TrainedRun.of(folder, split)
+
+
+def _answer(run: TrainedRun, rows: list[Row], name: str, title: str, note: str, out: Path | None) -> Answer:
+    place = run.folder / FIGURES if out is None else out
+    _drawing(name, title, note, rows).save(place)
+    seen = [] if run.held_out else [f"not held out: {run.folder} was trained on this split"]
+    lines = [f"split {run.split}, {rows[0]['samples']} pairs", *seen, *_table(rows)]
+    data = {"run": str(run.folder), "split": run.split, "held_out": run.held_out, "rows": rows}
+    return 0, data, "\n".join([*lines, f"{note} Figure and numbers: {place / name}.svg, .csv"])
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    places = dict.fromkeys((row["part"], row["layer"], row["stream"]) for row in rows)
+    cells = [["part", "stream", "layer", *metrics]]
+    for part, layer, stream in places:
+        own = {r["metric"]: r for r in rows if (r["part"], r["layer"], r["stream"]) == (part, layer, stream)}
+        cells.append([part, stream, str(layer), *(_cell(own[metric]) if metric in own else "-" for metric in metrics)])
+    return aligned(cells, left=2)
+
+
+def _cell(row: Row) -> str:
+    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+
+
+def _drawing(name: str, title: str, note: str, rows: Sequence[Row]) -> Drawing:
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+
+    def paint(figure: Figure) -> None:
+        for at, metric in enumerate(metrics):
+            axes = figure.add_subplot(1, len(metrics), at + 1)
+            _panel(axes, metric, [row for row in rows if row["metric"] == metric])
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+
+    numbers = [[row[column] for column in _CSV] for row in rows]
+    return draw(name, title, note, (4.4 * len(metrics) + 0.6, 3.4), paint, _CSV, numbers)
+
+
+def _panel(axes: Axes, metric: str, rows: Sequence[dict[str, Any]]) -> None:
+    """A line for each part and stream."""
+    lines = dict.fromkeys((row["part"], row["stream"]) for row in rows)
+    for (part, stream), colour, marker in zip(lines, OKABE_ITO.values(), MARKERS, strict=False):
+        own = [row for row in rows if (row["part"], row["stream"]) == (part, stream)]
+        layers = [row["layer"] for row in own]
+        axes.plot(layers, [row["value"] for row in own], color=colour, marker=marker, label=f"{part}, {stream}")
+        axes.fill_between(layers, [row["low"] for row in own], [row["high"] for row in own], color=colour, alpha=0.2)
+    axes.set_xlabel("layer, from 0")
+    axes.set_ylabel(_AXES[metric])

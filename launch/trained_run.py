@@ -1,0 +1,91 @@
+"""A run folder whose pre-trained model is looked into, and the split that it is looked at with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from data_prep.errors import UserError
+from data_prep.index import INDEX
+from launch.config import RunConfig
+from launch.reading import read_config
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.text import Tokenizer
+from pipeline.evaluate import loader_of
+from pipeline.exports import load_backbone
+from pipeline.models.backbone import Backbone
+from pipeline.setup import Inputs
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run folder and the split that its model is looked at with."""
+
+    folder: Path
+    config: RunConfig
+    split: str
+
+    @classmethod
+    def of(cls, folder: Path, split: str | None) -> "TrainedRun":
+        """Reads a run folder.
+
+        Args:
+            folder: Of a run that got as far as pre-training.
+            split: Name of a split of its own, or a folder of indexed shards; None for the first that it evaluates.
+
+        Raises:
+            UserError: It holds no pre-trained model, or no such split.
+        """
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"{folder} is no run folder: it has no config.yaml; give the `out` of a `trimline run`")
+        config = read_config(RunConfig, [folder / "config.yaml"], [])
+        if not (folder / "stages" / "pretrain" / "export").is_dir():
+            raise UserError(
+                f"{folder} has no pre-trained model yet; let its pre-training end (trimline status {folder})"
+            )
+        chosen = split or next(iter(config.evaluate.retrieval_splits or config.evaluate.statement_splits), "val")
+        data = folder / "data"
+        if (data / chosen / INDEX).is_file():
+            return cls(folder, config, chosen)
+        if (Path(chosen) / INDEX).is_file():
+            return cls(folder, config, str(Path(chosen).resolve()))
+        known = ", ".join(sorted(path.parent.name for path in data.glob(f"*/{INDEX}"))) or "none"
+        raise UserError(f"{folder} has no split {chosen!r}, nor is that a folder of indexed shards; it has {known}")
+
+    @property
+    def held_out(self) -> bool:
+        """Whether pre-training has not seen the split; a folder from elsewhere is taken to be new to it."""
+        return self.split not in self.config.pretrain.splits
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Data, tokenizer and loader of the run."""
+        config = self.config
+        return Inputs(
+            data=self.folder / "data",
+            tokenizer=self.folder / "tokenizer",
+            loader=config.loader,
+            engine=config.engine,
+            seed=config.seed,
+        )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's."""
+        return self.inputs.load_tokenizer()
+
+    @cached_property
+    def device(self) -> str:
+        """A GPU if there is one."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def model(self) -> Backbone:
+        """The pre-trained model, in evaluation mode."""
+        return load_backbone(self.folder / "stages" / "pretrain" / "export").to(self.device)
+
+    def batches(self, samples: int, size: int) -> Iterator[ImageTextBatch]:
+        """The first pairs of the split, `size` at a time, on the device."""
+        for batch in loader_of(self.inputs, self.split, "captions", size, self.tokenizer, samples):
+            yield batch.to(self.device)
