@@ -14,7 +14,7 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import StepLoader, eval_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.text import Tokenizer
-from pipeline.exports import load_backbone, load_statement_model, method_of
+from pipeline.exports import load_backbone, load_classification_model, method_of
 from pipeline.limits import at_least
 from pipeline.measure.bootstrap import group_interval
 from pipeline.measure.latency import Latency, LatencyConfig, alike, alone, candidates, packed_latency
@@ -22,8 +22,8 @@ from pipeline.models.schedule import Intervention
 from pipeline.process import Process
 from pipeline.progress import ProgressFile
 from pipeline.setup import Inputs
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.retrieval import Encoded, encode_pairs, join, matching_parts, recalls, rerank
-from pipeline.tasks.statements import StatementModel
 from pipeline.train import Stage
 from pipeline.trim_settle import reached
 from pipeline.trimming.cost import CostModel, units_of
@@ -165,7 +165,7 @@ def _retrieval(
 def _statements(
     config: EvaluateConfig, name: str, folder: Path, split: str, inputs: Inputs, tokenizer: Tokenizer, stage: Stage
 ) -> list[Row]:
-    model, described = load_statement_model(folder)
+    model, described = load_classification_model(folder)
     model = model.to(stage.process.torch_device)
     right: list[float] = []
     macs: list[float] = []
@@ -211,7 +211,12 @@ def _training_gmacs(training: dict[str, Any] | None) -> float | None:
 
 
 def _latency(
-    config: EvaluateConfig, model: StatementModel, macs: list[float], split: str, inputs: Inputs, tokenizer: Tokenizer
+    config: EvaluateConfig,
+    model: ClassificationModel,
+    macs: list[float],
+    split: str,
+    inputs: Inputs,
+    tokenizer: Tokenizer,
 ) -> Latency:
     """Time of statements whose costs are spread as those of the whole split."""
     device, count = next(model.parameters()).device, candidates(config.latency)
@@ -223,7 +228,7 @@ def _latency(
 
 @torch.no_grad()
 def judged(
-    model: StatementModel, batches: Iterable[ImageTextBatch], inputs: Inputs, device: torch.device
+    model: ClassificationModel, batches: Iterable[ImageTextBatch], inputs: Inputs, device: torch.device
 ) -> Iterator[tuple[ImageTextBatch, Tensor, Tensor]]:
     """Batches of statements with their (B, 2) scores and (B,) multiply-accumulates; what is trimmed is not computed."""
     for batch in batches:

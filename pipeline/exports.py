@@ -14,7 +14,7 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.pruning.elip import ElipConfig
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.trimmers import Policy, TrimmerConfig, Trimmers
 from pipeline.trimming.vision_only import ReducedVision, ReductionConfig
 from pipeline.weights.mapping import fill
@@ -33,7 +33,7 @@ def load_backbone(folder: Path) -> Backbone:
     return model.eval()
 
 
-def load_statement_model(folder: Path) -> tuple[StatementModel, dict[str, Any]]:
+def load_classification_model(folder: Path) -> tuple[ClassificationModel, dict[str, Any]]:
     """The model of a trimming stage's export, in evaluation mode, and its config.json.
 
     Raises:
@@ -41,7 +41,7 @@ def load_statement_model(folder: Path) -> tuple[StatementModel, dict[str, Any]]:
     """
     tensors, described = _load(folder, "statement", "a statement model")
     with _named(folder):
-        model = build_statement_model(described)
+        model = build_classification_model(described)
         fill(model, tensors)
     return model.eval(), described
 
@@ -53,8 +53,8 @@ def method_of(described: dict[str, Any]) -> str:
     return "full" if described["trimmers"] is None else "smarttrim"
 
 
-def describe_method(model: StatementModel, name: str) -> dict[str, Any]:
-    """What a config.json says of how a statement model is trimmed; `build_statement_model` reads it."""
+def describe_method(model: ClassificationModel, name: str) -> dict[str, Any]:
+    """What a config.json says of how a statement model is trimmed; `build_classification_model` reads it."""
     method: dict[str, Any] = {"name": name, "whole": None if model.whole is None else asdict(model.whole)}
     trimmers = None
     if isinstance(model.trimmers, Trimmers):
@@ -67,7 +67,7 @@ def describe_method(model: StatementModel, name: str) -> dict[str, Any]:
     return {"trimmers": trimmers, "method": method, "pruning": pruning}
 
 
-def build_statement_model(described: dict[str, Any]) -> StatementModel:
+def build_classification_model(described: dict[str, Any]) -> ClassificationModel:
     """The model of a config.json, without its weights; older ones name no method, for there was only SmartTrim.
 
     Raises:
@@ -91,7 +91,7 @@ def build_statement_model(described: dict[str, Any]) -> StatementModel:
         ) from error
     whole = method.get("whole")
     whole = None if whole is None else ModelConfig.from_dict(whole)
-    model = StatementModel(backbone, trimmers, policy, whole, pruning, bool(method.get("together", False)))
+    model = ClassificationModel(backbone, trimmers, policy, whole, pruning, bool(method.get("together", False)))
     if model.trimmers is not None:
         model.trimmers.set_share(share)
     return model

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.shards import TextKind
 from pipeline.evaluate import EvaluateConfig, Trained, loader_of
-from pipeline.exports import load_backbone, load_statement_model, method_of
+from pipeline.exports import load_backbone, load_classification_model, method_of
 from pipeline.measure.survivors import (
     Picture,
     overlay,
@@ -104,7 +104,7 @@ def _draw_trimmed(
     rows: list[list[int]],
     pictures: list[Picture],
 ) -> None:
-    model, described = load_statement_model(folder)
+    model, described = load_classification_model(folder)
     if model.trimmers is None:
         return
     image, text, macs_B = trimmed_sights(model, pixels, batch)

@@ -17,10 +17,10 @@ from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.text import Tokenizer
 from pipeline.engine import build_engine, split_decay
-from pipeline.exports import build_statement_model, describe_method, load_backbone
+from pipeline.exports import build_classification_model, describe_method, load_backbone
 from pipeline.handoff import check_fits
 from pipeline.log_facts import LogFacts, device_peak
-from pipeline.measure.step_macs import statement_macs
+from pipeline.measure.step_macs import classification_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import recompute_activations
 from pipeline.models.config import ModelConfig
@@ -29,7 +29,7 @@ from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, export_config
-from pipeline.tasks.statements import StatementModel, StatementTask
+from pipeline.tasks.classification import ClassificationModel, ClassificationTask
 from pipeline.train import Stage, train
 from pipeline.trim_begin import Beginning
 from pipeline.trim_config import TrimConfig
@@ -59,7 +59,7 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
     """
     kept = config.kept_pruning(backbone.config.backbone, pruning)
     with next(backbone.parameters()).device:
-        model = StatementModel(backbone, config.trims, config.policy, pruning=kept)
+        model = ClassificationModel(backbone, config.trims, config.policy, pruning=kept)
     longest = max_tokens if config.max_tokens is None else config.max_tokens
     check_before([Target.parse(target) for target in config.targets], model, longest)
 
@@ -135,7 +135,7 @@ def trim(
         described = _described(config, target, task, inputs)
         counts["training"] = described["training"] = _training(counts["samples"], facts, teacher)
         if not target.is_full:
-            plain = build_statement_model(described)
+            plain = build_classification_model(described)
             plain.load_state_dict(weights)
             plain.to(process.torch_device).eval()
             counts["calibration"] = asdict(_settle(plain, task.curriculum.shift, config, target, plan, examples))
@@ -145,7 +145,7 @@ def trim(
     return counts
 
 
-def _log_guides(model: StatementModel, process: Process) -> None:
+def _log_guides(model: ClassificationModel, process: Process) -> None:
     """Only scores that look at the other modality are guided."""
     if process.is_main and isinstance(model.trimmers, Trimmers) and model.trimmers.policy.tokens == "global":
         log.info(
@@ -155,14 +155,14 @@ def _log_guides(model: StatementModel, process: Process) -> None:
         )
 
 
-def _log_facts(config: TrimConfig, task: StatementTask, inputs: Inputs, stage: Stage) -> LogFacts:
+def _log_facts(config: TrimConfig, task: ClassificationTask, inputs: Inputs, stage: Stage) -> LogFacts:
     """What the log says besides losses; what is kept of tokens and heads is among the task's own numbers."""
     model = task.model
     scales = {"head": config.head_scale} | ({} if model.trimmers is None else {"trimmers": config.trimmer_scale})
     if model.trimmers is not None:
         model.trimmers.set_share(task.curriculum.share)
     return LogFacts(
-        macs=statement_macs(model, inputs.loader.max_tokens, task.config.distill_weight > 0),
+        macs=classification_macs(model, inputs.loader.max_tokens, task.config.distill_weight > 0),
         lr_scales=scales,
         peak_flops=device_peak(stage.process, inputs.engine, stage.tracker.peak_tflops),
         restarts=stage.tracker.restarts,
@@ -190,7 +190,7 @@ def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: in
     return next(iter(batches))
 
 
-def _described(config: TrimConfig, target: Target, task: StatementTask, inputs: Inputs) -> dict[str, Any]:
+def _described(config: TrimConfig, target: Target, task: ClassificationTask, inputs: Inputs) -> dict[str, Any]:
     """The export's config.json."""
     model = task.model
     if model.trimmers is not None:
@@ -210,7 +210,7 @@ def _training(samples: int, facts: LogFacts, full: Path | None) -> dict[str, Any
 
 
 def _settle(
-    model: StatementModel, shift: float, config: TrimConfig, target: Target, plan: Plan, examples: Examples
+    model: ClassificationModel, shift: float, config: TrimConfig, target: Target, plan: Plan, examples: Examples
 ) -> Settled:
     """Puts training's shift into the trimmers and settles it on training's instances; while other processes wait."""
     if isinstance(model.trimmers, Trimmers):

@@ -9,7 +9,7 @@ from pipeline.limits import above_zero, weights_above_zero
 from pipeline.measure.latency import LatencyConfig
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
-from pipeline.tasks.statements import SmartTrimConfig
+from pipeline.tasks.classification import SmartTrimConfig
 from pipeline.train import LoopConfig
 from pipeline.trimming.methods import MethodsConfig
 from pipeline.trimming.target import Target

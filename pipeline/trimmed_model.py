@@ -15,8 +15,8 @@ from data_prep.errors import UserError
 from pipeline.data.decode import BadSample
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, eval_image, normalise
-from pipeline.exports import load_statement_model
-from pipeline.tasks.statements import StatementModel
+from pipeline.exports import load_classification_model
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.cost import units_of
 
 Picture = str | Path | bytes
@@ -61,7 +61,7 @@ class TrimmedModel:
     """
 
     def __init__(
-        self, model: StatementModel, tokenizer: Tokenizer, transform: TransformConfig, max_tokens: int
+        self, model: ClassificationModel, tokenizer: Tokenizer, transform: TransformConfig, max_tokens: int
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -77,7 +77,7 @@ class TrimmedModel:
             UserError: The folder holds something else, or no tokenizer.
         """
         folder = Path(folder)
-        model, described = load_statement_model(folder)
+        model, described = load_classification_model(folder)
         tokenizer = Tokenizer.from_pretrained(folder)
         transform, max_tokens = _prepared(folder, described)
         return cls(model.to(device), tokenizer, transform, max_tokens)

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.data.batch import ImageTextBatch
-from pipeline.tasks.statements import Answers, SmartTrimConfig, StatementModel, StatementTask, accuracy
+from pipeline.tasks.classification import Answers, ClassificationModel, ClassificationTask, SmartTrimConfig, accuracy
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import Units
 from pipeline.trimming.distillation import class_divergence
 from pipeline.trimming.ftkd import FtkdConfig, LayerMap, LayerWatch, attention_divergence, hidden_distance
 
 
-class TaughtStatements(StatementTask):
+class TaughtClassification(ClassificationTask):
     """Cross entropy, and what the teacher says, sees and attends to.
 
     Args:
@@ -32,8 +32,8 @@ class TaughtStatements(StatementTask):
 
     def __init__(
         self,
-        student: StatementModel,
-        teacher: StatementModel,
+        student: ClassificationModel,
+        teacher: ClassificationModel,
         normalise: Callable[[Tensor], Tensor],
         target: float,
         config: FtkdConfig,
@@ -49,17 +49,17 @@ class TaughtStatements(StatementTask):
         inputs = self.normalise(batch.pixels), batch.token_ids, batch.token_mask
         own = LayerWatch(frozenset(self.layers.hidden), frozenset(self.layers.attention))
         answers: Answers = forward(*inputs, None, True, own)
-        assert answers.full_B2 is not None
+        assert answers.full_BA is not None
         seen = LayerWatch(frozenset(self.layers.hidden.values()), frozenset(self.layers.attention.values()))
         with torch.no_grad():
-            taught_B2 = self.teacher.classify(*inputs, [seen])
+            taught_BA = self.teacher.classify(*inputs, [seen])
         named = {
-            "task": F.cross_entropy(answers.full_B2, batch.labels),
-            "divergence": class_divergence(answers.full_B2, taught_B2),
+            "task": F.cross_entropy(answers.full_BA, batch.labels),
+            "divergence": class_divergence(answers.full_BA, taught_BA),
             "hidden": hidden_distance(answers.watched, seen.seen, self.layers, batch.token_mask),
             "attention": attention_divergence(answers.watched, seen.seen, self.layers, batch.token_mask),
         }
         by = self.weights.logits_weight, self.weights.hidden_weight, self.weights.attention_weight
         taught = [named["divergence"], named["hidden"], named["attention"]]
         total = named["task"] + sum(weight * loss for weight, loss in zip(by, taught, strict=True))
-        return Losses(total, named, {"accuracy": accuracy(answers.full_B2, batch.labels)})
+        return Losses(total, named, {"accuracy": accuracy(answers.full_BA, batch.labels)})

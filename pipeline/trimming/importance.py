@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pipeline.data.seeds import generator
 from pipeline.models.schedule import InBlock, Step, Streams, site
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.trimmers import Trimmers, block_size
 
 Order = Literal["head_random", "grad_layer", "grad_all"]
@@ -43,7 +43,7 @@ class HeadProbe:
         return streams, wishes
 
 
-def head_importance(model: StatementModel, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
+def head_importance(model: ClassificationModel, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
     """I_h of each attention's heads, (H,), by site and kind of attention.
 
     Args:

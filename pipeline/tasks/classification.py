@@ -60,14 +60,14 @@ class Answers(NamedTuple):
     """Scores of the two classes; a tuple, for ZeRO 3 looks into tuples for the tensors that a model gives.
 
     Attributes:
-        full_B2: Of the untrimmed model; None where it was not asked.
-        trimmed_B2: Of the trimmed model; None where there are no trimmers.
+        full_BA: Of the untrimmed model; None where it was not asked.
+        trimmed_BA: Of the trimmed model; None where there are no trimmers.
         decisions: What was trimmed.
         watched: What an intervention that only looks has seen in the full model.
     """
 
-    full_B2: Tensor | None
-    trimmed_B2: Tensor | None = None
+    full_BA: Tensor | None
+    trimmed_BA: Tensor | None = None
     decisions: Mapping[str, Decision] = MappingProxyType({})
     watched: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -78,7 +78,7 @@ class Watch(Intervention, Protocol):
     seen: dict[str, Tensor]
 
 
-class StatementModel(nn.Module):
+class ClassificationModel(nn.Module):
     """A pre-trained backbone with a classifier, and trimmers if it is to be trimmed.
 
     Args:
@@ -171,13 +171,13 @@ class StatementModel(nn.Module):
         watch: Watch | None = None,
     ) -> Answers:
         """Answers of the trimmed model under `gate`, and of the full one if `full` or there are no trimmers."""
-        full_B2 = None
+        full_BA = None
         if full or self.trimmers is None:
-            full_B2 = self.classify(pixels, ids_BL, mask_BL, [] if watch is None else [watch])
+            full_BA = self.classify(pixels, ids_BL, mask_BL, [] if watch is None else [watch])
         trimming = None if gate is None else self.trimming(ids_BL, mask_BL, gate)
         if trimming is None:
-            return Answers(full_B2, watched={} if watch is None else watch.seen)
-        return Answers(full_B2, self.classify(pixels, ids_BL, mask_BL, [trimming]), trimming.decisions)
+            return Answers(full_BA, watched={} if watch is None else watch.seen)
+        return Answers(full_BA, self.classify(pixels, ids_BL, mask_BL, [trimming]), trimming.decisions)
 
     def cost_model(self) -> CostModel:
         """Cost of a statement's way through the model."""
@@ -208,7 +208,7 @@ class StatementModel(nn.Module):
         return self.macs(answers.decisions, units) / self.full_macs(units)
 
 
-class StatementTask:
+class ClassificationTask:
     """Fine-tuning on statements; with a target above 1, SmartTrim or what the model has in its place.
 
     Args:
@@ -221,7 +221,7 @@ class StatementTask:
 
     def __init__(
         self,
-        model: StatementModel,
+        model: ClassificationModel,
         normalise: Callable[[Tensor], Tensor],
         target: float,
         smarttrim: SmartTrimConfig,
@@ -243,10 +243,10 @@ class StatementTask:
         pixels = self.normalise(batch.pixels)
         full = self.config.distill_weight > 0
         answers: Answers = forward(pixels, batch.token_ids, batch.token_mask, gate, full)
-        if answers.trimmed_B2 is None:
-            assert answers.full_B2 is not None
-            loss = F.cross_entropy(answers.full_B2, batch.labels)
-            return Losses(loss, {"task": loss}, {"accuracy": accuracy(answers.full_B2, batch.labels)})
+        if answers.trimmed_BA is None:
+            assert answers.full_BA is not None
+            loss = F.cross_entropy(answers.full_BA, batch.labels)
+            return Losses(loss, {"task": loss}, {"accuracy": accuracy(answers.full_BA, batch.labels)})
         return self._trimmed(answers, batch, progress)
 
     def _gate(self, progress: float) -> Gate:
@@ -255,14 +255,14 @@ class StatementTask:
         return GumbelGate(trimmers.noise * ramp, trimmers.temperature, self.curriculum.shift)
 
     def _trimmed(self, answers: Answers, batch: ImageTextBatch, progress: float) -> Losses:
-        assert answers.trimmed_B2 is not None
+        assert answers.trimmed_BA is not None
         units = units_of(self.model.backbone, batch.token_mask)
         measured = (self.cost.of(answers.decisions, units) / self.cost.full(units)).mean()
         # Cost is that of the global batch: a process alone would have its own few instances keep the wanted share.
         shares = global_means({**self.cost.kept_shares(answers.decisions, units), "measured": measured})
         measured = shares.pop("measured")
         wanted = self.curriculum.wanted(progress)
-        total = F.cross_entropy(answers.trimmed_B2, batch.labels)
+        total = F.cross_entropy(answers.trimmed_BA, batch.labels)
         named = {"task": total}
         assert self.model.trimmers is not None
         learned = {group: share for group, share in shares.items() if group in self.model.trimmers.learned}
@@ -270,13 +270,13 @@ class StatementTask:
             named["cost"] = cost_loss(learned, dict.fromkeys(learned, wanted))
             total = total + self.config.cost_weight * named["cost"]
             self.measured.append(measured)
-        if answers.full_B2 is not None:
-            named["full"] = F.cross_entropy(answers.full_B2, batch.labels)
-            named["divergence"] = class_divergence(answers.trimmed_B2, answers.full_B2)
+        if answers.full_BA is not None:
+            named["full"] = F.cross_entropy(answers.full_BA, batch.labels)
+            named["divergence"] = class_divergence(answers.trimmed_BA, answers.full_BA)
             total = total + self.config.distill_weight * (named["full"] + named["divergence"])
         scalars: dict[str, Tensor | float] = {f"kept/{group}": share.detach() for group, share in shares.items()}
         scalars |= {"wanted": wanted, "shift": self.curriculum.shift, "cost_share": measured}
-        scalars["accuracy"] = accuracy(answers.trimmed_B2, batch.labels)
+        scalars["accuracy"] = accuracy(answers.trimmed_BA, batch.labels)
         return Losses(total, named, scalars)
 
     def before_update(self, progress: float) -> None:
