@@ -296,12 +296,14 @@ def _add_weight_commands(commands: Any) -> None:
     parser.add_argument("--text-heads", type=int, help="attention heads of the text layers; default: width / 64")
     parser.add_argument("--fusion-heads", type=int, help="attention heads of METER's fusion; default: width / 64")
     parser.add_argument("--image-size", type=int, help="side of the pictures in pixels; default: the file's")
-    text = "judge statements about pictures with a model that a run has fine-tuned"
+    text = "judge statements about pictures, or answer questions, with a model that a run has fine-tuned"
     example = "predict runs/demo/stages/trim-statement-2.0x/export --image shapes.png --text 'there is a red circle'"
     parser = add_command(commands, "predict", text, example, _predict)
     parser.add_argument("folder", metavar="EXPORT", help="export folder of a trimming stage")
     parser.add_argument("--image", action="append", required=True, metavar="FILE", help="one for all texts or each")
-    parser.add_argument("--text", action="append", required=True, help="a statement; can be given several times")
+    parser.add_argument(
+        "--text", action="append", required=True, help="a statement or question; can be given several times"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], help="where to run (a GPU if there is one)")
     text = "write weights in the format of another library"
     parser = add_command(commands, "export", text, "export weights/blip --format hf --out weights/blip-hf", _export)

@@ -15,6 +15,7 @@ from pipeline.checkpoint import export_weights
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
+from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.engine import build_engine, split_decay
 from pipeline.exports import build_classification_model, describe_method, load_backbone
@@ -29,6 +30,8 @@ from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, export_config
+from pipeline.tasks.answer_list import ANSWERS, make_answers
+from pipeline.tasks.classes import TEXTS, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
 from pipeline.train import Stage, train
 from pipeline.trim_begin import Beginning
@@ -59,7 +62,9 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
     """
     kept = config.kept_pruning(backbone.config.backbone, pruning)
     with next(backbone.parameters()).device:
-        model = ClassificationModel(backbone, config.trims, config.policy, pruning=kept)
+        # Which answers there are is not known yet: with fewer of them less is refused.
+        classes = classes_of(config.task, ("yes", "no"))
+        model = ClassificationModel(backbone, config.trims, config.policy, pruning=kept, classes=classes)
     longest = max_tokens if config.max_tokens is None else config.max_tokens
     check_before([Target.parse(target) for target in config.targets], model, longest)
 
@@ -97,8 +102,8 @@ def trim(
     tokenizer = inputs.load_tokenizer()
     trained = load_backbone(backbone)
     check_fits(backbone, trained.config, model_config, tokenizer, inputs.loader)
-    examples = _examples(config, inputs, tokenizer)
-    beginning = Beginning(config, target, teacher, inputs, examples, process, pruning)
+    examples, classes = _examples(config, inputs, tokenizer), _classes(config, inputs)
+    beginning = Beginning(config, target, teacher, inputs, examples, process, pruning, classes)
     begun = beginning.model(trained)
     typical = units_of(begun.backbone, examples.draw(TYPICAL_TEXTS).token_mask)
     plan = plan_target(target, begun, typical, examples, stage)
@@ -117,7 +122,7 @@ def trim(
     def batches(start: int, end: int) -> Iterable[ImageTextBatch]:
         return train_loader(
             inputs.sources(config.splits),
-            text="statements",
+            text=TEXTS[config.task],
             unit="pair",
             config=inputs.loader,
             tokenizer=tokenizer,
@@ -135,14 +140,23 @@ def trim(
         described = _described(config, target, task, inputs)
         counts["training"] = described["training"] = _training(counts["samples"], facts, teacher)
         if not target.is_full:
-            plain = build_classification_model(described)
+            plain = build_classification_model(described, classes)
             plain.load_state_dict(weights)
             plain.to(process.torch_device).eval()
             counts["calibration"] = asdict(_settle(plain, task.curriculum.shift, config, target, plan, examples))
             weights = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
-        export_weights(stage.folder / "export", weights, described, tokenizer)
+        beside = {ANSWERS: list(classes.names)} if config.task == "vqa" else {}
+        export_weights(stage.folder / "export", weights, described, tokenizer, beside)
     engine.close()
     return counts
+
+
+def _classes(config: TrimConfig, inputs: Inputs) -> Classes:
+    """What the head is to tell apart; an answer list is made from the training splits."""
+    if config.task != "vqa":
+        return classes_of(config.task)
+    folders = [ShardFolder(path, inputs.loader) for path, _ in inputs.sources(config.splits)]
+    return classes_of(config.task, make_answers(folders, config.answers))
 
 
 def _log_guides(model: ClassificationModel, process: Process) -> None:
@@ -175,10 +189,10 @@ def _examples(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer) -> Examp
 
 
 def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: int) -> ImageTextBatch:
-    """Training statements from all over the first split, for what is taken from typical instances."""
+    """Training instances from all over the first split, for what is taken from typical instances."""
     batches = eval_loader(
         inputs.data / next(iter(config.splits)),
-        text="statements",
+        text=TEXTS[config.task],
         unit="pair",
         config=inputs.loader,
         tokenizer=tokenizer,
@@ -196,7 +210,7 @@ def _described(config: TrimConfig, target: Target, task: ClassificationTask, inp
     if model.trimmers is not None:
         model.trimmers.set_share(task.curriculum.share)
     method = describe_method(model, "full" if target.is_full else config.method)
-    return export_config("statement", model.backbone.config, inputs.loader, target=target.plain, **method)
+    return export_config(config.task, model.backbone.config, inputs.loader, target=target.plain, **method)
 
 
 def _training(samples: int, facts: LogFacts, full: Path | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A fine-tuned model from its export folder, with all that it takes to judge raw pictures and texts.
 
-B batch.
+B batch, A classes or answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ from pipeline.data.decode import BadSample
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, eval_image, normalise
 from pipeline.exports import load_classification_model
+from pipeline.tasks.classes import STATEMENT
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.cost import units_of
 
@@ -30,23 +31,29 @@ class Prediction:
     """What a model says of one picture and one text.
 
     Attributes:
-        true: Whether it takes the text for true of the picture.
-        probability: Of true.
+        answer: ``true`` or ``false`` of a statement, ``entailment``, ``neutral`` or ``contradiction``, or the answer to
+            a question.
+        probability: Of the answer; of a statement, of true.
         gmacs: Billions of multiply-accumulates that this instance took.
         full_gmacs: That the untrimmed model takes.
         kept: Shares of what was kept, mean over layers: vision and text tokens, heads of self- (msa) and
             cross-attention (mca); only those that its method trims. Empty for the untrimmed model.
     """
 
-    true: bool
+    answer: str
     probability: float
     gmacs: float
     full_gmacs: float
     kept: dict[str, float]
 
+    @property
+    def true(self) -> bool:
+        """Whether a statement is taken for true of the picture."""
+        return self.answer == "true"
+
 
 class TrimmedModel:
-    """Judges statements about pictures, each instance with as many tokens and heads as it needs.
+    """Judges statements about pictures, or answers questions, each instance with as many tokens and heads as it needs.
 
     Args:
         model: In evaluation mode.
@@ -88,7 +95,7 @@ class TrimmedModel:
 
         Args:
             pictures: As many as texts, or one.
-            texts: Statements.
+            texts: Statements or questions.
             batch_size: Instances that are computed together.
 
         Raises:
@@ -120,14 +127,21 @@ class TrimmedModel:
         ids_BL, mask_BL = ids_BL[:, :length], mask_BL[:, :length]
         pixels = normalise(pixels_B3HW.to(self.device), self.transform.mean, self.transform.std)
         trimming = self.model.trimming(ids_BL, mask_BL)
-        scores_B2 = self.model.classify(pixels, ids_BL, mask_BL, [] if trimming is None else [trimming])
+        scores_BA = self.model.classify(pixels, ids_BL, mask_BL, [] if trimming is None else [trimming])
         units = units_of(self.model.backbone, mask_BL)
         decisions = {} if trimming is None else trimming.decisions
         full_B, macs_B = self.model.full_macs(units), self.model.macs(decisions, units)
         kept = self.model.cost_model().kept_by_instance(decisions, units)
-        for row, true in enumerate(scores_B2.softmax(-1)[:, 1].tolist()):
-            shares = {group: float(share_B[row]) for group, share_B in kept.items()}
-            yield Prediction(true >= 0.5, true, float(macs_B[row]) / 1e9, float(full_B[row]) / 1e9, shares)
+        classes = self.model.classes
+        said_B, chance_BA = scores_BA.argmax(1), classes.probabilities(scores_BA)
+        told_B = torch.ones_like(said_B) if classes == STATEMENT else said_B
+        for row, said in enumerate(said_B.tolist()):
+            shares, chance = (
+                {group: float(share_B[row]) for group, share_B in kept.items()},
+                chance_BA[row, told_B[row]],
+            )
+            costs = float(macs_B[row]) / 1e9, float(full_B[row]) / 1e9
+            yield Prediction(classes.names[said], float(chance), *costs, shares)
 
 
 def _prepared(folder: Path, described: dict[str, Any]) -> tuple[TransformConfig, int]:
