@@ -105,7 +105,9 @@ def trim(
     examples, classes = _examples(config, inputs, tokenizer), _classes(config, inputs)
     beginning = Beginning(config, target, teacher, inputs, examples, process, pruning, classes)
     begun = beginning.model(trained)
-    typical = units_of(begun.backbone, examples.draw(TYPICAL_TEXTS).token_mask)
+    drawn = examples.draw(TYPICAL_TEXTS)
+    classes.targets(drawn)  # refuses data that does not say what is right
+    typical = units_of(begun.backbone, drawn.token_mask)
     plan = plan_target(target, begun, typical, examples, stage)
     task = beginning.task(begun, plan, typical)
     model = task.model
