@@ -73,7 +73,7 @@ def _check_training(config: RunConfig) -> None:
     if config.trim.targets:
         if config.model.backbone == "clip":
             raise UserError(
-                "model.backbone=clip has no fusion layers, so it cannot judge statements; set --trim.targets '[]' and "
+                "model.backbone=clip has no fusion layers, so it can neither judge statements nor answer; set --trim.targets '[]' and "
                 "--evaluate.statement_splits '[]'"
             )
         trimming = workers if config.launcher == "local" else 1
@@ -101,8 +101,8 @@ def _check_evaluation(config: RunConfig) -> None:
     wanted = config.evaluate
     if config.trim.targets and not wanted.statement_splits:
         raise UserError(
-            f"evaluate.statement_splits is empty, but trim.targets={list(config.trim.targets)} makes models that judge "
-            "statements; name a split, or set trim.targets to []"
+            f"evaluate.statement_splits is empty, but trim.targets={list(config.trim.targets)} makes models for "
+            f"trim.task={config.trim.task}; name a split, or set trim.targets to []"
         )
     if wanted.pictures and not (wanted.picture_split or wanted.retrieval_splits or config.trim.targets):
         raise UserError(

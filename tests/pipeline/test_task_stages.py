@@ -170,7 +170,7 @@ def test_training_moves_the_answers_of_soft_targets() -> None:
     task = ClassificationTask(model, scale, 1.3, SmartTrimConfig(), typical)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     seen = []
-    for _ in range(25):
+    for _ in range(60):
         losses = task.losses(model, batch, 0.1)
         optimizer.zero_grad()
         losses.total.backward()
