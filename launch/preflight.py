@@ -73,8 +73,8 @@ def _check_training(config: RunConfig) -> None:
     if config.trim.targets:
         if config.model.backbone == "clip":
             raise UserError(
-                "model.backbone=clip has no fusion layers, so it can neither judge statements nor answer; set --trim.targets '[]' and "
-                "--evaluate.statement_splits '[]'"
+                "model.backbone=clip has no fusion layers, so it can neither judge statements nor answer questions; "
+                "set --trim.targets '[]' and --evaluate.statement_splits '[]'"
             )
         trimming = workers if config.launcher == "local" else 1
         check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
