@@ -158,6 +158,14 @@ def classes_of(task: str, answers: Sequence[str] = ()) -> Classes:
     return _FIXED[task] if task in _FIXED else AnswerList("vqa", tuple(answers))
 
 
+def has_task(fields: Mapping[str, Any], task: TaskName) -> bool:
+    """Whether a sample's JSON says what a task learns."""
+    statements, questions = fields.get("statements", ()), fields.get("questions", ())
+    if task == "vqa":
+        return any(question.get("answers") for question in questions)
+    return any(task == "statement" or statement.get("relation") in LABELS for statement in statements)
+
+
 def annotated_answers(told: Mapping[str, Any], key: str) -> list[str]:
     """What the annotators said to a question, as they wrote it.
 

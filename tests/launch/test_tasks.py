@@ -54,6 +54,22 @@ def test_a_drawn_task_goes_through_a_whole_run_and_its_file_has_the_runs_scores(
     shutil.rmtree(run)
 
 
+@pytest.mark.parametrize("name", ["shapes", "shards"])
+@pytest.mark.parametrize(("task", "wanted"), [("vqa", "annotators' answers"), ("snli_ve", "with a relation")])
+def test_data_without_a_tasks_labels_is_refused_before_anything_runs(
+    task: str, wanted: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--trim.task", task, "--out", str(tmp_path / "run")]
+    if name == "shards":
+        few = json.dumps({"train": 4, "val": 0, "test": 2, "unseen": 0})
+        answer(capsys, "shard", "shapes", "--out", str(tmp_path / "data"), "--sizes", few, "--workers", "1")
+        words += ["--data.name", "shards", "--data.root", str(tmp_path / "data"), "--data.sizes", "{}"]
+    assert main(["run", TINY, *words]) == 2
+    told = capsys.readouterr().err
+    assert wanted in told and f"'train' of data.name={name}" in told and told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_cannot_be_drawn_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for said, size in (("--size train is not SPLIT=N", "train"), ("has no split 'dev'", "dev=4")):
         assert main(["draw", "vqa", "--out", str(tmp_path / "out"), "--size", size]) == 2
