@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
 from pipeline.evaluate_config import EvaluateConfig, Row, loader_of
@@ -130,7 +131,11 @@ def _latency(
 def judged(
     model: ClassificationModel, batches: Iterable[ImageTextBatch], inputs: Inputs, device: torch.device
 ) -> Iterator[tuple[ImageTextBatch, Tensor, Tensor]]:
-    """Batches with their (B, A) scores and (B,) multiply-accumulates; what is trimmed is not computed."""
+    """Batches with their (B, A) scores and (B,) multiply-accumulates; what is trimmed is not computed.
+
+    Raises:
+        UserError: A score is not finite: whatever is largest among such says nothing.
+    """
     for batch in batches:
         if not len(batch):
             continue
@@ -138,5 +143,8 @@ def judged(
         trimming = model.trimming(batch.token_ids, batch.token_mask)
         methods: list[Intervention] = [] if trimming is None else [trimming]
         scores_BA = model.classify(inputs.normalise(batch.pixels), batch.token_ids, batch.token_mask, methods)
+        if not (finite_B := scores_BA.isfinite().all(1)).all():
+            bad = batch.keys[int(finite_B.logical_not().nonzero()[0])]
+            raise UserError(f"the model's scores of {bad} are not finite numbers; fine-tune it again")
         decisions = {} if trimming is None else trimming.decisions
         yield batch, scores_BA, model.macs(decisions, units_of(model.backbone, batch.token_mask))

@@ -248,6 +248,19 @@ def test_results_that_cannot_be_told_apart_are_refused(drawn: tuple[str, Path], 
         evaluated((task, tmp_path), tmp_path / "e", {"full": tmp_path / "full/export"})
 
 
+def test_scores_that_are_no_numbers_are_refused(drawn: tuple[str, Path], tmp_path: Path) -> None:
+    trained(drawn, "albef", tmp_path / "full", target=1.0)
+    tensors, described = load_weights(tmp_path / "full/export")
+    name = next(name for name in reversed(tensors) if name.startswith("cls_head."))
+    tensors[name].view(-1)[0] = torch.nan
+    more = (
+        {"answers.json": json.loads((tmp_path / "full/export/answers.json").read_text())} if drawn[0] == "vqa" else {}
+    )
+    export_weights(tmp_path / "bad", tensors, described, Tokenizer.load(tmp_path / "full/export"), more)
+    with pytest.raises(UserError, match=r"scores of .* are not finite"):
+        evaluated(drawn, tmp_path / "e", {"bad": tmp_path / "bad"})
+
+
 def test_questions_without_annotators_are_answered_but_not_scored(tmp_path: Path) -> None:
     write_published("vqa", tmp_path / "raw", {"train": 40, "test": 6}, 32, 0)
     prepare(SourceConfig(name="vqa", root=str(tmp_path / "raw")), tmp_path / "data", workers=1)
