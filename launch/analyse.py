@@ -15,7 +15,7 @@ from launch.leak_table import leak_text, means_of
 from launch.reading import read_config
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
-from pipeline.evaluate_config import loader_of
+from pipeline.evaluation.config import loader_of
 from pipeline.exports import load_backbone
 from pipeline.measure.leak import Probe, measure_leak
 from pipeline.objectives.mlm import Vocabulary

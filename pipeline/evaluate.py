@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.data.text import Tokenizer
-from pipeline.evaluate_classes import classified
-from pipeline.evaluate_config import EvaluateConfig, Row, Trained, loader_of
+from pipeline.evaluation.classes import classified
+from pipeline.evaluation.config import EvaluateConfig, Row, Trained, loader_of
 from pipeline.exports import load_backbone
 from pipeline.measure.bootstrap import group_interval
 from pipeline.progress import ProgressFile

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.shards import TextKind
-from pipeline.evaluate_config import EvaluateConfig, Trained, loader_of
+from pipeline.evaluation.config import EvaluateConfig, Trained, loader_of
 from pipeline.exports import load_backbone, load_classification_model, method_of, task_text
 from pipeline.measure.survivors import (
     Picture,

@@ -13,7 +13,7 @@ from pipeline.checkpoint_rules import CheckpointConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.engine import EngineConfig
 from pipeline.evaluate import evaluate
-from pipeline.evaluate_config import EvaluateConfig, Trained
+from pipeline.evaluation.config import EvaluateConfig, Trained
 from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig, pretrain
 from pipeline.process import Process

@@ -16,7 +16,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
-from pipeline.evaluate_config import EvaluateConfig, Row, loader_of
+from pipeline.evaluation.config import EvaluateConfig, Row, loader_of
 from pipeline.exports import load_classification_model, method_of
 from pipeline.measure.latency import Latency, alike, alone, candidates, packed_latency
 from pipeline.metrics.tally import TALLIES, Tally
