@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from data_prep.shapes_published import PUBLISHED
 from launch.cli import main
+from launch.cli_data import DRAWN as OFFERED
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 DRAWN = {"vqa": ("train=60", "val=10"), "snli_ve": ("train=24", "dev=6", "test=6")}
@@ -68,6 +70,10 @@ def test_data_without_a_tasks_labels_is_refused_before_anything_runs(
     told = capsys.readouterr().err
     assert wanted in told and f"'train' of data.name={name}" in told and told.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_all_that_can_be_drawn_is_offered() -> None:
+    assert OFFERED == PUBLISHED
 
 
 def test_what_cannot_be_drawn_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
