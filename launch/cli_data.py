@@ -15,6 +15,7 @@ def add_data_commands(commands: Any) -> None:
     """Adds all of them."""
     _add_shard(commands)
     _add_download(commands)
+    _add_draw(commands)
     parser = add_command(commands, "index", "make the index of shards that came from elsewhere", "index DIR", _index)
     parser.add_argument("folder", metavar="DIR", help="folder with .tar shards, or its URL in a store (s3://...)")
     _add_workers(parser)
@@ -102,3 +103,23 @@ def _exclusions(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.commands import exclusions_command
 
     return exclusions_command([Path(folder).expanduser() for folder in options.folders], Path(options.out).expanduser())
+
+
+DRAWN = ("vqa", "snli_ve")
+"""Those of data_prep.shapes_published, which takes OpenCV to import."""
+
+
+def _add_draw(commands: Any) -> None:
+    text = "draw a small data set of shapes in the files that the real one is published as"
+    parser = add_command(commands, "draw", text, "draw vqa --out drawn/vqa --size train=2000 --size val=500", _draw)
+    parser.add_argument("name", choices=DRAWN, help="whose files: then `trimline shard NAME --root DIR`")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; not there yet, or empty")
+    parser.add_argument("--size", action="append", required=True, metavar="SPLIT=N", help="pictures of a split")
+    parser.add_argument("--image-size", type=int, default=64, help="width and height in pixels (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="decides everything (%(default)s)")
+
+
+def _draw(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.draw import draw_command
+
+    return draw_command(options.name, Path(options.out).expanduser(), options.size, options.image_size, options.seed)

@@ -34,13 +34,15 @@ def add_weight_commands(commands: Any) -> None:
 
 
 def _add_predict(commands: Any) -> None:
-    text = "judge statements about pictures with a model that a run has fine-tuned, or tell of them with a captioner"
+    text = (
+        "judge statements about pictures or answer questions with a fine-tuned model, or caption them with a captioner"
+    )
     example = "predict runs/demo/stages/trim-statement-2.0x/export --image shapes.png --text 'there is a red circle'"
     parser = add_command(commands, "predict", text, example, _predict)
     folder = "export folder of a trimming stage, or of a captioner that `trimline import` has read"
     parser.add_argument("folder", metavar="EXPORT", help=folder)
     parser.add_argument("--image", action="append", required=True, metavar="FILE", help="one for all texts or each")
-    given = "a statement; can be given several times; none for a captioner"
+    given = "a statement or question; can be given several times; none for a captioner"
     parser.add_argument("--text", action="append", default=[], help=given)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="where to run (a GPU if there is one)")
     words = "folder of a captioner's tokenizer, where its export has none"

@@ -10,7 +10,7 @@ from pipeline.checkpoint_rules import CheckpointConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import TokenizerConfig
 from pipeline.engine import EngineConfig
-from pipeline.evaluate import EvaluateConfig
+from pipeline.evaluation.config import EvaluateConfig
 from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig
 from pipeline.tracking import TrackingConfig

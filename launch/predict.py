@@ -11,6 +11,7 @@ from data_prep.files import read_json
 from launch.answers import Answer
 from launch.report.table import aligned
 from pipeline.captioner import CaptionConfig, Captioner
+from pipeline.tasks.classes import STATEMENT
 from pipeline.trimmed_model import Prediction, TrimmedModel
 
 
@@ -23,6 +24,8 @@ def predict_command(
     tokenizer: str | None,
 ) -> Answer:
     """Judges text i of picture i, or every text of the one picture; a captioner tells of each picture.
+
+    A statement has also whether it is true.
 
     Args:
         folder: An export.
@@ -61,18 +64,20 @@ def _captions(model: Captioner, folder: Path, pictures: Sequence[str]) -> Answer
 
 
 def _judged(model: TrimmedModel, folder: Path, pictures: Sequence[str], texts: Sequence[str]) -> Answer:
-    found = model.predict(pictures, texts)
+    found, judges = model.predict(pictures, texts), model.model.classes == STATEMENT
     names = list(pictures) * (len(texts) if len(pictures) == 1 else 1)
     data = {
         "model": str(folder),
         "predictions": [
-            {"image": name, "text": text, **asdict(each)} for name, text, each in zip(names, texts, found, strict=True)
+            {"image": name, "text": text, **({"true": each.true} if judges else {}), **asdict(each)}
+            for name, text, each in zip(names, texts, found, strict=True)
         ],
     }
     rows = [_row(*row) for row in zip(names, texts, found, strict=True)]
-    return 0, data, "\n".join(aligned([["picture", "text", "says", "p(true)", "times fewer MACs"], *rows], left=3))
+    head = ["picture", "text", "says", "p(true)" if judges else "p", "times fewer MACs"]
+    return 0, data, "\n".join(aligned([head, *rows], left=3))
 
 
 def _row(name: str, text: str, said: Prediction) -> list[str]:
     ratio = f"{said.full_gmacs / said.gmacs:.2f}"
-    return [Path(name).name, text, "true" if said.true else "false", f"{said.probability:.3f}", ratio]
+    return [Path(name).name, text, said.answer, f"{said.probability:.3f}", ratio]

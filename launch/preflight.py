@@ -1,9 +1,11 @@
 """Checks before anything starts, so that a mistake costs seconds and not the first hour."""
 
+import logging
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +15,8 @@ from launch.config import RunConfig
 from launch.machine import available_cpus, available_gpus
 from launch.stages import plan_source, pretrain_counts
 from pipeline.checkpoint_places import open_place
+from pipeline.data.decode import BadSample
+from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.deepspeed_json import check_settings
 from pipeline.engine import preflight_deepspeed
@@ -22,9 +26,14 @@ from pipeline.models.build import build_model
 from pipeline.pretrain import check_lr_scales
 from pipeline.process import Process
 from pipeline.setup import check_batch, check_padding
+from pipeline.tasks.classes import has_task
 from pipeline.trim import check_targets
 
+log = logging.getLogger(__name__)
+
 _GIB = 2**30
+_LOOKED_AT = 8  # samples of a split
+_WANTED = {"snli_ve": "statements with a relation", "vqa": "questions with annotators' answers"}
 _SPARE_BYTES = 256 * 2**20
 _STATE_COPIES = 4  # weights, two moments, momentum tower: 4 bytes each
 
@@ -40,6 +49,7 @@ def check(config: RunConfig, out: Path) -> None:
     _check_engine(config)
     _check_evaluation(config)
     _check_splits(config)
+    _check_task(config)
     _check_words(config)
     check_lr_scales(_meta_model(config), config.pretrain.lr_scales)
     if config.checkpoint.path is not None:
@@ -73,8 +83,8 @@ def _check_training(config: RunConfig) -> None:
     if config.trim.targets:
         if config.model.backbone == "clip":
             raise UserError(
-                "model.backbone=clip has no fusion layers, so it cannot judge statements; set --trim.targets '[]' and "
-                "--evaluate.statement_splits '[]'"
+                "model.backbone=clip has no fusion layers, so it can neither judge statements nor answer questions; "
+                "set --trim.targets '[]' and --evaluate.statement_splits '[]'"
             )
         trimming = workers if config.launcher == "local" else 1
         check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
@@ -101,8 +111,8 @@ def _check_evaluation(config: RunConfig) -> None:
     wanted = config.evaluate
     if config.trim.targets and not wanted.statement_splits:
         raise UserError(
-            f"evaluate.statement_splits is empty, but trim.targets={list(config.trim.targets)} makes models that judge "
-            "statements; name a split, or set trim.targets to []"
+            f"evaluate.statement_splits is empty, but trim.targets={list(config.trim.targets)} makes models for "
+            f"trim.task={config.trim.task}; name a split, or set trim.targets to []"
         )
     if wanted.pictures and not (wanted.picture_split or wanted.retrieval_splits or config.trim.targets):
         raise UserError(
@@ -129,6 +139,35 @@ def _check_splits(config: RunConfig) -> None:
                     f"{key} names the split {name!r}, but data.name={config.data.name} gives "
                     f"{', '.join(sorted(splits))}; choose one of these (data.sizes may have left it out)"
                 )
+
+
+def _check_task(config: RunConfig) -> None:
+    """Looks whether the data says what the task learns: by its source, or in the first samples of shards at hand."""
+    task = config.trim.task
+    if task == "statement" or not config.trim.targets:
+        return
+    plan = plan_source(config.data)
+    for split in config.trim.splits:
+        folder = plan[split].folder
+        first = [] if folder is None else _first_fields(folder)
+        if not (any(has_task(fields, task) for fields in first) or config.data.name == task):
+            if config.data.name == "shards" and folder is None:
+                continue  # behind a URL; the stage looks itself
+            raise UserError(
+                f"trim.task={task} wants {_WANTED[task]}, which {split!r} of data.name={config.data.name} does not "
+                f"have; make shards of such data with `trimline shard {task}`, and name them in trim.splits"
+            )
+
+
+def _first_fields(folder: Path) -> list[dict[str, Any]]:
+    shards = ShardFolder(folder)
+    found = []
+    for row in range(min(_LOOKED_AT, len(shards))):
+        try:
+            found.append(shards.read(row).fields)
+        except BadSample as error:
+            log.warning("%s: sample %d cannot be read: %s", folder, row, error)
+    return found
 
 
 def _check_words(config: RunConfig) -> None:

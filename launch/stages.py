@@ -84,17 +84,26 @@ def training_stages(config: RunConfig) -> list[str]:
 
 def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]:
     """Every caption and every statement of a split, for the vocabulary; bad samples have none."""
+    for fields in _fields_of(split, storage):
+        yield from fields["captions"]
+        yield from (str(statement["text"]) for statement in fields.get("statements", ()))
+
+
+def questions_in(split: Path, storage: StorageConfig | None = None) -> Iterator[str]:
+    """Every question of a split, for the vocabulary of a run that answers them."""
+    for fields in _fields_of(split, storage):
+        yield from (str(question["question"]) for question in fields.get("questions", ()))
+
+
+def _fields_of(split: Path, storage: StorageConfig | None) -> Iterator[dict[str, Any]]:
     folder = ShardFolder(split, storage)
     for row in range(len(folder)):
         if row % _AHEAD == 0:
             folder.expect(range(row, min(row + 2 * _AHEAD, len(folder))))
         try:
-            fields = folder.read(row).fields
+            yield folder.read(row).fields
         except BadSample as error:
             log.warning("%s: sample %d has no texts: %s", split, row, error)
-            continue
-        yield from fields["captions"]
-        yield from (str(statement["text"]) for statement in fields.get("statements", ()))
 
 
 def pretrain_counts(config: RunConfig) -> list[int]:
@@ -167,9 +176,20 @@ class _Builder:
             name="shard",
             folder=self._folder("shard"),
             run=self._write_shards,
-            parts={"data": data, "tokenizer": self._run["tokenizer"], "splits": self._config.pretrain.splits},
+            parts={
+                "data": data,
+                "tokenizer": self._run["tokenizer"],
+                "splits": self._config.pretrain.splits,
+                **({"questions": list(self._asked)} if self._asked else {}),
+            },
             outputs=(*splits, self._out / "tokenizer"),
         )
+
+    @property
+    def _asked(self) -> tuple[str, ...]:
+        """Splits whose questions are answered; their words are told by no caption."""
+        trim = self._config.trim
+        return tuple(trim.splits) if trim.task == "vqa" and trim.targets else ()
 
     def _write_shards(self, attempt: Attempt) -> Mapping[str, Any]:
         data = self._out / "data"
@@ -204,8 +224,10 @@ class _Builder:
         if config.path is not None:
             tokenizer = Tokenizer.from_pretrained(Path(config.path).expanduser(), config.max_words, config.clean)
         else:
-            texts = itertools.chain.from_iterable(texts_of(split, self._config.loader) for split in splits)
-            tokenizer = Tokenizer.train(texts, config)
+            told = itertools.chain.from_iterable(texts_of(split, self._config.loader) for split in splits)
+            folders = [self._out / "data" / name for name in self._asked]
+            asked = itertools.chain.from_iterable(questions_in(split, self._config.loader) for split in folders)
+            tokenizer = Tokenizer.train(itertools.chain(told, asked), config)
         tokenizer.save(self._out / "tokenizer")
         return tokenizer.vocab_size
 

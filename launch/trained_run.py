@@ -13,7 +13,7 @@ from launch.config import RunConfig
 from launch.reading import read_config
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
-from pipeline.evaluate import loader_of
+from pipeline.evaluation.config import loader_of
 from pipeline.exports import load_backbone
 from pipeline.models.backbone import Backbone
 from pipeline.setup import Inputs

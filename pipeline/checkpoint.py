@@ -348,14 +348,28 @@ class CheckpointStore:
 
 
 def export_weights(
-    folder: Path, state_dict: Mapping[str, Tensor], config: dict[str, Any], tokenizer: Tokenizer | None = None
+    folder: Path,
+    state_dict: Mapping[str, Tensor],
+    config: dict[str, Any],
+    tokenizer: Tokenizer | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes what others can read: `model.safetensors`, `config.json`, a tokenizer's files; whole or not at all."""
+    """Writes what others can read: `model.safetensors`, `config.json`, a tokenizer's files; whole or not at all.
+
+    Args:
+        folder: To write.
+        state_dict: Weights.
+        config: For config.json.
+        tokenizer: Saved beside them.
+        more: Values of further JSON files, by name.
+    """
     with atomic_dir(folder) as aside:
         if tokenizer is not None:
             tokenizer.save(aside)
         write_tensors(aside / _WEIGHTS, state_dict, metadata={"format": "pt"})
         write_json(aside / _CONFIG, config)
+        for name, value in (more or {}).items():
+            write_json(aside / name, value)
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

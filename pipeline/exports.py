@@ -1,7 +1,7 @@
 """Models from the export folders that training stages leave."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from data_prep.errors import UserError
+from data_prep.files import read_json
 from pipeline.checkpoint import load_weights
+from pipeline.data.shards import TextKind
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.pruning.elip import ElipConfig
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.answer_list import ANSWERS, read_answers
+from pipeline.tasks.classes import STATEMENT, TASKS, TEXTS, Classes, classes_of
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.trimmers import Policy, TrimmerConfig, Trimmers
 from pipeline.trimming.vision_only import ReducedVision, ReductionConfig
 from pipeline.weights.mapping import fill
@@ -26,35 +30,60 @@ def load_backbone(folder: Path) -> Backbone:
     Raises:
         UserError: The folder holds something else.
     """
-    tensors, described = _load(folder, "backbone", "a pre-trained backbone")
+    tensors, described = _load(folder, ("backbone",), "a pre-trained backbone")
     with _named(folder):
         model = build_model(ModelConfig.from_dict(described.get("model", {})))
         fill(model, tensors)
     return model.eval()
 
 
-def load_statement_model(folder: Path) -> tuple[StatementModel, dict[str, Any]]:
+def load_classification_model(folder: Path) -> tuple[ClassificationModel, dict[str, Any]]:
     """The model of a trimming stage's export, in evaluation mode, and its config.json.
 
     Raises:
         UserError: The folder holds something else.
     """
-    tensors, described = _load(folder, "statement", "a statement model")
+    tensors, described = _load(folder, TASKS, "a fine-tuned model")
     with _named(folder):
-        model = build_statement_model(described)
+        classes = classes_of(described["kind"], read_answers(folder) if described["kind"] == "vqa" else ())
+        model = build_classification_model(described, classes)
+        _check_answers(model, tensors)
         fill(model, tensors)
     return model.eval(), described
 
 
+def task_text(folder: Path) -> TextKind:
+    """What the task of a trimming stage's export reads of a sample.
+
+    Raises:
+        UserError: The folder holds something else.
+    """
+    kind = read_json(folder / "config.json").get("kind")
+    if kind not in TEXTS:
+        raise UserError(f"{folder} holds a {kind!r} model; a fine-tuned model is wanted")
+    return TEXTS[kind]
+
+
+def _check_answers(model: ClassificationModel, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses an answer list that is not the head's."""
+    own = {name: len(tensor) for name, tensor in model.state_dict().items() if name.startswith("cls_head.")}
+    last = list(own)[-1]
+    if model.classes.task == "vqa" and last in tensors and len(tensors[last]) != own[last]:
+        raise UserError(
+            f"{ANSWERS} lists {own[last]} answers, but the head scores {len(tensors[last])}: the list is that of "
+            "another model; export it again"
+        )
+
+
 def method_of(described: dict[str, Any]) -> str:
-    """The name of the method that a statement model was trained with; ``full`` for none."""
+    """The name of the method that a model was fine-tuned with; ``full`` for none."""
     if "method" in described:
         return str(described["method"]["name"])
     return "full" if described["trimmers"] is None else "smarttrim"
 
 
-def describe_method(model: StatementModel, name: str) -> dict[str, Any]:
-    """What a config.json says of how a statement model is trimmed; `build_statement_model` reads it."""
+def describe_method(model: ClassificationModel, name: str) -> dict[str, Any]:
+    """What a config.json says of how a model is trimmed; `build_classification_model` reads it."""
     method: dict[str, Any] = {"name": name, "whole": None if model.whole is None else asdict(model.whole)}
     trimmers = None
     if isinstance(model.trimmers, Trimmers):
@@ -67,8 +96,12 @@ def describe_method(model: StatementModel, name: str) -> dict[str, Any]:
     return {"trimmers": trimmers, "method": method, "pruning": pruning}
 
 
-def build_statement_model(described: dict[str, Any]) -> StatementModel:
+def build_classification_model(described: dict[str, Any], classes: Classes = STATEMENT) -> ClassificationModel:
     """The model of a config.json, without its weights; older ones name no method, for there was only SmartTrim.
+
+    Args:
+        described: What stands in the file.
+        classes: What the head tells apart.
 
     Raises:
         UserError: Sizes are missing.
@@ -91,7 +124,8 @@ def build_statement_model(described: dict[str, Any]) -> StatementModel:
         ) from error
     whole = method.get("whole")
     whole = None if whole is None else ModelConfig.from_dict(whole)
-    model = StatementModel(backbone, trimmers, policy, whole, pruning, bool(method.get("together", False)))
+    together = bool(method.get("together", False))
+    model = ClassificationModel(backbone, trimmers, policy, whole, pruning, together, classes)
     if model.trimmers is not None:
         model.trimmers.set_share(share)
     return model
@@ -113,8 +147,8 @@ def _named(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: {error}") from error
 
 
-def _load(folder: Path, kind: str, wanted: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _load(folder: Path, kinds: Collection[str], wanted: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, described = load_weights(folder)
-    if described.get("kind") != kind:
+    if described.get("kind") not in kinds:
         raise UserError(f"{folder} holds a {described.get('kind')!r} model; {wanted} is wanted")
     return tensors, described

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.shards import TextKind
-from pipeline.evaluate import EvaluateConfig, Trained, loader_of
-from pipeline.exports import load_backbone, load_statement_model, method_of
+from pipeline.evaluation.config import EvaluateConfig, Trained, loader_of
+from pipeline.exports import load_backbone, load_classification_model, method_of, task_text
 from pipeline.measure.survivors import (
     Picture,
     overlay,
@@ -47,7 +47,7 @@ def draw_survivors(
     if not config.pictures:
         save_survivors(stage.folder, [])
         return 0
-    batch, rows = _chosen(config, bool(trained.trimmed), inputs)
+    batch, rows = _chosen(config, trained, inputs)
     firsts = [numbers[0] for numbers in rows]
     pictures = save_pictures(stage.folder, batch.pixels, firsts)
     pixels = inputs.normalise(batch.pixels)
@@ -59,12 +59,14 @@ def draw_survivors(
     return len(pictures)
 
 
-def _chosen(config: EvaluateConfig, statements: bool, inputs: Inputs) -> tuple[ImageTextBatch, list[list[int]]]:
+def _chosen(config: EvaluateConfig, trained: Trained, inputs: Inputs) -> tuple[ImageTextBatch, list[list[int]]]:
     """A batch that holds the pictures, and the rows of each picture in it."""
-    splits = config.statement_splits if statements else config.retrieval_splits
+    splits = config.statement_splits if trained.trimmed else config.retrieval_splits
     split = config.picture_split or splits[0]
     limit = config.pictures * 8
-    text: TextKind = "statements" if statements else "captions"
+    text: TextKind = "captions"
+    for folder in trained.trimmed.values():
+        text = task_text(folder)  # the same of all models of a run
     batch = next(iter(loader_of(inputs, split, text, limit, inputs.load_tokenizer(), limit)))
     rows: dict[int, list[int]] = {}
     for row, sample in enumerate(batch.sample_ids.tolist()):
@@ -104,7 +106,7 @@ def _draw_trimmed(
     rows: list[list[int]],
     pictures: list[Picture],
 ) -> None:
-    model, described = load_statement_model(folder)
+    model, described = load_classification_model(folder)
     if model.trimmers is None:
         return
     image, text, macs_B = trimmed_sights(model, pixels, batch)

@@ -15,12 +15,13 @@ from pipeline.checkpoint import export_weights
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import eval_loader, train_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
+from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.engine import build_engine, split_decay
-from pipeline.exports import build_statement_model, describe_method, load_backbone
+from pipeline.exports import build_classification_model, describe_method, load_backbone
 from pipeline.handoff import check_fits
 from pipeline.log_facts import LogFacts, device_peak
-from pipeline.measure.step_macs import statement_macs
+from pipeline.measure.step_macs import classification_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import recompute_activations
 from pipeline.models.config import ModelConfig
@@ -29,7 +30,9 @@ from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, export_config
-from pipeline.tasks.statements import StatementModel, StatementTask
+from pipeline.tasks.answer_list import ANSWERS, make_answers
+from pipeline.tasks.classes import TEXTS, Classes, classes_of
+from pipeline.tasks.classification import ClassificationModel, ClassificationTask
 from pipeline.train import Stage, train
 from pipeline.trim_begin import Beginning
 from pipeline.trim_config import TrimConfig
@@ -59,7 +62,9 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
     """
     kept = config.kept_pruning(backbone.config.backbone, pruning)
     with next(backbone.parameters()).device:
-        model = StatementModel(backbone, config.trims, config.policy, pruning=kept)
+        # Which answers there are is not known yet: with fewer of them less is refused.
+        classes = classes_of(config.task, ("yes", "no"))
+        model = ClassificationModel(backbone, config.trims, config.policy, pruning=kept, classes=classes)
     longest = max_tokens if config.max_tokens is None else config.max_tokens
     check_before([Target.parse(target) for target in config.targets], model, longest)
 
@@ -97,10 +102,12 @@ def trim(
     tokenizer = inputs.load_tokenizer()
     trained = load_backbone(backbone)
     check_fits(backbone, trained.config, model_config, tokenizer, inputs.loader)
-    examples = _examples(config, inputs, tokenizer)
-    beginning = Beginning(config, target, teacher, inputs, examples, process, pruning)
+    examples, classes = _examples(config, inputs, tokenizer), _classes(config, inputs)
+    beginning = Beginning(config, target, teacher, inputs, examples, process, pruning, classes)
     begun = beginning.model(trained)
-    typical = units_of(begun.backbone, examples.draw(TYPICAL_TEXTS).token_mask)
+    drawn = examples.draw(TYPICAL_TEXTS)
+    classes.targets(drawn)  # refuses data that does not say what is right
+    typical = units_of(begun.backbone, drawn.token_mask)
     plan = plan_target(target, begun, typical, examples, stage)
     task = beginning.task(begun, plan, typical)
     model = task.model
@@ -117,7 +124,7 @@ def trim(
     def batches(start: int, end: int) -> Iterable[ImageTextBatch]:
         return train_loader(
             inputs.sources(config.splits),
-            text="statements",
+            text=TEXTS[config.task],
             unit="pair",
             config=inputs.loader,
             tokenizer=tokenizer,
@@ -135,17 +142,26 @@ def trim(
         described = _described(config, target, task, inputs)
         counts["training"] = described["training"] = _training(counts["samples"], facts, teacher)
         if not target.is_full:
-            plain = build_statement_model(described)
+            plain = build_classification_model(described, classes)
             plain.load_state_dict(weights)
             plain.to(process.torch_device).eval()
             counts["calibration"] = asdict(_settle(plain, task.curriculum.shift, config, target, plan, examples))
             weights = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
-        export_weights(stage.folder / "export", weights, described, tokenizer)
+        beside = {ANSWERS: list(classes.names)} if config.task == "vqa" else {}
+        export_weights(stage.folder / "export", weights, described, tokenizer, beside)
     engine.close()
     return counts
 
 
-def _log_guides(model: StatementModel, process: Process) -> None:
+def _classes(config: TrimConfig, inputs: Inputs) -> Classes:
+    """What the head is to tell apart; an answer list is made from the training splits."""
+    if config.task != "vqa":
+        return classes_of(config.task)
+    folders = [ShardFolder(path, inputs.loader) for path, _ in inputs.sources(config.splits)]
+    return classes_of(config.task, make_answers(folders, config.answers))
+
+
+def _log_guides(model: ClassificationModel, process: Process) -> None:
     """Only scores that look at the other modality are guided."""
     if process.is_main and isinstance(model.trimmers, Trimmers) and model.trimmers.policy.tokens == "global":
         log.info(
@@ -155,14 +171,14 @@ def _log_guides(model: StatementModel, process: Process) -> None:
         )
 
 
-def _log_facts(config: TrimConfig, task: StatementTask, inputs: Inputs, stage: Stage) -> LogFacts:
+def _log_facts(config: TrimConfig, task: ClassificationTask, inputs: Inputs, stage: Stage) -> LogFacts:
     """What the log says besides losses; what is kept of tokens and heads is among the task's own numbers."""
     model = task.model
     scales = {"head": config.head_scale} | ({} if model.trimmers is None else {"trimmers": config.trimmer_scale})
     if model.trimmers is not None:
         model.trimmers.set_share(task.curriculum.share)
     return LogFacts(
-        macs=statement_macs(model, inputs.loader.max_tokens, task.config.distill_weight > 0),
+        macs=classification_macs(model, inputs.loader.max_tokens, task.config.distill_weight > 0),
         lr_scales=scales,
         peak_flops=device_peak(stage.process, inputs.engine, stage.tracker.peak_tflops),
         restarts=stage.tracker.restarts,
@@ -175,10 +191,10 @@ def _examples(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer) -> Examp
 
 
 def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: int) -> ImageTextBatch:
-    """Training statements from all over the first split, for what is taken from typical instances."""
+    """Training instances from all over the first split, for what is taken from typical instances."""
     batches = eval_loader(
         inputs.data / next(iter(config.splits)),
-        text="statements",
+        text=TEXTS[config.task],
         unit="pair",
         config=inputs.loader,
         tokenizer=tokenizer,
@@ -190,13 +206,13 @@ def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: in
     return next(iter(batches))
 
 
-def _described(config: TrimConfig, target: Target, task: StatementTask, inputs: Inputs) -> dict[str, Any]:
+def _described(config: TrimConfig, target: Target, task: ClassificationTask, inputs: Inputs) -> dict[str, Any]:
     """The export's config.json."""
     model = task.model
     if model.trimmers is not None:
         model.trimmers.set_share(task.curriculum.share)
     method = describe_method(model, "full" if target.is_full else config.method)
-    return export_config("statement", model.backbone.config, inputs.loader, target=target.plain, **method)
+    return export_config(config.task, model.backbone.config, inputs.loader, target=target.plain, **method)
 
 
 def _training(samples: int, facts: LogFacts, full: Path | None) -> dict[str, Any]:
@@ -210,7 +226,7 @@ def _training(samples: int, facts: LogFacts, full: Path | None) -> dict[str, Any
 
 
 def _settle(
-    model: StatementModel, shift: float, config: TrimConfig, target: Target, plan: Plan, examples: Examples
+    model: ClassificationModel, shift: float, config: TrimConfig, target: Target, plan: Plan, examples: Examples
 ) -> Settled:
     """Puts training's shift into the trimmers and settles it on training's instances; while other processes wait."""
     if isinstance(model.trimmers, Trimmers):

@@ -9,14 +9,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.exports import load_statement_model
+from data_prep.errors import UserError
+from pipeline.exports import load_classification_model
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.process import Process
 from pipeline.pruning.elip import ElipConfig
 from pipeline.setup import Inputs
-from pipeline.tasks.ftkd import TaughtStatements
-from pipeline.tasks.statements import StatementModel, StatementTask
+from pipeline.tasks.classes import Classes
+from pipeline.tasks.classification import ClassificationModel, ClassificationTask
+from pipeline.tasks.ftkd import TaughtClassification
 from pipeline.trim_config import TrimConfig
 from pipeline.trim_plan import Examples, Plan
 from pipeline.trimming.cost import Units
@@ -38,6 +40,7 @@ class Beginning:
         examples: To order heads by.
         process: Whose device it goes to.
         pruning: That the backbone keeps; None where it keeps none.
+        classes: What the head tells apart.
     """
 
     config: TrimConfig
@@ -47,22 +50,26 @@ class Beginning:
     examples: Examples
     process: Process
     pruning: ElipConfig | None
+    classes: Classes
 
-    def model(self, trained: Backbone) -> StatementModel:
+    def model(self, trained: Backbone) -> ClassificationModel:
         """The full model, one with what trims it, or the teacher of a student."""
         device = self.process.torch_device
         if self.target.is_full:
-            return StatementModel(trained, None, pruning=self.pruning).to(device)
+            return ClassificationModel(trained, None, pruning=self.pruning, classes=self.classes).to(device)
         if self.config.trims is None:
             return self._teacher()
-        begun = self._teacher() if self.config.init == "finetuned" else StatementModel(trained, None)
-        model = StatementModel(begun.backbone, self.config.trims, self.config.policy, pruning=self.pruning).to(device)
-        model.cls_head = begun.cls_head.to(device)
+        begun = self._teacher() if self.config.init == "finetuned" else None
+        backbone, config = trained if begun is None else begun.backbone, self.config
+        model = ClassificationModel(backbone, config.trims, config.policy, pruning=self.pruning, classes=self.classes)
+        model = model.to(device)
+        if begun is not None:
+            model.cls_head = begun.cls_head
         if isinstance(model.trimmers, Trimmers) and model.trimmers.policy.heads == "ranked":
             self._order_heads(model.trimmers)
         return model
 
-    def task(self, model: StatementModel, plan: Plan, typical: Units) -> StatementTask:
+    def task(self, model: ClassificationModel, plan: Plan, typical: Units) -> ClassificationTask:
         """What is trained of what `model` gave.
 
         Args:
@@ -75,21 +82,27 @@ class Beginning:
         smarttrim = self.config.smarttrim
         if self.config.distill_weight is not None:
             smarttrim = replace(smarttrim, distill_weight=self.config.distill_weight)
-        return StatementTask(model, self.inputs.normalise, plan.speed_up, smarttrim, typical)
+        return ClassificationTask(model, self.inputs.normalise, plan.speed_up, smarttrim, typical)
 
-    def _student_task(self, teacher: StatementModel, plan: Plan, typical: Units) -> TaughtStatements:
+    def _student_task(self, teacher: ClassificationModel, plan: Plan, typical: Units) -> TaughtClassification:
         """A student with as many layers as the plan allows."""
         whole = teacher.backbone.config
         layers = choose_layers(teacher.cost_model(), typical, plan.speed_up)
-        student = StatementModel(build_model(layers.cut(whole)), None, whole=whole)
+        student = ClassificationModel(build_model(layers.cut(whole)), None, whole=whole, classes=self.classes)
         begin_student(student, teacher, LayerMap(student.backbone, teacher.backbone))
         student = student.to(self.process.torch_device)
         normalise, ftkd = self.inputs.normalise, self.config.ftkd
-        return TaughtStatements(student, teacher, normalise, plan.speed_up, ftkd, typical)
+        return TaughtClassification(student, teacher, normalise, plan.speed_up, ftkd, typical)
 
-    def _teacher(self) -> StatementModel:
+    def _teacher(self) -> ClassificationModel:
         assert self.teacher is not None, "a method that looks at the full model is given it"
-        return load_statement_model(self.teacher)[0].to(self.process.torch_device)
+        model = load_classification_model(self.teacher)[0]
+        if model.classes != self.classes:
+            raise UserError(
+                f"{self.teacher} tells {len(model.classes.names)} classes of {model.classes.task} apart, this stage "
+                f"{len(self.classes.names)} of {self.classes.task}, or others; fine-tune the full model on its data"
+            )
+        return model.to(self.process.torch_device)
 
     def _order_heads(self, trimmers: Trimmers) -> None:
         """Settles which heads go first, the same on every process."""

@@ -9,7 +9,9 @@ from pipeline.limits import above_zero, weights_above_zero
 from pipeline.measure.latency import LatencyConfig
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
-from pipeline.tasks.statements import SmartTrimConfig
+from pipeline.tasks.answer_list import AnswersConfig
+from pipeline.tasks.classes import TaskName
+from pipeline.tasks.classification import SmartTrimConfig
 from pipeline.train import LoopConfig
 from pipeline.trimming.methods import MethodsConfig
 from pipeline.trimming.target import Target
@@ -22,7 +24,8 @@ class TrimConfig(MethodsConfig):
     """Fine-tuning on a task for one or several targets, with SmartTrim or a baseline (`MethodsConfig`).
 
     Attributes:
-        task: ``statement``: is a sentence true of a picture?
+        task: ``statement``: is a sentence true of a picture? ``snli_ve``: does a picture entail a sentence,
+            contradict it, or neither? ``vqa``: which answer of a list?
         splits: Split folders to train on, and the weight of each in every batch.
         targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
             same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
@@ -32,8 +35,9 @@ class TrimConfig(MethodsConfig):
         keep_pruning: Whether the backbone is pruned as in pre-training (ELIP) while it is fine-tuned and ever after:
             the full model too, from which a speed-up then counts. None for each backbone's own way: METER is, where the
             method allows it, the others are not.
-        max_tokens: Length of statements in training, where they are shorter than what the loader pads captions to;
-            None for the loader's. Longer ones are cut.
+        answers: Which answers ``vqa`` tells apart.
+        max_tokens: Length of statements and questions in training, where they are shorter than what the loader pads
+            captions to; None for the loader's. Longer ones are cut.
         loop: Durations and learning-rate schedule.
         optimizer: AdamW; the rate of the backbone.
         head_scale: Learning rate of the head over the backbone's.
@@ -43,11 +47,12 @@ class TrimConfig(MethodsConfig):
         latency: How milliseconds are taken, where a target is a time.
     """
 
-    task: Literal["statement"] = "statement"
+    task: TaskName = "statement"
     splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
     targets: tuple[float | str, ...] = (1.0, 2.0)
     init: Literal["pretrained", "finetuned"] = "pretrained"
     keep_pruning: bool | None = None
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
     max_tokens: int | None = None
     loop: LoopConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

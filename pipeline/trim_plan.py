@@ -13,7 +13,7 @@ from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from pipeline.data.batch import ImageTextBatch
 from pipeline.measure.latency import Instance, Latency, LatencyConfig, alike, alone, candidates, latency_curve
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.together import together
 from pipeline.train import Stage
 from pipeline.trimming.cost import Units, units_of
@@ -65,7 +65,7 @@ class Plan:
     full_ms: float = math.inf
 
 
-def check_before(targets: Sequence[Target], model: StatementModel, max_tokens: int) -> None:
+def check_before(targets: Sequence[Target], model: ClassificationModel, max_tokens: int) -> None:
     """Refuses what no text could reach, before anything runs.
 
     Args:
@@ -87,19 +87,19 @@ def check_before(targets: Sequence[Target], model: StatementModel, max_tokens: i
             check_target(target, float(least_L[best]), float(full_L[best]), said, stripped)
 
 
-def _units_up_to(model: StatementModel, max_tokens: int) -> Units:
+def _units_up_to(model: ClassificationModel, max_tokens: int) -> Units:
     text = torch.arange(1.0, max(2, max_tokens))
     return Units(torch.full_like(text, model.backbone.config.vision.patches), text)
 
 
-def _ends(model: StatementModel, units: Units) -> tuple[Tensor, Tensor]:
+def _ends(model: ClassificationModel, units: Units) -> tuple[Tensor, Tensor]:
     """(B,) GMACs of as little as can be left, and of the untrimmed model; where nothing trims, layers are left out."""
     cost = model.cost_model()
     least = thinnest_macs(cost, units) if model.trimmers is None else cost.at_share(units, 0.0)
     return least / 1e9, cost.full(units) / 1e9
 
 
-def _stripped(model: StatementModel) -> str:
+def _stripped(model: ClassificationModel) -> str:
     """How little that is."""
     if model.trimmers is None:
         return "with one layer left in each part"
@@ -110,7 +110,7 @@ def _stripped(model: StatementModel) -> str:
 
 def plan_target(
     target: Target,
-    model: StatementModel,
+    model: ClassificationModel,
     typical: Units,
     examples: Examples,
     stage: Stage,
@@ -144,7 +144,7 @@ def plan_target(
 
 
 def _timed_plan(
-    target: Target, model: StatementModel, examples: Examples, least_share: float, stage: Stage
+    target: Target, model: ClassificationModel, examples: Examples, least_share: float, stage: Stage
 ) -> dict[str, float]:
     path = stage.folder / _FILE
     if path.is_file() and (saved := read_json(path))["fingerprint"] == stage.fingerprint:
@@ -172,7 +172,7 @@ def _words(latency: Latency) -> str:
     return f"{latency.device}{threads}, one instance at a time, median of {latency.rounds}"
 
 
-def _instances(model: StatementModel, examples: Examples) -> list[Instance]:
+def _instances(model: ClassificationModel, examples: Examples) -> list[Instance]:
     """Instances whose untrimmed cost is spread as that of all."""
     batch = examples.draw(candidates(examples.latency))
     full_B = model.cost_model().full(units_of(model.backbone, batch.token_mask)).tolist()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.data.batch import ImageTextBatch
 from pipeline.measure.latency import Latency, alike, alone, packed_latency
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trim_plan import MOST_SHARE, Examples, Plan
 from pipeline.trimming.calibrate import Calibration, calibrate
 from pipeline.trimming.cost import units_of
@@ -59,7 +59,7 @@ class Settler:
         examples: How they are computed.
     """
 
-    def __init__(self, model: StatementModel, target: Target, batch: ImageTextBatch, examples: Examples) -> None:
+    def __init__(self, model: ClassificationModel, target: Target, batch: ImageTextBatch, examples: Examples) -> None:
         self.model, self.target, self.batch, self.examples = model, target, batch, examples
         self.trimmers = model.trimmers if isinstance(model.trimmers, Trimmers) and model.trimmers.learned else None
         self.device = next(model.parameters()).device

@@ -1,6 +1,6 @@
 """A fine-tuned model from its export folder, with all that it takes to judge raw pictures and texts.
 
-B batch.
+B batch, A classes or answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,9 @@ from data_prep.errors import UserError
 from pipeline.data.decode import BadSample
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, eval_image, normalise
-from pipeline.exports import load_statement_model
-from pipeline.tasks.statements import StatementModel
+from pipeline.exports import load_classification_model
+from pipeline.tasks.classes import STATEMENT
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.cost import units_of
 
 Picture = str | Path | bytes
@@ -30,19 +31,25 @@ class Prediction:
     """What a model says of one picture and one text.
 
     Attributes:
-        true: Whether it takes the text for true of the picture.
-        probability: Of true.
+        answer: ``true`` or ``false`` of a statement, ``entailment``, ``neutral`` or ``contradiction``, or the answer to
+            a question.
+        probability: Of the answer; of a statement, of true.
         gmacs: Billions of multiply-accumulates that this instance took.
         full_gmacs: That the untrimmed model takes.
         kept: Shares of what was kept, mean over layers: vision and text tokens, heads of self- (msa) and
             cross-attention (mca); only those that its method trims. Empty for the untrimmed model.
     """
 
-    true: bool
+    answer: str
     probability: float
     gmacs: float
     full_gmacs: float
     kept: dict[str, float]
+
+    @property
+    def true(self) -> bool:
+        """Whether a statement is taken for true of the picture."""
+        return self.answer == "true"
 
 
 def read_picture(picture: Picture, transform: TransformConfig) -> Tensor:
@@ -61,7 +68,7 @@ def read_picture(picture: Picture, transform: TransformConfig) -> Tensor:
 
 
 class TrimmedModel:
-    """Judges statements about pictures, each instance with as many tokens and heads as it needs.
+    """Judges statements about pictures, or answers questions, each instance with as many tokens and heads as it needs.
 
     Args:
         model: In evaluation mode.
@@ -76,7 +83,7 @@ class TrimmedModel:
     """
 
     def __init__(
-        self, model: StatementModel, tokenizer: Tokenizer, transform: TransformConfig, max_tokens: int
+        self, model: ClassificationModel, tokenizer: Tokenizer, transform: TransformConfig, max_tokens: int
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -92,7 +99,7 @@ class TrimmedModel:
             UserError: The folder holds something else, or no tokenizer.
         """
         folder = Path(folder)
-        model, described = load_statement_model(folder)
+        model, described = load_classification_model(folder)
         tokenizer = Tokenizer.from_pretrained(folder)
         transform, max_tokens = _prepared(folder, described)
         return cls(model.to(device), tokenizer, transform, max_tokens)
@@ -103,7 +110,7 @@ class TrimmedModel:
 
         Args:
             pictures: As many as texts, or one.
-            texts: Statements.
+            texts: Statements or questions.
             batch_size: Instances that are computed together.
 
         Raises:
@@ -125,14 +132,21 @@ class TrimmedModel:
         ids_BL, mask_BL = ids_BL[:, :length], mask_BL[:, :length]
         pixels = normalise(pixels_B3HW.to(self.device), self.transform.mean, self.transform.std)
         trimming = self.model.trimming(ids_BL, mask_BL)
-        scores_B2 = self.model.classify(pixels, ids_BL, mask_BL, [] if trimming is None else [trimming])
+        scores_BA = self.model.classify(pixels, ids_BL, mask_BL, [] if trimming is None else [trimming])
         units = units_of(self.model.backbone, mask_BL)
         decisions = {} if trimming is None else trimming.decisions
         full_B, macs_B = self.model.full_macs(units), self.model.macs(decisions, units)
         kept = self.model.cost_model().kept_by_instance(decisions, units)
-        for row, true in enumerate(scores_B2.softmax(-1)[:, 1].tolist()):
-            shares = {group: float(share_B[row]) for group, share_B in kept.items()}
-            yield Prediction(true >= 0.5, true, float(macs_B[row]) / 1e9, float(full_B[row]) / 1e9, shares)
+        classes = self.model.classes
+        said_B, chance_BA = scores_BA.argmax(1), classes.probabilities(scores_BA)
+        told_B = torch.ones_like(said_B) if classes == STATEMENT else said_B
+        for row, said in enumerate(said_B.tolist()):
+            shares, chance = (
+                {group: float(share_B[row]) for group, share_B in kept.items()},
+                chance_BA[row, told_B[row]],
+            )
+            costs = float(macs_B[row]) / 1e9, float(full_B[row]) / 1e9
+            yield Prediction(classes.names[said], float(chance), *costs, shares)
 
 
 def _prepared(folder: Path, described: dict[str, Any]) -> tuple[TransformConfig, int]:

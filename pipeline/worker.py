@@ -12,7 +12,8 @@ from jsonargparse import ArgumentParser
 from pipeline.checkpoint_rules import CheckpointConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.engine import EngineConfig
-from pipeline.evaluate import EvaluateConfig, Trained, evaluate
+from pipeline.evaluate import evaluate
+from pipeline.evaluation.config import EvaluateConfig, Trained
 from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig, pretrain
 from pipeline.process import Process

@@ -1,9 +1,9 @@
 """What a training process gets of a step: pictures, texts and who they are."""
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,7 +63,8 @@ class ImageTextBatch:
         pixels: (B, 3, H, W) uint8, RGB; see `transforms.normalise`.
         token_ids: (B, L) int64, padded at the end.
         token_mask: (B, L) bool, True for tokens that are not padding.
-        labels: (B,) int64, 1 where the text is true of the image, 0 where it is not, -1 where nobody says.
+        labels: (B,) int64, 1 where the text is true of the image, 0 where it is not, -1 where nobody says; with
+            "relations" the number of a statement's relation among `snli_ve.LABELS`.
         sample_ids: (B,) int64, the identity of the image: its row in samples.npy, counted on over the sources
             of a mix.
         draw_seeds: (B,) int64 that random choices about each sample derive from (`seeds.uniforms`): one for each
@@ -74,6 +75,8 @@ class ImageTextBatch:
         groups: what each sample is counted with (its permutations in NLVR); its key where it stands alone.
         clusters: what depends on each other (a presentation of NLVR) and is resampled together for intervals.
         skipped: the samples that could not be used on the way to this batch.
+        ids: what each sample is called in its data set.
+        told: the statement or question of each as the data has it, with what is known of it; {} for a caption.
         work: what it took to make the batch.
     """
 
@@ -89,6 +92,8 @@ class ImageTextBatch:
     groups: list[str]
     clusters: list[str]
     skipped: list[Skip]
+    ids: list[str] = field(default_factory=list)
+    told: list[Mapping[str, Any]] = field(default_factory=list)
     work: LoadWork = LoadWork()
 
     def __len__(self) -> int:
@@ -105,7 +110,7 @@ class ImageTextBatch:
 
     def part(self, rows: slice) -> "ImageTextBatch":
         """The batch of some of its rows; what was skipped, and the work, stay with the first."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in ("skipped", "work")]
+        names = [each.name for each in dataclasses.fields(self) if each.name not in ("skipped", "work")]
         values = {name: getattr(self, name)[rows] for name in names}
         if rows.start:
             return ImageTextBatch(**values, skipped=[])

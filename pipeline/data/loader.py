@@ -17,9 +17,10 @@ from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.board import StallWatch
 from pipeline.data.decode import Encoded, Pixels
-from pipeline.data.order import EvalOrder, OrderConfig, Pick, TrainOrder, Unit
+from pipeline.data.order import EvalOrder, OrderConfig, Pick, TrainOrder, Unit, Units
 from pipeline.data.parcels import Parcel, Slots
 from pipeline.data.quarantine import Quarantine
+from pipeline.data.questions import question_units
 from pipeline.data.seeds import draw, generator
 from pipeline.data.shards import ShardFolder, TextKind
 from pipeline.data.storage import StorageConfig
@@ -252,7 +253,7 @@ def train_loader(
 
     Args:
         sources: split folders and the weight of each in the mix.
-        text: what goes with an image; with "statements" the label says whether it is true.
+        text: what goes with an image, and with it what the label says (`ImageTextBatch`).
         unit: "image" visits each image once an epoch, with one of its texts drawn by seed; "pair" each text.
         config: size, augmentation, order, workers.
         tokenizer: of the texts.
@@ -267,7 +268,7 @@ def train_loader(
         UserError: folders cannot be read, sizes do not divide, or there is too little data.
     """
     folders = [ShardFolder(path, config) for path, _ in sources]
-    weighted = [(folder.units(text, unit), weight) for folder, (_, weight) in zip(folders, sources, strict=True)]
+    weighted = [(_units(folder, text, unit), weight) for folder, (_, weight) in zip(folders, sources, strict=True)]
     for folder, (units, _) in zip(folders, weighted, strict=True):
         _check_not_empty(folder, units.total, text)
     order = TrainOrder(weighted, config.order(unit), seed, global_batch)
@@ -316,12 +317,16 @@ def eval_loader(
         UserError: the folder cannot be read or has no such texts.
     """
     folder = ShardFolder(source, config)
-    units = folder.units(text, unit)
+    units = _units(folder, text, unit)
     _check_not_empty(folder, units.total, text)
     order = EvalOrder(units, batch_size, process.world_size, limit, spread)
     draws, steps = _draws_nothing, order.steps
     dataset = _dataset([folder], order, partial(_plain, config), draws, tokenizer, text, config, process, steps)
     return StepLoader(dataset, range(steps), batch_size, config, process, [str(source)], quarantine)
+
+
+def _units(folder: ShardFolder, text: TextKind, unit: Unit) -> Units:
+    return question_units(folder, unit) if text == "questions" else folder.units(text, unit)
 
 
 def _check_not_empty(folder: ShardFolder, total: int, text: TextKind) -> None:

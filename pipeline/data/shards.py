@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -26,6 +26,7 @@ from data_prep.files import sha256_file
 from data_prep.index import COLUMNS, COUNTS, INDEX, SAMPLES, load_index
 from data_prep.mirror import mirror_for_all, mirror_index, remote_url
 from data_prep.remote import RemoteFolder, is_url, local_path
+from data_prep.sources.snli_ve import LABELS
 from data_prep.tars import BLOCK, is_of_sample, why_unsafe
 from data_prep.texts import BadText, read_fields
 from pipeline.data.cache import BlockCache
@@ -35,7 +36,8 @@ from pipeline.data.order import Unit, Units
 from pipeline.data.remote_reader import DirectReader
 from pipeline.data.storage import LocalReader, Range, Reader, ShardList, StorageConfig
 
-TextKind = Literal["captions", "statements"]
+TextKind = Literal["captions", "statements", "relations", "questions"]
+"""What goes with a picture; a relation is a statement with its label of three classes (SNLI-VE)."""
 _IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 _IMAGE_SETS = ({""}, {"left", "right"})
 _ORDINARY = re.compile(r"[A-Za-z0-9_-]+(\.left|\.right)?\.(png|jpg|jpeg|webp|txt|json)")  # safe at a glance
@@ -72,6 +74,11 @@ class Sample:
         return captions
 
     @property
+    def id(self) -> str:
+        """What it is called in its data set; its key where nobody says."""
+        return str(self.fields.get("id", self.key))
+
+    @property
     def group(self) -> str:
         """What the sample is counted with; its key where it stands alone."""
         return str(self.fields.get("group", self.key))
@@ -81,12 +88,26 @@ class Sample:
         """Name of what depends on each other: the presentation of an NLVR example, else the group."""
         return str(self.fields.get("presentation", self.group))
 
-    def text(self, kind: TextKind, number: int) -> tuple[str, int]:
-        """One text and its label: 1 true (captions are), 0 false."""
+    def text(self, kind: TextKind, number: int) -> tuple[str, int, Mapping[str, Any]]:
+        """One text, its label, and what else the data says of it.
+
+        The label is 1 for true (captions are) and 0 for false, -1 for a question, of a relation its class.
+        """
         if kind == "captions":
-            return str(self.captions[number]), 1
+            return str(self.captions[number]), 1, {}
+        if kind == "questions":
+            question = self.fields["questions"][number]
+            return str(question["question"]), -1, question
         statement = self.fields["statements"][number]
-        return str(statement["text"]), int(bool(statement["label"]))
+        return str(statement["text"]), _label(kind, statement), statement
+
+
+def _label(kind: TextKind, statement: Mapping[str, Any]) -> int:
+    if kind == "statements":
+        return int(bool(statement["label"]))
+    if statement.get("relation") not in LABELS:
+        raise BadSample(f"has a statement whose relation is none of {', '.join(LABELS)}")
+    return LABELS.index(statement["relation"])
 
 
 class ShardFolder:
@@ -168,9 +189,11 @@ class ShardFolder:
         return sha256_file(self.path / INDEX)
 
     def units(self, kind: TextKind, unit: Unit) -> Units:
-        """What order needs to know of this folder."""
-        column = self._rows[:, COLUMNS.index(kind)]
-        total, having = COUNTS[kind]
+        """What order needs to know of this folder; the index does not count questions: see `question_units`."""
+        assert kind != "questions"
+        name = "captions" if kind == "captions" else "statements"
+        column = self._rows[:, COLUMNS.index(name)]
+        total, having = COUNTS[name]
         sizes = self._counts[total if unit == "pair" else having]
         return Units(self.digest, self.shard_rows, column, unit, sizes)
 

@@ -3,9 +3,9 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -49,6 +49,8 @@ class Item:
     group: str
     cluster: str
     captions: list[str]
+    id: str
+    told: Mapping[str, Any]
 
 
 class _Found(NamedTuple):
@@ -238,7 +240,7 @@ class StepDataset(Dataset[ImageTextBatch]):
 
     def _described(self, sample: Sample, pick: Pick) -> Item:
         try:
-            text, label = sample.text(self._text, pick.text)
+            text, label, told = sample.text(self._text, pick.text)
         except (KeyError, IndexError, TypeError) as error:
             raise BadSample(f"has no {self._text}[{pick.text}], which the index promises") from error
         return Item(
@@ -250,6 +252,8 @@ class StepDataset(Dataset[ImageTextBatch]):
             group=sample.group,
             cluster=sample.cluster,
             captions=sample.captions,
+            id=sample.id,
+            told=told,
         )
 
     def _item(
@@ -311,6 +315,8 @@ class StepDataset(Dataset[ImageTextBatch]):
             groups=[item.group for item in items],
             clusters=[item.cluster for item in items],
             skipped=making.skipped,
+            ids=[item.id for item in items],
+            told=[item.told for item in items],
             work=LoadWork(read=making.read, decode=making.decode, text=text_seconds, **fetched),
         )
 

@@ -19,7 +19,7 @@ from pipeline.measure.timing import interleave, paired_ratios, spread
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.models.schedule import TokenStream, site
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.calibrate import calibrate
 from pipeline.trimming.cost import solve_share, units_of
 from pipeline.trimming.fixed import decay_rate
@@ -139,10 +139,10 @@ def _inputs(model: ModelConfig, config: BenchTrimConfig) -> _Inputs:
     )
 
 
-def _model(sizes: ModelConfig, config: BenchTrimConfig, target: float | None) -> StatementModel:
+def _model(sizes: ModelConfig, config: BenchTrimConfig, target: float | None) -> ClassificationModel:
     torch.manual_seed(config.seed)
     backbone = build_model(sizes)
-    model = StatementModel(backbone, None if target is None else _UNDECIDED).to(config.device).eval()
+    model = ClassificationModel(backbone, None if target is None else _UNDECIDED).to(config.device).eval()
     if target is not None:
         assert isinstance(model.trimmers, Trimmers)
         few = _inputs(sizes, config).first(_CALIBRATED_ON)
@@ -151,7 +151,7 @@ def _model(sizes: ModelConfig, config: BenchTrimConfig, target: float | None) ->
     return model
 
 
-def _spread_over_layers(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig, target: float) -> None:
+def _spread_over_layers(model: ClassificationModel, inputs: _Inputs, config: BenchTrimConfig, target: float) -> None:
     """Sets every trimmer's bias, so that all groups keep the share that gives the target, deep layers fewer tokens."""
     assert isinstance(model.trimmers, Trimmers)
     units = units_of(model.backbone, inputs.mask_BL)
@@ -194,7 +194,7 @@ def _shift_to_keep(trimmer: TokenTrimmer | HeadTrimmer, scores: Tensor, wanted: 
     return shift
 
 
-def _classify(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig) -> Mapping[str, Decision] | None:
+def _classify(model: ClassificationModel, inputs: _Inputs, config: BenchTrimConfig) -> Mapping[str, Decision] | None:
     """What was decided; None for the full model."""
     trimming = model.trimming(inputs.ids_BL, inputs.mask_BL)
     with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
@@ -202,13 +202,13 @@ def _classify(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig) -
     return None if trimming is None else trimming.decisions
 
 
-def _macs(model: StatementModel, inputs: _Inputs, decisions: Mapping[str, Decision] | None) -> float:
+def _macs(model: ClassificationModel, inputs: _Inputs, decisions: Mapping[str, Decision] | None) -> float:
     """Mean multiply-accumulates of an instance, without padding."""
     cost, units = model.cost_model(), units_of(model.backbone, inputs.mask_BL)
     return float((cost.full(units) if decisions is None else cost.of(decisions, units)).mean())
 
 
-def _cost_share(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig) -> float:
+def _cost_share(model: ClassificationModel, inputs: _Inputs, config: BenchTrimConfig) -> float:
     return _macs(model, inputs, _classify(model, inputs, config)) / _macs(model, inputs, None)
 
 
@@ -236,7 +236,7 @@ def _timing(laps: Sequence[float], reference: Sequence[float]) -> dict[str, floa
     }
 
 
-def _work(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig) -> dict[str, Any]:
+def _work(model: ClassificationModel, inputs: _Inputs, config: BenchTrimConfig) -> dict[str, Any]:
     """What an instance costs, what is kept, and where the time goes."""
     with _watched(model, config) as parts:
         begin = time.perf_counter()
@@ -254,7 +254,7 @@ def _work(model: StatementModel, inputs: _Inputs, config: BenchTrimConfig) -> di
 
 
 @contextmanager
-def _watched(model: StatementModel, config: BenchTrimConfig) -> Iterator[dict[str, float]]:
+def _watched(model: ClassificationModel, config: BenchTrimConfig) -> Iterator[dict[str, float]]:
     """Seconds by part of the model while it runs: the blocks of each stream, and the trimmers."""
     parts: dict[str, float] = {}
     handles = []
@@ -277,7 +277,7 @@ def _watched(model: StatementModel, config: BenchTrimConfig) -> Iterator[dict[st
             handle.remove()
 
 
-def _parts(model: StatementModel) -> Iterator[tuple[str, nn.Module]]:
+def _parts(model: ClassificationModel) -> Iterator[tuple[str, nn.Module]]:
     for step in model.backbone.schedule:
         for advance in step.advances:
             assert isinstance(advance.block, nn.Module)

@@ -18,7 +18,7 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.limits import above_zero, at_least
 from pipeline.measure.timing import interleave, median_interval, spread
 from pipeline.models.schedule import TokenStream
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.trimmers import HeadTrimmer, TokenTrimmer, Trimmers
 
@@ -149,7 +149,7 @@ def alone(batch: ImageTextBatch, rows: Sequence[int], normalise: Normalise, devi
     return found
 
 
-def packed_latency(model: StatementModel, instances: Sequence[Instance], config: LatencyConfig) -> Latency:
+def packed_latency(model: ClassificationModel, instances: Sequence[Instance], config: LatencyConfig) -> Latency:
     """Of a trimmed model as it decides, in turn with the untrimmed one."""
     runs = {FULL: partial(_lap, model, instances, False), "packed": partial(_lap, model, instances, True)}
     laps = _laps(runs, instances[0].pixels.device, config)
@@ -157,7 +157,7 @@ def packed_latency(model: StatementModel, instances: Sequence[Instance], config:
 
 
 @torch.inference_mode()
-def latency_curve(model: StatementModel, instances: Sequence[Instance], config: LatencyConfig) -> Curve:
+def latency_curve(model: ClassificationModel, instances: Sequence[Instance], config: LatencyConfig) -> Curve:
     """Times with every layer keeping the same part of tokens and heads, whatever the trimmers would decide.
 
     Args:
@@ -217,7 +217,7 @@ def _median(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 @torch.inference_mode()
-def _lap(model: StatementModel, instances: Sequence[Instance], packed: bool) -> float:
+def _lap(model: ClassificationModel, instances: Sequence[Instance], packed: bool) -> float:
     """Milliseconds an instance."""
     device = instances[0].pixels.device
     _wait(device)
@@ -234,7 +234,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _cost_share(model: StatementModel, instances: Sequence[Instance]) -> float:
+def _cost_share(model: ClassificationModel, instances: Sequence[Instance]) -> float:
     """Multiply-accumulates of the packed model over the full one's."""
     spent, full = 0.0, 0.0
     for pixels, ids_1L, mask_1L in instances:
@@ -247,7 +247,7 @@ def _cost_share(model: StatementModel, instances: Sequence[Instance]) -> float:
 
 
 @contextmanager
-def _keeping(model: StatementModel) -> Iterator[Callable[[float], None]]:
+def _keeping(model: ClassificationModel) -> Iterator[Callable[[float], None]]:
     """While it lasts, trimmers and what is fixed beside them keep the part that is given to what it yields."""
     assert isinstance(model.trimmers, Trimmers), "only what is scored is timed before training"
     trimmers, before = model.trimmers, model.trimmers.share

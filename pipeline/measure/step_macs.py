@@ -20,7 +20,7 @@ from pipeline.models.clip import Clip
 from pipeline.models.config import BackboneName
 from pipeline.models.meter import Meter
 from pipeline.pruning.config import PruningConfig
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.cost import Units
 
 
@@ -29,7 +29,7 @@ def pretraining_macs(model: Backbone, pruning: PruningConfig, sizes: StepSizes) 
     return _COUNTERS[model.config.backbone](model, pruning, sizes)
 
 
-def statement_macs(model: StatementModel, text_length: int, full: bool) -> float:
+def classification_macs(model: ClassificationModel, text_length: int, full: bool) -> float:
     """Forward and backward of fine-tuning on statements, where masked tokens and heads are computed like the others.
 
     A student's teacher runs forward alone; a method that takes tokens out counts as it does in the end.

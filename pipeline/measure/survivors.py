@@ -16,7 +16,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import InBlock, Step, Streams
 from pipeline.pruning.config import PruningConfig
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.smarttrim import Decision, MaskedTrimming, threshold
 
@@ -60,7 +60,7 @@ def pruned_sights(model: Backbone, config: PruningConfig, pixels: Tensor, batch:
 
 @torch.no_grad()
 def trimmed_sights(
-    model: StatementModel, pixels: Tensor, batch: ImageTextBatch
+    model: ClassificationModel, pixels: Tensor, batch: ImageTextBatch
 ) -> tuple[list[Sight], list[Sight], Tensor]:
     """What is kept of each picture and sentence, layer by layer, and the MACs of each instance."""
     trimming, watch = model.trimming(batch.token_ids, batch.token_mask, threshold), Watch()

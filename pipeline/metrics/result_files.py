@@ -1,11 +1,13 @@
 """Predictions in the formats that evaluation servers take, held against a data set's own annotation files."""
 
 import csv
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.files import write_atomic, write_json
 from data_prep.json_stream import json_lines, stream_json
 
 _SHOWN = 3
@@ -39,6 +41,27 @@ def predictions_of(path: Path, name_key: str, value_key: str) -> dict[str, str]:
     if not found:
         raise UserError(f"{path} holds no predictions; wanted {name_key} and {value_key} of each")
     return found
+
+
+def write_vqa(path: Path, found: Mapping[Any, str]) -> None:
+    """Writes the VQA server's results.json.
+
+    Args:
+        path: The file.
+        found: Answers by question_id.
+    """
+    write_json(path, [{"question_id": name, "answer": answer} for name, answer in found.items()])
+
+
+def write_snli_ve(path: Path, found: Mapping[str, str]) -> None:
+    """Writes an object a line: {"pairID", "prediction"}.
+
+    Args:
+        path: The file.
+        found: Relations by pairID.
+    """
+    rows = (json.dumps({"pairID": name, "prediction": said}) for name, said in found.items())
+    write_atomic(path, "".join(f"{row}\n" for row in rows))
 
 
 def _pairs(path: Path, name_key: str, value_key: str) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,62 @@ class Score:
     samples: int
 
 
-def _mean(metric: str, values: Sequence[float], groups: Sequence[str]) -> Score:
+def mean_score(metric: str, values: Sequence[float], groups: Sequence[str]) -> Score:
+    """Mean of values from 0 to 1, with the interval by resampling groups."""
     interval = group_interval(values, groups)
     return Score(metric, 100 * interval.value, 100 * interval.low, 100 * interval.high, len(values))
 
 
-def score_vqa(predictions: Path, annotations: Path, subset: bool) -> list[Score]:
+@dataclass(frozen=True)
+class Asked:
+    """What is known of a VQA question.
+
+    Attributes:
+        answers: What the annotators said, as they wrote it.
+        image: Name of its picture.
+        kind: Type of its answer, such as ``yes/no``.
+    """
+
+    answers: Sequence[str]
+    image: str
+    kind: str
+
+
+def vqa_scores(found: Mapping[str, str], asked: Mapping[str, Asked], names: Iterable[str]) -> list[Score]:
     """VQA v2 accuracy, of all questions and by the type of their answer.
+
+    Args:
+        found: Predicted answers by question.
+        asked: What is known of the questions.
+        names: Those that count, in any order.
+    """
+    names = sorted(names)
+    if not names:
+        return []
+    right = {name: vqa_accuracy(found[name], asked[name].answers) for name in names}
+    kinds = sorted({asked[name].kind for name in names})
+    of_kind = {f"accuracy {kind}": [n for n in names if asked[n].kind == kind] for kind in kinds}
+    return [
+        mean_score(metric, [right[name] for name in some], [asked[name].image for name in some])
+        for metric, some in {"accuracy": names, **of_kind}.items()
+    ]
+
+
+def snli_ve_scores(found: Mapping[str, str], gold: Mapping[str, tuple[str, str]], names: Iterable[str]) -> list[Score]:
+    """Accuracy over the three classes.
+
+    Args:
+        found: Predicted relations by pair.
+        gold: The right ones, and the names of the pictures.
+        names: Those that count, in any order.
+    """
+    names = sorted(names)
+    right = [float(found[name] == gold[name][0]) for name in names]
+    return [mean_score("accuracy", right, [gold[name][1] for name in names])]
+
+
+def score_vqa(predictions: Path, annotations: Path, subset: bool) -> list[Score]:
+    """VQA v2 accuracy; see `vqa_scores`.
 
     Args:
         predictions: The server's results.json: an array of {"question_id", "answer"}.
@@ -47,25 +96,16 @@ def score_vqa(predictions: Path, annotations: Path, subset: bool) -> list[Score]
         subset: Whether questions without a prediction are left out.
     """
     found = predictions_of(predictions, "question_id", "answer")
-    asked: dict[str, dict[str, Any]] = {}
+    asked: dict[str, Asked] = {}
 
     def read(row: dict[str, Any]) -> None:
         answers = [answer["answer"] for answer in row["answers"]]
         if not answers:
             raise ValueError("a question without answers")
-        asked[str(row["question_id"])] = {
-            "type": row["answer_type"], "image": str(row["image_id"]), "answers": answers
-        }  # fmt: skip
+        asked[str(row["question_id"])] = Asked(answers, str(row["image_id"]), row["answer_type"])
 
     annotated(annotations, "annotations", read)
-    names = answered(predictions, found, asked, subset)
-    right = {name: vqa_accuracy(found[name], asked[name]["answers"]) for name in names}
-    kinds = dict.fromkeys(asked[name]["type"] for name in names)
-    of_kind = {f"accuracy {kind}": [n for n in names if asked[n]["type"] == kind] for kind in sorted(kinds)}
-    return [
-        _mean(metric, [right[name] for name in some], [asked[name]["image"] for name in some])
-        for metric, some in {"accuracy": names, **of_kind}.items()
-    ]
+    return vqa_scores(found, asked, answered(predictions, found, asked, subset))
 
 
 def score_captions(predictions: Path, annotations: Path, subset: bool) -> list[Score]:
@@ -111,9 +151,7 @@ def score_snli_ve(predictions: Path, annotations: Path, subset: bool) -> list[Sc
             gold[str(row["pairID"])] = row["gold_label"], str(image)
 
     annotated(annotations, "", read)
-    names = answered(predictions, found, gold, subset)
-    right = [float(found[name] == gold[name][0]) for name in names]
-    return [_mean("accuracy", right, [gold[name][1] for name in names])]
+    return snli_ve_scores(found, gold, answered(predictions, found, gold, subset))
 
 
 def score_nlvr2(predictions: Path, annotations: Path, subset: bool) -> list[Score]:
@@ -138,8 +176,8 @@ def score_nlvr2(predictions: Path, annotations: Path, subset: bool) -> list[Scor
     for name in names:
         consistent[_sentence(name)] = min(consistent[_sentence(name)], right[name])
     return [
-        _mean("accuracy", list(right.values()), [_image_set(name) for name in names]),
-        _mean("consistency", list(consistent.values()), [_image_set(name) for name in consistent]),
+        mean_score("accuracy", list(right.values()), [_image_set(name) for name in names]),
+        mean_score("consistency", list(consistent.values()), [_image_set(name) for name in consistent]),
     ]
 
 

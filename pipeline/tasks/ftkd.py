@@ -1,6 +1,6 @@
-"""FTKD on statements: fine-tuning a student of fewer layers under its teacher.
+"""FTKD: fine-tuning a student of fewer layers under its teacher.
 
-B batch, L text tokens.
+B batch, L text tokens, A classes or answers.
 """
 
 from collections.abc import Callable
@@ -8,19 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.data.batch import ImageTextBatch
 from pipeline.measure.layer_watch import LayerWatch
-from pipeline.tasks.statements import Answers, SmartTrimConfig, StatementModel, StatementTask, accuracy
+from pipeline.tasks.classification import Answers, ClassificationModel, ClassificationTask, SmartTrimConfig
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import Units
-from pipeline.trimming.distillation import class_divergence
 from pipeline.trimming.ftkd import FtkdConfig, LayerMap, attention_divergence, hidden_distance
 
 
-class TaughtStatements(StatementTask):
-    """Cross entropy, and what the teacher says, sees and attends to.
+class TaughtClassification(ClassificationTask):
+    """The task's loss, and what the teacher says, sees and attends to.
 
     Args:
         student: With fewer layers.
@@ -33,8 +31,8 @@ class TaughtStatements(StatementTask):
 
     def __init__(
         self,
-        student: StatementModel,
-        teacher: StatementModel,
+        student: ClassificationModel,
+        teacher: ClassificationModel,
         normalise: Callable[[Tensor], Tensor],
         target: float,
         config: FtkdConfig,
@@ -46,21 +44,22 @@ class TaughtStatements(StatementTask):
         self.layers = LayerMap(student.backbone, teacher.backbone)
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
-        """Cross entropy, and three distances from the teacher."""
+        """The task's loss, and three distances from the teacher."""
         inputs = self.normalise(batch.pixels), batch.token_ids, batch.token_mask
         own = LayerWatch(frozenset(self.layers.hidden), frozenset(self.layers.attention))
         answers: Answers = forward(*inputs, None, True, own)
-        assert answers.full_B2 is not None
+        targets = self.classes.targets(batch)
+        assert answers.full_BA is not None
         seen = LayerWatch(frozenset(self.layers.hidden.values()), frozenset(self.layers.attention.values()))
         with torch.no_grad():
-            taught_B2 = self.teacher.classify(*inputs, [seen])
+            taught_BA = self.teacher.classify(*inputs, [seen])
         named = {
-            "task": F.cross_entropy(answers.full_B2, batch.labels),
-            "divergence": class_divergence(answers.full_B2, taught_B2),
+            "task": self.classes.loss(answers.full_BA, targets),
+            "divergence": self.classes.divergence(answers.full_BA, taught_BA),
             "hidden": hidden_distance(answers.watched, seen.seen, self.layers, batch.token_mask),
             "attention": attention_divergence(answers.watched, seen.seen, self.layers, batch.token_mask),
         }
         by = self.weights.logits_weight, self.weights.hidden_weight, self.weights.attention_weight
         taught = [named["divergence"], named["hidden"], named["attention"]]
         total = named["task"] + sum(weight * loss for weight, loss in zip(by, taught, strict=True))
-        return Losses(total, named, {"accuracy": accuracy(answers.full_B2, batch.labels)})
+        return Losses(total, named, {"accuracy": self.classes.accuracy(answers.full_BA, targets)})

@@ -11,11 +11,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.data.seeds import generator
 from pipeline.models.schedule import InBlock, Step, Streams, site
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.trimmers import Trimmers, block_size
 
 Order = Literal["head_random", "grad_layer", "grad_all"]
@@ -43,7 +42,7 @@ class HeadProbe:
         return streams, wishes
 
 
-def head_importance(model: StatementModel, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
+def head_importance(model: ClassificationModel, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
     """I_h of each attention's heads, (H,), by site and kind of attention.
 
     Args:
@@ -53,8 +52,7 @@ def head_importance(model: StatementModel, batches: Iterable[tuple[Tensor, Tenso
     total: dict[str, Tensor] = {}
     for pixels, ids_BL, mask_BL in batches:
         probe = HeadProbe()
-        scores_B2 = model.classify(pixels, ids_BL, mask_BL, [probe])
-        loss = F.cross_entropy(scores_B2, scores_B2.detach().argmax(1), reduction="sum")
+        loss = model.classes.own_loss(model.classify(pixels, ids_BL, mask_BL, [probe]))
         factors = list(probe.factors.values())
         # Where fusion begins from the words, the text that is encoded alone has no part in a full model's answer.
         gradients = torch.autograd.grad(loss, factors, allow_unused=True, materialize_grads=True)

@@ -161,4 +161,6 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
         left_out.discard(_SECTIONS.get(trim["method"], ""))
     if target.unit == "ms":
         left_out.discard("latency")
+    if trim.get("task") != "vqa":
+        left_out.add("answers")
     return {key: value for key, value in trim.items() if key not in left_out}

@@ -18,7 +18,7 @@ from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.data.transforms import eval_image, normalise
 from pipeline.models.build import build_model
 from pipeline.setup import export_config
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimmed_model import TrimmedModel
 from pipeline.trimming.smarttrim import MaskedTrimming
 from pipeline.trimming.trimmers import TrimmerConfig
@@ -34,7 +34,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     config = small_config()
     config = replace(config, text=replace(config.text, vocab_size=tokenizer.vocab_size))
     torch.manual_seed(0)
-    model = StatementModel(build_model(config), request.param)
+    model = ClassificationModel(build_model(config), request.param)
     loader = LoaderConfig(
         height=config.vision.height, width=config.vision.width_px, max_tokens=config.text.max_positions
     )

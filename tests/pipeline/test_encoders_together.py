@@ -5,7 +5,7 @@ import torch
 
 from pipeline.models.schedule import Step, Streams, site
 from pipeline.pruning.elip import ElipConfig
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.guides import guides_in_words
 from pipeline.trimming.smarttrim import MaskedTrimming, PackedTrimming
 from pipeline.trimming.trimmers import TrimmerConfig, Trimmers
@@ -53,7 +53,7 @@ def test_side_by_side_gives_what_one_after_the_other_gives(depth: int) -> None:
 
 def test_trimmers_look_at_the_other_encoder_and_name_their_sites_alike() -> None:
     backbone = small_model("meter")
-    model = StatementModel(backbone, MIXED)
+    model = ClassificationModel(backbone, MIXED)
     assert isinstance(model.trimmers, Trimmers) and model.trimmers.together
     said = guides_in_words(backbone.schedule_for(True)).split("; ")
     assert said[:2] == [
@@ -64,7 +64,7 @@ def test_trimmers_look_at_the_other_encoder_and_name_their_sites_alike() -> None
 
 
 def test_a_text_layers_tokens_depend_on_the_picture() -> None:
-    model, batch = StatementModel(small_model("meter"), MIXED).eval(), small_batch(4)
+    model, batch = ClassificationModel(small_model("meter"), MIXED).eval(), small_batch(4)
     decided = []
     for pixels in (batch.pixels, batch.pixels.flip(0)):
         trimming = MaskedTrimming(model.trimmers)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def test_a_text_layers_tokens_depend_on_the_picture() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_masked_and_packed_execution_agree(seed: int) -> None:
-    model, batch = StatementModel(small_model("meter", seed), MIXED).eval(), small_batch(5, seed)
+    model, batch = ClassificationModel(small_model("meter", seed), MIXED).eval(), small_batch(5, seed)
     inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
     answers = [
         model.classify(*inputs, [one(model.trimmers)])  # type: ignore[arg-type]
@@ -87,6 +87,6 @@ def test_masked_and_packed_execution_agree(seed: int) -> None:
 
 def test_where_pruning_waits_for_the_text_it_is_encoded_first() -> None:
     elip = ElipConfig(depths=(2, 1, 1), ratios=(0.8, 0.5))
-    model = StatementModel(small_model("meter"), MIXED, pruning=elip)
+    model = ClassificationModel(small_model("meter"), MIXED, pruning=elip)
     assert isinstance(model.trimmers, Trimmers) and not model.trimmers.together
-    assert not StatementModel(small_model("albef"), MIXED).trimmers.together  # type: ignore[union-attr]
+    assert not ClassificationModel(small_model("albef"), MIXED).trimmers.together  # type: ignore[union-attr]

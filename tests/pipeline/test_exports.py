@@ -8,14 +8,14 @@ import pytest
 
 from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
-from pipeline.exports import load_backbone, load_statement_model
+from pipeline.exports import load_backbone, load_classification_model
 from tests.pipeline.small import small_config, small_model
 
 
 def test_an_export_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
     model = asdict(small_config())
     unknown = {**model, "vision": {**model["vision"], "stem": []}}
-    for kind, load in (("backbone", load_backbone), ("statement", load_statement_model)):
+    for kind, load in (("backbone", load_backbone), ("statement", load_classification_model)):
         for number, described in enumerate(({}, {"model": {}}, {"model": unknown})):
             folder = tmp_path / f"{kind}{number}"
             export_weights(folder, {}, {"kind": kind, **described})
@@ -30,7 +30,7 @@ def test_an_export_without_its_weights_or_trimmers_is_refused(tmp_path: Path) ->
         load_backbone(tmp_path / "bare")
     export_weights(tmp_path / "old", {}, {"kind": "statement", "model": model, "trimmers": {"sharpness": 1}})
     with pytest.raises(UserError, match=r"does not tell how it is trimmed and pruned"):
-        load_statement_model(tmp_path / "old")
+        load_classification_model(tmp_path / "old")
 
 
 def test_whoever_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:

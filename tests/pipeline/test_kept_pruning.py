@@ -12,14 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
-from pipeline.exports import describe_method, load_statement_model
+from pipeline.exports import describe_method, load_classification_model
 from pipeline.models.config import BackboneName
 from pipeline.models.packing import pack, unpack
 from pipeline.models.schedule import TokenStream
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.selection import apply_selection, select
-from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
+from pipeline.tasks.classification import ClassificationModel, ClassificationTask, SmartTrimConfig
 from pipeline.trim_config import TrimConfig
 from pipeline.trimming.cost import solve_share, units_of
 from pipeline.trimming.methods import MethodName
@@ -43,9 +43,9 @@ def doubles() -> object:
 
 def model_of(
     trimmers: TrimmerConfig | None, backbone: BackboneName = "albef", elip: ElipConfig = ELIP, seed: int = 0
-) -> StatementModel:
+) -> ClassificationModel:
     own = small_model(backbone, seed, depth=6)
-    return StatementModel(own, trimmers, pruning=elip).eval()
+    return ClassificationModel(own, trimmers, pruning=elip).eval()
 
 
 def arguments(size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,7 +94,7 @@ def test_where_nothing_is_trimmed_the_answers_are_the_pruned_models(backbone: Ba
     model, inputs = model_of(TrimmerConfig(), backbone), arguments(4)
     pruned = model.classify(*inputs, [])
     torch.testing.assert_close(model.classify(*inputs, [MaskedTrimming(model.trimmers)]), pruned)  # type: ignore[arg-type]
-    plain = StatementModel(model.backbone, None)
+    plain = ClassificationModel(model.backbone, None)
     plain.cls_head = model.cls_head
     assert not torch.allclose(plain.classify(*inputs, []), pruned)
 
@@ -144,7 +144,7 @@ def test_the_solved_share_reaches_the_target_from_the_pruned_model() -> None:
 
 def test_every_trimmer_learns_through_the_pruning_that_follows_it() -> None:
     model, batch = model_of(TrimmerConfig()), small_batch(6)
-    task = StatementTask(model, scale, 1.5, SmartTrimConfig(), units_of(model.backbone, batch.token_mask))
+    task = ClassificationTask(model, scale, 1.5, SmartTrimConfig(), units_of(model.backbone, batch.token_mask))
     task.losses(model, batch, 0.3).total.backward()
     assert model.trimmers is not None
     for name, parameter in model.trimmers.named_parameters():
@@ -180,7 +180,7 @@ def test_an_export_is_pruned_as_it_was_trained(trimmers: TrimmerConfig | None, t
     described = {"kind": "statement", "model": asdict(model.backbone.config), "target": 2.0}
     described |= describe_method(model, "smarttrim")
     export_weights(tmp_path / "export", model.state_dict(), json.loads(json.dumps(described)))
-    loaded, _ = load_statement_model(tmp_path / "export")
+    loaded, _ = load_classification_model(tmp_path / "export")
     answers = []
     for each in (model, loaded):
         trimming = each.trimming(*inputs[1:])
@@ -217,4 +217,4 @@ def test_what_a_backbone_keeps_is_config_with_a_default_of_its_own(
 
 def test_a_stage_that_does_not_fit_the_tower_is_refused() -> None:
     with pytest.raises(UserError, match="add up to 12"):
-        StatementModel(small_model("meter", depth=6), None, Policy(), None, ElipConfig())
+        ClassificationModel(small_model("meter", depth=6), None, Policy(), None, ElipConfig())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data_prep.errors import UserError
-from pipeline.evaluate import EvaluateConfig
+from pipeline.evaluation.config import EvaluateConfig
 from pipeline.models.config import ModelConfig
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig

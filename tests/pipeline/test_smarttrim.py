@@ -8,7 +8,7 @@ from pipeline.measure.flops import linear_macs
 from pipeline.models.packing import keep_packed, pack
 from pipeline.models.schedule import TokenStream
 from pipeline.process import Process
-from pipeline.tasks.statements import Answers, SmartTrimConfig, StatementModel, StatementTask
+from pipeline.tasks.classification import Answers, ClassificationModel, ClassificationTask, SmartTrimConfig
 from pipeline.trimming.calibrate import calibrate
 from pipeline.trimming.cost import GROUPS, cost_loss, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
@@ -28,9 +28,9 @@ def doubles() -> object:
     torch.set_default_dtype(torch.float32)
 
 
-def model_with(trimmers: TrimmerConfig | None, seed: int = 0) -> StatementModel:
+def model_with(trimmers: TrimmerConfig | None, seed: int = 0) -> ClassificationModel:
     backbone = small_albef(seed)
-    return StatementModel(backbone, trimmers).eval()
+    return ClassificationModel(backbone, trimmers).eval()
 
 
 @pytest.mark.parametrize("trimmers", [MIXED, TrimmerConfig(keep_bias=-9.0), TrimmerConfig(keep_bias=9.0)])
@@ -53,7 +53,7 @@ def test_masked_and_packed_execution_agree(trimmers: TrimmerConfig, seed: int) -
 def test_where_nothing_is_trimmed_the_answers_are_the_full_models() -> None:
     model, batch = model_with(TrimmerConfig()), small_batch(5)
     answers: Answers = model(scale(batch.pixels), batch.token_ids, batch.token_mask, GumbelGate(0.0, 1.0), True)
-    torch.testing.assert_close(answers.trimmed_B2, answers.full_B2)
+    torch.testing.assert_close(answers.trimmed_BA, answers.full_BA)
 
 
 def test_a_token_once_trimmed_stays_trimmed_and_padding_never_counts() -> None:
@@ -71,7 +71,7 @@ def test_a_token_once_trimmed_stays_trimmed_and_padding_never_counts() -> None:
 
 def test_every_trimmer_parameter_has_a_gradient_at_the_first_step() -> None:
     model, batch = model_with(TrimmerConfig()), small_batch(6)
-    task = StatementTask(model, scale, 1.5, SmartTrimConfig(), units_of(model.backbone, batch.token_mask))
+    task = ClassificationTask(model, scale, 1.5, SmartTrimConfig(), units_of(model.backbone, batch.token_mask))
     task.losses(model, batch, 0.3).total.backward()
     assert model.trimmers is not None
     for name, parameter in model.trimmers.named_parameters():
@@ -85,7 +85,7 @@ def trimmed_step(process: Process) -> tuple[dict[str, float], dict[str, torch.Te
         model, batch = model_with(MIXED), small_batch(8)
         part = 8 // process.world_size
         mine = batch.part(slice(process.rank * part, (process.rank + 1) * part))
-        task = StatementTask(
+        task = ClassificationTask(
             model, scale, 1.5, SmartTrimConfig(trimmers=MIXED), units_of(model.backbone, batch.token_mask)
         )
         losses = task.losses(model, mine, 0.0)  # without noise: each rank would draw its own
@@ -133,11 +133,11 @@ def test_masks_and_scores_stay_exact_under_autocast() -> None:
     gone = 1 - GumbelGate(1.0, 1.0)(torch.full((200000,), 8.0, dtype=torch.bfloat16))
     assert abs(float(gone.mean()) - float(torch.sigmoid(torch.tensor(-8.0)))) < 2e-4
     model, batch = model_with(MIXED), small_batch(4)
-    task = StatementTask(model, scale, 1.5, SmartTrimConfig(), units_of(model.backbone, batch.token_mask))
+    task = ClassificationTask(model, scale, 1.5, SmartTrimConfig(), units_of(model.backbone, batch.token_mask))
     with torch.autocast("cpu", torch.bfloat16):
         answers: Answers = model(scale(batch.pixels), batch.token_ids, batch.token_mask, GumbelGate(1.0, 1.0), True)
-    assert answers.trimmed_B2 is not None and answers.full_B2 is not None
-    assert answers.trimmed_B2.dtype == answers.full_B2.dtype == torch.float32
+    assert answers.trimmed_BA is not None and answers.full_BA is not None
+    assert answers.trimmed_BA.dtype == answers.full_BA.dtype == torch.float32
     for decision in answers.decisions.values():
         assert decision.tokens_B.dtype == torch.float32
         assert decision.self_BH is not None and decision.self_BH.dtype == torch.float32

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.measure.step_macs import pretraining_macs, statement_macs
+from pipeline.measure.step_macs import classification_macs, pretraining_macs
 from pipeline.measure.training_macs import StepSizes
 from pipeline.models.config import BackboneName
 from pipeline.objectives.mlm import Vocabulary, mask_words
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.evit import EvitConfig
+from pipeline.tasks.classification import ClassificationModel, ClassificationTask, SmartTrimConfig
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
-from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.trimmers import TrimmerConfig
 from tests.pipeline.small import MAX_TOKENS, WORDS, scale, small_batch, small_model
@@ -50,12 +50,12 @@ def test_a_pre_training_step_costs_what_torch_counts(backbone: BackboneName, pru
 def test_fine_tuning_costs_what_torch_counts(backbone: BackboneName, target: float) -> None:
     torch.manual_seed(0)
     trimmers = TrimmerConfig(width_share=0.1) if target > 1 else None
-    model, batch = StatementModel(small_model(backbone), trimmers), small_batch(BATCH)
+    model, batch = ClassificationModel(small_model(backbone), trimmers), small_batch(BATCH)
     batch = replace(batch, token_mask=torch.ones_like(batch.token_mask))
     config = SmartTrimConfig() if trimmers is None else SmartTrimConfig(trimmers=trimmers)
-    task = StatementTask(model, scale, target, config, units_of(model.backbone, batch.token_mask))
+    task = ClassificationTask(model, scale, target, config, units_of(model.backbone, batch.token_mask))
     with FlopCounterMode(display=False) as counter:
         task.losses(model, batch, 1.0).total.backward()
-    wanted = 2 * BATCH * statement_macs(model, MAX_TOKENS, full=True)
+    wanted = 2 * BATCH * classification_macs(model, MAX_TOKENS, full=True)
     # A first layer needs no gradient of its input, which counts more in a small model than in a large one.
     assert counter.get_total_flops() == pytest.approx(wanted, rel=0.15)

@@ -13,7 +13,7 @@ from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.train import Stage
 from pipeline.trim import check_targets
 from pipeline.trim_config import TrimConfig
@@ -36,12 +36,12 @@ RANKED: tuple[MethodName, ...] = ("head_random", "grad_layer", "grad_all")
 LEARNING: tuple[MethodName, ...] = ("smarttrim", "local", *RANKED)
 
 
-def model_of(method: MethodName, backbone: BackboneName = "albef", **more: Any) -> StatementModel:
+def model_of(method: MethodName, backbone: BackboneName = "albef", **more: Any) -> ClassificationModel:
     """As the stage plans for: with what trims, or for a student its teacher."""
     config = MethodsConfig(method=method, **more)
     torch.manual_seed(0)
     trims = None if method == "ftkd" else config.reduction or TRIMMERS
-    return StatementModel(small_model(backbone, depth=6), trims, config.policy).eval()
+    return ClassificationModel(small_model(backbone, depth=6), trims, config.policy).eval()
 
 
 def config_of(method: MethodName, *targets: float | str, **more: Any) -> TrimConfig:
@@ -107,7 +107,7 @@ def test_a_model_is_settled_or_measured_by_its_target(method: MethodName, unit: 
         whole = model.backbone.config
         layers = choose_layers(model.cost_model(), units, plan.speed_up)
         assert layers != Layers.of(whole)
-        model = StatementModel(build_model(layers.cut(whole)), None, whole=whole).eval()
+        model = ClassificationModel(build_model(layers.cut(whole)), None, whole=whole).eval()
     else:
         model.trimmers.set_share(solve_share(model.cost_model(), units, plan.speed_up))
     settled = Settler(model, target, batch, EXAMPLES).settle(plan)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
-from pipeline.exports import describe_method, load_statement_model, method_of
+from pipeline.exports import describe_method, load_classification_model, method_of
 from pipeline.models.config import BackboneName, ModelConfig
 from pipeline.models.schedule import InBlock, Step, Streams
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
-from pipeline.tasks.ftkd import TaughtStatements
-from pipeline.tasks.statements import SmartTrimConfig, StatementModel, StatementTask
+from pipeline.tasks.classification import ClassificationModel, ClassificationTask, SmartTrimConfig
+from pipeline.tasks.ftkd import TaughtClassification
 from pipeline.trim_config import TrimConfig
 from pipeline.trimming.calibrate import calibrate
 from pipeline.trimming.cost import Units, solve_share, units_of
@@ -47,15 +47,15 @@ def doubles() -> object:
     torch.set_default_dtype(torch.float32)
 
 
-def model_of(method: MethodName, backbone: BackboneName = "albef", seed: int = 0, **more: Any) -> StatementModel:
+def model_of(method: MethodName, backbone: BackboneName = "albef", seed: int = 0, **more: Any) -> ClassificationModel:
     """A model that the method trims, its order of heads settled by chance or by its own gradients."""
     config = MethodsConfig(method=method, **more)
     torch.manual_seed(seed)
     own = small_model(backbone, seed, depth=6)
-    model = StatementModel(own, config.reduction or TRIMMERS, config.policy).eval()
+    model = ClassificationModel(own, config.reduction or TRIMMERS, config.policy).eval()
     if method in HEADS:
         assert isinstance(model.trimmers, Trimmers)
-        importance = head_importance(StatementModel(own, None), [arguments(small_batch(8))])
+        importance = head_importance(ClassificationModel(own, None), [arguments(small_batch(8))])
         order_heads(model.trimmers, method, seed, importance)  # type: ignore[arg-type]
     return model
 
@@ -141,7 +141,7 @@ def test_reduced_pictures_cost_what_torchs_flop_counter_counts(method: MethodNam
 def test_a_step_reaches_backbone_head_and_trimmers(method: MethodName) -> None:
     model, batch = model_of(method).train(), small_batch(8)
     distill = 0.0 if method in VISION else 1.0
-    task = StatementTask(
+    task = ClassificationTask(
         model, scale, 1.5, SmartTrimConfig(distill_weight=distill), units_of(model.backbone, batch.token_mask)
     )
     task.before_update(0.9)
@@ -167,7 +167,7 @@ def test_an_export_loads_again_and_answers_alike(method: MethodName, tmp_path: P
     described = {"kind": "statement", "model": asdict(model.backbone.config), "target": 2.0}
     described |= describe_method(model, method)
     export_weights(tmp_path / "export", model.state_dict(), json.loads(json.dumps(described)))
-    loaded, found = load_statement_model(tmp_path / "export")
+    loaded, found = load_classification_model(tmp_path / "export")
     assert method_of(found) == method
     answers = []
     for each in (model, loaded):
@@ -226,7 +226,7 @@ class Scaled:
 
 
 def test_a_heads_importance_is_the_slope_of_the_loss_on_the_models_own_answers() -> None:
-    model, batch = StatementModel(small_model("albef"), None), small_batch(3)
+    model, batch = ClassificationModel(small_model("albef"), None), small_batch(3)
     found = head_importance(model, [arguments(batch.part(slice(0, 2))), arguments(batch.part(slice(2, 3)))])
     labels = model.classify(*arguments(batch), []).argmax(1)
 
@@ -289,11 +289,11 @@ def demo_sizes(backbone: BackboneName = "albef") -> ModelConfig:
     return ModelConfig(backbone=backbone, vision=vision, text=text, embed=64)
 
 
-def demo_model() -> StatementModel:
+def demo_model() -> ClassificationModel:
     from pipeline.models.build import build_model
 
     torch.manual_seed(0)
-    return StatementModel(build_model(demo_sizes()), None).eval()
+    return ClassificationModel(build_model(demo_sizes()), None).eval()
 
 
 @pytest.mark.parametrize("target", [1.5, 2.0, 2.5])
@@ -303,7 +303,7 @@ def test_a_student_costs_what_the_target_says(target: float) -> None:
     teacher = demo_model()
     layers = choose_layers(teacher.cost_model(), typical(), target)
     whole = teacher.backbone.config
-    student = StatementModel(build_model(layers.cut(whole)), None, whole=whole)
+    student = ClassificationModel(build_model(layers.cut(whole)), None, whole=whole)
     assert Layers.of(student.backbone.config) == layers
     torch.testing.assert_close(student.full_macs(typical()), teacher.full_macs(typical()))
     ratio = float(student.full_macs(typical()).mean() / student.macs({}, typical()).mean())
@@ -312,7 +312,7 @@ def test_a_student_costs_what_the_target_says(target: float) -> None:
 
 def test_a_student_that_is_no_smaller_is_its_teacher() -> None:
     for backbone in BACKBONES:
-        teacher, student = (StatementModel(small_model(backbone, seed), None).eval() for seed in (0, 1))
+        teacher, student = (ClassificationModel(small_model(backbone, seed), None).eval() for seed in (0, 1))
         begin_student(student, teacher, LayerMap(student.backbone, teacher.backbone))
         batch = arguments(small_batch(3))
         torch.testing.assert_close(student.classify(*batch, []), teacher.classify(*batch, []))
@@ -322,17 +322,19 @@ def test_a_student_that_is_no_smaller_is_its_teacher() -> None:
 def test_a_student_begins_with_layers_of_the_same_depth_and_learns_from_what_they_see(backbone: BackboneName) -> None:
     from pipeline.models.build import build_model
 
-    teacher = StatementModel(small_model(backbone, depth=6), None)
+    teacher = ClassificationModel(small_model(backbone, depth=6), None)
     layers = Layers(vision=3, text=1, fusion=1)
     whole = teacher.backbone.config
-    student = StatementModel(build_model(layers.cut(whole)), None, whole=whole)
+    student = ClassificationModel(build_model(layers.cut(whole)), None, whole=whole)
     begin_student(student, teacher, LayerMap(student.backbone, teacher.backbone))
     own, other = student.backbone.visual_encoder.blocks, teacher.backbone.visual_encoder.blocks
     for layer in range(3):
         same = other[teacher_layer(layer, 3, 6)].state_dict()
         assert all(torch.equal(tensor, same[name]) for name, tensor in own[layer].state_dict().items())
     batch = small_batch(6)
-    task = TaughtStatements(student, teacher, scale, 2.0, FtkdConfig(), units_of(teacher.backbone, batch.token_mask))
+    task = TaughtClassification(
+        student, teacher, scale, 2.0, FtkdConfig(), units_of(teacher.backbone, batch.token_mask)
+    )
     losses = task.losses(student, batch, 0.5)
     assert set(losses.named) == {"task", "divergence", "hidden", "attention"}
     assert all(float(value.detach()) > 0 for value in losses.named.values())
@@ -343,10 +345,12 @@ def test_a_student_begins_with_layers_of_the_same_depth_and_learns_from_what_the
 
 
 def test_a_student_at_its_teachers_side_is_at_no_distance() -> None:
-    teacher, student = (StatementModel(small_model("meter", seed), None).eval() for seed in (0, 1))
+    teacher, student = (ClassificationModel(small_model("meter", seed), None).eval() for seed in (0, 1))
     begin_student(student, teacher, LayerMap(student.backbone, teacher.backbone))
     batch = small_batch(4)
-    task = TaughtStatements(student, teacher, scale, 1.5, FtkdConfig(), units_of(teacher.backbone, batch.token_mask))
+    task = TaughtClassification(
+        student, teacher, scale, 1.5, FtkdConfig(), units_of(teacher.backbone, batch.token_mask)
+    )
     named = task.losses(student, batch, 0.5).named
     assert all(abs(float(named[name].detach())) < 1e-9 for name in ("divergence", "hidden", "attention"))
 
@@ -376,7 +380,7 @@ def test_layers_that_a_tower_does_not_have_are_refused() -> None:
     from pipeline.trimming.vision_only import ReductionConfig
 
     with pytest.raises(UserError, match="numbered from 0 to 5"):
-        StatementModel(small_model("albef", depth=6), ReductionConfig(name="evit", layers=(2, 9)))
+        ClassificationModel(small_model("albef", depth=6), ReductionConfig(name="evit", layers=(2, 9)))
 
 
 def test_only_a_methods_own_settings_count() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from pipeline.data.shards import ShardFolder
-from pipeline.exports import load_statement_model, method_of
+from pipeline.exports import load_classification_model, method_of
 from pipeline.process import Process
 from pipeline.progress import read_metrics
 from pipeline.trim_config import TrimConfig
@@ -55,7 +55,7 @@ def test_every_method_trains_exports_and_is_evaluated(
     given = {"target": TARGET, "backbone": str(pretrained / "export"), "teacher": str(full), "run": run}
     counts = run_job(job_of(data, folder, "trim", **given), Process())
     reached = counts["calibration"]["after"]
-    assert method_of(load_statement_model(folder / "export")[1]) == method
+    assert method_of(load_classification_model(folder / "export")[1]) == method
     lines = read_metrics(folder / "metrics.jsonl")
     assert len(lines) == 6 and all(line["loss"] > 0 for line in lines)
     job = job_of(data, tmp_path / "evaluate", "evaluate", pretrained=None, trimmed={"t": str(folder / "export")})
@@ -108,10 +108,10 @@ def test_a_model_that_begins_as_the_fine_tuned_one_answers_like_it_and_says_what
     run["trim.smarttrim"] = {"trimmers": {"width_share": 0.05}, "calibrate": 0}
     given = {"target": TARGET, "backbone": str(pretrained / "export"), "teacher": str(full), "run": run}
     counts = run_job(job_of(data, tmp_path / "trim", "trim", **given), Process())
-    models = [load_statement_model(folder / "export")[0] for folder in (full.parent, tmp_path / "trim")]
+    models = [load_classification_model(folder / "export")[0] for folder in (full.parent, tmp_path / "trim")]
     for name, tensor in models[0].state_dict().items():
         torch.testing.assert_close(models[1].state_dict()[name], tensor, atol=1e-6, rtol=0)
-    spent = load_statement_model(full)[1]["training"]
+    spent = load_classification_model(full)[1]["training"]
     assert counts["training"]["gmacs_of_full"] == spent["gmacs"] > 0 == spent["gmacs_of_full"]
     # The full model is trained beside the trimmed one.
     assert counts["training"]["gmacs"] / counts["training"]["samples"] > 2 * spent["gmacs"] / spent["samples"]

@@ -21,7 +21,7 @@ from pipeline.measure.latency import (
 )
 from pipeline.models.config import BackboneName
 from pipeline.process import Process
-from pipeline.tasks.statements import StatementModel
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.train import Stage
 from pipeline.trim_plan import Examples, Plan, check_before, plan_target
 from pipeline.trim_settle import Settler, reached, settle_time
@@ -36,8 +36,8 @@ QUICK = LatencyConfig(instances=2, rounds=6, seconds=0.01)
 EXAMPLES = Examples(lambda count: small_batch(min(count, 32)), scale, 16, QUICK)
 
 
-def trimmed_model(backbone: BackboneName = "albef") -> StatementModel:
-    return StatementModel(small_model(backbone), UNDECIDED).eval()
+def trimmed_model(backbone: BackboneName = "albef") -> ClassificationModel:
+    return ClassificationModel(small_model(backbone), UNDECIDED).eval()
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def test_every_sample_reads_as_it_was_written(make_split: MakeSplit) -> None:
         assert sample.image == png(row)
         assert sample.group == f"g{row // 2}"
         assert sample.captions == ([] if row % 4 == 3 else [f"caption {k} of {row}" for k in range(2)])
-        assert sample.text("statements", 2) == (f"statement 2 of {row}", int(row % 3 == 2))
+        told = {"text": f"statement 2 of {row}", "label": row % 3 == 2}
+        assert sample.text("statements", 2) == (told["text"], int(row % 3 == 2), told)
     assert folder.place(7) == "00001.tar#2"
 
 

@@ -1,6 +1,6 @@
-"""Statements: is a sentence true of a picture? Matching's head on the fused CLS, with or without trimmers.
+"""Classification of a picture with a text (`classes`): a head on the fused features, with or without trimmers.
 
-B batch, L text tokens, D width.
+B batch, L text tokens, D width, A classes or answers.
 """
 
 import copy
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
@@ -19,14 +18,15 @@ from pipeline.limits import at_least
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
+from pipeline.models.heads import TaskClassifier
 from pipeline.models.schedule import Intervention, TokenStream
 from pipeline.objectives.gather import global_means
 from pipeline.precision import at_least_float32
 from pipeline.pruning.elip import ElipConfig
+from pipeline.tasks.classes import STATEMENT, Classes
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import CostModel, Units, cost_loss, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
-from pipeline.trimming.distillation import class_divergence
 from pipeline.trimming.kept_pruning import KeptPruning
 from pipeline.trimming.smarttrim import Decision, Gate, GumbelGate, MaskedTrimming, PackedTrimming, threshold
 from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig, Trimmers
@@ -57,17 +57,17 @@ class SmartTrimConfig:
 
 
 class Answers(NamedTuple):
-    """Scores of the two classes; a tuple, for ZeRO 3 looks into tuples for the tensors that a model gives.
+    """Scores of the classes; a tuple, for ZeRO 3 looks into tuples for the tensors that a model gives.
 
     Attributes:
-        full_B2: Of the untrimmed model; None where it was not asked.
-        trimmed_B2: Of the trimmed model; None where there are no trimmers.
+        full_BA: Of the untrimmed model; None where it was not asked.
+        trimmed_BA: Of the trimmed model; None where there are no trimmers.
         decisions: What was trimmed.
         watched: What an intervention that only looks has seen in the full model.
     """
 
-    full_B2: Tensor | None
-    trimmed_B2: Tensor | None = None
+    full_BA: Tensor | None
+    trimmed_BA: Tensor | None = None
     decisions: Mapping[str, Decision] = MappingProxyType({})
     watched: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -78,7 +78,7 @@ class Watch(Intervention, Protocol):
     seen: dict[str, Tensor]
 
 
-class StatementModel(nn.Module):
+class ClassificationModel(nn.Module):
     """A pre-trained backbone with a classifier, and trimmers if it is to be trimmed.
 
     Args:
@@ -89,6 +89,7 @@ class StatementModel(nn.Module):
         pruning: Pre-training's, if the backbone keeps it; the full model has it too.
         together: Whether trimmers have both encoders advance side by side; None where the backbone says so and no
             pruning has the image wait for the text.
+        classes: What the head tells apart.
 
     Raises:
         UserError: The backbone cannot judge statements, or the pruning does not fit it.
@@ -102,6 +103,7 @@ class StatementModel(nn.Module):
         whole: ModelConfig | None = None,
         pruning: ElipConfig | None = None,
         together: bool | None = None,
+        classes: Classes = STATEMENT,
     ) -> None:
         super().__init__()
         if not backbone.fusion_steps:
@@ -109,8 +111,8 @@ class StatementModel(nn.Module):
                 f"{backbone.config.backbone} has no fusion layers, so it cannot judge statements; use another"
             )
         self.backbone = backbone
-        # Whether a statement is true of a picture is what matching asked of captions: the head begins as matching's.
-        self.cls_head = copy.deepcopy(backbone.itm_head)
+        self.classes = classes
+        self.cls_head: nn.Module = _task_head(backbone, classes)
         self.trimmers: Trimmers | ReducedVision | None = None
         if isinstance(trimmers, TrimmerConfig):
             default = backbone.encodes_together and pruning is None
@@ -139,7 +141,7 @@ class StatementModel(nn.Module):
         return PackedTrimming(self.trimmers, ranks) if gate is None else MaskedTrimming(self.trimmers, gate, ranks)
 
     def classify(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: list[Intervention]) -> Tensor:
-        """(B, 2) scores of false and true.
+        """(B, A) scores of the classes.
 
         Args:
             pixels: (B, 3, height, width), normalised.
@@ -171,16 +173,16 @@ class StatementModel(nn.Module):
         watch: Watch | None = None,
     ) -> Answers:
         """Answers of the trimmed model under `gate`, and of the full one if `full` or there are no trimmers."""
-        full_B2 = None
+        full_BA = None
         if full or self.trimmers is None:
-            full_B2 = self.classify(pixels, ids_BL, mask_BL, [] if watch is None else [watch])
+            full_BA = self.classify(pixels, ids_BL, mask_BL, [] if watch is None else [watch])
         trimming = None if gate is None else self.trimming(ids_BL, mask_BL, gate)
         if trimming is None:
-            return Answers(full_B2, watched={} if watch is None else watch.seen)
-        return Answers(full_B2, self.classify(pixels, ids_BL, mask_BL, [trimming]), trimming.decisions)
+            return Answers(full_BA, watched={} if watch is None else watch.seen)
+        return Answers(full_BA, self.classify(pixels, ids_BL, mask_BL, [trimming]), trimming.decisions)
 
     def cost_model(self) -> CostModel:
-        """Cost of a statement's way through the model."""
+        """Cost of an instance's way through the model."""
         return CostModel(self.backbone, self.cls_head, self.trimmers, self.pruning)
 
     def unpruned_macs(self, units: Units) -> Tensor:
@@ -208,8 +210,17 @@ class StatementModel(nn.Module):
         return self.macs(answers.decisions, units) / self.full_macs(units)
 
 
-class StatementTask:
-    """Fine-tuning on statements; with a target above 1, SmartTrim or what the model has in its place.
+def _task_head(backbone: Backbone, classes: Classes) -> nn.Module:
+    """(B, F) -> (B, A)."""
+    if classes == STATEMENT:
+        # Whether a statement is true of a picture is what matching asked of captions: the head begins as matching's.
+        return copy.deepcopy(backbone.itm_head)
+    features = backbone.itm_head.in_features
+    return TaskClassifier(features, features, len(classes.names))
+
+
+class ClassificationTask:
+    """Fine-tuning on a task's classes; with a target above 1, SmartTrim or what the model has in its place.
 
     Args:
         model: Backbone, head and what trims.
@@ -221,7 +232,7 @@ class StatementTask:
 
     def __init__(
         self,
-        model: StatementModel,
+        model: ClassificationModel,
         normalise: Callable[[Tensor], Tensor],
         target: float,
         smarttrim: SmartTrimConfig,
@@ -229,6 +240,7 @@ class StatementTask:
     ) -> None:
         self.module: nn.Module = model
         self.model = model
+        self.classes = model.classes
         self.normalise = normalise
         self.target = target
         self.config = smarttrim
@@ -238,31 +250,30 @@ class StatementTask:
         self.measured: list[Tensor] = []
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
-        """Cross entropy; with trimmers also the full model's, the divergence from it, and the cost."""
+        """The task's loss; with trimmers also the full model's, the divergence from it, and the cost."""
         gate = self._gate(progress)
-        pixels = self.normalise(batch.pixels)
+        pixels, targets = self.normalise(batch.pixels), self.classes.targets(batch)
         full = self.config.distill_weight > 0
         answers: Answers = forward(pixels, batch.token_ids, batch.token_mask, gate, full)
-        if answers.trimmed_B2 is None:
-            assert answers.full_B2 is not None
-            loss = F.cross_entropy(answers.full_B2, batch.labels)
-            return Losses(loss, {"task": loss}, {"accuracy": accuracy(answers.full_B2, batch.labels)})
-        return self._trimmed(answers, batch, progress)
+        if answers.trimmed_BA is None:
+            assert answers.full_BA is not None
+            loss = self.classes.loss(answers.full_BA, targets)
+            return Losses(loss, {"task": loss}, {"accuracy": self.classes.accuracy(answers.full_BA, targets)})
+        return self._trimmed(answers, targets, units_of(self.model.backbone, batch.token_mask), progress)
 
     def _gate(self, progress: float) -> Gate:
         trimmers = self.config.trimmers
         ramp = min(1.0, progress / trimmers.noise_ramp) if trimmers.noise_ramp else 1.0
         return GumbelGate(trimmers.noise * ramp, trimmers.temperature, self.curriculum.shift)
 
-    def _trimmed(self, answers: Answers, batch: ImageTextBatch, progress: float) -> Losses:
-        assert answers.trimmed_B2 is not None
-        units = units_of(self.model.backbone, batch.token_mask)
+    def _trimmed(self, answers: Answers, targets: Tensor, units: Units, progress: float) -> Losses:
+        assert answers.trimmed_BA is not None
         measured = (self.cost.of(answers.decisions, units) / self.cost.full(units)).mean()
         # Cost is that of the global batch: a process alone would have its own few instances keep the wanted share.
         shares = global_means({**self.cost.kept_shares(answers.decisions, units), "measured": measured})
         measured = shares.pop("measured")
         wanted = self.curriculum.wanted(progress)
-        total = F.cross_entropy(answers.trimmed_B2, batch.labels)
+        total = self.classes.loss(answers.trimmed_BA, targets)
         named = {"task": total}
         assert self.model.trimmers is not None
         learned = {group: share for group, share in shares.items() if group in self.model.trimmers.learned}
@@ -270,13 +281,13 @@ class StatementTask:
             named["cost"] = cost_loss(learned, dict.fromkeys(learned, wanted))
             total = total + self.config.cost_weight * named["cost"]
             self.measured.append(measured)
-        if answers.full_B2 is not None:
-            named["full"] = F.cross_entropy(answers.full_B2, batch.labels)
-            named["divergence"] = class_divergence(answers.trimmed_B2, answers.full_B2)
+        if answers.full_BA is not None:
+            named["full"] = self.classes.loss(answers.full_BA, targets)
+            named["divergence"] = self.classes.divergence(answers.trimmed_BA, answers.full_BA)
             total = total + self.config.distill_weight * (named["full"] + named["divergence"])
         scalars: dict[str, Tensor | float] = {f"kept/{group}": share.detach() for group, share in shares.items()}
         scalars |= {"wanted": wanted, "shift": self.curriculum.shift, "cost_share": measured}
-        scalars["accuracy"] = accuracy(answers.trimmed_B2, batch.labels)
+        scalars["accuracy"] = self.classes.accuracy(answers.trimmed_BA, targets)
         return Losses(total, named, scalars)
 
     def before_update(self, progress: float) -> None:
@@ -301,8 +312,3 @@ class StatementTask:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the scores' shift."""
         self.curriculum.shift = float(tensors["curriculum.shift"])
-
-
-def accuracy(scores_B2: Tensor, labels_B: Tensor) -> Tensor:
-    """Share of right answers."""
-    return (scores_B2.detach().argmax(1) == labels_B).float().mean()

@@ -1,0 +1,133 @@
+"""Drawn shapes in the files that data sets are published as: VQA v2 and SNLI-VE.
+
+From there they go the way of the real ones: `trimline shard vqa`, `trimline shard snli_ve`, `trimline score`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from data_prep.errors import UserError
+from data_prep.files import atomic_dir
+from data_prep.shapes import ShapesSplit
+from data_prep.shapes_language import NUMBER_WORDS, PLACES
+from data_prep.shapes_relations import draw_related
+from data_prep.shapes_world import COLOURS, Dice
+
+PublishedName = Literal["vqa", "snli_ve"]
+PUBLISHED: tuple[str, ...] = get_args(PublishedName)
+
+_ANNOTATORS = 10
+_FIRM = 6  # annotators who always say the right thing, so that it is what most say
+_DOUBT = 0.1  # of each of the others
+_VQA_SPLITS = {"train": ("train", "train2014"), "val": ("val", "val2014"), "test": ("test", "test2015")}
+"""By split: the realm that is drawn, and the name in COCO's files; annotations of test are not published."""
+_VE_SPLITS = {"train": "train", "dev": "val", "test": "test"}
+_APART = 1_000_000  # from one split's picture numbers to the next's
+
+Counted = Callable[[int], None]
+
+
+def write_published(
+    name: str, out: Path, sizes: Mapping[str, int], image_size: int, seed: int, drawn: Counted = lambda _: None
+) -> None:
+    """Draws a data set; the folder is there whole or not at all.
+
+    Args:
+        name: One of `PUBLISHED`.
+        out: Folder to write; not there yet, or empty.
+        sizes: Pictures by split, under the data set's own names of splits.
+        image_size: Width and height in pixels.
+        seed: Decides everything.
+        drawn: Called with 1 for each picture.
+
+    Raises:
+        UserError: Sizes that cannot be, or a folder that is in use.
+    """
+    splits, unit = (_VQA_SPLITS, 2) if name == "vqa" else (_VE_SPLITS, 3)
+    for split, size in sizes.items():
+        if split not in splits:
+            raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+        if size < unit or size % unit:
+            raise UserError(
+                f"{split}={size} must be a multiple of {unit}, for pictures come by {unit}s; try {6 * unit}"
+            )
+    if not 16 <= image_size <= 4096:
+        raise UserError(f"image_size={image_size} must be from 16 to 4096 pixels; try 64")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder; give another one")
+    write = _write_vqa if name == "vqa" else _write_snli_ve
+    with atomic_dir(out) as aside:
+        for split, size in sizes.items():
+            write(aside, split, size, image_size, seed, drawn)
+
+
+def _write_vqa(out: Path, split: str, size: int, image_size: int, seed: int, drawn: Counted) -> None:
+    realm, part = _VQA_SPLITS[split]
+    (out / part).mkdir()
+    questions: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, record in enumerate(
+        ShapesSplit(name=realm, size=size, image_size=image_size, seed=seed).records(0, size)
+    ):
+        image = list(_VQA_SPLITS).index(split) * _APART + number + 1
+        (out / part / f"COCO_{part}_{image:012d}.jpg").write_bytes(record.images[""])
+        for place, asked in enumerate(record.questions):
+            named = {"question_id": 1000 * image + place, "image_id": image}
+            questions.append({**named, "question": asked["question"]})
+            annotations.append({**named, **_annotation(asked, Dice(f"shapes/{seed}/vqa/{image}/{place}"))})
+        drawn(1)
+    head = {"info": {"description": "drawn shapes"}, "license": {}, "data_type": "mscoco", "data_subtype": part}
+    _write(out / f"v2_OpenEnded_mscoco_{part}_questions.json", {**head, "questions": questions})
+    if split != "test":
+        _write(out / f"v2_mscoco_{part}_annotations.json", {**head, "annotations": annotations})
+
+
+def _annotation(asked: Mapping[str, str], dice: Dice) -> dict[str, Any]:
+    """What ten annotators say; a few of them sometimes see another thing of the same kind."""
+    # The server's answers have numbers in digits; a predicted "two" counts as "2".
+    numbers = {word: str(number) for number, word in enumerate(NUMBER_WORDS)}
+    counts = asked["question"].startswith("how many")
+    right = numbers[asked["answer"]] if counts else asked["answer"]
+    kinds = {"number": tuple(numbers.values())[1:], "yes/no": ("yes", "no")}
+    kind = next((kind for kind, known in kinds.items() if right in known), "other")
+    others = [one for one in kinds.get(kind, COLOURS if right in COLOURS else PLACES) if one != right]
+    said = [dice.pick(others) if place >= _FIRM and dice.chance(_DOUBT) else right for place in range(_ANNOTATORS)]
+    return {
+        "question_type": " ".join(asked["question"].split()[:2]),
+        "answer_type": kind,
+        "multiple_choice_answer": right,
+        "answers": [
+            {"answer": answer, "answer_confidence": "yes", "answer_id": place + 1} for place, answer in enumerate(said)
+        ],
+    }
+
+
+def _write_snli_ve(out: Path, split: str, size: int, image_size: int, seed: int, drawn: Counted) -> None:
+    folder = out / "flickr30k-images"
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for drawing in draw_related(_VE_SPLITS[split], size, image_size, seed):
+        name = str(list(_VE_SPLITS).index(split) * _APART + drawing.number + 1)
+        (folder / f"{name}.jpg").write_bytes(drawing.picture)
+        for place, (text, relation) in enumerate(drawing.sentences):
+            premise = drawing.captions[place % len(drawing.captions)]
+            caption = f"{name}.jpg#{place}"
+            lines.append(
+                {
+                    "annotator_labels": [relation],
+                    "captionID": caption,
+                    "gold_label": relation,
+                    "pairID": f"{caption}r1{relation[0]}",
+                    "sentence1": premise,
+                    "sentence2": text,
+                    "Flickr30K_ID": name,
+                }
+            )
+        drawn(1)
+    (out / f"snli_ve_{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")

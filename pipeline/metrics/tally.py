@@ -1,0 +1,149 @@
+"""What a model said on a split: scored by the rules of its task, and written as the task's server takes it.
+
+The scores are those that `trimline score` gives of the file and the data set's own annotations.
+"""
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.sources.snli_ve import LABELS
+from pipeline.data.batch import ImageTextBatch
+from pipeline.metrics.result_files import write_snli_ve, write_vqa
+from pipeline.metrics.tasks import Asked, Score, mean_score, snli_ve_scores, vqa_scores
+
+
+class Tally(ABC):
+    """Collects what was said, batch by batch."""
+
+    ending = ""
+    """Of the result file; empty where no server takes one."""
+
+    @abstractmethod
+    def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
+        """Takes a batch.
+
+        Args:
+            batch: What was asked.
+            said: Number of the class that each instance was given.
+            names: Of the classes.
+
+        Raises:
+            UserError: An instance has no id, or that of another one.
+        """
+
+    @abstractmethod
+    def scores(self) -> list[Score]:
+        """All scores; none where nobody knows what is right."""
+
+    @abstractmethod
+    def write(self, path: Path) -> None:
+        """Writes the result file."""
+
+
+class StatementTally(Tally):
+    """Statements; no server takes them."""
+
+    def __init__(self) -> None:
+        self.right: list[float] = []
+        self.groups: list[str] = []
+        self.clusters: list[str] = []
+
+    def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
+        """Takes a batch."""
+        self.right += [float(one == label) for one, label in zip(said, batch.labels.tolist(), strict=True)]
+        self.groups += batch.groups
+        self.clusters += batch.clusters
+
+    def scores(self) -> list[Score]:
+        """Accuracy; and consistency, where statements are told of several pictures."""
+        found = [mean_score("accuracy", self.right, self.clusters)]
+        if len(set(self.groups)) < len(self.groups) and len(set(self.clusters)) < len(set(self.groups)):
+            found.append(self._consistency())
+        return found
+
+    def _consistency(self) -> Score:
+        """Share of examples of which every picture is judged rightly."""
+        all_right: dict[str, float] = defaultdict(lambda: 1.0)
+        cluster_of: dict[str, str] = {}
+        for hit, group, cluster in zip(self.right, self.groups, self.clusters, strict=True):
+            all_right[group] = min(all_right[group], hit)
+            cluster_of[group] = cluster
+        return mean_score("consistency", list(all_right.values()), [cluster_of[group] for group in all_right])
+
+    def write(self, path: Path) -> None:
+        """Nothing: there is no server."""
+
+
+class SnliVeTally(Tally):
+    """Relations of SNLI-VE."""
+
+    ending = ".jsonl"
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+        self.gold: dict[str, tuple[str, str]] = {}
+
+    def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
+        """Takes a batch."""
+        for row, label in enumerate(batch.labels.tolist()):
+            name = str(_name(batch, row, "pair_id", self.found))
+            self.found[name] = names[said[row]]
+            self.gold[name] = LABELS[label], batch.ids[row]
+
+    def scores(self) -> list[Score]:
+        """Accuracy."""
+        return snli_ve_scores(self.found, self.gold, self.gold)
+
+    def write(self, path: Path) -> None:
+        """An object a line."""
+        write_snli_ve(path, self.found)
+
+
+class VqaTally(Tally):
+    """Answers of VQA v2."""
+
+    ending = ".json"
+
+    def __init__(self) -> None:
+        self.found: dict[Any, str] = {}  # question ids are numbers, and the server wants them so
+        self.asked: dict[str, Asked] = {}
+
+    def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
+        """Takes a batch."""
+        for row, told in enumerate(batch.told):
+            name = _name(batch, row, "question_id", self.found)
+            self.found[name] = names[said[row]]
+            if told.get("answers"):
+                self.asked[str(name)] = Asked(told["answers"], batch.ids[row], str(told.get("answer_type")))
+
+    def scores(self) -> list[Score]:
+        """Accuracy of the questions that annotators answered; those of a test split are the server's alone."""
+        return vqa_scores({str(name): said for name, said in self.found.items()}, self.asked, self.asked)
+
+    def write(self, path: Path) -> None:
+        """The server's results.json."""
+        write_vqa(path, self.found)
+
+
+def _name(batch: ImageTextBatch, row: int, key: str, known: dict[Any, str]) -> Any:
+    """The id of an instance.
+
+    Raises:
+        UserError: It has none, or that of another one.
+    """
+    name = batch.told[row].get(key)
+    if name is None:
+        raise UserError(f"{batch.keys[row]}: {batch.texts[row]!r} has no {key}, by which results are told apart")
+    if name in known:
+        raise UserError(
+            f"{batch.keys[row]}: {key} {name!r} stands twice in this split, so results cannot be told apart"
+        )
+    return name
+
+
+TALLIES: dict[str, type[Tally]] = {"statement": StatementTally, "snli_ve": SnliVeTally, "vqa": VqaTally}
+"""By task."""

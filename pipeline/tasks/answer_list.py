@@ -1,0 +1,76 @@
+"""The answers that a VQA classifier tells apart, made from training's annotations as the field does.
+
+Each question's most frequent answer is normalised as the server does it; those that occur often enough are the list.
+With at least 9 occurrences, training and validation together, VQA v2 has 3,129.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.errors import UserError
+from data_prep.files import read_json
+from pipeline.data.questions import questions_of
+from pipeline.data.shards import ShardFolder
+from pipeline.limits import at_least
+from pipeline.metrics.vqa import normalised
+
+ANSWERS = "answers.json"
+"""Of an export folder: the list, in the order of the head's scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersConfig:
+    """Which answers are on the list.
+
+    Attributes:
+        at_least: For how many questions of the training splits it is the most frequent answer.
+    """
+
+    at_least: int = 9
+
+    def __post_init__(self) -> None:
+        at_least(self, "trim.answers", 1, "at_least")
+
+
+def make_answers(folders: Iterable[ShardFolder], config: AnswersConfig) -> tuple[str, ...]:
+    """The list: the most frequent answers first, equally frequent ones by the alphabet.
+
+    Args:
+        folders: Training splits with questions and their answers.
+        config: Which of them count.
+
+    Raises:
+        UserError: Fewer than two answers are frequent enough.
+    """
+    folders = list(folders)
+    found = Counter[str]()
+    for folder in folders:
+        for answer, count in questions_of(folder).answers.items():
+            found[normalised(answer)] += count
+    found.pop("", None)
+    often = [answer for answer, count in found.items() if count >= config.at_least]
+    if len(often) < 2:
+        where = ", ".join(str(folder.path) for folder in folders)
+        raise UserError(
+            f"{len(often)} of {len(found)} answers occur at least trim.answers.at_least={config.at_least} times in "
+            f"{where}, and a classifier wants two; use splits with answered questions, or a lower number"
+        )
+    return tuple(sorted(often, key=lambda answer: (-found[answer], answer)))
+
+
+def read_answers(folder: Path) -> tuple[str, ...]:
+    """The list of an export folder.
+
+    Raises:
+        UserError: There is none, or it is no list of different texts.
+    """
+    if not (folder / ANSWERS).is_file():
+        raise UserError(f"{folder} has no {ANSWERS}, the answers that its head scores; export it again")
+    answers = read_json(folder / ANSWERS)
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise UserError(f"{folder / ANSWERS} is no list of texts; export it again")
+    if twice := [answer for answer, count in Counter(answers).items() if count > 1]:
+        raise UserError(f"{folder / ANSWERS} has {len(twice)} answers twice, such as {twice[0]!r}; export it again")
+    return tuple(answers)

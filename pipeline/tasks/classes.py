@@ -1,0 +1,191 @@
+"""What a classification task tells apart: classes of which one is right, or answers with scores (VQA).
+
+B batch, A classes or answers.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data_prep.errors import UserError
+from data_prep.sources.snli_ve import LABELS
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.shards import TextKind
+from pipeline.metrics.vqa import normalised
+from pipeline.objectives.answers import answer_loss
+from pipeline.trimming.distillation import answer_divergence, class_divergence
+
+TaskName = Literal["statement", "snli_ve", "vqa"]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
+TEXTS: Mapping[TaskName, TextKind] = {"statement": "statements", "snli_ve": "relations", "vqa": "questions"}
+"""What each task reads of a sample."""
+
+_SCORES = (0.0, 0.3, 0.6, 0.9)
+"""Of an answer that so many annotators gave; of more of them it is 1."""
+
+
+@dataclass(frozen=True)
+class Classes(ABC):
+    """What a head's scores stand for, and what is right.
+
+    Attributes:
+        task: Name of the task.
+        names: Of the A classes or answers, in the order of the scores.
+    """
+
+    task: TaskName
+    names: tuple[str, ...]
+
+    @property
+    def text(self) -> TextKind:
+        """What the task reads of a sample."""
+        return TEXTS[self.task]
+
+    @abstractmethod
+    def targets(self, batch: ImageTextBatch) -> Tensor:
+        """What is right of each instance, on the batch's device.
+
+        Raises:
+            UserError: The data does not say.
+        """
+
+    @abstractmethod
+    def loss(self, scores_BA: Tensor, targets: Tensor) -> Tensor:
+        """Scalar, mean over the batch."""
+
+    @abstractmethod
+    def own_loss(self, scores_BA: Tensor) -> Tensor:
+        """Scalar, sum over the batch: the loss where what the model says is taken for right."""
+
+    @abstractmethod
+    def divergence(self, trimmed_BA: Tensor, full_BA: Tensor) -> Tensor:
+        """Scalar: KL of the task's own distribution, trimmed from full; no gradient flows to the full one's side."""
+
+    @abstractmethod
+    def accuracy(self, scores_BA: Tensor, targets: Tensor) -> Tensor:
+        """Scalar: mean score of what is said, 1 for what is right."""
+
+    @abstractmethod
+    def probabilities(self, scores_BA: Tensor) -> Tensor:
+        """(B, A)."""
+
+
+class OneOf(Classes):
+    """Classes of which exactly one is right: softmax."""
+
+    def targets(self, batch: ImageTextBatch) -> Tensor:
+        """(B,) number of the right class."""
+        return batch.labels
+
+    def loss(self, scores_BA: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy."""
+        return F.cross_entropy(scores_BA, targets)
+
+    def own_loss(self, scores_BA: Tensor) -> Tensor:
+        """Cross entropy of the likeliest class."""
+        return F.cross_entropy(scores_BA, scores_BA.detach().argmax(1), reduction="sum")
+
+    def divergence(self, trimmed_BA: Tensor, full_BA: Tensor) -> Tensor:
+        """Of the classes' distributions."""
+        return class_divergence(trimmed_BA, full_BA)
+
+    def accuracy(self, scores_BA: Tensor, targets: Tensor) -> Tensor:
+        """Share of right answers."""
+        return (scores_BA.detach().argmax(1) == targets).float().mean()
+
+    def probabilities(self, scores_BA: Tensor) -> Tensor:
+        """Softmax."""
+        return scores_BA.softmax(-1)
+
+
+class AnswerList(Classes):
+    """Answers that may each be right, by how many annotators gave them: a sigmoid each (METER's VQA)."""
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def targets(self, batch: ImageTextBatch) -> Tensor:
+        """(B, A) soft scores; a question none of whose answers are on the list has none."""
+        targets_BA = torch.zeros(len(batch), len(self.names))
+        for row, told in enumerate(batch.told):
+            for answer, score in soft_scores(annotated_answers(told, batch.keys[row])).items():
+                if (number := self._numbers.get(answer)) is not None:
+                    targets_BA[row, number] = score
+        return targets_BA.to(batch.labels.device)
+
+    def loss(self, scores_BA: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross entropy, summed over answers."""
+        return answer_loss(scores_BA, targets)
+
+    def own_loss(self, scores_BA: Tensor) -> Tensor:
+        """The same with the likeliest answer for the only right one."""
+        said_BA = F.one_hot(scores_BA.detach().argmax(1), scores_BA.shape[1]).to(scores_BA.dtype)
+        return answer_loss(scores_BA, said_BA) * len(scores_BA)
+
+    def divergence(self, trimmed_BA: Tensor, full_BA: Tensor) -> Tensor:
+        """Bernoulli of each answer, summed over answers."""
+        return answer_divergence(trimmed_BA, full_BA)
+
+    def accuracy(self, scores_BA: Tensor, targets: Tensor) -> Tensor:
+        """Mean soft score of the likeliest answer."""
+        return targets.gather(1, scores_BA.detach().argmax(1, keepdim=True)).mean()
+
+    def probabilities(self, scores_BA: Tensor) -> Tensor:
+        """A sigmoid each."""
+        return scores_BA.sigmoid()
+
+
+STATEMENT = OneOf("statement", ("false", "true"))
+SNLI_VE = OneOf("snli_ve", LABELS)
+_FIXED: Mapping[str, Classes] = {"statement": STATEMENT, "snli_ve": SNLI_VE}
+
+
+def classes_of(task: str, answers: Sequence[str] = ()) -> Classes:
+    """The classes of a task.
+
+    Args:
+        task: One of `TASKS`.
+        answers: The answer list, where the task has one.
+    """
+    return _FIXED[task] if task in _FIXED else AnswerList("vqa", tuple(answers))
+
+
+def has_task(fields: Mapping[str, Any], task: TaskName) -> bool:
+    """Whether a sample's JSON says what a task learns."""
+    statements, questions = fields.get("statements", ()), fields.get("questions", ())
+    if task == "vqa":
+        return any(question.get("answers") for question in questions)
+    return any(task == "statement" or statement.get("relation") in LABELS for statement in statements)
+
+
+def annotated_answers(told: Mapping[str, Any], key: str) -> list[str]:
+    """What the annotators said to a question, as they wrote it.
+
+    Raises:
+        UserError: Nobody answered it; `key` names its picture.
+    """
+    answers = told.get("answers")
+    if not isinstance(answers, list) or not answers:
+        raise UserError(
+            f"{key}: the question {told.get('question', '')!r} has no `answers` of annotators; use a split that has "
+            "them, made of the data set's questions and annotations (`trimline shard vqa`)"
+        )
+    return [str(answer) for answer in answers]
+
+
+def soft_scores(answers: Sequence[str]) -> dict[str, float]:
+    """Scores of the answers to one question, once they are normalised: 0.3, 0.6, 0.9 or 1 for 1, 2, 3 or more people.
+
+    >>> soft_scores(["yes", "Yes.", "no", "yes", "yes"])
+    {'yes': 1.0, 'no': 0.3}
+    """
+    given = Counter(normalised(answer) for answer in answers)
+    return {answer: _SCORES[count] if count < len(_SCORES) else 1.0 for answer, count in given.items()}

@@ -1,0 +1,79 @@
+"""Shapes drawn into published files: they are read as the real ones are, and texts alone tell nothing."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from data_prep.shapes import REALMS
+from data_prep.shapes_published import write_published
+from data_prep.shapes_relations import draw_three
+from data_prep.shapes_world import Dice
+from data_prep.sources.snli_ve import LABELS
+from tests.data_prep.published_files import shards
+
+
+def test_every_claim_is_true_open_and_false_once_in_three_scenes_of_the_same_shapes() -> None:
+    for number in range(12):
+        scenes, claims = draw_three(REALMS["test"], Dice(f"three/{number}"))
+        for claim in claims:
+            assert Counter(claim.holds(scene) for scene in scenes) == {True: 1, None: 1, False: 1}
+        for scene in scenes:
+            assert Counter(claim.holds(scene) for claim in claims) == {True: 1, None: 1, False: 1}
+            assert REALMS["test"].has(scene)
+            assert Counter((s.look, s.size) for s in scene) == Counter((s.look, s.size) for s in scenes[0])
+
+
+def test_snli_ve_is_written_as_published(tmp_path: Path) -> None:
+    write_published("snli_ve", tmp_path / "raw", {"train": 12, "dev": 6}, 32, 3)
+    lines = [json.loads(line) for line in (tmp_path / "raw/snli_ve_train.jsonl").read_text().splitlines()]
+    assert len({line["pairID"] for line in lines}) == len(lines) == 36
+    by_text = defaultdict[tuple[int, str], list[str]](list)
+    for line in lines:
+        by_text[(int(line["Flickr30K_ID"]) - 1) // 3, line["sentence2"]].append(line["gold_label"])
+    assert all(sorted(labels) == sorted(LABELS) for labels in by_text.values())
+    account, found = shards(tmp_path, "snli_ve", root=str(tmp_path / "raw"))
+    assert (account["written"], account["skipped"]) == (18, {})
+    assert {s["relation"] for fields in found["dev"].values() for s in fields["statements"]} == set(LABELS)
+    assert all(fields["captions"] for fields in found["train"].values())
+
+
+def test_vqa_is_written_as_published(tmp_path: Path) -> None:
+    write_published("vqa", tmp_path / "raw", {"train": 40, "val": 4, "test": 2}, 32, 3)
+    account, found = shards(tmp_path, "vqa", root=str(tmp_path / "raw"))
+    assert (account["written"], account["skipped"]) == (46, {})
+    asked = [question for fields in found["train"].values() for question in fields["questions"]]
+    assert {question["answer_type"] for question in asked} == {"number", "yes/no", "other"}
+    for question in asked:
+        said = Counter(question["answers"])
+        assert said.total() == 10 and said.most_common(1)[0][0] == question["answer"]
+        assert question["answer"].isdecimal() == (question["answer_type"] == "number")
+    assert any(len(set(question["answers"])) > 1 for question in asked)
+    assert not any("answer" in question for fields in found["test"].values() for question in fields["questions"])
+    ids = [question["question_id"] for split in found.values() for f in split.values() for question in f["questions"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        write_published("vqa", tmp_path / name, {"val": 4}, 32, 5)
+    files = {path.relative_to(tmp_path / "one"): path.read_bytes() for path in (tmp_path / "one").rglob("*.*")}
+    assert len(files) == 6
+    assert all((tmp_path / "other" / name).read_bytes() == data for name, data in files.items())
+
+
+def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    for said, name, out, sizes, side in [
+        ("has no split 'dev'", "vqa", "a", {"dev": 4}, 32),
+        ("train=5 must be a multiple of 2", "vqa", "a", {"train": 5}, 32),
+        ("dev=0 must be a multiple of 3", "snli_ve", "a", {"dev": 0}, 32),
+        ("image_size=8 must be", "vqa", "a", {"train": 4}, 8),
+        ("is not an empty folder", "vqa", "full", {"train": 4}, 32),
+    ]:
+        with pytest.raises(UserError, match=said):
+            write_published(name, tmp_path / out, sizes, side, 0)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "mine"]

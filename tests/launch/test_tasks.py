@@ -1,0 +1,84 @@
+"""Tasks from the command line: drawn in published files, sharded, a whole run, scored from its result files."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.shapes_published import PUBLISHED
+from launch.cli import main
+from launch.cli_data import DRAWN as OFFERED
+
+TINY = str(Path(__file__).with_name("tiny.yaml"))
+DRAWN = {"vqa": ("train=60", "val=10"), "snli_ve": ("train=24", "dev=6", "test=6")}
+GOLD = {"vqa": {"val": "v2_mscoco_val2014_annotations.json"},
+        "snli_ve": {"dev": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"}}  # fmt: skip
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("task", list(DRAWN))
+def test_a_drawn_task_goes_through_a_whole_run_and_its_file_has_the_runs_scores(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, root, run = tmp_path / "raw", tmp_path / "root", tmp_path / "run"
+    sizes = [word for size in DRAWN[task] for word in ("--size", size)]
+    drawn = answer(capsys, "draw", task, "--out", str(raw), *sizes, "--image-size", "32")
+    assert drawn["sizes"] == {split: int(n) for split, n in (size.split("=") for size in DRAWN[task])}
+    answer(capsys, "shard", task, "--root", str(raw), "--out", str(root / task), "--workers", "1")
+    few = json.dumps({"train": 64, "val": 0, "test": 16, "unseen": 0})
+    given = ["--sizes", few, "--image_size", "32", "--workers", "1"]
+    answer(capsys, "shard", "shapes", "--out", str(root / "shapes"), *given)
+    words = ["--data.root", str(root), "--data.sizes", "{}", "--out", str(run), "--trim.answers.at_least", "5"]
+    done = answer(capsys, "run", TINY, f"configs/tasks/{task}.yaml", *words)
+    assert {f"trim-{task}-1.0x", f"trim-{task}-2.0x"} <= done["stages"].keys()
+    rows = [row for row in json.loads((run / "results.json").read_text()) if row["task"] == task]
+    for stage in (f"trim-{task}-1.0x", f"trim-{task}-2.0x"):
+        for split, gold in GOLD[task].items():
+            (file,) = (run / "stages" / f"evaluate-{stage}" / "predictions").glob(f"*-{task}-{split}.json*")
+            given = ["--predictions", str(file), "--annotations", str(raw / gold)]
+            scores = answer(capsys, "score", task, *given)["scores"]
+            own = [row for row in rows if row["stage"] == stage and row["split"] == f"{task}/{split}"]
+            wanted = [(score["metric"], score["value"], score["low"], score["high"]) for score in scores]
+            assert [(row["metric"], row["value"], row["low"], row["high"]) for row in own] == wanted
+    words = json.loads((run / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert ("how" in words) == (task == "vqa")
+    picture = next(raw.rglob("*.jpg"))
+    export = str(run / "stages" / f"trim-{task}-2.0x" / "export")
+    said = answer(capsys, "predict", export, "--image", str(picture), "--text", "is there a star?", "--device", "cpu")
+    assert said["predictions"][0]["answer"] and "true" not in said["predictions"][0]
+    shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("name", ["shapes", "shards"])
+@pytest.mark.parametrize(("task", "wanted"), [("vqa", "annotators' answers"), ("snli_ve", "with a relation")])
+def test_data_without_a_tasks_labels_is_refused_before_anything_runs(
+    task: str, wanted: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--trim.task", task, "--out", str(tmp_path / "run")]
+    if name == "shards":
+        few = json.dumps({"train": 4, "val": 0, "test": 2, "unseen": 0})
+        answer(capsys, "shard", "shapes", "--out", str(tmp_path / "data"), "--sizes", few, "--workers", "1")
+        words += ["--data.name", "shards", "--data.root", str(tmp_path / "data"), "--data.sizes", "{}"]
+    assert main(["run", TINY, *words]) == 2
+    told = capsys.readouterr().err
+    assert wanted in told and f"'train' of data.name={name}" in told and told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_that_can_be_drawn_is_offered() -> None:
+    assert OFFERED == PUBLISHED
+
+
+def test_what_cannot_be_drawn_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for said, size in (("--size train is not SPLIT=N", "train"), ("has no split 'dev'", "dev=4")):
+        assert main(["draw", "vqa", "--out", str(tmp_path / "out"), "--size", size]) == 2
+        told = capsys.readouterr().err
+        assert said in told and told.count("\n") == 1
+    assert not (tmp_path / "out").exists()

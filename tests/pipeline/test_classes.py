@@ -1,0 +1,116 @@
+"""What is right of an instance, by task: soft scores, answer lists, losses, divergences."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, kl_divergence
+
+from data_prep.errors import UserError
+from data_prep.shapes_published import write_published
+from data_prep.sources import SourceConfig, prepare
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.questions import questions_of
+from pipeline.data.shards import ShardFolder
+from pipeline.objectives.answers import answer_loss
+from pipeline.tasks.answer_list import AnswersConfig, make_answers
+from pipeline.tasks.classes import SNLI_VE, STATEMENT, classes_of, soft_scores
+from pipeline.trimming.methods import what_counts
+from pipeline.trimming.target import Target
+from tests.pipeline.small import small_batch
+
+
+def questions(*answers: list[str]) -> ImageTextBatch:
+    batch = small_batch(len(answers))
+    batch.told.extend({"question": "what is it?", "answers": each} for each in answers)
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("answers", "wanted"),
+    [
+        (["red"], {"red": 0.3}),
+        (["red"] * 2, {"red": 0.6}),
+        (["red"] * 3, {"red": 0.9}),
+        (["red"] * 4 + ["a Red."] * 6, {"red": 1.0}),
+        (["two", "2", "the 2"], {"2": 0.9}),
+        (["dont", "don't", "yes"], {"don't": 0.6, "yes": 0.3}),
+    ],
+)
+def test_soft_scores_count_annotators_of_the_same_normalised_answer(
+    answers: list[str], wanted: dict[str, float]
+) -> None:
+    assert soft_scores(answers) == wanted
+
+
+def test_targets_have_the_scores_of_listed_answers_alone() -> None:
+    classes = classes_of("vqa", ("red", "2", "no"))
+    targets_BA = classes.targets(questions(["red"] * 2 + ["two"] * 8, ["blue"] * 10, ["No", "no", "nope"]))
+    wanted = [[0.6, 1.0, 0], [0, 0, 0], [0, 0, 0.6]]
+    torch.testing.assert_close(targets_BA, torch.tensor(wanted))
+
+
+def test_a_question_without_annotators_is_refused_where_one_learns_from_it() -> None:
+    batch = small_batch(1)
+    batch.told.append({"question": "what is it?"})
+    with pytest.raises(UserError, match="k0-0: the question 'what is it\\?' has no `answers`"):
+        classes_of("vqa", ("red", "2")).targets(batch)
+
+
+def test_answers_lose_and_diverge_as_a_bernoulli_each_summed_over_answers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    trimmed, full = (torch.randn(3, 5, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    targets = torch.rand(3, 5, generator=generator, dtype=torch.float64)
+    classes = classes_of("vqa", tuple("abcde"))
+    each = -(targets * trimmed.sigmoid().log() + (1 - targets) * (1 - trimmed.sigmoid()).log())
+    torch.testing.assert_close(classes.loss(trimmed, targets), each.sum(1).mean())
+    wanted = kl_divergence(Bernoulli(logits=trimmed), Bernoulli(logits=full)).sum(1).mean()
+    found = classes.divergence(trimmed, full)
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    assert full.grad is None and trimmed.grad is not None
+    assert float(classes.divergence(100 * trimmed.detach(), 100 * full.detach()).isfinite())
+    best = torch.nn.functional.one_hot(trimmed.argmax(1), 5).double()
+    torch.testing.assert_close(classes.own_loss(trimmed), 3 * answer_loss(trimmed, best))
+    assert float(classes.accuracy(trimmed, targets)) == pytest.approx(
+        sum(float(targets[row, trimmed[row].argmax()]) for row in range(3)) / 3
+    )
+    torch.testing.assert_close(classes.probabilities(trimmed), trimmed.sigmoid())
+
+
+def test_classes_of_which_one_is_right_lose_by_softmax() -> None:
+    scores, labels = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]]), torch.tensor([0, 2])
+    wanted = -(scores.log_softmax(1)[0, 0] + scores.log_softmax(1)[1, 2]) / 2
+    torch.testing.assert_close(SNLI_VE.loss(scores, labels), wanted)
+    assert float(SNLI_VE.accuracy(scores, labels)) == 0.5
+    assert (SNLI_VE.names, STATEMENT.names) == (("entailment", "neutral", "contradiction"), ("false", "true"))
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("vqa")
+    write_published("vqa", root / "raw", {"train": 80}, 32, 0)
+    prepare(SourceConfig(name="vqa", root=str(root / "raw"), shard_samples=30), root / "shards", workers=1)
+    return root / "shards" / "train"
+
+
+def test_an_answer_list_holds_what_is_frequent_the_most_frequent_first(split: Path) -> None:
+    folder = ShardFolder(split)
+    told = [question for row in range(80) for question in folder.read(row).fields["questions"]]
+    counts = Counter(question["answer"] for question in told)
+    wanted = sorted((a for a, n in counts.items() if n >= 5), key=lambda answer: (-counts[answer], answer))
+    assert make_answers([folder], AnswersConfig(at_least=5)) == tuple(wanted)
+    assert 2 < len(wanted) < len(counts)
+    assert make_answers([folder, folder], AnswersConfig(at_least=10)) == tuple(wanted)
+    assert questions_of(folder).counts.sum() == len(told)
+    with pytest.raises(UserError, match=r"0 of \d+ answers occur at least trim.answers.at_least=1000 times in .*train"):
+        make_answers([folder], AnswersConfig(at_least=1000))
+    with pytest.raises(UserError, match="at_least"):
+        AnswersConfig(at_least=0)
+
+
+def test_the_answer_list_counts_for_stages_of_vqa_alone() -> None:
+    given = {"answers": {"at_least": 9}, "method": "smarttrim"}
+    assert what_counts({**given, "task": "vqa"}, Target(1.0, "x")) == {"task": "vqa", "answers": {"at_least": 9}}
+    assert what_counts({**given, "task": "snli_ve"}, Target(1.0, "x")) == {"task": "snli_ve"}
