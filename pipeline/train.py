@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -252,8 +252,7 @@ def _step(task: Task, engine: Engine, batch: ImageTextBatch, progress: float, lr
     """One update; where gradients are accumulated, the batch is cut and the values are means over its parts."""
     task.before_update(progress)
     parts = []
-    for part in _parts(batch, engine.config.accumulation):
-        losses = task.losses(engine, part, progress)
+    for losses in task.losses_of_parts(engine, _parts(batch, engine.config.accumulation), progress):
         report = engine.step(losses.total, lr_scale)
         parts.append(_values(losses, report))
     task.after_update(progress)
@@ -268,13 +267,11 @@ def _values(losses: Losses, report: StepReport) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value).detach().float() for name, value in values.items()}
 
 
-def _parts(batch: ImageTextBatch, count: int) -> Iterator[ImageTextBatch]:
+def _parts(batch: ImageTextBatch, count: int) -> list[ImageTextBatch]:
     if count == 1:
-        yield batch
-        return
+        return [batch]
     size = len(batch) // count
-    for start in range(0, size * count, size):
-        yield batch.part(slice(start, start + size))
+    return [batch.part(slice(start, start + size)) for start in range(0, size * count, size)]
 
 
 class StepLog:

@@ -23,7 +23,7 @@ from pipeline.models.schedule import Intervention, TokenStream
 from pipeline.objectives.gather import global_means
 from pipeline.precision import at_least_float32
 from pipeline.pruning.elip import ElipConfig
-from pipeline.tasks.task import Losses
+from pipeline.tasks.task import EachPartAlone, Losses
 from pipeline.trimming.cost import CostModel, Units, cost_loss, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
 from pipeline.trimming.distillation import class_divergence
@@ -208,7 +208,7 @@ class StatementModel(nn.Module):
         return self.macs(answers.decisions, units) / self.full_macs(units)
 
 
-class StatementTask:
+class StatementTask(EachPartAlone):
     """Fine-tuning on statements; with a target above 1, SmartTrim or what the model has in its place.
 
     Args:
