@@ -154,7 +154,7 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     settled = check_pretrain(config, model_config, inputs.loader, inputs.engine, stage.process.world_size)
     update = describe_pretrain_update(config, model_config, settled, stage.process.world_size)
     ready = make_ready(config, model_config, inputs, stage)
-    engine = build_engine(settled, config.optimizer, ready.task.module, ready.groups, stage.process)
+    engine = build_engine(settled, config.optimizer.scaled(config.loop.global_batch), ready.task.module, ready.groups, stage.process)
     seed_everything(inputs.seed, 1 + stage.process.rank)
     counts = train(ready.task, engine, ready.batches, config.loop, stage, ready.facts)
     weights = engine.weights()
@@ -174,9 +174,10 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
 
 
 def describe_pretrain_update(config: PretrainConfig, model: ModelConfig, engine: EngineConfig, processes: int) -> str:
-    """One line on how an update is dealt out, and what that does to the negatives."""
-    negatives = negatives_of_parts(config, model, engine, processes)
-    return describe_update(config.loop.global_batch, processes, engine.accumulation, negatives)
+    """One line on how an update is dealt out, what that does to the negatives, and a scaled learning rate."""
+    batch = config.loop.global_batch
+    effects = [negatives_of_parts(config, model, engine, processes), config.optimizer.describe_lr(batch)]
+    return describe_update(batch, processes, engine.accumulation, effects)
 
 
 def negatives_of_parts(config: PretrainConfig, model: ModelConfig, engine: EngineConfig, processes: int) -> str:

@@ -133,5 +133,8 @@ def chunked_cross_entropy(
     Returns:
         Scalar, which can be differentiated once.
     """
-    loss: Tensor = _ChunkedCrossEntropy.apply(query_BE, keys.batch_GE, temperature, keys.queue_EQ, targets, chunk)
+    given = query_BE, keys.batch_GE, temperature
+    if not torch.is_grad_enabled():
+        given = given[0].detach(), given[1].detach(), given[2].detach()  # autograd asks what they are, not where
+    loss: Tensor = _ChunkedCrossEntropy.apply(*given, keys.queue_EQ, targets, chunk)
     return loss

@@ -13,11 +13,12 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import LoaderConfig
-from pipeline.engine import EngineConfig
+from pipeline.engine import EngineConfig, OptimizerConfig
+from pipeline.engine_config import LrScalingConfig
 from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName
 from pipeline.objectives.mlm import Vocabulary
-from pipeline.pretrain import PretrainConfig, check_pretrain, negatives_of_parts
+from pipeline.pretrain import PretrainConfig, check_pretrain, describe_pretrain_update, negatives_of_parts
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
@@ -27,7 +28,6 @@ from pipeline.tasks.pretraining import Pretraining
 from pipeline.train import LoopConfig
 from pipeline.worker import run_job
 from tests.pipeline.distributed import run_ranks
-from tests.pipeline.recorded import give_negatives
 from tests.pipeline.small import WORDS, scale, small_batch, small_config
 from tests.pipeline.test_train import OTHER_BACKBONES, data, interrupt_after, job_of, losses
 from tests.pipeline.zero import SmallRun, engine_config
@@ -131,7 +131,6 @@ def test_other_losses_are_those_of_each_part_and_the_queue_takes_an_update_once(
     parts, found = rows_of_rank(Process(), PARTS), []
     for cache in (True, False):
         task = task_of(backbone, cache=cache)
-        give_negatives(task.online, BATCH // PARTS)
         task.before_update(1.0)
         named = [each.named for each in task.losses_of_parts(task.module, parts, 1.0)]
         task.after_update(1.0)
@@ -162,7 +161,6 @@ def updates(process: Process, stage: int | None, backbone: BackboneName, accumul
     """Loss and gradient's norm of a few updates by contrast alone."""
     config = engine_config(stage, accumulation=accumulation, grad_clip=0.0)
     run = SmallRun(process, config, backbone, pruning=PRUNED, contrast_cache=True)
-    give_negatives(run.task.online, BATCH // process.world_size // accumulation)
     found = [run.step("itc") for _ in range(3)]
     run.engine.close()
     return found
@@ -223,5 +221,8 @@ def test_the_line_at_the_start_says_what_contrast_is_among() -> None:
         "contrast is among all 32 pairs (and 65536 of the queue), for which each part is encoded twice; "
         "matching draws negatives from 4 pairs"
     )
+    scaled = replace(pretraining(), optimizer=OptimizerConfig(lr_scaling=LrScalingConfig(rule="linear", base_batch=8)))
+    line = describe_pretrain_update(scaled, small_config(2), engine, 2)
+    assert line == f"an update: 32 samples = 2 workers x 4 parts x 4; {said}; learning rate 0.0001 x 32/8 = 0.0004"
     plain = negatives_of_parts(pretraining(cache=False), small_config(2, "clip"), engine, 2)
     assert plain == "contrast is among the 8 pairs of a part over all workers, not among 32"
