@@ -136,7 +136,7 @@ def bare(job: dict[str, Any], process: Process) -> dict[str, Any]:
     ready = make_ready(config, parse(ModelConfig, job["run"]["model"]), inputs, Stage(gate.folder, process))
     task, clip = ready.task, inputs.engine.grad_clip or float("inf")
     dtype = autocast_dtype(inputs.engine, process.torch_device)
-    optimizer = _adamw(config.optimizer, ready.groups)
+    optimizer = _adamw(config.optimizer.scaled(config.loop.global_batch), ready.groups)
     parameters = [parameter for group in ready.groups for parameter in group.params]
 
     def forward(*args: Any) -> Mapping[str, Tensor]:

@@ -23,6 +23,7 @@ from data_prep.errors import UserError
 from pipeline.engine_config import EngineConfig, OptimizerConfig, autocast_dtype
 from pipeline.fragments import MOMENTS, WEIGHT, FragmentFiles, Held, share, to_fragments
 from pipeline.loss_scale import LossScale
+from pipeline.part_norms import PartNorms
 from pipeline.process import Process
 
 __all__ = ["Engine", "EngineConfig", "OptimizerConfig", "ParamGroup", "StepReport", "build_engine"]
@@ -57,12 +58,15 @@ class StepReport:
         grad_norm: L2 norm of the averaged gradient before clipping; 0 where `updated` is false.
         lr: Learning rate of a group with `lr_scale=1`.
         updated: Whether the weights changed; false while gradients are accumulated, and where fp16 overflowed.
+        part_square: Squared L2 norm of the gradient of one part on one rank, in the mean over all of them; None where
+            nobody asked for it (`Engine.watch_parts`) or `updated` is false.
     """
 
     loss: float
     grad_norm: float
     lr: float
     updated: bool
+    part_square: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,9 @@ class Engine(ABC):
         process: Which rank this is.
     """
 
+    _params: list[nn.Parameter]
+    """All that it steps."""
+
     def __init__(self, config: EngineConfig, optimizer: OptimizerConfig, module: nn.Module, process: Process) -> None:
         self.module = module
         self.config = config
@@ -109,6 +116,7 @@ class Engine(ABC):
         self._base_lr = optimizer.lr
         self._pending = 0
         self._bad: str | None = None
+        self._part_norms: PartNorms | None = None
         dtype = autocast_dtype(config, process.torch_device)
         self._loss_scale = LossScale(dynamic=dtype is torch.float16)
         if dtype is not None:
@@ -163,6 +171,10 @@ class Engine(ABC):
             layout["zero_stage"] = self.config.zero_stage
         return layout
 
+    def watch_parts(self) -> None:
+        """Lets the report of the update that now begins say how large the gradients of its parts were."""
+        self._part_norms = PartNorms(self._params)
+
     def step(self, loss: Tensor, lr_scale: float) -> StepReport:
         """Backward, and at every `accumulation`-th call: clip and update.
 
@@ -190,6 +202,7 @@ class Engine(ABC):
     def _end_update(self, mean_loss: float, lr: float) -> StepReport:
         self._pending = 0
         bad, self._bad = self._bad, None
+        part_square = self._part_square()
         norm = self._update(lr)
         finite = math.isfinite(norm)
         if bad is not None:
@@ -198,7 +211,16 @@ class Engine(ABC):
             return StepReport(loss=mean_loss, grad_norm=0.0, lr=lr, updated=False)
         if not finite:
             raise NonFiniteError(f"the norm of the gradient is {norm}, with a loss of {mean_loss:.6g}")
-        return StepReport(loss=mean_loss, grad_norm=norm, lr=lr, updated=True)
+        return StepReport(loss=mean_loss, grad_norm=norm, lr=lr, updated=True, part_square=part_square)
+
+    def _part_square(self) -> float | None:
+        if self._part_norms is None:
+            return None
+        watched, self._part_norms = self._part_norms, None
+        # Each part's loss was divided by their number, and scaled.
+        factor = self.config.accumulation / self._loss_scale.scale
+        total = torch.tensor(watched.take() * factor**2, dtype=torch.float64)
+        return self._mean(total.to(self.process.device)).item() / self.config.accumulation
 
     def state(self) -> EngineState:
         """Weights and optimizer state as they are now; this rank's part of them, not copied."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -152,13 +152,54 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LrScalingConfig:
+    """How the learning rate follows the global batch.
+
+    Attributes:
+        rule: ``none``; ``sqrt``, by the square root of the batch over `base_batch`: Adam's, whose updates do not grow
+            with the gradient (Malladi et al. 2022, arXiv 2205.10287); ``linear``, in proportion: SGD's (Goyal et al.
+            2017, arXiv 1706.02677).
+        base_batch: Global batch that `OptimizerConfig.lr` was found for.
+    """
+
+    rule: Literal["none", "linear", "sqrt"] = "none"
+    base_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a rule without a base, and a base that nothing follows."""
+        if self.rule not in ("none", "linear", "sqrt"):
+            raise UserError(f"optimizer.lr_scaling.rule={self.rule!r} is not known; give none, linear or sqrt")
+        if self.rule == "none" and self.base_batch is not None:
+            raise UserError(
+                f"optimizer.lr_scaling.base_batch={self.base_batch} is not followed by rule=none; leave it out, or "
+                "give rule sqrt or linear"
+            )
+        if self.rule != "none" and (self.base_batch is None or self.base_batch < 1):
+            raise UserError(
+                f"optimizer.lr_scaling.rule={self.rule} needs base_batch, the global batch that optimizer.lr was found "
+                f"for, at least 1 (given: {self.base_batch})"
+            )
+
+    def factor(self, batch: int) -> float:
+        """What the learning rate is multiplied by for a global batch."""
+        if self.base_batch is None:
+            return 1.0
+        ratio = batch / self.base_batch
+        return ratio if self.rule == "linear" else math.sqrt(ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW. The learning rate is the peak; `Engine.step` is told which share of it holds now."""
+    """AdamW. The learning rate is the peak; `Engine.step` is told which share of it holds now.
+
+    With `lr_scaling` it is that for another batch, and `scaled` gives the one that holds.
+    """
 
     lr: float = 1e-4
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    lr_scaling: LrScalingConfig = field(default_factory=LrScalingConfig)
 
     def __post_init__(self) -> None:
         """Refuses values that AdamW cannot use."""
@@ -170,3 +211,16 @@ class OptimizerConfig:
             raise UserError(f"optimizer.betas={self.betas} must be two numbers in [0, 1), as [0.9, 0.999]")
         if not 0 < self.eps < 1:
             raise UserError(f"optimizer.eps={self.eps} must be between 0 and 1; 1e-8 is a usual value")
+
+    def scaled(self, batch: int) -> "OptimizerConfig":
+        """That of a training with this global batch; nothing is left to scale."""
+        return replace(self, lr=self.lr * self.lr_scaling.factor(batch), lr_scaling=LrScalingConfig())
+
+    def describe_lr(self, batch: int) -> str:
+        """What a rule makes of the learning rate; empty where there is none."""
+        scaling = self.lr_scaling
+        if scaling.rule == "none":
+            return ""
+        ratio = f"{batch}/{scaling.base_batch}"
+        factor = f"sqrt({ratio})" if scaling.rule == "sqrt" else ratio
+        return f"learning rate {self.lr:g} x {factor} = {self.scaled(batch).lr:.4g}"

@@ -154,7 +154,9 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
     settled = check_pretrain(config, model_config, inputs.loader, inputs.engine, stage.process.world_size)
     update = describe_pretrain_update(config, model_config, settled, stage.process.world_size)
     ready = make_ready(config, model_config, inputs, stage)
-    engine = build_engine(settled, config.optimizer, ready.task.module, ready.groups, stage.process)
+    engine = build_engine(
+        settled, config.optimizer.scaled(config.loop.global_batch), ready.task.module, ready.groups, stage.process
+    )
     seed_everything(inputs.seed, 1 + stage.process.rank)
     counts = train(ready.task, engine, ready.batches, config.loop, stage, ready.facts)
     weights = engine.weights()
@@ -174,9 +176,10 @@ def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, 
 
 
 def describe_pretrain_update(config: PretrainConfig, model: ModelConfig, engine: EngineConfig, processes: int) -> str:
-    """One line on how an update is dealt out, and what that does to the negatives."""
-    negatives = negatives_of_parts(config, model, engine, processes)
-    return describe_update(config.loop.global_batch, processes, engine.accumulation, negatives)
+    """One line on how an update is dealt out, what that does to the negatives, and a scaled learning rate."""
+    batch = config.loop.global_batch
+    effects = [negatives_of_parts(config, model, engine, processes), config.optimizer.describe_lr(batch)]
+    return describe_update(batch, processes, engine.accumulation, effects)
 
 
 def negatives_of_parts(config: PretrainConfig, model: ModelConfig, engine: EngineConfig, processes: int) -> str:
@@ -187,7 +190,12 @@ def negatives_of_parts(config: PretrainConfig, model: ModelConfig, engine: Engin
     together = batch // engine.accumulation
     if model.backbone != "meter":
         queue = f" (and {config.objectives.queue} of the queue)" if model.backbone in ("albef", "blip") else ""
-        effects.append(f"contrast is among the {together} pairs of a part over all workers{queue}, not among {batch}")
+        if config.objectives.contrast_cache:
+            effects.append(f"contrast is among all {batch} pairs{queue}, for which each part is encoded twice")
+        else:
+            effects.append(
+                f"contrast is among the {together} pairs of a part over all workers{queue}, not among {batch}"
+            )
     if model.backbone != "clip":
         among = together if config.objectives.negatives == "global" else together // processes
         effects.append(f"matching draws negatives from {among} pairs")
@@ -277,9 +285,30 @@ def check_pretrain(
     settled = check_batch("pretrain", config.loop.global_batch, processes, engine, loader, least=2)
     check_sizes(model, loader)
     check_guidance(config.pruning, model)
+    if config.objectives.contrast_cache:
+        check_cache(model, settled)
     if config.init is not None:
         config.init.check()
     return settled
+
+
+_CONTRASTING = ("albef", "blip", "clip")
+
+
+def check_cache(model: ModelConfig, engine: EngineConfig) -> None:
+    """Refuses a cached contrast where there is no contrast, or where its first pass would not be that of the second.
+
+    Raises:
+        UserError: Naming the keys that do not fit together.
+    """
+    key = "pretrain.objectives.contrast_cache=true"
+    if model.backbone not in _CONTRASTING:
+        raise UserError(
+            f"{key} is for model.backbone {', '.join(_CONTRASTING)}, not for {model.backbone}; leave it out"
+        )
+    if engine.name == "deepspeed" and engine.zero_stage == 3 and engine.accumulation > 1:
+        # It learns the order of layers from one forward, and takes a forward without a backward for a fault.
+        raise UserError(f"{key} does not go with engine.zero_stage=3; set --engine.zero_stage 2")
 
 
 # METER prunes each pair by the text that it fuses, so it has no choice; only ALBEF masks words and contrasts besides.

@@ -1,7 +1,7 @@
 """Small things that stages share before training starts."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -82,18 +82,18 @@ def check_batch(
     return engine.resolved(stage, batch, processes, least)
 
 
-def describe_update(batch: int, processes: int, accumulation: int, negatives: str = "") -> str:
+def describe_update(batch: int, processes: int, accumulation: int, effects: Sequence[str] = ()) -> str:
     """One line on how the samples of an update are dealt out.
 
     Args:
         batch: Samples of an update over all processes.
         processes: How many train together.
         accumulation: Parts that each makes of its own.
-        negatives: What the parts do to the losses.
+        effects: What that means for losses and learning rate; empty ones are left out.
     """
     parts = f" x {accumulation} parts" if accumulation > 1 else ""
     line = f"an update: {batch} samples = {processes} workers{parts} x {batch // processes // accumulation}"
-    return f"{line}; {negatives}" if negatives else line
+    return "; ".join([line, *filter(None, effects)])
 
 
 def check_sizes(config: ModelConfig, loader: LoaderConfig) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from pipeline.lease import check_lease
 from pipeline.limits import at_least
 from pipeline.load_log import LoadTally
 from pipeline.log_facts import LogFacts, memory, peak_bytes
+from pipeline.measure.noise_scale import NoiseScale, NoiseScaleConfig
 from pipeline.objectives.gather import global_sum
 from pipeline.process import Process
 from pipeline.progress import MetricsLog, ProgressFile
@@ -47,6 +48,7 @@ class LoopConfig:
         checkpoint_seconds: Time between checkpoints.
         log_every: Steps between lines of metrics.jsonl.
         bad_updates: What is done where a loss or gradient is not a number.
+        noise_scale: How often the gradient noise scale is measured, where there are several processes or parts.
     """
 
     samples: int
@@ -55,6 +57,7 @@ class LoopConfig:
     checkpoint_seconds: float = 60.0
     log_every: int = 10
     bad_updates: BadUpdateConfig = field(default_factory=BadUpdateConfig)
+    noise_scale: NoiseScaleConfig = field(default_factory=NoiseScaleConfig)
 
     def __post_init__(self) -> None:
         at_least(self, "loop", 1, "samples", "global_batch", "log_every")
@@ -180,7 +183,9 @@ def _train(
     clock = Clock(
         config.steps, stage.budget_seconds, config.checkpoint_seconds, before["seconds"], stage.process.device
     )
-    log = StepLog(stage, config, step, facts, before.get("log"))
+    noise = NoiseScale(config.noise_scale, config.global_batch, stage.process.world_size * engine.config.accumulation)
+    noise.load(before.get("noise"))
+    log = StepLog(stage, config, step, facts, before.get("log"), noise.values)
     means = Means()
 
     def skipped() -> int:
@@ -197,7 +202,8 @@ def _train(
         ends = tick.progress >= 1
         if (tick.save or ends or tick.leave or store.wants(step)) and step > start:
             values = {
-                "seconds": clock.seconds, "skipped": skipped(), "left_out": bad.left_out, "log": log.begun_line()
+                "seconds": clock.seconds, "skipped": skipped(), "left_out": bad.left_out, "log": log.begun_line(),
+                "noise": noise.state(),
             }  # fmt: skip
             store.begin(step, engine, task.tensors(), values, means.take())
         if ends or tick.leave:
@@ -213,7 +219,9 @@ def _train(
         # The rate at the end of the step: that at its beginning would be 0 at first.
         lr_scale = config.schedule.lr_scale(min(1.0, tick.progress + 1 / config.steps))
         try:
-            numbers = _step(task, engine, batch.to(stage.process.device), tick.progress, lr_scale)
+            if noise.due(step):
+                engine.watch_parts()
+            numbers, report = _step(task, engine, batch.to(stage.process.device), tick.progress, lr_scale)
         except NonFiniteError as error:
             bad.bad(step, error, can_rewind=store.has_any)
             task.drop_update()
@@ -221,6 +229,8 @@ def _train(
             continue
         bad.good()
         step += 1
+        if report.part_square is not None:
+            noise.add(report.part_square, report.grad_norm**2)
         means.add(numbers)
         log.load.add(batch, waited, time.perf_counter() - begin)
         log.add(step, clock.seconds, tick.progress, numbers)
@@ -248,17 +258,21 @@ def _restore(store: CheckpointStore, task: Task, engine: Engine, process: Proces
     return checkpoint.step, values
 
 
-def _step(task: Task, engine: Engine, batch: ImageTextBatch, progress: float, lr_scale: float) -> dict[str, Tensor]:
-    """One update; where gradients are accumulated, the batch is cut and the values are means over its parts."""
+def _step(
+    task: Task, engine: Engine, batch: ImageTextBatch, progress: float, lr_scale: float
+) -> tuple[dict[str, Tensor], StepReport]:
+    """One update, and what the engine said at its end.
+
+    Where gradients are accumulated, the batch is cut and the values are means over its parts.
+    """
     task.before_update(progress)
     parts = []
-    for part in _parts(batch, engine.config.accumulation):
-        losses = task.losses(engine, part, progress)
+    for losses in task.losses_of_parts(engine, _parts(batch, engine.config.accumulation), progress):
         report = engine.step(losses.total, lr_scale)
         parts.append(_values(losses, report))
     task.after_update(progress)
     means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-    return {**means, "grad_norm": torch.tensor(report.grad_norm)}
+    return {**means, "grad_norm": torch.tensor(report.grad_norm)}, report
 
 
 def _values(losses: Losses, report: StepReport) -> dict[str, Tensor]:
@@ -268,13 +282,11 @@ def _values(losses: Losses, report: StepReport) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value).detach().float() for name, value in values.items()}
 
 
-def _parts(batch: ImageTextBatch, count: int) -> Iterator[ImageTextBatch]:
+def _parts(batch: ImageTextBatch, count: int) -> list[ImageTextBatch]:
     if count == 1:
-        yield batch
-        return
+        return [batch]
     size = len(batch) // count
-    for start in range(0, size * count, size):
-        yield batch.part(slice(start, start + size))
+    return [batch.part(slice(start, start + size)) for start in range(0, size * count, size)]
 
 
 class StepLog:
@@ -288,6 +300,7 @@ class StepLog:
         step: Steps done before.
         facts: What is said besides what steps compute.
         begun: `begun_line` of before.
+        more: Gives further values of the moment that a line is written at.
     """
 
     def __init__(
@@ -297,6 +310,7 @@ class StepLog:
         step: int,
         facts: LogFacts | None = None,
         begun: Mapping[str, Any] | None = None,
+        more: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.main = stage.process.is_main
         self.device = stage.process.torch_device
@@ -304,6 +318,7 @@ class StepLog:
         self.tracker = stage.tracker
         self.facts = facts or LogFacts(restarts=stage.tracker.restarts)
         self.config = config
+        self.more = more
         self.load = LoadTally()
         self.fed = ""
         begun = begun or {"count": 0, "sums": {}}
@@ -356,5 +371,6 @@ class StepLog:
             line |= self.facts.speed(rate, self.devices)
             self.fed = f", {rate:.0f} samples/s{self.fed}"
         values = dict(zip(names, means, strict=True))
-        line |= {**load, **memory(str(self.device)), **values, **self.facts.values(values.get("lr", 0.0))}
+        line |= {**load, **memory(str(self.device)), **values, **self.more()}
+        line |= self.facts.values(values.get("lr", 0.0))
         self.tracker.log(self.metrics.write(line))

@@ -118,7 +118,10 @@ def trim(
     if model.trimmers is not None:
         groups += split_decay(model.trimmers, config.trimmer_scale)
     facts = _log_facts(config, task, inputs, stage)  # counted before an engine may split the weights
-    engine = build_engine(settled, config.optimizer, model, groups, process)
+    batch = config.loop.global_batch
+    if process.is_main and (said := config.optimizer.describe_lr(batch)):
+        log.info("trim: %s", said)
+    engine = build_engine(settled, config.optimizer.scaled(batch), model, groups, process)
     seed_everything(inputs.seed, 1001 + process.rank)
 
     def batches(start: int, end: int) -> Iterable[ImageTextBatch]:

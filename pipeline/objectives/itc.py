@@ -1,6 +1,7 @@
 """Image-text contrast with momentum distillation and queues (ALBEF, arXiv 2107.07651, eq. 1 and 6).
 
-B rows of this process, G = W * B rows of all processes, Q queue length, E embedding width, K = G + Q keys.
+B rows of this process, C rows of a chunk, G = W * B rows of all processes, N candidates, Q queue length, E embedding
+width, K = G + Q keys.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.objectives.chunked import Keys, OwnPair, Targets, chunked_cross_entropy, log_shares
 from pipeline.objectives.gather import gather_constant, rank
 from pipeline.precision import at_least_float32
 
@@ -74,18 +76,63 @@ class FeatureQueue:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Result of the contrastive loss.
+class SameImage:
+    """The hard targets of BLIP's retrieval: all keys of the same image, in equal parts.
 
     Attributes:
-        loss: Mean of both directions over this process's rows.
-        image_to_text_BG: Logits of each image of this process against the texts of all processes' batches.
-        text_to_image_BG: Likewise of each text.
+        ids_B: Image of each pair of this process.
+        keys_K: Image of each key; negative where it is not known.
     """
 
-    loss: Tensor
-    image_to_text_BG: Tensor
-    text_to_image_BG: Tensor
+    ids_B: Tensor
+    keys_K: Tensor
+
+    @classmethod
+    def of(cls, ids_B: Tensor, queue_ids_Q: Tensor) -> "SameImage":
+        """Of the columns of a queue that serves as keys; processes must call this together."""
+        return cls(ids_B, torch.cat([gather_constant(ids_B), queue_ids_Q]))
+
+    def shares(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """(C, K) targets of some rows."""
+        same_CK = (self.ids_B[rows, None] == self.keys_K).to(dtype)
+        return same_CK / same_CK.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """``alpha * softmax(momentum scores / temperature) + (1 - alpha) * hard``, for `chunked_cross_entropy`.
+
+    Attributes:
+        momentum_BE: Features of the momentum tower.
+        keys: The same that the online rows are contrasted with.
+        temperature: Constant.
+        alpha: Weight of the momentum scores.
+        first: Key of the first row's own pair.
+        same: The hard part where it is not the own pair alone.
+    """
+
+    momentum_BE: Tensor
+    keys: Keys
+    temperature: Tensor
+    alpha: float
+    first: int
+    same: SameImage | None = None
+
+    def shares(self, rows: slice) -> Tensor:
+        """(C, K) targets of some rows."""
+        share_CK = log_shares(self.momentum_BE[rows], self.keys, self.temperature).exp_().mul_(self.alpha)
+        if self.same is None:
+            share_CK[:, self.first + rows.start : self.first + rows.stop].diagonal().add_(1 - self.alpha)
+        else:
+            share_CK.add_(self.same.shares(rows, share_CK.dtype), alpha=1 - self.alpha)
+        return share_CK
+
+    def cross_entropy_(self, log_CK: Tensor, rows: slice) -> Tensor:
+        """See `Targets`."""
+        wanted_CK = self.shares(rows)
+        loss = -torch.dot(wanted_CK.view(-1), log_CK.view(-1))  # without a product as large as they are
+        log_CK.exp_().sub_(wanted_CK)
+        return loss
 
 
 def contrast(
@@ -96,9 +143,11 @@ def contrast(
     queue: FeatureQueue,
     temperature: Tensor,
     alpha: float,
-    positive_BK: Tensor | None = None,
-) -> Contrast:
-    """Cross entropy against ``alpha * softmax(momentum scores) + (1 - alpha) * one-hot``.
+    same: SameImage | None = None,
+    *,
+    chunk: int,
+) -> Tensor:
+    """Cross entropy against ``alpha * softmax(momentum scores) + (1 - alpha) * one-hot``, mean of both directions.
 
     The keys are the momentum features of all processes in rank order, then the queue, so that several processes
     compute the loss and gradient of the same batch on one.
@@ -109,55 +158,45 @@ def contrast(
         image_m_BE: Unit momentum features, constant.
         text_m_BE: Likewise.
         queue: Keys of earlier updates; these keys are put aside in it.
-        temperature: Scalar, with gradient through the online logits only.
+        temperature: Of one element, with gradient through the online logits only.
         alpha: Weight of the momentum model's targets.
-        positive_BK: The hard part of the targets (`same_image`); None for the own pair alone.
+        same: The hard part of the targets; None for the own pair alone.
+        chunk: Rows of a direction whose scores are alive at a time (`pipeline.objectives.chunked`).
 
     Returns:
-        Loss and logits.
+        Scalar, of this process's rows.
     """
     image_BE, text_BE, image_m_BE, text_m_BE = map(at_least_float32, (image_BE, text_BE, image_m_BE, text_m_BE))
     image_GE, text_GE = gather_constant(image_m_BE), gather_constant(text_m_BE)
-    image_EQ, text_EQ = queue.keys()
+    queue_EQ = queue.keys()
+    image_EQ, text_EQ = queue_EQ[0].to(image_BE.dtype), queue_EQ[1].to(image_BE.dtype)
+    losses = []
     # 16 bits would round a logit of 14 to steps of 1/16.
     with torch.autocast(image_BE.device.type, enabled=False):
-        image_to_text = _scores(image_BE, text_GE, text_EQ) / temperature
-        text_to_image = _scores(text_BE, image_GE, image_EQ) / temperature
-        with torch.no_grad():
-            target_i2t = _targets(_scores(image_m_BE, text_GE, text_EQ) / temperature, alpha, positive_BK)
-            target_t2i = _targets(_scores(text_m_BE, image_GE, image_EQ) / temperature, alpha, positive_BK)
-        loss = (F.cross_entropy(image_to_text, target_i2t) + F.cross_entropy(text_to_image, target_t2i)) / 2
+        for query_BE, momentum_BE, keys in (
+            (image_BE, image_m_BE, Keys(text_GE, text_EQ)),
+            (text_BE, text_m_BE, Keys(image_GE, image_EQ)),
+        ):
+            targets = _targets(momentum_BE.detach(), keys, temperature.detach(), alpha, same)
+            losses.append(chunked_cross_entropy(query_BE, keys, temperature, targets, chunk))
     queue.put_aside(image_GE, text_GE)
-    return Contrast(loss, image_to_text[:, : len(image_GE)], text_to_image[:, : len(image_GE)])
+    return (losses[0] + losses[1]) / 2
 
 
-def _scores(feature_BE: Tensor, batch_GE: Tensor, queue_EQ: Tensor) -> Tensor:
-    """(B, K) products with the batch's keys and the queue's; joining the keys instead would copy the queue."""
-    return torch.cat([feature_BE @ batch_GE.T, feature_BE @ queue_EQ.to(feature_BE.dtype)], 1)
+def _targets(momentum_BE: Tensor, keys: Keys, temperature: Tensor, alpha: float, same: SameImage | None) -> Targets:
+    first = own_columns(len(momentum_BE)).start
+    if alpha == 0 and same is None:
+        return OwnPair(first)
+    return Distilled(momentum_BE, keys, temperature, alpha, first, same)
+
+
+@torch.no_grad()
+def similarity(query_CE: Tensor, key_NE: Tensor, temperature: Tensor) -> Tensor:
+    """(C, N) logits of online features against the momentum features of candidates, for drawing negatives."""
+    with torch.autocast(query_CE.device.type, enabled=False):
+        return at_least_float32(query_CE) @ at_least_float32(key_NE).T / temperature
 
 
 def own_columns(size: int) -> slice:
     """Where the keys of this process's batch stand among those of all processes."""
     return slice(rank() * size, (rank() + 1) * size)
-
-
-def same_image(ids_B: Tensor, queue_ids_Q: Tensor) -> Tensor:
-    """(B, K) the hard targets of BLIP's retrieval: all keys of the same image, in equal parts.
-
-    Args:
-        ids_B: Image of each pair of this process.
-        queue_ids_Q: Image of each column of the queue that serves as a key; negative where it is not known.
-    """
-    keys_K = torch.cat([gather_constant(ids_B), queue_ids_Q])
-    same_BK = (ids_B[:, None] == keys_K).double()
-    return same_BK / same_BK.sum(1, keepdim=True)
-
-
-def _targets(momentum_logits_BK: Tensor, alpha: float, positive_BK: Tensor | None) -> Tensor:
-    """(B, K) soft targets; row b of this process has its match at column b of `own_columns`."""
-    targets = alpha * momentum_logits_BK.softmax(1)
-    if positive_BK is None:
-        targets[:, own_columns(len(targets))].diagonal().add_(1 - alpha)
-    else:
-        targets += (1 - alpha) * positive_BK.to(targets.dtype)
-    return targets

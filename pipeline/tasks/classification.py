@@ -24,7 +24,7 @@ from pipeline.objectives.gather import global_means
 from pipeline.precision import at_least_float32
 from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.classes import STATEMENT, Classes
-from pipeline.tasks.task import Losses
+from pipeline.tasks.task import EachPartAlone, Losses
 from pipeline.trimming.cost import CostModel, Units, cost_loss, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
 from pipeline.trimming.kept_pruning import KeptPruning
@@ -219,7 +219,7 @@ def _task_head(backbone: Backbone, classes: Classes) -> nn.Module:
     return TaskClassifier(features, features, len(classes.names))
 
 
-class ClassificationTask:
+class ClassificationTask(EachPartAlone):
     """Fine-tuning on a task's classes; with a target above 1, SmartTrim or what the model has in its place.
 
     Args:

@@ -20,8 +20,9 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.blip import Blip
 from pipeline.models.config import BackboneName
 from pipeline.models.schedule import TokenStream
+from pipeline.objectives.chunked import chunks
 from pipeline.objectives.infonce import symmetric_contrast
-from pipeline.objectives.itc import Contrast, FeatureQueue, contrast
+from pipeline.objectives.itc import FeatureQueue, contrast, similarity
 from pipeline.objectives.itm import Negatives, draw_rows, matching_loss, negative_weights
 from pipeline.objectives.lm import caption_loss, next_words
 from pipeline.objectives.mlm import MaskedWords, Vocabulary, mask_words, word_loss
@@ -29,6 +30,7 @@ from pipeline.objectives.momentum import MomentumTower
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.intervention import Pruning, ReplayedPruning
 from pipeline.tasks.candidates import Candidates, both, picked
+from pipeline.tasks.contrasting import Contrasting, Features
 
 # Tells the draws of negatives from those of masked words, which begin at the sample's own seed.
 _NEGATIVES = 0x6E656761746976
@@ -50,6 +52,9 @@ class ObjectiveConfig:
             references do) or from the whole batch (``global``: the same draws on any number of processes).
         temperature_lr: Learning rate of the temperature over the model's; small models train at high rates, at which
             the temperature would run ahead of the features.
+        contrast_chunk: Rows of the contrast's scores that are held at a time; the result does not depend on it.
+        contrast_cache: Whether contrast is among the whole update where it is encoded in parts (`engine.micro_batch`):
+            each part is encoded twice for it (`pipeline.tasks.contrasting`; ALBEF, BLIP, CLIP).
     """
 
     queue: int = 65536
@@ -60,9 +65,12 @@ class ObjectiveConfig:
     mask_share: float = 0.15
     negatives: Literal["local", "global"] = "local"
     temperature_lr: float = 1.0
+    contrast_chunk: int = 1024
+    contrast_cache: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, "objectives", 0, "queue", "temperature_lr")
+        at_least(self, "objectives", 1, "contrast_chunk")
         a_share(self, "objectives", "queue_start", "momentum", "alpha", "alpha_ramp", "mask_share")
 
 
@@ -142,15 +150,44 @@ class OnlineModel(nn.Module):
         """The rows that matching draws its negatives from."""
         return Candidates.of(batch, self.objectives.negatives == "global")
 
+    def contrast(self, features: Features, temperature: Tensor, memory: Memory | None, alpha: float) -> Tensor:
+        """Contrastive loss of a batch: with the momentum tower's labels, where there is one.
 
-def hard_negatives(candidates: Candidates, contrasted: Contrast, chances_B3: Tensor) -> Negatives:
-    """Drawn in proportion to similarity (ALBEF, section 3.2)."""
-    columns, same_BN, own_B = candidates.columns, candidates.same_BN, candidates.own_B
-    logits = contrasted.text_to_image_BG[:, columns], contrasted.image_to_text_BG[:, columns]
-    image_B, text_B = (
-        draw_rows(negative_weights(of, same_BN, own_B), chances_B3[:, way]) for way, of in enumerate(logits)
-    )
-    return Negatives(image_B, text_B)
+        Args:
+            features: Of this process's rows.
+            temperature: With gradient.
+            memory: Its queue keeps the momentum features aside.
+            alpha: Weight of soft labels.
+        """
+        images, texts, chunk = features.image_BE, features.text_BE, self.objectives.contrast_chunk
+        if memory is None:
+            return symmetric_contrast(images, texts, temperature, chunk)
+        assert features.image_m_BE is not None and features.text_m_BE is not None
+        momentum = features.image_m_BE, features.text_m_BE
+        return contrast(images, texts, *momentum, memory.queue, temperature, alpha, chunk=chunk)
+
+    def contrasted(
+        self, features: Features, memory: Memory | None, alpha: float, contrasting: Contrasting | None
+    ) -> Tensor | None:
+        """The same, or what is put in its place."""
+        temperature = self.model.temp
+        if contrasting is not None:
+            return contrasting(features, temperature)
+        return self.contrast(features, temperature, memory, alpha)
+
+    def hard_negatives(self, candidates: Candidates, features: Features, chances_B3: Tensor) -> Negatives:
+        """Drawn in proportion to similarity (ALBEF, section 3.2)."""
+        assert features.image_m_BE is not None and features.text_m_BE is not None
+        image_NE, text_NE = candidates.constant(features.image_m_BE), candidates.constant(features.text_m_BE)
+        drawn = []
+        for way, (query_BE, key_NE) in enumerate([(features.text_BE, image_NE), (features.image_BE, text_NE)]):
+            found = []
+            for rows in chunks(len(query_BE), self.objectives.contrast_chunk):
+                logits_CN = similarity(query_BE[rows], key_NE, self.model.temp)
+                weights_CN = negative_weights(logits_CN, candidates.same_BN[rows], candidates.own_B[rows])
+                found.append(draw_rows(weights_CN, chances_B3[rows, way]))
+            drawn.append(torch.cat(found))
+        return Negatives(*drawn)
 
 
 class AlbefStep(OnlineModel):
@@ -161,7 +198,13 @@ class AlbefStep(OnlineModel):
         return replace(super().draw(batch), words=self.mask(batch))
 
     def forward(
-        self, pixels: Tensor, batch: ImageTextBatch, draws: Draws, memory: Memory, alpha: float
+        self,
+        pixels: Tensor,
+        batch: ImageTextBatch,
+        draws: Draws,
+        memory: Memory,
+        alpha: float,
+        contrasting: Contrasting | None = None,
     ) -> dict[str, Tensor]:
         """Losses of a batch.
 
@@ -172,9 +215,10 @@ class AlbefStep(OnlineModel):
             memory: Momentum tower, which has followed the online model already, and queue, which keeps this batch's
                 features aside.
             alpha: Weight of soft labels.
+            contrasting: Gives contrast from the batch's features; None for that among this batch.
 
         Returns:
-            ``itc``, ``itm``, ``mlm``: scalars.
+            ``itc``, ``itm``, ``mlm``: scalars; nothing where `contrasting` wanted the features alone.
         """
         words = draws.words
         assert words is not None
@@ -184,15 +228,19 @@ class AlbefStep(OnlineModel):
         with torch.no_grad():
             plain_m, masked_m = encode_both_texts(teacher, batch, words)
             image_m = self.teach_image(teacher, pixels, pruning)
+        features = features_of(self.model, image, plain, teacher, image_m, plain_m)
+        itc = self.contrasted(features, memory, alpha, contrasting)
+        if itc is None:
+            return {}
+        with torch.no_grad():
             told_m = teacher.fuse(masked_m, image_m).text.x[words.drawn_BL]
             momentum_scores_MV = teacher.word_scores(told_m)
-        contrasted = contrast_of(self.model, image, plain, memory, image_m, plain_m, alpha)
         candidates = self.candidates(batch)
-        negatives = draws.negatives or hard_negatives(candidates, contrasted, draws.chances_B3)
+        negatives = draws.negatives or self.hard_negatives(candidates, features, draws.chances_B3)
         logits_N2, told = self._match_and_tell(candidates, plain, masked, image, negatives)
         scores_MV = self.model.word_scores(told[words.drawn_BL])
         return {
-            "itc": contrasted.loss,
+            "itc": itc,
             "itm": matching_loss(logits_N2, true_first(len(pixels), pixels.device)),
             "mlm": word_loss(scores_MV, words.target_M, momentum_scores_MV, alpha),
         }
@@ -214,7 +262,13 @@ class BlipStep(OnlineModel):
     """BLIP's three losses."""
 
     def forward(
-        self, pixels: Tensor, batch: ImageTextBatch, draws: Draws, memory: Memory, alpha: float
+        self,
+        pixels: Tensor,
+        batch: ImageTextBatch,
+        draws: Draws,
+        memory: Memory,
+        alpha: float,
+        contrasting: Contrasting | None = None,
     ) -> dict[str, Tensor]:
         """``itc``, ``itm``, ``lm``; arguments as in `AlbefStep.forward`."""
         model = self.model
@@ -225,11 +279,14 @@ class BlipStep(OnlineModel):
         with torch.no_grad():
             text_m = teacher.encode_text(batch.token_ids, batch.token_mask)
             image_m = self.teach_image(teacher, pixels, pruning)
-        contrasted = contrast_of(model, image, text, memory, image_m, text_m, alpha)
+        features = features_of(model, image, text, teacher, image_m, text_m)
+        itc = self.contrasted(features, memory, alpha, contrasting)
+        if itc is None:
+            return {}
         # The decoder attends to the image through the encoder's own cross-attention: its keys and values are made once.
         image = replace(image, memo={})
         candidates = self.candidates(batch)
-        negatives = draws.negatives or hard_negatives(candidates, contrasted, draws.chances_B3)
+        negatives = draws.negatives or self.hard_negatives(candidates, features, draws.chances_B3)
         own = candidates.own_B
         starts = candidates.texts(model.begin_fusion(text, batch.token_ids, batch.token_mask))
         texts = picked(starts, torch.cat([own, own, negatives.text_B]))
@@ -238,7 +295,7 @@ class BlipStep(OnlineModel):
         told_BL = next_words(batch.token_mask)
         scores_MV = model.word_scores(model.decode(batch.token_ids, batch.token_mask, image)[told_BL])
         return {
-            "itc": contrasted.loss,
+            "itc": itc,
             "itm": matching_loss(model.itm_head(fused.features_BF), true_first(len(pixels), pixels.device)),
             "lm": caption_loss(scores_MV, batch.token_ids[told_BL.roll(1, 1)]),
         }
@@ -290,13 +347,20 @@ class ClipStep(OnlineModel):
     """CLIP's symmetric contrast over the global batch."""
 
     def forward(
-        self, pixels: Tensor, batch: ImageTextBatch, draws: Draws, memory: None, alpha: float
+        self,
+        pixels: Tensor,
+        batch: ImageTextBatch,
+        draws: Draws,
+        memory: None,
+        alpha: float,
+        contrasting: Contrasting | None = None,
     ) -> dict[str, Tensor]:
         """``itc``; arguments as in `AlbefStep.forward`, there is no memory."""
         text = self.model.encode_text(batch.token_ids, batch.token_mask)
         image, _ = self.pruned_image(pixels, self.guide(batch, text), batch.draw_seeds)
-        features = self.model.image_feature(image), self.model.text_feature(text)
-        return {"itc": symmetric_contrast(*features, self.model.temp)}
+        features = Features(self.model.image_feature(image), self.model.text_feature(text))
+        itc = self.contrasted(features, memory, alpha, contrasting)
+        return {} if itc is None else {"itc": itc}
 
 
 STEPS: Mapping[BackboneName, Callable[..., OnlineModel]] = {
@@ -307,21 +371,13 @@ STEPS: Mapping[BackboneName, Callable[..., OnlineModel]] = {
 }
 
 
-def contrast_of(
-    model: Backbone,
-    image: TokenStream,
-    text: TokenStream,
-    memory: Memory,
-    image_m: TokenStream,
-    text_m: TokenStream,
-    alpha: float,
-) -> Contrast:
-    """ITC of the encoded batch with the momentum tower's labels."""
-    teacher = memory.teacher.model
+def features_of(
+    model: Backbone, image: TokenStream, text: TokenStream, teacher: Backbone, image_m: TokenStream, text_m: TokenStream
+) -> Features:
+    """Of the encoded batch, by the online model and by its momentum tower."""
     with torch.no_grad():
-        image_m_BE, text_m_BE = teacher.image_feature(image_m), teacher.text_feature(text_m)
-    image_BE, text_BE = model.image_feature(image), model.text_feature(text)
-    return contrast(image_BE, text_BE, image_m_BE, text_m_BE, memory.queue, model.temp, alpha)
+        momentum = teacher.image_feature(image_m), teacher.text_feature(text_m)
+    return Features(model.image_feature(image), model.text_feature(text), *momentum)
 
 
 def encode_both_texts(model: Backbone, batch: ImageTextBatch, words: MaskedWords) -> tuple[TokenStream, TokenStream]:

@@ -1,6 +1,7 @@
 """Pre-training of every backbone: one task around the backbone's own step (`pipeline/tasks/online.py`)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pipeline.objectives.itc import FeatureQueue
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.objectives.momentum import MomentumTower
 from pipeline.pruning.config import PruningConfig
+from pipeline.tasks.contrasting import CachedContrast, Collected, Contrasting, by_chance, cached_contrasts, chances
 from pipeline.tasks.online import STEPS, Memory, ObjectiveConfig, OnlineModel
 from pipeline.tasks.task import Losses, with_prefix, without_prefix
 
@@ -51,17 +53,66 @@ class Pretraining:
             # A frozen part of what is trained: the engine saves it with the rest, and splits it under ZeRO 3.
             self.online.momentum = self.memory.teacher.model
 
-    def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
-        """The online model's losses."""
-        ramp = self.objectives.alpha_ramp
-        alpha = self.objectives.alpha * (min(1.0, progress / ramp) if ramp else 1.0)
-        named = forward(self.normalise(batch.pixels), batch, self.online.draw(batch), self.memory, alpha)
+    def losses_of_parts(
+        self, forward: Callable[..., Any], parts: Sequence[ImageTextBatch], progress: float
+    ) -> Iterator[Losses]:
+        """The online model's losses; contrast is among all parts if it is to be cached, else among each part."""
+        if len(parts) == 1 or not self.objectives.contrast_cache:
+            yield from (self.losses(forward, part, progress) for part in parts)
+            return
+        device, seeds = parts[0].pixels.device, chances(len(parts))
+        cached = self._cached(forward, parts, seeds, self._alpha(progress))
+        for part, contrast, seed in zip(parts, cached, seeds, strict=True):
+            with by_chance(seed, device):
+                losses = self.losses(forward, part, progress, contrast)
+            yield losses
+
+    @torch.no_grad()
+    def _cached(
+        self, forward: Callable[..., Any], parts: Sequence[ImageTextBatch], seeds: Sequence[int], alpha: float
+    ) -> list[CachedContrast]:
+        collected = Collected([])
+        for part, seed in zip(parts, seeds, strict=True):
+            with by_chance(seed, part.pixels.device):
+                self._named(forward, part, alpha, collected)
+        contrast = partial(self.online.contrast, memory=self.memory, alpha=alpha)
+        return cached_contrasts(collected.seen, contrast, self.model.temp)
+
+    def losses(
+        self,
+        forward: Callable[..., Any],
+        batch: ImageTextBatch,
+        progress: float,
+        contrasting: Contrasting | None = None,
+    ) -> Losses:
+        """Those of one part.
+
+        Args:
+            forward: See `losses_of_parts`.
+            batch: The part.
+            progress: See `losses_of_parts`.
+            contrasting: Gives contrast from the part's features; None for that among the part.
+        """
+        alpha = self._alpha(progress)
+        named = self._named(forward, batch, alpha, contrasting)
         scalars: dict[str, Tensor | float] = {}
         if self.model.has_contrast:
             scalars["temperature"] = self.model.temp.detach().clone().squeeze()
         if self.memory is not None:
             scalars["alpha"] = alpha
         return Losses(torch.stack(list(named.values())).sum(), named, scalars)
+
+    def _named(
+        self, forward: Callable[..., Any], batch: ImageTextBatch, alpha: float, contrasting: Contrasting | None
+    ) -> dict[str, Tensor]:
+        given = () if contrasting is None else (contrasting,)
+        draws = self.online.draw(batch)
+        named: dict[str, Tensor] = forward(self.normalise(batch.pixels), batch, draws, self.memory, alpha, *given)
+        return named
+
+    def _alpha(self, progress: float) -> float:
+        ramp = self.objectives.alpha_ramp
+        return self.objectives.alpha * (min(1.0, progress / ramp) if ramp else 1.0)
 
     def before_update(self, progress: float) -> None:
         """The momentum tower follows the online model."""

@@ -1,6 +1,7 @@
 """What the one training loop asks of a task; the loop knows no objective."""
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,12 +31,17 @@ class Task(Protocol):
     module: nn.Module
     """All that the optimizer owns."""
 
-    def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
-        """Losses of a batch on the device.
+    def losses_of_parts(
+        self, forward: Callable[..., Any], parts: Sequence[ImageTextBatch], progress: float
+    ) -> Iterator[Losses]:
+        """Losses of an update, one for each part, whose mean is that of the update.
+
+        They are taken one at a time and differentiated before the next is asked for, so that the graph of one part
+        only is alive. What the parts have to do with each other is the task's own affair.
 
         Args:
             forward: `module` as the engine wraps it.
-            batch: This process's part of the global batch.
+            parts: This process's part of the global batch on the device, in equal parts.
             progress: Share of training that is done, 0 to 1; all schedules are functions of it.
         """
         ...
@@ -59,6 +65,20 @@ class Task(Protocol):
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the state of `tensors`."""
         ...
+
+
+class EachPartAlone(ABC):
+    """For tasks whose parts of an update have nothing to do with each other."""
+
+    @abstractmethod
+    def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
+        """Losses of one part; arguments as in `Task.losses_of_parts`."""
+
+    def losses_of_parts(
+        self, forward: Callable[..., Any], parts: Sequence[ImageTextBatch], progress: float
+    ) -> Iterator[Losses]:
+        """See `Task`."""
+        return (self.losses(forward, part, progress) for part in parts)
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

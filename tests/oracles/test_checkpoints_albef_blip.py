@@ -16,7 +16,7 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.blip import Blip, GroundedBlip
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner, BlipPair, BlipRetrieval
 from pipeline.models.schedule import InBlock, Step, Streams, TokenStream
-from pipeline.objectives.itc import FeatureQueue, contrast, same_image
+from pipeline.objectives.itc import FeatureQueue, SameImage, contrast, similarity
 from pipeline.objectives.lm import caption_loss, next_words
 from pipeline.objectives.mlm import word_loss
 from pipeline.objectives.momentum import MomentumTower
@@ -136,16 +136,17 @@ def contrast_outputs(vectors: Vectors, loaded: Loaded, model: Backbone, teacher:
         teacher.image_feature(teacher.encode_image(vectors["in/image"])),
         teacher.text_feature(teacher.encode_text(ids, mask)),
     )
-    positives = same_image(vectors["in/idx"], loaded.queue["ids"]) if "in/idx" in vectors else None
+    same = SameImage.of(vectors["in/idx"], loaded.queue["ids"]) if "in/idx" in vectors else None
     queue = queue_of(loaded)
     alpha = float(vectors["in/alpha"])
-    contrasted = contrast(*features, *features_m, queue, model.temp, alpha, positives)
+    contrasted = contrast(*features, *features_m, queue, model.temp, alpha, same, chunk=1)
     image_EQ, text_EQ = queue.keys()
     similar = {
         "sim_i2t": features[0] @ torch.cat([features_m[1].T, text_EQ], 1) / model.temp,
         "sim_t2i": features[1] @ torch.cat([features_m[0].T, image_EQ], 1) / model.temp,
     }
-    torch.testing.assert_close(contrasted.image_to_text_BG, similar["sim_i2t"][:, : len(ids)])
+    found = similarity(features[0], features_m[1], model.temp)
+    torch.testing.assert_close(found, similar["sim_i2t"][:, : len(ids)])
     fused = model.fuse(model.begin_fusion(text, ids, mask), image)
     mismatched = model.fuse(model.begin_fusion(text, ids, mask), shifted(image))
     return {
@@ -156,7 +157,7 @@ def contrast_outputs(vectors: Vectors, loaded: Loaded, model: Backbone, teacher:
         "image_feat_m": features_m[0],
         "text_feat_m": features_m[1],
         **similar,
-        "loss_ita": contrasted.loss,
+        "loss_ita": contrasted,
         "fused": fused.text.x,
         "itm_logits": model.itm_head(fused.features_BF),
         "itm_logits_mismatched": model.itm_head(mismatched.features_BF),

@@ -17,7 +17,7 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.engine import EngineConfig, NonFiniteError, OptimizerConfig, build_engine, split_decay
 from pipeline.process import Process
 from pipeline.progress import read_metrics
-from pipeline.tasks.task import Losses
+from pipeline.tasks.task import EachPartAlone, Losses
 from pipeline.train import LoopConfig, Stage, train
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import small_batch
@@ -26,7 +26,7 @@ STEPS = 8
 ERROR = NonFiniteError("the loss is nan")
 
 
-class Poisoned:
+class Poisoned(EachPartAlone):
     """A task whose loss is NaN in some calls on one rank; its weights tell which batches it learned from."""
 
     def __init__(self, bad_calls: set[int], bad_rank: int, process: Process) -> None:

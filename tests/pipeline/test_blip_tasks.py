@@ -4,7 +4,7 @@ import torch
 
 from pipeline.models.blip_tasks import BLIP_MODELS, BlipAnswering
 from pipeline.models.schedule import TokenStream
-from pipeline.objectives.itc import same_image
+from pipeline.objectives.itc import SameImage
 from pipeline.objectives.lm import caption_loss, next_words, text_losses
 from pipeline.tasks.answering import answer_losses, rank
 from pipeline.weights.sizes import _ratio
@@ -57,7 +57,9 @@ def test_losses_of_texts_add_up_to_the_loss_of_captions() -> None:
 
 
 def test_pairs_of_the_same_image_are_all_positive() -> None:
-    positives = same_image(torch.tensor([4, 5, 4]), torch.tensor([5, -100, 4]))
+    same = SameImage.of(torch.tensor([4, 5, 4]), torch.tensor([5, -100, 4]))
+    positives = same.shares(slice(0, 3), torch.float64)
+    assert torch.equal(positives[1:2], same.shares(slice(1, 2), torch.float64))
     third = torch.tensor(1 / 3, dtype=torch.float64)
     assert torch.equal(positives[0], torch.tensor([1.0, 0, 1, 0, 0, 1], dtype=torch.float64) * third)
     assert torch.equal(positives[1], torch.tensor([0, 0.5, 0, 0.5, 0, 0], dtype=torch.float64))

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from pipeline.engine import (
     preflight_deepspeed,
     split_decay,
 )
+from pipeline.engine_config import LrScalingConfig
 from pipeline.engine_deepspeed import deepspeed_config
 from pipeline.loss_scale import LossScale
 from pipeline.process import Process
+from pipeline.setup import describe_update
 
 
 def make(lr: float = 0.1, **config: Any) -> Engine:
@@ -84,6 +87,38 @@ def test_an_engine_that_cannot_be_is_refused(given: dict[str, Any], said: str) -
 def test_an_optimizer_that_cannot_be_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(given))):
         OptimizerConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("rule", "batch", "factor"), [("none", 4096, 1), ("linear", 4096, 16), ("sqrt", 4096, 4), ("sqrt", 64, 0.5)]
+)
+def test_the_learning_rate_follows_the_batch_by_its_rule(rule: Any, batch: int, factor: float) -> None:
+    scaling = LrScalingConfig(rule=rule, base_batch=None if rule == "none" else 256)
+    scaled = OptimizerConfig(lr=1e-3, betas=(0.9, 0.98), lr_scaling=scaling).scaled(batch)
+    assert scaled.lr == pytest.approx(1e-3 * factor)
+    assert replace(scaled, lr=1e-3) == OptimizerConfig(lr=1e-3, betas=(0.9, 0.98))
+    assert scaled.scaled(batch) == scaled, "it is scaled once"
+
+
+def test_a_scaled_learning_rate_is_said_and_a_plain_one_is_not() -> None:
+    config = OptimizerConfig(lr=1e-3, lr_scaling=LrScalingConfig(rule="sqrt", base_batch=256))
+    assert config.describe_lr(1024) == "learning rate 0.001 x sqrt(1024/256) = 0.002"
+    assert OptimizerConfig().describe_lr(1024) == ""
+    assert describe_update(8, 2, 1, ["", config.describe_lr(8)]).startswith("an update: 8 samples = 2 workers x 4; lea")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rule": "cube", "base_batch": 8}, "give none, linear or sqrt"),
+        ({"rule": "sqrt"}, "needs base_batch.*given: None"),
+        ({"rule": "linear", "base_batch": 0}, "at least 1 .given: 0"),
+        ({"base_batch": 256}, "base_batch=256 is not followed by rule=none"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        LrScalingConfig(**given)
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:

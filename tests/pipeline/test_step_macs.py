@@ -18,6 +18,7 @@ from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.trimmers import TrimmerConfig
+from tests.pipeline.recorded import give_negatives
 from tests.pipeline.small import MAX_TOKENS, WORDS, scale, small_batch, small_model
 
 BATCH, QUEUE = 4, 12
@@ -37,9 +38,12 @@ def test_a_pre_training_step_costs_what_torch_counts(backbone: BackboneName, pru
     words = (batch.token_mask.sum() - BATCH) if backbone == "blip" else masked
     keys = BATCH if task.memory is None else BATCH + QUEUE
     macs = pretraining_macs(model, pruning, StepSizes(text_length=MAX_TOKENS, keys=keys, words=float(words) / BATCH))
-    with FlopCounterMode(display=False) as counter:
-        losses = task.losses(task.module, batch, 1.0)
+    # Contrast makes its gradients along with its loss, and a second time what negatives are drawn by: neither counts.
+    give_negatives(task.online, BATCH)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        task.losses(task.module, batch, 1.0)
     assert counter.get_total_flops() == pytest.approx(2 * BATCH * (macs.trained + macs.forward_only), rel=1e-9)
+    losses = task.losses(task.module, batch, 1.0)
     with FlopCounterMode(display=False) as counter:
         losses.total.backward()
     assert counter.get_total_flops() == pytest.approx(2 * BATCH * 2 * macs.trained, rel=0.15)

@@ -20,7 +20,7 @@ from pipeline.objectives.momentum import MomentumTower
 from pipeline.process import Process
 from pipeline.progress import read_metrics
 from pipeline.tasks.pretraining import Pretraining
-from pipeline.tasks.task import Losses
+from pipeline.tasks.task import EachPartAlone, Losses
 from pipeline.train import LoopConfig, Stage, StepLog, train
 from pipeline.trimming.curriculum import Curriculum
 from pipeline.worker import run_job
@@ -170,7 +170,7 @@ def test_pretraining_goes_on_exactly_where_a_checkpoint_left_it(
 ALONE = Process()
 
 
-class Counting:
+class Counting(EachPartAlone):
     """A task that says how often it was called; its loss is the mean of the pixels."""
 
     def __init__(self) -> None:

@@ -16,6 +16,7 @@ from pipeline.pruning.flip import FlipConfig
 from pipeline.pruning.tome import TomeConfig
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
+from tests.pipeline.recorded import give_negatives
 from tests.pipeline.small import MAX_TOKENS, WORDS, scale, small_albef, small_batch
 
 BATCH, QUEUE = 4, 12
@@ -89,10 +90,13 @@ def test_the_whole_steps_forward_is_what_torch_counts(config: PruningConfig) -> 
     task = Pretraining(model, ObjectiveConfig(queue=QUEUE), config, words, scale, torch.Generator().manual_seed(0))
     drawn = mask_words(batch.token_ids, batch.token_mask, batch.draw_seeds, 0.15, words).drawn_BL.sum()
     sizes = StepSizes(text_length=MAX_TOKENS, keys=BATCH + QUEUE, words=float(drawn) / BATCH)
-    with FlopCounterMode(display=False) as counter:
-        losses = task.losses(task.module, batch, 1.0)
+    # Contrast makes its gradients along with its loss, and a second time what negatives are drawn by: neither counts.
+    give_negatives(task.online, BATCH)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        task.losses(task.module, batch, 1.0)
     macs = albef_step_macs(model, config, sizes)
     assert counter.get_total_flops() == pytest.approx(2 * BATCH * (macs.trained + macs.forward_only), rel=1e-12)
+    losses = task.losses(task.module, batch, 1.0)
     with FlopCounterMode(display=False) as counter:
         losses.total.backward()
     assert counter.get_total_flops() == pytest.approx(2 * (2 * BATCH * macs.trained), rel=0.1)

@@ -68,11 +68,10 @@ class SmallRun:
         self.task.before_update(0.5)
         parts = self.engine.config.accumulation
         size = BATCH // self.process.world_size // parts
-        found = []
-        for part in range(parts):
-            first = (part * self.process.world_size + self.process.rank) * size
-            batch = small_batch(BATCH, seed=self.done).part(slice(first, first + size))
-            losses = self.task.losses(self.engine, batch, 0.5)
+        whole, found = small_batch(BATCH, seed=self.done), []
+        first = [(part * self.process.world_size + self.process.rank) * size for part in range(parts)]
+        batches = [whole.part(slice(start, start + size)) for start in first]
+        for losses in self.task.losses_of_parts(self.engine, batches, 0.5):
             report = self.engine.step(losses.total if only is None else losses.named[only], 1.0)
             self.named = {name: loss.item() for name, loss in losses.named.items()}
             found.append(report.loss)
