@@ -28,13 +28,14 @@ _TEXTURES = ("noise", "stripes", "gradient", "checker")
 Grey = NDArray[np.float32]
 
 
-def draw_picture(scene: Scene, image_size: int, dice: Dice) -> bytes:
+def draw_picture(scene: Scene, image_size: int, dice: Dice, *, grey: bool = False) -> bytes:
     """Draws a scene.
 
     Args:
         scene: What to draw.
         image_size: Width and height in pixels.
         dice: Decides everything that no sentence speaks of: background, tints, small rotations.
+        grey: Whether it is in black and white.
 
     Returns:
         The JPEG bytes.
@@ -44,6 +45,8 @@ def draw_picture(scene: Scene, image_size: int, dice: Dice) -> bytes:
     # Large shapes lie below, so that none is hidden.
     for shape in sorted(scene, key=lambda shape: shape.size == "small"):
         _draw_shape(canvas, shape, scale, dice)
+    if grey:
+        canvas = np.asarray(cv2.cvtColor(cv2.cvtColor(canvas, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR), dtype=np.uint8)
     done, data = cv2.imencode(".jpg", canvas, _JPEG)
     if not done:
         raise RuntimeError("OpenCV cannot write JPEG pictures")

@@ -12,7 +12,7 @@ from data_prep.errors import UserError
 from data_prep.files import atomic_dir
 from data_prep.shapes import ShapesSplit
 from data_prep.shapes_language import NUMBER_WORDS, PLACES
-from data_prep.shapes_relations import draw_related
+from data_prep.shapes_relations import TOGETHER, draw_related
 from data_prep.shapes_world import COLOURS, Dice
 
 PublishedName = Literal["vqa", "snli_ve"]
@@ -45,7 +45,7 @@ def write_published(
     Raises:
         UserError: Sizes that cannot be, or a folder that is in use.
     """
-    splits, unit = (_VQA_SPLITS, 2) if name == "vqa" else (_VE_SPLITS, 3)
+    splits, unit = (_VQA_SPLITS, 2) if name == "vqa" else (_VE_SPLITS, TOGETHER)
     for split, size in sizes.items():
         if split not in splits:
             raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}")

@@ -9,33 +9,43 @@ import pytest
 from data_prep.errors import UserError
 from data_prep.shapes import REALMS
 from data_prep.shapes_published import write_published
-from data_prep.shapes_relations import draw_three
+from data_prep.shapes_relations import TOGETHER, draw_related, draw_two, relation
 from data_prep.shapes_world import Dice
 from data_prep.sources.snli_ve import LABELS
+from pipeline.data.decode import decode_image
 from tests.data_prep.published_files import shards
 
 
-def test_every_claim_is_true_open_and_false_once_in_three_scenes_of_the_same_shapes() -> None:
+def test_each_claim_is_entailed_once_left_open_once_and_contradicted_twice() -> None:
     for number in range(12):
-        scenes, claims = draw_three(REALMS["test"], Dice(f"three/{number}"))
+        scenes, claims = draw_two(REALMS["test"], Dice(f"two/{number}"))
+        assert all(REALMS["test"].has(scene) for scene in scenes)
+        pictures = [(scene, grey) for scene in scenes for grey in (False, True)]
         for claim in claims:
-            assert Counter(claim.holds(scene) for scene in scenes) == {True: 1, None: 1, False: 1}
-        for scene in scenes:
-            assert Counter(claim.holds(scene) for claim in claims) == {True: 1, None: 1, False: 1}
-            assert REALMS["test"].has(scene)
-            assert Counter((s.look, s.size) for s in scene) == Counter((s.look, s.size) for s in scenes[0])
+            told = Counter(relation(claim, scene, grey=grey) for scene, grey in pictures)
+            assert told == {"entailment": 1, "neutral": 1, "contradiction": 2}
+        for scene, grey in pictures:
+            told = Counter(relation(claim, scene, grey=grey) for claim in claims)
+            assert told == {"neutral" if grey else "entailment": 1, "contradiction": 1}
+
+
+def test_black_and_white_pictures_have_no_colour() -> None:
+    for drawing in draw_related("val", 8, 32, 0):
+        pixels = decode_image(drawing.picture).astype(int)
+        spread = (pixels.max(2) - pixels.min(2)).max()
+        assert (spread == 0) == ("black and white" in drawing.captions[0]) == (drawing.number % 2 == 1)
 
 
 def test_snli_ve_is_written_as_published(tmp_path: Path) -> None:
-    write_published("snli_ve", tmp_path / "raw", {"train": 12, "dev": 6}, 32, 3)
+    write_published("snli_ve", tmp_path / "raw", {"train": 12, "dev": 8}, 32, 3)
     lines = [json.loads(line) for line in (tmp_path / "raw/snli_ve_train.jsonl").read_text().splitlines()]
-    assert len({line["pairID"] for line in lines}) == len(lines) == 36
+    assert len({line["pairID"] for line in lines}) == len(lines) == 24
     by_text = defaultdict[tuple[int, str], list[str]](list)
     for line in lines:
-        by_text[(int(line["Flickr30K_ID"]) - 1) // 3, line["sentence2"]].append(line["gold_label"])
-    assert all(sorted(labels) == sorted(LABELS) for labels in by_text.values())
+        by_text[(int(line["Flickr30K_ID"]) - 1) // TOGETHER, line["sentence2"]].append(line["gold_label"])
+    assert all(sorted(labels) == sorted([*LABELS, "contradiction"]) for labels in by_text.values())
     account, found = shards(tmp_path, "snli_ve", root=str(tmp_path / "raw"))
-    assert (account["written"], account["skipped"]) == (18, {})
+    assert (account["written"], account["skipped"]) == (20, {})
     assert {s["relation"] for fields in found["dev"].values() for s in fields["statements"]} == set(LABELS)
     assert all(fields["captions"] for fields in found["train"].values())
 
@@ -70,7 +80,7 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path: Pa
     for said, name, out, sizes, side in [
         ("has no split 'dev'", "vqa", "a", {"dev": 4}, 32),
         ("train=5 must be a multiple of 2", "vqa", "a", {"train": 5}, 32),
-        ("dev=0 must be a multiple of 3", "snli_ve", "a", {"dev": 0}, 32),
+        ("dev=0 must be a multiple of 4", "snli_ve", "a", {"dev": 0}, 32),
         ("image_size=8 must be", "vqa", "a", {"train": 4}, 8),
         ("is not an empty folder", "vqa", "full", {"train": 4}, 32),
     ]:

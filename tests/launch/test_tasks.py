@@ -12,7 +12,7 @@ from launch.cli import main
 from launch.cli_data import DRAWN as OFFERED
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
-DRAWN = {"vqa": ("train=60", "val=10"), "snli_ve": ("train=24", "dev=6", "test=6")}
+DRAWN = {"vqa": ("train=60", "val=10"), "snli_ve": ("train=24", "dev=8", "test=8")}
 GOLD = {"vqa": {"val": "v2_mscoco_val2014_annotations.json"},
         "snli_ve": {"dev": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"}}  # fmt: skip
 
