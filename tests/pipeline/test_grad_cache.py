@@ -28,14 +28,14 @@ from pipeline.tasks.pretraining import Pretraining
 from pipeline.train import LoopConfig
 from pipeline.worker import run_job
 from tests.pipeline.distributed import run_ranks
-from tests.pipeline.small import WORDS, scale, small_batch, small_config
-from tests.pipeline.test_train import OTHER_BACKBONES, data, interrupt_after, job_of, losses
+from tests.pipeline.small import OTHER_BACKBONES, WORDS, scale, small_batch, small_config
+from tests.pipeline.test_train import data, interrupt_after, job_of, losses
 from tests.pipeline.zero import SmallRun, engine_config
 
 __all__ = ["data"]  # the fixture
 
 BATCH, PARTS = 12, 3
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 CONTRASTING: list[BackboneName] = ["albef", "blip", "clip"]
 PRUNED = PruningConfig(prune_momentum=True, elip=ElipConfig(depths=(1, 1), ratios=(0.5,)))
 
@@ -93,7 +93,7 @@ def test_loss_gradients_and_queue_are_those_of_the_whole_batch_in_one_pass(
     assert gradients["temp"].abs() > 1e-3
     for name, gradient in gradients.items():
         mean = sum(given[name] for _, given, _ in found) / ranks
-        torch.testing.assert_close(mean, gradient, **EXACT, msg=lambda said, name=name: f"{name}: {said}")
+        torch.testing.assert_close(mean, gradient, **EXACT, msg=name)
     for *_, given in found:
         torch.testing.assert_close(given, queue, **EXACT)
 
@@ -151,7 +151,7 @@ def test_graphs_of_two_parts_are_never_alive_together() -> None:
         alive.append([tensor.requires_grad for tensor in found.values()])
         return found
 
-    task._named = watched  # type: ignore[method-assign]
+    task._named = watched  # type: ignore[method-assign, assignment]
     for number, each in enumerate(task.losses_of_parts(task.module, rows_of_rank(Process(), PARTS), 1.0)):
         assert alive == [[]] * PARTS + [[True]] * (number + 1)
         each.total.backward()

@@ -90,8 +90,7 @@ def test_parts_on_two_ranks_are_seen_before_deepspeed_averages_them(stage: int) 
 
 def test_both_terms_are_without_bias() -> None:
     signal, noise = 2.0, 300.0
-    squares = (signal + noise / size for size in (8, 64))
-    found = Estimate.of(*squares, part=8, whole=64)
+    found = Estimate.of(signal + noise / 8, signal + noise / 64, part=8, whole=64)
     assert (found.signal, found.noise) == pytest.approx((signal, noise))
 
 
