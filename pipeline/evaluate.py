@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from pipeline.data.batch import ImageTextBatch
-from pipeline.data.loader import StepLoader, eval_loader
+from pipeline.data.loader import StepLoader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
+from pipeline.data.shards import EveryImage, TextKind
 from pipeline.data.text import Tokenizer
+from pipeline.evaluation.retrieval import evaluate_retrieval
+from pipeline.evaluation.source import Source
 from pipeline.exports import load_backbone, load_statement_model, method_of
 from pipeline.limits import at_least
 from pipeline.measure.bootstrap import group_interval
@@ -22,11 +25,10 @@ from pipeline.models.schedule import Intervention
 from pipeline.process import Process
 from pipeline.progress import ProgressFile
 from pipeline.setup import Inputs
-from pipeline.tasks.retrieval import Encoded, encode_pairs, join, matching_parts, recalls, rerank
 from pipeline.tasks.statements import StatementModel
 from pipeline.train import Stage
 from pipeline.trim_settle import reached
-from pipeline.trimming.cost import CostModel, units_of
+from pipeline.trimming.cost import units_of
 from pipeline.trimming.target import Target
 
 Row = dict[str, Any]
@@ -38,8 +40,10 @@ class EvaluateConfig:
 
     Attributes:
         retrieval_splits: Splits on which the pre-trained model ranks images and captions.
-        retrieval_pairs: Pairs taken from each.
-        rerank: Candidates that matching re-ranks.
+        retrieval_pairs: Images taken from each, with their captions.
+        retrieval_captions: ``first`` has one caption of each image, so that these are pairs; ``all`` is the field's
+            protocol.
+        rerank: Candidates that matching re-ranks; 0 ranks by contrast alone.
         statement_splits: Splits on which trimmed models judge statements, every one of them.
         batch_size: Instances at once; scores do not depend on it.
         pictures: Pictures on which surviving patches are drawn; 0 for none.
@@ -49,6 +53,7 @@ class EvaluateConfig:
 
     retrieval_splits: tuple[str, ...] = ("test",)
     retrieval_pairs: int = 512
+    retrieval_captions: Literal["first", "all"] = "first"
     rerank: int = 16
     statement_splits: tuple[str, ...] = ("test",)
     batch_size: int = 64
@@ -57,8 +62,8 @@ class EvaluateConfig:
     latency: LatencyConfig = field(default_factory=LatencyConfig)
 
     def __post_init__(self) -> None:
-        at_least(self, "evaluate", 1, "retrieval_pairs", "rerank", "batch_size")
-        at_least(self, "evaluate", 0, "pictures")
+        at_least(self, "evaluate", 1, "retrieval_pairs", "batch_size")
+        at_least(self, "evaluate", 0, "rerank", "pictures")
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
 def loader_of(
     inputs: Inputs,
     split: str,
-    text: Literal["captions", "statements"],
+    text: TextKind,
     batch_size: int,
     tokenizer: Tokenizer,
     limit: int | None = None,
@@ -114,52 +119,38 @@ def loader_of(
     spread: bool = False,
 ) -> StepLoader:
     """Every statement of a split once, or one caption of each picture."""
-    return eval_loader(
-        inputs.data / split,
-        text=text,
-        unit="image" if text == "captions" else "pair",
-        config=inputs.loader,
-        tokenizer=tokenizer,
-        batch_size=batch_size,
-        process=Process(),
-        limit=limit,
-        spread=spread,
-        quarantine=None if stage is None else stage.folder / QUARANTINE,
-    )
+    quarantine = None if stage is None else stage.folder / QUARANTINE
+    source = Source(split=inputs.data / split, loader=inputs.loader, tokenizer=tokenizer, quarantine=quarantine)
+    return source.batches(text, batch_size, Process(), limit, spread)
 
 
 def _retrieval(
     config: EvaluateConfig, folder: Path, split: str, inputs: Inputs, tokenizer: Tokenizer, stage: Stage
 ) -> list[Row]:
-    device = stage.process.torch_device
-    model = load_backbone(folder).to(device)
-    parts: list[Encoded] = []
-    clusters: list[str] = []
-    gmacs: list[float] = []
-    cost = CostModel(model, matching_parts(model), None)
-    loader = loader_of(inputs, split, "captions", config.batch_size, tokenizer, config.retrieval_pairs, stage)
-    for batch in loader:
-        batch = batch.to(device)
-        parts.append(encode_pairs(model, inputs.normalise(batch.pixels), batch.token_ids, batch.token_mask))
-        clusters += batch.clusters
-        gmacs += (cost.full(units_of(model, batch.token_mask)) / 1e9).tolist()
-    image_ranks, text_ranks = rerank(model, join(parts), config.rerank)
+    model = load_backbone(folder).to(stage.process.torch_device)
+    source = Source(
+        split=inputs.data / split, loader=inputs.loader, tokenizer=tokenizer, quarantine=stage.folder / QUARANTINE
+    )
+    found = evaluate_retrieval(
+        model,
+        source,
+        source.batches(EveryImage(), config.batch_size, stage.process, config.retrieval_pairs),
+        batch_size=config.batch_size,
+        rerank=config.rerank,
+        captions=1 if config.retrieval_captions == "first" else None,
+        process=stage.process,
+    )
     row = {
         "stage": "pretrain",
         "method": model.config.backbone,
         "target": None,
         "task": "retrieval",
         "split": split,
-        "gmacs": sum(gmacs) / len(gmacs),
-        "samples": loader.seen,
-        "skipped": loader.bad,
+        "gmacs": sum(found.gmacs) / len(found.gmacs),
+        "samples": found.samples,
+        "skipped": found.skipped,
     }
-    rows = []
-    for direction, ranks in (("TR", image_ranks), ("IR", text_ranks)):
-        for metric, hits in recalls(ranks).items():
-            rows.append({**row, "metric": f"{direction} {metric}", **_interval(hits, clusters)})
-    both = [(a + b) / 2 for a, b in zip(*(recalls(r)["R@10"] for r in (image_ranks, text_ranks)), strict=True)]
-    return [*rows, {**row, "metric": "R@10", **_interval(both, clusters)}]
+    return [{**row, **asdict(score)} for score in found.scores]
 
 
 def _statements(
