@@ -24,7 +24,7 @@ from launch.bench_options import (
 )
 from launch.cli_cluster import SUBMIT_OPTIONS, add_cluster_commands
 from launch.cli_data import add_data_commands
-from launch.cli_evaluate import add_export_options, evaluate_export_handler, of_export
+from launch.cli_evaluate import add_export_options, evaluate_export_handler, of_export, refuse_folders
 from launch.shard_words import gather_lists
 
 log = logging.getLogger("launch")
@@ -317,6 +317,8 @@ def _add_weight_commands(commands: Any) -> None:
 def _run(options: argparse.Namespace, overrides: list[str]) -> Answer:
     if options.command == "evaluate" and options.task is not None:
         return evaluate_export_handler(options)
+    if options.command == "evaluate":
+        refuse_folders([*options.configs, *options.config])
     from launch.commands import run_command
 
     return run_command(

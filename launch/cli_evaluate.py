@@ -72,3 +72,17 @@ def evaluate_export_handler(options: argparse.Namespace) -> Answer:
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text).expanduser()
+
+
+def refuse_folders(given: Sequence[str]) -> None:
+    """Tells somebody who named an export, but no task, how to evaluate it.
+
+    Raises:
+        UserError: One of the configurations is a folder.
+    """
+    for name in given:
+        if Path(name).expanduser().is_dir():
+            raise UserError(
+                f"{name} is a folder, and a run is configured by YAML files; to evaluate an export say what it is to "
+                f"do: {EXAMPLE}"
+            )

@@ -17,7 +17,7 @@ from data_prep.errors import UserError
 from pipeline.process import Process
 from pipeline.together import RankFailedError
 
-_DONE, _REFUSED, _FAILED = "done", "refused", "failed"
+_DONE, _REFUSED, _DIED, _FAILED = "done", "refused", "died", "failed"
 _LAST_WORDS_SECONDS = 5.0
 
 
@@ -75,9 +75,9 @@ def _results(pipes: list[Connection]) -> list[Any]:
             try:
                 said[left[pipe]] = pipe.recv()
             except EOFError:
-                said[left[pipe]] = (_FAILED, "the process ended without a word; it may have run out of memory")
-    # A rank that the others wait for says more than those that waited.
-    for wanted in (_REFUSED, _FAILED):
+                said[left[pipe]] = (_DIED, "the process ended without a word; it may have run out of memory")
+    # Where one ends, those that wait for it fail too, and say less about why.
+    for wanted in (_REFUSED, _DIED, _FAILED):
         for rank, (kind, text) in sorted(said.items()):
             if kind == wanted:
                 raise UserError(text) if kind == _REFUSED else RankFailedError(f"rank {rank}: {text}")

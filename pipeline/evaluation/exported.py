@@ -84,7 +84,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Job:
     """One process's part of an evaluation, with what it needs.
 
     Attributes:
@@ -114,46 +114,46 @@ class Task:
 
     kinds: tuple[str, ...]
     text: TextKind
-    evaluate: Callable[[Asked], Evaluated]
+    evaluate: Callable[[Job], Evaluated]
     instance: Callable[[nn.Module, Instance], object]
     fits: Callable[[ModelConfig], str | None] = lambda config: None
 
 
-def _retrieval(asked: Asked) -> Evaluated:
-    assert isinstance(asked.model, Backbone)
-    what = asked.evaluation
+def _retrieval(job: Job) -> Evaluated:
+    assert isinstance(job.model, Backbone)
+    what = job.evaluation
     return evaluate_retrieval(
-        asked.model,
-        asked.source,
-        asked.source.batches(EveryImage(), what.batch_size, asked.process, what.limit),
+        job.model,
+        job.source,
+        job.source.batches(EveryImage(), what.batch_size, job.process, what.limit),
         batch_size=what.batch_size,
         rerank=what.rerank,
         captions=None,
-        process=asked.process,
+        process=job.process,
     )
 
 
-def _zero_shot(asked: Asked) -> Evaluated:
-    assert isinstance(asked.model, Backbone)
-    what = asked.evaluation
+def _zero_shot(job: Job) -> Evaluated:
+    assert isinstance(job.model, Backbone)
+    what = job.evaluation
     assert what.label_field is not None
     return evaluate_zero_shot(
-        asked.model,
-        asked.source,
-        asked.source.batches(EveryImage(label=what.label_field), what.batch_size, asked.process, what.limit),
+        job.model,
+        job.source,
+        job.source.batches(EveryImage(label=what.label_field), what.batch_size, job.process, what.limit),
         field=what.label_field,
         classes=what.classes,
         templates=what.templates,
         batch_size=what.batch_size,
-        process=asked.process,
+        process=job.process,
     )
 
 
-def _statement(asked: Asked) -> Evaluated:
-    assert isinstance(asked.model, StatementModel)
-    what = asked.evaluation
-    loader = asked.source.batches("statements", what.batch_size, asked.process, what.limit)
-    return evaluate_statements(asked.model, asked.source, loader, process=asked.process)
+def _statement(job: Job) -> Evaluated:
+    assert isinstance(job.model, StatementModel)
+    what = job.evaluation
+    loader = job.source.batches("statements", what.batch_size, job.process, what.limit)
+    return evaluate_statements(job.model, job.source, loader, process=job.process)
 
 
 def _one_pair(model: nn.Module, instance: Instance) -> object:
@@ -204,11 +204,11 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
     task = TASKS[evaluation.task]
     model, source = open_export(evaluation, task)
     model = model.to(process.torch_device).eval()
-    asked = Asked(evaluation=evaluation, model=model, source=source, process=process)
+    job = Job(evaluation=evaluation, model=model, source=source, process=process)
     bf16 = evaluation.precision == "bf16"
     with torch.autocast(process.torch_device.type, torch.bfloat16, enabled=bf16):
-        found = task.evaluate(asked)
-        latency = _time(asked, task) if process.is_main else None
+        found = task.evaluate(job)
+        latency = _time(job, task) if process.is_main else None
     return {
         **{name: str(getattr(evaluation, name)) for name in ("model", "task", "split", "precision")},
         "batch_size": evaluation.batch_size,
@@ -223,13 +223,13 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
     }
 
 
-def _time(asked: Asked, task: Task) -> SingleLatency:
-    count = TIMED if asked.evaluation.limit is None else min(TIMED, asked.evaluation.limit)
-    batch = next(iter(asked.source.batches(task.text, count, Process(), count, spread=True)))
+def _time(job: Job, task: Task) -> SingleLatency:
+    count = TIMED if job.evaluation.limit is None else min(TIMED, job.evaluation.limit)
+    batch = next(iter(job.source.batches(task.text, count, Process(), count, spread=True)))
     if not len(batch):
-        raise UserError(f"{asked.source.split}: none of {count} samples could be read, so no time could be taken")
-    instances = alone(batch, range(len(batch)), asked.source.normalise, asked.process.torch_device)
-    return single_latency(partial(task.instance, asked.model), instances)
+        raise UserError(f"{job.source.split}: none of {count} samples could be read, so no time could be taken")
+    instances = alone(batch, range(len(batch)), job.source.normalise, job.process.torch_device)
+    return single_latency(partial(task.instance, job.model), instances)
 
 
 def _spread(gmacs: list[float]) -> dict[str, float]:
