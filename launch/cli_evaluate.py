@@ -53,18 +53,8 @@ def evaluate_export_handler(options: argparse.Namespace) -> Answer:
         raise UserError(f"--task {options.task} needs --data DIR, a folder of splits such as runs/demo/data")
     from launch.evaluate import evaluate_command
 
-    names = (
-        "task",
-        "data",
-        "split",
-        "batch_size",
-        "limit",
-        "rerank",
-        "label_field",
-        "precision",
-        "processes",
-        "device",
-    )
+    names = ["task", "data", "split", "batch_size", "limit", "rerank", "label_field"]
+    names += ["precision", "processes", "device"]
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
     chosen |= {name: _path(getattr(options, name)) for name in ("classes", "templates", "tokenizer")}
     return evaluate_command(Path(given[0]).expanduser(), **chosen)

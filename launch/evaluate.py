@@ -116,7 +116,14 @@ def _table(result: dict[str, Any]) -> str:
     cells = [[result["task"], "score", "95% interval", "GMACs (5% to 95%)", "latency", "parameters"]]
     for number, score in enumerate(result["scores"]):
         interval = f"{score['low']:.2f} to {score['high']:.2f}"
-        cells.append([score["metric"], f"{score['value']:.2f}", interval, *(once if number == 0 else [""] * len(once))])
+        cells.append(
+            [
+                score["metric"].replace("_", " "),
+                f"{score['value']:.2f}",
+                interval,
+                *(once if number == 0 else [""] * len(once)),
+            ]
+        )
     return "\n".join([*aligned(cells, 1), "", _about(result)])
 
 

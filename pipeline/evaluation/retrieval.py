@@ -38,7 +38,7 @@ def evaluate_retrieval(
 
     Returns:
         Scores: TR is from an image to its best caption, IR from a caption to its image; "R@10" the mean of both ways,
-        "mean recall" of all six. The cost is that of a pair alone, both encoders and matching.
+        "mean_recall" of all six. The cost is that of a pair alone, both encoders and matching.
 
     Raises:
         UserError: No image has a caption, or the model gives scores that are no numbers.
@@ -68,4 +68,4 @@ def scores_of(gallery: Gallery, ranks: Ranks) -> list[Score]:
     scores = [percent(f"{way} {metric}", each) for way, of in ways.items() for metric, each in of.items()]
     scores.append(percent("R@10", *(of["R@10"] for of in ways.values())))
     scores += [percent(f"{way} mean", *of.values()) for way, of in ways.items()]
-    return [*scores, percent("mean recall", *(each for of in ways.values() for each in of.values()))]
+    return [*scores, percent("mean_recall", *(each for of in ways.values() for each in of.values()))]

@@ -17,7 +17,7 @@ from pipeline.together import RankFailedError
 from tests.launch.test_cli import trimline
 from tests.pipeline.evaluation.exports import COLOURS, export, split, statement_export
 
-SCORES = ["TR R@1", "TR R@5", "TR R@10", "IR R@1", "IR R@5", "IR R@10", "R@10", "TR mean", "IR mean", "mean recall"]
+SCORES = ["TR R@1", "TR R@5", "TR R@10", "IR R@1", "IR R@5", "IR R@10", "R@10", "TR mean", "IR mean", "mean_recall"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_one_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ")[0] == "retrieval"
     assert all(name in lines[0] for name in ("score", "95% interval", "GMACs (5% to 95%)", "latency", "parameters"))
-    assert [line.split("  ")[0] for line in lines[2:12]] == SCORES
+    assert [line.split("  ")[0] for line in lines[2:12]] == [name.replace("_", " ") for name in SCORES]
     count = sum(parameter.numel() for parameter in load_backbone(root / "albef").parameters())
     assert lines[2].split()[-2:] == ["ms", f"{count:,}"]
     assert lines[-1].startswith(f"11 samples of {root / 'data/test'}; 18 captions of 8 images; latency")

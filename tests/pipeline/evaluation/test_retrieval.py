@@ -141,7 +141,7 @@ def test_scores_by_hand() -> None:
     third = 100 / 3
     values = {
         "TR R@1": 50, "TR R@5": 50, "TR R@10": 100, "IR R@1": third, "IR R@5": 2 * third, "IR R@10": 2 * third,
-        "R@10": 50 + third, "TR mean": 200 / 3, "IR mean": 5 * third / 3, "mean recall": (200 + 5 * third) / 6,
+        "R@10": 50 + third, "TR mean": 200 / 3, "IR mean": 5 * third / 3, "mean_recall": (200 + 5 * third) / 6,
     }  # fmt: skip
     assert {metric: score.value for metric, score in scores.items()} == pytest.approx(values)
     # Two images are resampled, so a draw has one of three mixes: the first twice, both, the second twice.
