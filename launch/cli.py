@@ -24,6 +24,7 @@ from launch.bench_options import (
 )
 from launch.cli_cluster import SUBMIT_OPTIONS, add_cluster_commands
 from launch.cli_data import add_data_commands
+from launch.cli_evaluate import add_export_options, evaluate_export_handler, of_export, refuse_folders
 from launch.cli_weights import add_weight_commands
 from launch.shard_words import gather_lists
 
@@ -74,7 +75,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     options = _OPTIONS
     if list(words[:2]) == ["cluster", "submit"]:
         options = _OPTIONS | SUBMIT_OPTIONS
-    elif not words or words[0] not in _TAKING_OVERRIDES:
+    elif not words or words[0] not in _TAKING_OVERRIDES or of_export(words):
         return list(words), []
     own: list[str] = []
     overrides: list[str] = []
@@ -102,7 +103,8 @@ def _apologise(error: Exception, options: argparse.Namespace) -> int:
     """One line for an error of ours; the traceback is in the run's launch.log, or on screen with --verbose."""
     log.debug("internal error", exc_info=error)
     line = " ".join(redact(f"{type(error).__name__}: {error}").split())
-    where = "the run folder's launch.log has" if options.command in _RUNNING else "--verbose shows"
+    in_run = options.command in _RUNNING and getattr(options, "task", None) is None
+    where = "the run folder's launch.log has" if in_run else "--verbose shows"
     sys.stderr.write(f"trimline: an error of Trimline's own: {line} ({where} the details)\n")
     if options.json:
         sys.stdout.write(json.dumps({"error": line}) + "\n")
@@ -121,7 +123,7 @@ _RUN_HELP = {
     "run": "a whole run: shards, pre-training, trimming, evaluation, report; goes on where it stopped",
     "pretrain": "a run up to and including pre-training",
     "trim": "a run up to and including trimming",
-    "evaluate": "a run up to and including evaluation",
+    "evaluate": "a run up to and including evaluation; with --task, any export folder on any split",
 }
 _RUNNING = frozenset(_RUN_HELP)
 _TAKING_OVERRIDES = _RUNNING | {"shard", "compare"}
@@ -175,6 +177,8 @@ def _add_run(commands: Any, name: str, text: str) -> None:
     taken = "another run's folder, of which finished stages are taken over that would be made just so here"
     parser.add_argument("--take_from", metavar="RUN", type=Path, help=taken)
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration as YAML, and stop")
+    if name == "evaluate":
+        add_export_options(parser)
 
 
 def _add_run_folder_commands(commands: Any) -> None:
@@ -299,6 +303,10 @@ def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> Answer:
+    if options.command == "evaluate" and options.task is not None:
+        return evaluate_export_handler(options)
+    if options.command == "evaluate":
+        refuse_folders([*options.configs, *options.config])
     from launch.commands import run_command
 
     return run_command(

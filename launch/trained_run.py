@@ -13,9 +13,10 @@ from launch.config import RunConfig
 from launch.reading import read_config
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
-from pipeline.evaluation.config import loader_of
+from pipeline.evaluation.config import source_of
 from pipeline.exports import load_backbone
 from pipeline.models.backbone import Backbone
+from pipeline.process import Process
 from pipeline.setup import Inputs
 
 
@@ -87,5 +88,6 @@ class TrainedRun:
 
     def batches(self, samples: int, size: int) -> Iterator[ImageTextBatch]:
         """The first pairs of the split, `size` at a time, on the device."""
-        for batch in loader_of(self.inputs, self.split, "captions", size, self.tokenizer, samples):
+        source = source_of(self.inputs, self.split, self.tokenizer)
+        for batch in source.batches("captions", size, Process(), samples):
             yield batch.to(self.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.shards import TextKind
-from pipeline.evaluation.config import EvaluateConfig, Trained, loader_of
+from pipeline.evaluation.config import EvaluateConfig, Trained, source_of
 from pipeline.exports import load_backbone, load_classification_model, method_of, task_text
 from pipeline.measure.survivors import (
     Picture,
@@ -19,6 +19,7 @@ from pipeline.measure.survivors import (
     text_overlay,
     trimmed_sights,
 )
+from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
 from pipeline.setup import Inputs
 from pipeline.train import Stage
@@ -67,7 +68,7 @@ def _chosen(config: EvaluateConfig, trained: Trained, inputs: Inputs) -> tuple[I
     text: TextKind = "captions"
     for folder in trained.trimmed.values():
         text = task_text(folder)  # the same of all models of a run
-    batch = next(iter(loader_of(inputs, split, text, limit, inputs.load_tokenizer(), limit)))
+    batch = next(iter(source_of(inputs, split, inputs.load_tokenizer()).batches(text, limit, Process(), limit)))
     rows: dict[int, list[int]] = {}
     for row, sample in enumerate(batch.sample_ids.tolist()):
         rows.setdefault(sample, []).append(row)

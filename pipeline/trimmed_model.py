@@ -101,7 +101,7 @@ class TrimmedModel:
         folder = Path(folder)
         model, described = load_classification_model(folder)
         tokenizer = Tokenizer.from_pretrained(folder)
-        transform, max_tokens = _prepared(folder, described)
+        transform, max_tokens = prepared_input(folder, described)
         return cls(model.to(device), tokenizer, transform, max_tokens)
 
     @torch.inference_mode()
@@ -149,8 +149,12 @@ class TrimmedModel:
             yield Prediction(classes.names[said], float(chance), *costs, shares)
 
 
-def _prepared(folder: Path, described: dict[str, Any]) -> tuple[TransformConfig, int]:
-    """How the model's input was made."""
+def prepared_input(folder: Path, described: dict[str, Any]) -> tuple[TransformConfig, int]:
+    """How the input of an export's model was made, and how long its texts may be.
+
+    Raises:
+        UserError: Its config.json does not say.
+    """
     try:
         loader = described["loader"]
         return TransformConfig(**{name: loader[name] for name in _OF_TRANSFORM}), int(loader["max_tokens"])

@@ -304,7 +304,7 @@ def eval_loader(
         source: the split folder.
         text: what goes with an image.
         unit: "pair" gives every text; "image" every image once, with its first text (`captions` holds all of
-            them).
+            them). `EveryImage` gives those without a text too.
         config: size, workers; augmentation is not used.
         tokenizer: of the texts.
         batch_size: samples a batch of one rank.
@@ -331,7 +331,8 @@ def _units(folder: ShardFolder, text: TextKind, unit: Unit) -> Units:
 
 def _check_not_empty(folder: ShardFolder, total: int, text: TextKind) -> None:
     if not total:
-        raise UserError(f"{folder.path} has {len(folder)} samples but no {text}; choose data that has them")
+        said = f"{len(folder)} samples but no {text}" if len(folder) else "no samples"
+        raise UserError(f"{folder.path} has {said}; choose data that has them")
 
 
 def _augment(config: TransformConfig, seed: int, digests: list[str], data: Encoded, text: str, pick: Pick) -> Pixels:

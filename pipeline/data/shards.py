@@ -1,6 +1,7 @@
 """Random access to the samples of a shard folder: one read of the sample's byte range, parsed in memory."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -36,13 +37,31 @@ from pipeline.data.order import Unit, Units
 from pipeline.data.remote_reader import DirectReader
 from pipeline.data.storage import LocalReader, Range, Reader, ShardList, StorageConfig
 
-TextKind = Literal["captions", "statements", "relations", "questions"]
-"""What goes with a picture; a relation is a statement with its label of three classes (SNLI-VE)."""
 _IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 _IMAGE_SETS = ({""}, {"left", "right"})
 _ORDINARY = re.compile(r"[A-Za-z0-9_-]+(\.left|\.right)?\.(png|jpg|jpeg|webp|txt|json)")  # safe at a glance
 _LARGEST_SHARD, _LARGEST_SAMPLE = 1 << 40, 1 << 30  # an index from elsewhere may claim anything
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f]+")  # a file name, neither a path nor a command
+
+
+@dataclass(frozen=True, kw_only=True)
+class EveryImage:
+    """Every image once, those of which nothing is told too: what candidates and classification want.
+
+    Attributes:
+        label: Path of the field of KEY.json whose values go with the image as its text, a JSON list: names and numbers
+            joined by dots, ``*`` for all entries of a list, such as ``scene.*.kind``. None for an empty list.
+    """
+
+    label: str | None = None
+
+    def __str__(self) -> str:
+        """As errors name it."""
+        return "images"
+
+
+TextKind = Literal["captions", "statements", "relations", "questions"] | EveryImage
+"""What goes with a picture; a relation is a statement with its label of three classes (SNLI-VE)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +110,10 @@ class Sample:
     def text(self, kind: TextKind, number: int) -> tuple[str, int, Mapping[str, Any]]:
         """One text, its label, and what else the data says of it.
 
-        The label is 1 for true (captions are) and 0 for false, -1 for a question, of a relation its class.
+        The label is 1 for true (captions are) and 0 for false, of a relation its class, -1 where nothing is claimed.
         """
+        if isinstance(kind, EveryImage):
+            return json.dumps([] if kind.label is None else values_at(self.fields, kind.label.split("."))), -1, {}
         if kind == "captions":
             return str(self.captions[number]), 1, {}
         if kind == "questions":
@@ -108,6 +129,18 @@ def _label(kind: TextKind, statement: Mapping[str, Any]) -> int:
     if statement.get("relation") not in LABELS:
         raise BadSample(f"has a statement whose relation is none of {', '.join(LABELS)}")
     return LABELS.index(statement["relation"])
+
+
+def values_at(value: Any, path: Sequence[str]) -> list[Any]:
+    """The texts and numbers that a path leads to (see `EveryImage`); none where it leads nowhere."""
+    if not path:
+        found = value if isinstance(value, list) else [value]
+        return [each for each in found if isinstance(each, str | int) and not isinstance(each, bool)]
+    step, rest = path[0], path[1:]
+    if isinstance(value, list):
+        chosen = value if step == "*" else value[int(step) :][:1] if step.isdecimal() else []
+        return [found for each in chosen for found in values_at(each, rest)]
+    return values_at(value[step], rest) if isinstance(value, dict) and step in value else []
 
 
 class ShardFolder:
@@ -190,6 +223,9 @@ class ShardFolder:
 
     def units(self, kind: TextKind, unit: Unit) -> Units:
         """What order needs to know of this folder; the index does not count questions: see `question_units`."""
+        if isinstance(kind, EveryImage):
+            every = np.ones(len(self._rows), dtype=np.int64)
+            return Units(self.digest, self.shard_rows, every, unit, np.array(self.shard_rows, dtype=np.int64))
         assert kind != "questions"
         name = "captions" if kind == "captions" else "statements"
         column = self._rows[:, COLUMNS.index(name)]

@@ -1,1 +1,1 @@
-"""Scores of trained models, one module a task."""
+"""Scores of trained models, one module a task; `exported` has the table of tasks for export folders."""

@@ -3,8 +3,10 @@
 B batch, A classes or answers.
 """
 
+import dataclasses
+import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,14 +17,20 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
+from pipeline.data.loader import StepLoader
 from pipeline.data.text import Tokenizer
-from pipeline.evaluation.config import EvaluateConfig, Row, loader_of
+from pipeline.evaluation.config import EvaluateConfig, Row, source_of
+from pipeline.evaluation.source import Source
 from pipeline.exports import load_classification_model, method_of
+from pipeline.gathering import all_objects
 from pipeline.measure.latency import Latency, alike, alone, candidates, packed_latency
 from pipeline.metrics.tally import TALLIES, Tally
 from pipeline.models.schedule import Intervention
+from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.tasks.classification import ClassificationModel
+from pipeline.tasks.gallery import check_finite
+from pipeline.together import together
 from pipeline.train import Stage
 from pipeline.trim_settle import reached
 from pipeline.trimming.cost import units_of
@@ -35,22 +43,107 @@ PREDICTIONS = "predictions"
 
 
 @dataclass
-class _Costs:
-    """Multiply-accumulates of each instance: as decided, of the full model, and of one that prunes nothing."""
+class Costs:
+    """Multiply-accumulates of each instance.
+
+    Attributes:
+        macs: As decided.
+        full: Of the full model.
+        unpruned: Of one that prunes nothing.
+    """
 
     macs: list[float] = field(default_factory=list)
     full: list[float] = field(default_factory=list)
     unpruned: list[float] = field(default_factory=list)
 
     def add(self, model: ClassificationModel, batch: ImageTextBatch, macs_B: Tensor) -> None:
+        """Takes a batch."""
         units = units_of(model.backbone, batch.token_mask)
         self.macs += macs_B.tolist()
         self.full += model.full_macs(units).tolist()
         self.unpruned += model.unpruned_macs(units).tolist()
 
     def row(self) -> Row:
+        """Means, in 10^9."""
         means = {"gmacs": self.macs, "full_gmacs": self.full, "unpruned_gmacs": self.unpruned}
         return {name: sum(values) / len(values) / 1e9 for name, values in means.items()}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model said on a split, the same on every rank.
+
+    Attributes:
+        tally: Its answers.
+        costs: Of each instance, in the order of the split.
+        samples: Instances that were used.
+        skipped: Those that could not be.
+    """
+
+    tally: Tally
+    costs: Costs
+    samples: int
+    skipped: int
+
+
+@dataclass
+class _Part:
+    """What one rank has seen."""
+
+    batches: list[ImageTextBatch] = field(default_factory=list)
+    said: list[int] = field(default_factory=list)
+    costs: Costs = field(default_factory=Costs)
+
+
+def said_on(model: ClassificationModel, source: Source, loader: StepLoader, process: Process) -> Said:
+    """Has a model answer everything that a split asks; all ranks call it together.
+
+    Args:
+        model: In evaluation mode, on the process's device.
+        source: The split as the model takes it.
+        loader: This rank's part of it.
+        process: This rank.
+
+    Raises:
+        UserError: Nothing could be used, results could not be told apart, or a score is not finite.
+    """
+    parts = together(process, lambda: _own_part(model, source, loader, process), source.split)
+    if not any(part.said for part in parts):
+        raise UserError(f"{source.split}: no {model.classes.text} could be used; look at it with `trimline verify`")
+    batch, order = _in_order([batch for part in parts for batch in part.batches])
+    said = [one for part in parts for one in part.said]
+    tally = TALLIES[model.classes.task]()
+    tally.add(batch, [said[row] for row in order], model.classes.names)
+    costs = [[getattr(part.costs, each.name) for part in parts] for each in dataclasses.fields(Costs)]
+    ordered = ([values[row] for row in order] for values in (list(itertools.chain(*each)) for each in costs))
+    seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
+    return Said(tally, Costs(*ordered), seen, bad)
+
+
+def _own_part(model: ClassificationModel, source: Source, loader: StepLoader, process: Process) -> _Part:
+    part = _Part()
+    for batch, scores_BA, macs_B in judged(model, loader, source.normalise, process.torch_device):
+        part.said += scores_BA.argmax(1).tolist()
+        part.costs.add(model, batch, macs_B)
+        part.batches.append(dataclasses.replace(batch.to("cpu"), pixels=torch.empty(len(batch), 0)))
+    return part
+
+
+def _in_order(batches: Sequence[ImageTextBatch]) -> tuple[ImageTextBatch, list[int]]:
+    """All rows in one batch without pictures, in the order of the split, and where each of them was.
+
+    Sums over instances have then the same bits however many ranks and batches the instances were dealt to.
+    """
+    values: dict[str, Any] = {}
+    for each in dataclasses.fields(ImageTextBatch):
+        parts = [getattr(batch, each.name) for batch in batches]
+        if each.name not in ("skipped", "work"):
+            values[each.name] = torch.cat(parts) if isinstance(parts[0], Tensor) else list(itertools.chain(*parts))
+    samples, texts = values["sample_ids"].tolist(), values["texts"]
+    order = sorted(range(len(texts)), key=lambda row: (samples[row], texts[row]))
+    for name, rows in values.items():
+        values[name] = rows[order] if isinstance(rows, Tensor) else [rows[row] for row in order]
+    return ImageTextBatch(**values, skipped=[]), order
 
 
 def classified(
@@ -72,11 +165,9 @@ def classified(
     """
     model, described = load_classification_model(folder)
     model, classes = model.to(stage.process.torch_device), model.classes
-    target, tally, costs = Target.parse(described["target"]), TALLIES[classes.task](), _Costs()
-    loader = loader_of(inputs, split, classes.text, config.batch_size, tokenizer, None, stage)
-    for batch, scores_BA, macs_B in judged(model, loader, inputs, stage.process.torch_device):
-        tally.add(batch, scores_BA.argmax(1).tolist(), classes.names)
-        costs.add(model, batch, macs_B)
+    target, source = Target.parse(described["target"]), source_of(inputs, split, tokenizer, stage)
+    said = said_on(model, source, source.batches(classes.text, config.batch_size, stage.process), stage.process)
+    tally, costs = said.tally, said.costs
     _write(tally, stage.folder / PREDICTIONS / f"{name}-{split.replace('/', '-')}{tally.ending}")
     row = {
         "stage": name,
@@ -86,11 +177,9 @@ def classified(
         "split": split,
         **costs.row(),
         "training_gmacs": _training_gmacs(described.get("training")),
-        "samples": loader.seen,
-        "skipped": loader.bad,
-        **reached(
-            target, costs.macs, costs.full, partial(_latency, config, model, costs.macs, split, inputs, tokenizer)
-        ),
+        "samples": said.samples,
+        "skipped": said.skipped,
+        **reached(target, costs.macs, costs.full, partial(_latency, config, model, costs.macs, source, stage.process)),
     }
     scores = tally.scores()
     if not scores:
@@ -112,24 +201,22 @@ def _training_gmacs(training: dict[str, Any] | None) -> float | None:
 
 
 def _latency(
-    config: EvaluateConfig,
-    model: ClassificationModel,
-    macs: list[float],
-    split: str,
-    inputs: Inputs,
-    tokenizer: Tokenizer,
+    config: EvaluateConfig, model: ClassificationModel, macs: list[float], source: Source, process: Process
 ) -> Latency:
     """Time of instances whose costs are spread as those of the whole split."""
-    device, count = next(model.parameters()).device, candidates(config.latency)
-    loader = loader_of(inputs, split, model.classes.text, count, tokenizer, count, spread=True)
-    batch, _, macs_B = next(judged(model, loader, inputs, device))
+    count = candidates(config.latency)
+    loader = source.batches(model.classes.text, count, process, count, spread=True)
+    batch, _, macs_B = next(judged(model, loader, source.normalise, process.torch_device))
     rows = alike(macs, macs_B.tolist(), config.latency.instances)
-    return packed_latency(model, alone(batch, rows, inputs.normalise, device), config.latency)
+    return packed_latency(model, alone(batch, rows, source.normalise, process.torch_device), config.latency)
 
 
 @torch.no_grad()
 def judged(
-    model: ClassificationModel, batches: Iterable[ImageTextBatch], inputs: Inputs, device: torch.device
+    model: ClassificationModel,
+    batches: Iterable[ImageTextBatch],
+    normalise: Callable[[Tensor], Tensor],
+    device: torch.device,
 ) -> Iterator[tuple[ImageTextBatch, Tensor, Tensor]]:
     """Batches with their (B, A) scores and (B,) multiply-accumulates; what is trimmed is not computed.
 
@@ -142,9 +229,7 @@ def judged(
         batch = batch.to(device)
         trimming = model.trimming(batch.token_ids, batch.token_mask)
         methods: list[Intervention] = [] if trimming is None else [trimming]
-        scores_BA = model.classify(inputs.normalise(batch.pixels), batch.token_ids, batch.token_mask, methods)
-        if not (finite_B := scores_BA.isfinite().all(1)).all():
-            bad = batch.keys[int(finite_B.logical_not().nonzero()[0])]
-            raise UserError(f"the model's scores of {bad} are not finite numbers; fine-tune it again")
+        scores_BA = model.classify(normalise(batch.pixels), batch.token_ids, batch.token_mask, methods)
+        check_finite(scores_BA.isfinite().all(1), batch.keys.__getitem__, f"scores of {model.classes.text}")
         decisions = {} if trimming is None else trimming.decisions
         yield batch, scores_BA, model.macs(decisions, units_of(model.backbone, batch.token_mask))

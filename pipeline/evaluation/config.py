@@ -1,16 +1,14 @@
-"""What is evaluated, and the loader that all evaluations read a split with."""
+"""What a run evaluates, and the splits that it reads for it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pipeline.data.loader import StepLoader, eval_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
-from pipeline.data.shards import TextKind
 from pipeline.data.text import Tokenizer
+from pipeline.evaluation.source import Source
 from pipeline.limits import at_least
 from pipeline.measure.latency import LatencyConfig
-from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.train import Stage
 
@@ -23,8 +21,10 @@ class EvaluateConfig:
 
     Attributes:
         retrieval_splits: Splits on which the pre-trained model ranks images and captions.
-        retrieval_pairs: Pairs taken from each.
-        rerank: Candidates that matching re-ranks.
+        retrieval_pairs: Images taken from each, with their captions.
+        retrieval_captions: ``first`` has one caption of each image, so that these are pairs; ``all`` is the field's
+            protocol.
+        rerank: Candidates that matching re-ranks; 0 ranks by contrast alone.
         statement_splits: Splits on which fine-tuned models are evaluated: every statement or question of them.
         batch_size: Instances at once; scores do not depend on it.
         pictures: Pictures on which surviving patches are drawn; 0 for none.
@@ -34,6 +34,7 @@ class EvaluateConfig:
 
     retrieval_splits: tuple[str, ...] = ("test",)
     retrieval_pairs: int = 512
+    retrieval_captions: Literal["first", "all"] = "first"
     rerank: int = 16
     statement_splits: tuple[str, ...] = ("test",)
     batch_size: int = 64
@@ -42,8 +43,8 @@ class EvaluateConfig:
     latency: LatencyConfig = field(default_factory=LatencyConfig)
 
     def __post_init__(self) -> None:
-        at_least(self, "evaluate", 1, "retrieval_pairs", "rerank", "batch_size")
-        at_least(self, "evaluate", 0, "pictures")
+        at_least(self, "evaluate", 1, "retrieval_pairs", "batch_size")
+        at_least(self, "evaluate", 0, "rerank", "pictures")
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,7 @@ class Trained:
     trimmed: dict[str, Path]
 
 
-def loader_of(
-    inputs: Inputs,
-    split: str,
-    text: TextKind,
-    batch_size: int,
-    tokenizer: Tokenizer,
-    limit: int | None = None,
-    stage: Stage | None = None,
-    spread: bool = False,
-) -> StepLoader:
-    """Every text of a split once, or one caption of each picture."""
-    return eval_loader(
-        inputs.data / split,
-        text=text,
-        unit="image" if text == "captions" else "pair",
-        config=inputs.loader,
-        tokenizer=tokenizer,
-        batch_size=batch_size,
-        process=Process(),
-        limit=limit,
-        spread=spread,
-        quarantine=None if stage is None else stage.folder / QUARANTINE,
-    )
+def source_of(inputs: Inputs, split: str, tokenizer: Tokenizer, stage: Stage | None = None) -> Source:
+    """A split of a run's data; lists of what cannot be used go into the folder of `stage`."""
+    quarantine = None if stage is None else stage.folder / QUARANTINE
+    return Source(split=inputs.data / split, loader=inputs.loader, tokenizer=tokenizer, quarantine=quarantine)

@@ -30,15 +30,38 @@ def group_interval(values: Sequence[float], groups: Sequence[str], seed: int = 0
     Raises:
         ValueError: There is nothing to average, or a value is not finite.
     """
-    numbers = np.asarray(values, dtype=np.float64)
-    if not len(numbers) or not np.isfinite(numbers).all():
-        raise ValueError(f"{len(numbers)} values, {int((~np.isfinite(numbers)).sum())} of them not finite")
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
-    total, count = np.bincount(group, numbers), np.bincount(group)
+    return joint_interval([(values, groups)], seed, draws)
+
+
+def joint_interval(
+    series: Sequence[tuple[Sequence[float], Sequence[str]]], seed: int = 0, draws: int = 2000
+) -> Interval:
+    """Mean of the means of several series over the same groups, such as recalls of images and of their captions.
+
+    Args:
+        series: Values and groups of each, as `group_interval` takes them.
+        seed: Of the resampling.
+        draws: Number of resamples.
+
+    Raises:
+        ValueError: There is nothing to average, a value is not finite, or the series have different groups.
+    """
+    named = [np.unique(np.asarray(groups), return_inverse=True) for _, groups in series]
+    totals, counts, means = [], [], []
+    for (values, _), (names, group) in zip(series, named, strict=True):
+        numbers = np.asarray(values, dtype=np.float64)
+        if not len(numbers) or not np.isfinite(numbers).all():
+            raise ValueError(f"{len(numbers)} values, {int((~np.isfinite(numbers)).sum())} of them not finite")
+        if not np.array_equal(names, named[0][0]):
+            raise ValueError("series that are resampled together must have the same groups")
+        totals.append(np.bincount(group, numbers))
+        counts.append(np.bincount(group))
+        means.append(numbers.mean())
+    total, count = np.stack(totals), np.stack(counts)
     rng = np.random.default_rng(seed)
-    means = np.empty(draws)
+    drawn = np.empty(draws)
     for draw in range(draws):
-        taken = rng.integers(0, len(total), len(total))
-        means[draw] = total[taken].sum() / count[taken].sum()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(numbers.mean()), float(low), float(high))
+        taken = rng.integers(0, total.shape[1], total.shape[1])
+        drawn[draw] = (total[:, taken].sum(1) / count[:, taken].sum(1)).mean()
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(np.mean(means)), float(low), float(high))

@@ -220,16 +220,17 @@ def _median(values: Sequence[float]) -> tuple[float, float, float]:
 def _lap(model: ClassificationModel, instances: Sequence[Instance], packed: bool) -> float:
     """Milliseconds an instance."""
     device = instances[0].pixels.device
-    _wait(device)
+    wait_for(device)
     begin = time.perf_counter()
     for pixels, ids_1L, mask_1L in instances:
         trimming = model.trimming(ids_1L, mask_1L) if packed else None
         model.classify(pixels, ids_1L, mask_1L, [] if trimming is None else [trimming])
-    _wait(device)
+    wait_for(device)
     return 1000 * (time.perf_counter() - begin) / len(instances)
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,124 +1,194 @@
-"""Image-text retrieval: ranking by the contrastive features, then matching scores of the best k.
+"""Image-text retrieval as it is reported: ranking by the contrastive features, then matching scores of the best k.
 
-CLIP has no matching: its features rank alone. METER has no contrast: every pair is matched.
+Each text asks for its image among all images; each image that has texts asks for any of them among all texts. CLIP has
+no matching: its features rank alone. METER has no contrast: every pair is matched. An image is matched by the rank that
+has its tokens. Of similarities no more is held than a strip of `STRIP` numbers, of matching no more than a pass of
+`ROWS_AT_ONCE` pairs, and the scores of the pairs that were matched.
 
-I images, T texts, K re-ranked candidates, E embedding width.
+I images, T texts, D width, E embedding width, Q queries, C candidates, K re-ranked candidates, P pairs, F features.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.gathering import assemble, dealt, places_of, total
+from pipeline.metrics.ranks import ahead, best_right, ranks_of, reranked, top_candidates
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import TokenStream
+from pipeline.precision import at_least_float32
+from pipeline.process import Process
+from pipeline.tasks.gallery import Gallery, check_finite, score_type
 
 ROWS_AT_ONCE = 256
+"""Pairs that are fused at once."""
+
+STRIP = 1 << 25
+"""Similarities that are held at once: some queries with all candidates."""
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One image and one text per row, each encoded once; row i of both belong together.
+class Ranks(NamedTuple):
+    """Ranks from 0: of the best own text for each image of `Gallery.asking`, and of its image for each text."""
 
-    Attributes:
-        image: Image tokens.
-        text: Text tokens as fusion begins with them.
-        image_IE: Features of unit length; without columns where the model has none.
-        text_TE: Likewise.
+    image_Q: Tensor
+    text_T: Tensor
+
+
+def rank_split(model: Backbone, gallery: Gallery, top: int, process: Process) -> Ranks:
+    """Ranks of the right answers, both ways; on every rank the same.
+
+    Args:
+        model: In evaluation mode.
+        gallery: The encoded split.
+        top: K; candidates beyond it keep their contrastive order behind the re-ranked ones. 0 ranks by contrast
+            alone. Where there is no contrast every pair is matched, where there is no fusion none.
+        process: This rank.
+
+    Raises:
+        UserError: A score is not finite.
     """
-
-    image: TokenStream
-    text: TokenStream
-    image_IE: Tensor
-    text_TE: Tensor
-
-
-@torch.no_grad()
-def encode_pairs(model: Backbone, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Encoded:
-    """Encode without any text looking at an image: as a search engine would, unpruned."""
-    image, text = model.encode_image(pixels), model.encode_text(ids_BL, mask_BL)
-    none = pixels.new_zeros(len(pixels), 0)
-    features = (model.image_feature(image), model.text_feature(text)) if model.has_contrast else (none, none)
-    return Encoded(image, model.begin_fusion(text, ids_BL, mask_BL), *features)
-
-
-def join(parts: list[Encoded]) -> Encoded:
-    """Batches of rows, one after the other."""
-
-    def stream(of: list[TokenStream]) -> TokenStream:
-        present = None if of[0].present is None else torch.cat([s.present for s in of if s.present is not None])
-        return TokenStream(torch.cat([s.x for s in of]), present)
-
-    return Encoded(
-        stream([p.image for p in parts]),
-        stream([p.text for p in parts]),
-        torch.cat([p.image_IE for p in parts]),
-        torch.cat([p.text_TE for p in parts]),
+    if not model.has_contrast:
+        return _rank_all_pairs(model, gallery, process)
+    matching = top if model.fusion_steps else 0
+    texts_T = torch.arange(len(gallery.owner_T), device=gallery.owner_T.device)
+    by_image = contrast(gallery.image_IE, gallery.text_TE, gallery.asking, gallery.texts_right_for, matching, process)
+    by_text = contrast(gallery.text_TE, gallery.image_IE, texts_T, gallery.images_right_for, matching, process)
+    if not matching:
+        return Ranks(by_image.rank_Q, by_text.rank_Q)
+    pairs = _matched_pairs(model, gallery, by_image, by_text, process)
+    return Ranks(
+        reranked(by_image.rank_Q, *pairs.of(gallery.asking[:, None], by_image.found_QK)),
+        reranked(by_text.rank_Q, *pairs.of(by_text.found_QK, texts_T[:, None])),
     )
 
 
+class Contrast(NamedTuple):
+    """Of each query the rank of the best right candidate by features, and the K best candidates in no order."""
+
+    rank_Q: Tensor
+    found_QK: Tensor
+
+
+def contrast(
+    query: Tensor,
+    candidate_CE: Tensor,
+    rows_Q: Tensor,
+    right: Callable[[Tensor], Tensor],
+    top: int,
+    process: Process,
+) -> Contrast:
+    """Ranks by features, strip by strip: some queries with all candidates.
+
+    Args:
+        query: (., E) features, of which `rows_Q` ask.
+        candidate_CE: Features.
+        rows_Q: Which rows ask.
+        right: (Q',) of those rows -> (Q', C) which candidates are right.
+        top: K, as far as there are so many.
+        process: This rank.
+    """
+    top = min(top, len(candidate_CE))
+    size = max(1, STRIP // len(candidate_CE))
+    ranks, found = [rows_Q[:0]], [rows_Q.new_empty(0, top, dtype=torch.int32)]
+    for block in dealt(len(rows_Q), size, process):
+        with torch.autocast(query.device.type, enabled=False):  # 8 bits of a product would tie what differs
+            scores_QC = query[rows_Q[block]] @ candidate_CE.T
+        right_QC = right(rows_Q[block])
+        ranks.append(ranks_of(scores_QC, right_QC))
+        found += [top_candidates(scores_QC, right_QC, top).int()] if top else []
+    places = places_of(dealt(len(rows_Q), size, process), rows_Q.device)
+    rank_Q = assemble(process, torch.cat(ranks), places, len(rows_Q))
+    found_QK = assemble(process, torch.cat(found), places, len(rows_Q)) if top else rows_Q.new_empty(len(rows_Q), 0)
+    return Contrast(rank_Q, found_QK)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Matching scores of chosen pairs.
+
+    Attributes:
+        key_P: image * T + text, rising.
+        score_P: Their scores.
+        owner_T: The number of each text's image.
+    """
+
+    key_P: Tensor
+    score_P: Tensor
+    owner_T: Tensor
+
+    def of(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """(Q, K) scores of pairs that were chosen, and which belong together; image and text numbers broadcast."""
+        keys = images * len(self.owner_T) + texts
+        return self.score_P[torch.searchsorted(self.key_P, keys)], self.owner_T[texts.long()] == images
+
+
+def _matched_pairs(
+    model: Backbone, gallery: Gallery, by_image: Contrast, by_text: Contrast, process: Process
+) -> _Pairs:
+    """The pairs that either direction re-ranks, each matched once."""
+    count = len(gallery.owner_T)
+    texts_T = torch.arange(count, device=gallery.owner_T.device)
+    asked_by_image = gallery.asking[:, None] * count + by_image.found_QK
+    asked_by_text = by_text.found_QK.long() * count + texts_T[:, None]
+    key_P = torch.cat([asked_by_image.flatten(), asked_by_text.flatten()]).unique()
+    begins = torch.searchsorted(key_P, torch.arange(len(gallery.images) + 1, device=key_P.device) * count).tolist()
+    numbers = sorted(gallery.tokens)
+    scores = [matching_scores(model, gallery, n, key_P[begins[n] : begins[n + 1]] - n * count) for n in numbers]
+    places = places_of((slice(begins[n], begins[n + 1]) for n in numbers), key_P.device)
+    none = key_P.new_empty(0, dtype=score_type(model))
+    score_P = assemble(process, torch.cat([none, *scores]), places, len(key_P))
+    check_finite(score_P.isfinite(), lambda at: gallery.images[int(key_P[at]) // count].key, "matching scores")
+    return _Pairs(key_P, score_P, gallery.owner_T)
+
+
 @torch.no_grad()
-def matching_scores(model: Backbone, encoded: Encoded, text_rows: Tensor, image_rows: Tensor) -> Tensor:
-    """Matching logit (class 1 minus class 0) of chosen (text, image) pairs, in blocks of bounded size."""
-    scores = []
-    assert encoded.text.present is not None
-    for texts, images in zip(text_rows.split(ROWS_AT_ONCE), image_rows.split(ROWS_AT_ONCE), strict=True):
-        distinct, rows = images.unique(return_inverse=True)
-        image = replace(encoded.image, x=encoded.image.x[distinct], rows=rows)
-        text = TokenStream(encoded.text.x[texts], encoded.text.present[texts])
-        logits_B2 = model.itm_head(model.fuse(text, image).features_BF)
+def matching_scores(model: Backbone, gallery: Gallery, image: int, texts_P: Tensor) -> Tensor:
+    """(P,) matching logit (class 1 minus class 0) of an image of this rank with texts.
+
+    An image's pairs are fused apart from others', so that it is the same whichever images a rank has.
+    """
+    assert gallery.text is not None and gallery.text.present is not None
+    scores = [texts_P.new_empty(0, dtype=score_type(model))]
+    alone = replace(gallery.tokens[image], memo={})  # its keys and values serve all blocks
+    for texts in texts_P.split(ROWS_AT_ONCE):
+        text = TokenStream(gallery.text.x[texts], gallery.text.present[texts])
+        features_BF = model.fuse(text, replace(alone, rows=torch.zeros_like(texts))).features_BF
+        with torch.autocast(texts.device.type, enabled=False):
+            logits_B2 = model.itm_head(at_least_float32(features_BF))
         scores.append(logits_B2[:, 1] - logits_B2[:, 0])
     return torch.cat(scores)
 
 
-def rerank(model: Backbone, encoded: Encoded, top: int) -> tuple[Tensor, Tensor]:
-    """Rank of the right text for each image, and of the right image for each text, from 0.
-
-    Args:
-        model: In evaluation mode.
-        encoded: All pairs.
-        top: K; candidates beyond it keep their contrastive order behind the re-ranked ones. Where there is no contrast
-            every pair is matched, where there is no fusion none.
-
-    Returns:
-        (I,) and (T,) ranks.
-    """
-    similarity_IT = encoded.image_IE @ encoded.text_TE.T if model.has_contrast else _every_pair(model, encoded)
-    size = len(similarity_IT)
-    top = min(top, size) if model.has_contrast and model.fusion_steps else 0
-    ranks = []
-    for direction in (similarity_IT, similarity_IT.T):
-        order = direction.sort(dim=1, descending=True, stable=True).indices
-        final = order if top == 0 else _matched(model, encoded, order, top, direction is similarity_IT)
-        ranks.append((final == torch.arange(size, device=order.device)[:, None]).int().argmax(1))
-    return ranks[0], ranks[1]
+def _rank_all_pairs(model: Backbone, gallery: Gallery, process: Process) -> Ranks:
+    """Every image of this rank with every text; what texts rank by adds up over ranks."""
+    device, numbers = gallery.owner_T.device, sorted(gallery.tokens)
+    mine = torch.tensor(numbers, dtype=torch.int64, device=device)
+    every = torch.arange(len(gallery.owner_T), device=device)
+    rows = [matching_scores(model, gallery, number, every) for number in numbers]
+    score_CT = torch.stack(rows) if rows else torch.empty(0, len(every), device=device, dtype=score_type(model))
+    sound = assemble(process, score_CT.isfinite().all(1), mine, len(gallery.images))
+    check_finite(sound, lambda at: gallery.images[at].key, "matching scores")
+    right_CT = gallery.texts_right_for(mine)
+    ranks_I = assemble(process, ranks_of(score_CT, right_CT), mine, len(gallery.images))[gallery.asking]
+    own = right_CT.any(0)
+    best = best_right(score_CT.T[own], right_CT.T[own]) if rows else score_CT.new_empty(0)
+    best_T = assemble(process, best, own.nonzero()[:, 0], len(every))
+    return Ranks(ranks_I, total(process, ahead(score_CT.T, right_CT.T, best_T)))
 
 
-def _every_pair(model: Backbone, encoded: Encoded) -> Tensor:
-    """(I, T) matching scores of all pairs."""
-    size = len(encoded.image.x)
-    images = torch.arange(size, device=encoded.image.x.device).repeat_interleave(size)
-    texts = torch.arange(size, device=images.device).repeat(size)
-    return matching_scores(model, encoded, texts, images).view(size, size)
-
-
-def _matched(model: Backbone, encoded: Encoded, order: Tensor, top: int, by_image: bool) -> Tensor:
-    """An order of candidates (one row a query) with its first `top` sorted by matching."""
-    size = len(order)
-    asked = torch.arange(size, device=order.device).repeat_interleave(top)
-    found = order[:, :top].flatten()
-    images, texts = (asked, found) if by_image else (found, asked)
-    scores = matching_scores(model, encoded, texts, images).view(size, top)
-    best = order[:, :top].gather(1, scores.sort(dim=1, descending=True, stable=True).indices)
-    return torch.cat([best, order[:, top:]], 1)
+def pair_score(model: Backbone, pixels: Tensor, ids_1L: Tensor, mask_1L: Tensor) -> Tensor:
+    """(1,) what one image and one text take from pixels and tokens to the score that ranks them last."""
+    image, text = model.encode_image(pixels), model.encode_text(ids_1L, mask_1L)
+    scores = [(model.image_feature(image) * model.text_feature(text)).sum(-1)] if model.has_contrast else []
+    if model.fusion_steps:
+        scores.append(model.itm_head(model.fuse(model.begin_fusion(text, ids_1L, mask_1L), image).features_BF)[:, 1])
+    return scores[-1]
 
 
 def matching_parts(model: Backbone) -> nn.Module:
     """What a pair costs beyond the layers, as linear maps: contrast's projections and matching's head."""
     parts: list[nn.Module] = [model.itm_head] if model.fusion_steps else []
     return nn.ModuleList(parts + ([model.vision_proj, model.text_proj] if model.has_contrast else []))
-
-
-def recalls(ranks: Tensor) -> dict[str, list[float]]:
-    """``R@1``, ``R@5``, ``R@10``: for each query 1 where the right answer is among the first k."""
-    return {f"R@{k}": (ranks < k).float().tolist() for k in (1, 5, 10)}

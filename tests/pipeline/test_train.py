@@ -312,7 +312,7 @@ def test_evaluation_gives_rows_and_pictures_for_every_model(data: Path, pretrain
         trimmed[folder.name] = str(folder / "export")
     more = {"pretrained": backbone, "trimmed": trimmed}
     rows = run_job(job_of(data, tmp_path / "evaluate", "evaluate", **more), Process())["rows"]
-    assert {row["metric"] for row in rows} == {"accuracy", "R@10"} | {
+    assert {row["metric"] for row in rows} == {"accuracy", "R@10", "mean_recall"} | {
         f"{way} R@{k}" for way in ("TR", "IR") for k in (1, 5, 10)
     }
     for row in rows:

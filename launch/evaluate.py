@@ -1,0 +1,143 @@
+"""`trimline evaluate CKPT --task T`: scores, costs and times of an export folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.errors import UserError
+from data_prep.index import INDEX
+from data_prep.remote import is_url
+from launch.answers import Answer
+from launch.local_processes import run_processes
+from launch.report.table import aligned
+from pipeline.evaluation.exported import Evaluation, evaluate_export
+from pipeline.process import Process
+
+_SPLIT = "test"
+
+
+def evaluate_command(
+    folder: Path,
+    *,
+    data: str | None,
+    split: str | None,
+    classes: Path | None,
+    templates: Path | None,
+    processes: int,
+    device: str | None,
+    **options: Any,
+) -> Answer:
+    """Evaluates, in as many processes as are asked for, and prints one table.
+
+    Args:
+        folder: An export.
+        data: Folder of splits or of a split.
+        split: Its name, or a folder of indexed shards; None for the one in `data`, or test.
+        classes: File of class names.
+        templates: File of prompts.
+        processes: How many.
+        device: ``cpu`` or ``cuda``; None for a GPU if there is one.
+        options: Of `Evaluation`.
+
+    Raises:
+        UserError: Something that is asked for is not there or does not fit.
+    """
+    if processes < 1:
+        raise UserError(f"--processes {processes} must be at least 1")
+    texts = {"classes": classes, "templates": templates}
+    options |= {name: _lines(name, file) for name, file in texts.items() if file is not None}
+    evaluation = Evaluation(model=folder, split=find_split(data, split), **options)
+    ranks = _ranks(processes, device)
+    if processes == 1:
+        result = evaluate_export(evaluation, ranks[0])
+    else:
+        result = run_processes(evaluate_export, (evaluation,), ranks)
+    return 0, result, _table(result)
+
+
+def find_split(data: str | None, split: str | None) -> str:
+    """The folder of indexed shards that is meant.
+
+    Raises:
+        UserError: There is none; the message names those that there are.
+    """
+    if data is not None and is_url(data):
+        return data if split is None else f"{data.rstrip('/')}/{split}"
+    if split is not None and is_url(split):
+        return split
+    root = None if data is None else Path(data).expanduser()
+    if root is not None and not root.is_dir():
+        raise UserError(f"--data {data}: no such folder; give one of splits, such as runs/demo/data")
+    tried = [root / split] if root is not None and split is not None else []
+    tried += [Path(split).expanduser()] if split is not None else []
+    tried += [root, root / _SPLIT] if root is not None and split is None else []
+    for folder in tried:
+        if (folder / INDEX).is_file():
+            return str(folder)
+    known = "" if root is None else ", ".join(sorted(path.parent.name for path in root.glob(f"*/{INDEX}")))
+    wanted = split if split is not None else _SPLIT
+    there = f"{data} has the splits {known}" if known else f"{data or split} holds no indexed shards"
+    raise UserError(f"no split {wanted!r}: {there}; name one with --split, or make an index with `trimline index DIR`")
+
+
+def _lines(name: str, file: Path) -> tuple[str, ...]:
+    try:
+        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--{name} {file} cannot be read as a text file ({error})") from error
+    if not lines:
+        raise UserError(f"--{name} {file} is empty; write one a line")
+    twice = sorted({line for line in lines if lines.count(line) > 1})
+    if twice:
+        raise UserError(f"--{name} {file} has {twice[0]!r} twice; each line must be another one")
+    return lines
+
+
+def _ranks(count: int, device: str | None) -> list[Process]:
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if where == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no GPU that torch can use; leave it out, or give cpu")
+    gpus = torch.cuda.device_count() if where == "cuda" else 0
+    return [
+        Process(rank=rank, world_size=count, local_rank=rank, device=f"cuda:{rank % gpus}" if gpus else "cpu")
+        for rank in range(count)
+    ]
+
+
+def _table(result: dict[str, Any]) -> str:
+    """One line a score; what the whole evaluation has once stands in the first."""
+    gmacs, latency = result["gmacs"], result["latency"]
+    once = [
+        f"{gmacs['mean']:.4g} ± {gmacs['std']:.2g} ({gmacs['low']:.4g} to {gmacs['high']:.4g})",
+        f"{latency['ms']:.1f} ms",
+        f"{result['parameters']:,}",
+    ]
+    cells = [[result["task"], "score", "95% interval", "GMACs (5% to 95%)", "latency", "parameters"]]
+    for number, score in enumerate(result["scores"]):
+        interval = "" if score["low"] is None else f"{score['low']:.2f} to {score['high']:.2f}"
+        cells.append(
+            [
+                score["metric"].replace("_", " "),
+                f"{score['value']:.2f}",
+                interval,
+                *(once if number == 0 else [""] * len(once)),
+            ]
+        )
+    return "\n".join([*aligned(cells, 1), "", _about(result)])
+
+
+def _about(result: dict[str, Any]) -> str:
+    counted = [f"{result['samples']} samples of {result['split']}"]
+    if result["skipped"]:
+        counted.append(f"{result['skipped']} could not be used")
+    if "captions" in result:
+        counted.append(f"{result['captions']} captions of {result['queries']} images")
+    if "classes" in result:
+        counted.append(f"{result['classes']} classes, guessing gives {result['accuracy_of_guessing']:.2f}")
+    latency = result["latency"]
+    counted.append(
+        f"latency: median of {latency['instances']} at batch 1, {latency['threads']} threads, {latency['device']}, "
+        f"{result['precision']}"
+    )
+    return "; ".join(counted)

@@ -1,0 +1,309 @@
+"""Any export folder on any split: the table of tasks, and what one process of an evaluation does."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_prep.errors import UserError
+from pipeline.checkpoint import load_weights
+from pipeline.data.loader import LoaderConfig
+from pipeline.data.shards import EveryImage, TextKind
+from pipeline.data.text import Tokenizer
+from pipeline.evaluation.classes import said_on
+from pipeline.evaluation.retrieval import evaluate_retrieval
+from pipeline.evaluation.scores import Evaluated, Score
+from pipeline.evaluation.source import Source
+from pipeline.evaluation.zero_shot import PLACE, TEMPLATES, evaluate_zero_shot
+from pipeline.exports import load_classification_model
+from pipeline.measure.latency import Instance, alone
+from pipeline.measure.single import SingleLatency, single_latency
+from pipeline.models.backbone import Backbone
+from pipeline.models.blip import EXTRA_WORDS
+from pipeline.models.config import ModelConfig
+from pipeline.process import Process
+from pipeline.setup import check_padding, check_sizes
+from pipeline.tasks.classes import TEXTS
+from pipeline.tasks.classification import ClassificationModel
+from pipeline.tasks.retrieval import pair_score
+from pipeline.trimmed_model import prepared_input
+from pipeline.weights.folders import load_model
+
+TIMED = 16
+"""Instances whose time is taken."""
+
+_MAX_TOKENS = {"albef": 25, "blip": 30, "meter": 50, "clip": 77}
+"""Of the reference recipes, for weights from elsewhere that do not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is asked of an export folder.
+
+    Attributes:
+        model: The folder.
+        task: One of `TASKS`.
+        split: Folder of indexed shards, or its URL.
+        tokenizer: Folder of the tokenizer; None for the model's own.
+        batch_size: Instances at once.
+        limit: Images or statements, the first ones; None for all.
+        rerank: Of retrieval, candidates that matching re-ranks; 0 ranks by features alone.
+        precision: bf16 is autocast.
+        label_field: Of zero_shot, where the labels stand; see `EveryImage`.
+        classes: Of zero_shot, their names; empty for all labels there are.
+        templates: Of zero_shot, with ``{}`` for the class.
+    """
+
+    model: Path
+    task: str
+    split: str
+    tokenizer: Path | None = None
+    batch_size: int = 64
+    limit: int | None = None
+    rerank: int = 128
+    precision: Literal["float32", "bf16"] = "float32"
+    label_field: str | None = None
+    classes: tuple[str, ...] = ()
+    templates: tuple[str, ...] = TEMPLATES
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("limit", 1), ("rerank", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+        for template in self.templates:
+            if PLACE not in template:
+                raise UserError(f"--templates: {template!r} has no {PLACE}, which stands for the name of the class")
+        if self.task == "zero_shot" and self.label_field is None:
+            raise UserError("--task zero_shot needs --label-field, the field of KEY.json that holds an image's class")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One process's part of an evaluation, with what it needs.
+
+    Attributes:
+        evaluation: What is asked.
+        model: In evaluation mode, on the process's device.
+        source: The split as the model takes it.
+        process: This rank.
+    """
+
+    evaluation: Evaluation
+    model: nn.Module
+    source: Source
+    process: Process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A way to evaluate a model.
+
+    Attributes:
+        kinds: Of exports that it takes, as their config.json has them.
+        text: What goes with the pictures whose time is taken.
+        evaluate: All of a split.
+        instance: What one instance takes from pixels to score, for its time.
+        fits: What a model of these kinds lacks; None where it can do the task.
+    """
+
+    kinds: tuple[str, ...]
+    text: TextKind
+    evaluate: Callable[[Job], Evaluated]
+    instance: Callable[[nn.Module, Instance], object]
+    fits: Callable[[ModelConfig], str | None] = lambda config: None
+
+
+def _retrieval(job: Job) -> Evaluated:
+    assert isinstance(job.model, Backbone)
+    what = job.evaluation
+    return evaluate_retrieval(
+        job.model,
+        job.source,
+        job.source.batches(EveryImage(), what.batch_size, job.process, what.limit),
+        batch_size=what.batch_size,
+        rerank=what.rerank,
+        captions=None,
+        process=job.process,
+    )
+
+
+def _zero_shot(job: Job) -> Evaluated:
+    assert isinstance(job.model, Backbone)
+    what = job.evaluation
+    assert what.label_field is not None
+    return evaluate_zero_shot(
+        job.model,
+        job.source,
+        job.source.batches(EveryImage(label=what.label_field), what.batch_size, job.process, what.limit),
+        field=what.label_field,
+        classes=what.classes,
+        templates=what.templates,
+        batch_size=what.batch_size,
+        process=job.process,
+    )
+
+
+def _classes(job: Job) -> Evaluated:
+    assert isinstance(job.model, ClassificationModel)
+    what = job.evaluation
+    loader = job.source.batches(job.model.classes.text, what.batch_size, job.process, what.limit)
+    said = said_on(job.model, job.source, loader, job.process)
+    scores = said.tally.scores()
+    if not scores:
+        raise UserError(
+            f"{what.split}: nobody says what is right of its {job.model.classes.text}; use a labelled split"
+        )
+    return Evaluated(
+        scores=[Score(metric=one.metric, value=one.value, low=one.low, high=one.high) for one in scores],
+        gmacs=[macs / 1e9 for macs in said.costs.macs],
+        samples=said.samples,
+        skipped=said.skipped,
+        more={},
+    )
+
+
+def _one_pair(model: nn.Module, instance: Instance) -> object:
+    assert isinstance(model, Backbone)
+    return pair_score(model, *instance)
+
+
+def _one_image(model: nn.Module, instance: Instance) -> object:
+    assert isinstance(model, Backbone)
+    return model.image_feature(model.encode_image(instance.pixels))
+
+
+def _one_text(model: nn.Module, instance: Instance) -> object:
+    assert isinstance(model, ClassificationModel)
+    trimming = model.trimming(instance.ids_1L, instance.mask_1L)
+    return model.classify(*instance, [] if trimming is None else [trimming])
+
+
+def _contrast_missing(config: ModelConfig) -> str | None:
+    return "METER has no contrastive features; it can do retrieval, by matching" if config.backbone == "meter" else None
+
+
+TASKS: dict[str, Task] = {
+    "retrieval": Task(kinds=("backbone", "blip_retrieval"), text="captions", evaluate=_retrieval, instance=_one_pair),
+    "zero_shot": Task(
+        kinds=("backbone", "blip_retrieval"),
+        text=EveryImage(),
+        evaluate=_zero_shot,
+        instance=_one_image,
+        fits=_contrast_missing,
+    ),
+    **{name: Task(kinds=(name,), text=text, evaluate=_classes, instance=_one_text) for name, text in TEXTS.items()},
+}
+"""By the names that ``--task`` knows; launch/cli_evaluate.py repeats them."""
+
+
+def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
+    """One process's part; all processes of the group call it together.
+
+    Returns:
+        JSON-able: what was asked, scores, costs, time and parameters; the same on every rank but for the time, which
+        rank 0 alone takes (None elsewhere).
+
+    Raises:
+        UserError: The folder cannot do the task, the split has nothing for it, or an option does not fit.
+    """
+    process.claim_device()
+    task = TASKS[evaluation.task]
+    model, source = open_export(evaluation, task)
+    model = model.to(process.torch_device).eval()
+    job = Job(evaluation=evaluation, model=model, source=source, process=process)
+    bf16 = evaluation.precision == "bf16"
+    with torch.autocast(process.torch_device.type, torch.bfloat16, enabled=bf16):
+        found = task.evaluate(job)
+        latency = _time(job, task) if process.is_main else None
+    return {
+        **{name: str(getattr(evaluation, name)) for name in ("model", "task", "split", "precision")},
+        "batch_size": evaluation.batch_size,
+        "processes": process.world_size,
+        "samples": found.samples,
+        "skipped": found.skipped,
+        **found.more,
+        "scores": [asdict(score) for score in found.scores],
+        "gmacs": _spread(found.gmacs),
+        "latency": None if latency is None else asdict(latency),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _time(job: Job, task: Task) -> SingleLatency:
+    count = TIMED if job.evaluation.limit is None else min(TIMED, job.evaluation.limit)
+    batch = next(iter(job.source.batches(task.text, count, Process(), count, spread=True)))
+    if not len(batch):
+        raise UserError(f"{job.source.split}: none of {count} samples could be read, so no time could be taken")
+    instances = alone(batch, range(len(batch)), job.source.normalise, job.process.torch_device)
+    return single_latency(partial(task.instance, job.model), instances)
+
+
+def _spread(gmacs: list[float]) -> dict[str, float]:
+    """Mean, standard deviation, and between which the middle nine tenths lie; in the same bits in whatever order."""
+    ordered = np.sort(np.asarray(gmacs))
+    low, high = np.quantile(ordered, [0.05, 0.95])
+    mean = math.fsum(gmacs) / len(gmacs)
+    return {"mean": mean, "std": float(ordered.std()), "low": float(low), "high": float(high)}
+
+
+def open_export(evaluation: Evaluation, task: Task) -> tuple[nn.Module, Source]:
+    """The model of an export folder, and how the split becomes its input.
+
+    Raises:
+        UserError: The folder holds no export or one of another kind, or its tokenizer is not there or does not fit.
+    """
+    folder = evaluation.model
+    _, described = load_weights(folder)
+    kind = described.get("kind")
+    if kind not in task.kinds:
+        able = [name for name, other in TASKS.items() if kind in other.kinds]
+        said = f"--task {' or '.join(able)} can be done with it" if able else "no task is known for it"
+        raise UserError(f"{folder} holds a {kind!r} model, which cannot do {evaluation.task}; {said}")
+    model: nn.Module = load_classification_model(folder)[0] if kind in TEXTS else load_model(folder).model
+    config = model.backbone.config if isinstance(model, ClassificationModel) else model.config
+    assert isinstance(config, ModelConfig)
+    lacking = task.fits(config)
+    if lacking is not None:
+        raise UserError(f"{folder} cannot do {evaluation.task}: {lacking}")
+    loader = _loader(folder, described, config)
+    check_sizes(config, loader)
+    tokenizer = _tokenizer(evaluation, config)
+    return model, Source(split=evaluation.split, loader=loader, tokenizer=tokenizer)
+
+
+def _tokenizer(evaluation: Evaluation, config: ModelConfig) -> Tokenizer:
+    where = evaluation.tokenizer or evaluation.model
+    try:
+        tokenizer = Tokenizer.from_pretrained(where)
+    except UserError as error:
+        raise UserError(f"{error}; name it with --tokenizer DIR") from error
+    check_padding(config, tokenizer.pad_id)
+    words = tokenizer.vocab_size + (EXTRA_WORDS if config.backbone == "blip" else 0)
+    if words > config.text.vocab_size:
+        raise UserError(
+            f"the tokenizer of {where} has {words} words with the model's own, and {evaluation.model} knows "
+            f"{config.text.vocab_size}: give the tokenizer that it was trained with, by --tokenizer DIR"
+        )
+    return tokenizer
+
+
+def _loader(folder: Path, described: dict[str, Any], config: ModelConfig) -> LoaderConfig:
+    """As the export says; weights from elsewhere do not, and get what their reference recipes use."""
+    plain = LoaderConfig(
+        height=config.vision.height,
+        width=config.vision.width_px,
+        resize="bicubic",
+        max_tokens=min(_MAX_TOKENS[config.backbone], config.text.longest),
+        workers=0,
+    )
+    if "loader" not in described:
+        return plain
+    transform, max_tokens = prepared_input(folder, described)
+    return replace(plain, **asdict(transform), max_tokens=max_tokens)

@@ -1,0 +1,52 @@
+"""What the evaluation of a task gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.measure.bootstrap import joint_interval
+
+Values = tuple[Sequence[float], Sequence[str]]
+"""A number for each item, and what each item is resampled with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score in percent with its 95% interval by resampling pictures.
+
+    Attributes:
+        metric: Its name.
+        value: The score.
+        low: The interval from here; None for scores that are no mean over samples
+        high: to here.
+    """
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """A model's scores on a split, the same on every rank.
+
+    Attributes:
+        scores: In the order of the table.
+        gmacs: Billions of multiply-accumulates of each instance.
+        samples: Images or statements that were evaluated.
+        skipped: Those that could not be used.
+        more: What the task says besides, such as its classes.
+    """
+
+    scores: list[Score]
+    gmacs: list[float]
+    samples: int
+    skipped: int
+    more: dict[str, Any]
+
+
+def percent(metric: str, *series: Values) -> Score:
+    """The mean of shares, or of several series' means, as a score."""
+    interval = joint_interval(series)
+    return Score(metric=metric, value=100 * interval.value, low=100 * interval.low, high=100 * interval.high)
