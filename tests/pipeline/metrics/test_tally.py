@@ -1,10 +1,12 @@
 """What models said, collected batch by batch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
@@ -15,13 +17,13 @@ from tests.pipeline.small import small_batch
 ANSWERS = classes_of("vqa", ("yes", "no", "2"))
 
 
-def batch_of(told: list[dict[str, Any]], labels: list[int], groups: list[str], seed: int = 0) -> ImageTextBatch:
-    batch = small_batch(len(told), seed)
-    batch.told.extend(told)
-    batch.ids.extend(f"picture{number // 2}" for number in range(len(told)))
-    batch.labels[:] = batch.labels.new_tensor(labels)
-    batch.groups[:] = groups
-    return batch
+def batch_of(
+    told: list[dict[str, Any]], labels: list[int], groups: list[str], clusters: list[str], seed: int = 0
+) -> ImageTextBatch:
+    ids = [f"picture{number // 2}" for number in range(len(told))]
+    return replace(
+        small_batch(len(told), seed), told=told, ids=ids, labels=torch.tensor(labels), groups=groups, clusters=clusters
+    )
 
 
 def test_every_task_has_a_tally() -> None:
@@ -31,9 +33,7 @@ def test_every_task_has_a_tally() -> None:
 def test_an_example_is_consistent_where_each_of_its_pictures_is_judged_rightly() -> None:
     tally = StatementTally()
     for seed, (said, groups) in enumerate([([1, 0, 1], ["a", "a", "b"]), ([1, 1, 0], ["b", "c", "c"])]):
-        batch = batch_of([{}] * 3, [1, 0, 0], groups, seed)
-        batch.clusters[:] = ["one"] * 3
-        tally.add(batch, said, STATEMENT.names)
+        tally.add(batch_of([{}] * 3, [1, 0, 0], groups, ["one"] * 3, seed), said, STATEMENT.names)
     scores = {score.metric: score.value for score in tally.scores()}
     # Right: a a -, b - c: of the examples a alone; c has a wrong one, and so has b.
     assert scores == {"accuracy": pytest.approx(100 * 4 / 6), "consistency": pytest.approx(100 / 3)}
@@ -41,7 +41,7 @@ def test_an_example_is_consistent_where_each_of_its_pictures_is_judged_rightly()
 
 def test_relations_are_scored_and_written(tmp_path: Path) -> None:
     tally = SnliVeTally()
-    tally.add(batch_of([{"pair_id": "x#0"}, {"pair_id": "x#1"}], [0, 2], ["x", "x"]), [0, 1], SNLI_VE.names)
+    tally.add(batch_of([{"pair_id": "x#0"}, {"pair_id": "x#1"}], [0, 2], ["x", "x"], ["x", "x"]), [0, 1], SNLI_VE.names)
     assert [(score.metric, score.value, score.samples) for score in tally.scores()] == [("accuracy", 50, 2)]
     tally.write(tmp_path / "said.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
@@ -55,7 +55,7 @@ def test_answers_are_scored_by_the_servers_rules_and_their_ids_stay_numbers(tmp_
         {"question_id": 8, "answers": ["two"] * 8 + ["2"] * 2, "answer_type": "number"},
         {"question_id": 9},
     ]
-    tally.add(batch_of(told, [-1] * 3, ["x"] * 3), [0, 2, 1], ANSWERS.names)
+    tally.add(batch_of(told, [-1] * 3, ["x"] * 3, ["x"] * 3), [0, 2, 1], ANSWERS.names)
     scores = {score.metric: score.value for score in tally.scores()}
     # Eight leave out another's answer and find two (2/3 each), two leave out their own and find one (1/3).
     number = 100 * (8 * 2 / 3 + 2 * 1 / 3) / 10
@@ -71,6 +71,6 @@ def test_answers_are_scored_by_the_servers_rules_and_their_ids_stay_numbers(tmp_
 
 def test_an_instance_without_an_id_is_refused() -> None:
     with pytest.raises(UserError, match="k0-0: 'k0-0' has no question_id"):
-        VqaTally().add(batch_of([{}], [-1], ["x"]), [0], ANSWERS.names)
+        VqaTally().add(batch_of([{}], [-1], ["x"], ["x"]), [0], ANSWERS.names)
     with pytest.raises(UserError, match="pair_id 'p' stands twice"):
-        SnliVeTally().add(batch_of([{"pair_id": "p"}] * 2, [0, 0], ["x", "x"]), [0, 0], SNLI_VE.names)
+        SnliVeTally().add(batch_of([{"pair_id": "p"}] * 2, [0, 0], ["x", "x"], ["x", "x"]), [0, 0], SNLI_VE.names)
