@@ -307,7 +307,7 @@ def check_cache(model: ModelConfig, engine: EngineConfig) -> None:
             f"{key} is for model.backbone {', '.join(_CONTRASTING)}, not for {model.backbone}; leave it out"
         )
     if engine.name == "deepspeed" and engine.zero_stage == 3 and engine.accumulation > 1:
-        # It learns the order of layers from one forward, and takes a forward without a backward for a fault.
+        # How it gathers weights has not been tried with a forward that no backward follows.
         raise UserError(f"{key} does not go with engine.zero_stage=3; set --engine.zero_stage 2")
 
 
