@@ -5,7 +5,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from pipeline.data.shards import EveryImage
+from pipeline.data.sample import EveryImage
 from pipeline.data.text import Tokenizer
 from pipeline.evaluation.classes import classified
 from pipeline.evaluation.config import EvaluateConfig, Row, Trained, source_of

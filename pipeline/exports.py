@@ -11,7 +11,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from data_prep.files import read_json
 from pipeline.checkpoint import load_weights
-from pipeline.data.shards import TextKind
+from pipeline.data.sample import TextKind
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.batch import ImageTextBatch
-from pipeline.data.shards import TextKind
+from pipeline.data.sample import TextKind
 from pipeline.evaluation.config import EvaluateConfig, Trained, source_of
 from pipeline.exports import load_backbone, load_classification_model, method_of, task_text
 from pipeline.measure.survivors import (

@@ -21,8 +21,9 @@ from pipeline.data.order import EvalOrder, OrderConfig, Pick, TrainOrder, Unit, 
 from pipeline.data.parcels import Parcel, Slots
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.questions import question_units
+from pipeline.data.sample import TextKind
 from pipeline.data.seeds import draw, generator
-from pipeline.data.shards import ShardFolder, TextKind
+from pipeline.data.shards import ShardFolder
 from pipeline.data.storage import StorageConfig
 from pipeline.data.stream import DrawSeed, StepDataset
 from pipeline.data.text import Tokenizer

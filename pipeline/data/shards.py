@@ -1,7 +1,6 @@
 """Random access to the samples of a shard folder: one read of the sample's byte range, parsed in memory."""
 
 import io
-import json
 import os
 import re
 import shutil
@@ -9,12 +8,11 @@ import tarfile
 import tempfile
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from zlib import adler32
 
 import numpy as np
@@ -27,7 +25,6 @@ from data_prep.files import sha256_file
 from data_prep.index import COLUMNS, COUNTS, INDEX, SAMPLES, load_index
 from data_prep.mirror import mirror_for_all, mirror_index, remote_url
 from data_prep.remote import RemoteFolder, is_url, local_path
-from data_prep.sources.snli_ve import LABELS
 from data_prep.tars import BLOCK, is_of_sample, why_unsafe
 from data_prep.texts import BadText, read_fields
 from pipeline.data.cache import BlockCache
@@ -35,6 +32,7 @@ from pipeline.data.cached_reader import CachedReader
 from pipeline.data.decode import BadSample, Encoded
 from pipeline.data.order import Unit, Units
 from pipeline.data.remote_reader import DirectReader
+from pipeline.data.sample import EveryImage, Sample, TextKind
 from pipeline.data.storage import LocalReader, Range, Reader, ShardList, StorageConfig
 
 _IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -42,105 +40,6 @@ _IMAGE_SETS = ({""}, {"left", "right"})
 _ORDINARY = re.compile(r"[A-Za-z0-9_-]+(\.left|\.right)?\.(png|jpg|jpeg|webp|txt|json)")  # safe at a glance
 _LARGEST_SHARD, _LARGEST_SAMPLE = 1 << 40, 1 << 30  # an index from elsewhere may claim anything
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f]+")  # a file name, neither a path nor a command
-
-
-@dataclass(frozen=True, kw_only=True)
-class EveryImage:
-    """Every image once, those of which nothing is told too: what candidates and classification want.
-
-    Attributes:
-        label: Path of the field of KEY.json whose values go with the image as its text, a JSON list: names and numbers
-            joined by dots, ``*`` for all entries of a list, such as ``scene.*.kind``. None for an empty list.
-    """
-
-    label: str | None = None
-
-    def __str__(self) -> str:
-        """As errors name it."""
-        return "images"
-
-
-TextKind = Literal["captions", "statements", "relations", "questions"] | EveryImage
-"""What goes with a picture; a relation is a statement with its label of three classes (SNLI-VE)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A sample as it lies in its shard.
-
-    Attributes:
-        key: its name in the split.
-        images: encoded pictures, where they lie in what was read; {"": data}, or {"left": data, "right": data} for a
-            pair.
-        fields: what KEY.json says; "captions" is always there.
-    """
-
-    key: str
-    images: dict[str, Encoded]
-    fields: dict[str, Any]
-
-    @property
-    def image(self) -> Encoded:
-        """The only picture of the sample."""
-        if "" not in self.images:
-            raise BadSample(f"has the pictures {sorted(self.images)} where one is wanted")
-        return self.images[""]
-
-    @property
-    def captions(self) -> list[str]:
-        """All captions; none for a picture of which nothing true is known."""
-        captions: list[str] = self.fields["captions"]
-        return captions
-
-    @property
-    def id(self) -> str:
-        """What it is called in its data set; its key where nobody says."""
-        return str(self.fields.get("id", self.key))
-
-    @property
-    def group(self) -> str:
-        """What the sample is counted with; its key where it stands alone."""
-        return str(self.fields.get("group", self.key))
-
-    @property
-    def cluster(self) -> str:
-        """Name of what depends on each other: the presentation of an NLVR example, else the group."""
-        return str(self.fields.get("presentation", self.group))
-
-    def text(self, kind: TextKind, number: int) -> tuple[str, int, Mapping[str, Any]]:
-        """One text, its label, and what else the data says of it.
-
-        The label is 1 for true (captions are) and 0 for false, of a relation its class, -1 where nothing is claimed.
-        """
-        if isinstance(kind, EveryImage):
-            return json.dumps([] if kind.label is None else values_at(self.fields, kind.label.split("."))), -1, {}
-        if kind == "captions":
-            return str(self.captions[number]), 1, {}
-        if kind == "questions":
-            question = self.fields["questions"][number]
-            return str(question["question"]), -1, question
-        statement = self.fields["statements"][number]
-        return str(statement["text"]), _label(kind, statement), statement
-
-
-def _label(kind: TextKind, statement: Mapping[str, Any]) -> int:
-    if kind == "statements":
-        return int(bool(statement["label"]))
-    if statement.get("relation") not in LABELS:
-        raise BadSample(f"has a statement whose relation is none of {', '.join(LABELS)}")
-    return LABELS.index(statement["relation"])
-
-
-def values_at(value: Any, path: Sequence[str]) -> list[Any]:
-    """The texts and numbers that a path leads to (see `EveryImage`); none where it leads nowhere."""
-    if not path:
-        found = value if isinstance(value, list) else [value]
-        return [each for each in found if isinstance(each, str | int) and not isinstance(each, bool)]
-    step, rest = path[0], path[1:]
-    if isinstance(value, list):
-        chosen = value if step == "*" else value[int(step) :][:1] if step.isdecimal() else []
-        return [found for each in chosen for found in values_at(each, rest)]
-    return values_at(value[step], rest) if isinstance(value, dict) and step in value else []
 
 
 class ShardFolder:

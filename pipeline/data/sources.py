@@ -6,7 +6,8 @@ from typing import Literal
 
 from pipeline.data.mix import quotas
 from pipeline.data.order import Unit
-from pipeline.data.shards import ShardFolder, TextKind
+from pipeline.data.sample import TextKind
+from pipeline.data.shards import ShardFolder
 
 Meaning = Literal["weights", "epochs"]
 

@@ -18,7 +18,8 @@ from pipeline.data.batch import ImageTextBatch, LoadWork, Skip
 from pipeline.data.board import Activity, Note, WorkerBoard
 from pipeline.data.decode import BadSample, Encoded, Pixels
 from pipeline.data.order import Order, Pick, Slot
-from pipeline.data.shards import Sample, ShardFolder, TextKind
+from pipeline.data.sample import Sample, TextKind
+from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 
 logger = logging.getLogger(__name__)

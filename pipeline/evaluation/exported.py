@@ -14,7 +14,7 @@ from torch import nn
 from data_prep.errors import UserError
 from pipeline.checkpoint import load_weights
 from pipeline.data.loader import LoaderConfig
-from pipeline.data.shards import EveryImage, TextKind
+from pipeline.data.sample import EveryImage, TextKind
 from pipeline.data.text import Tokenizer
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.retrieval import evaluate_retrieval

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.data.loader import LoaderConfig, StepLoader, eval_loader
-from pipeline.data.shards import EveryImage, TextKind
+from pipeline.data.sample import EveryImage, TextKind
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import normalise
 from pipeline.process import Process

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from data_prep.errors import UserError
 from data_prep.sources.snli_ve import LABELS
 from pipeline.data.batch import ImageTextBatch
-from pipeline.data.shards import TextKind
+from pipeline.data.sample import TextKind
 from pipeline.metrics.vqa import normalised
 from pipeline.objectives.answers import answer_loss
 from pipeline.trimming.distillation import answer_divergence, class_divergence

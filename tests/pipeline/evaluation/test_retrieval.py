@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipeline.data.shards import EveryImage
+from pipeline.data.sample import EveryImage
 from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
 from pipeline.evaluation.retrieval import scores_of
 from pipeline.evaluation.source import Source

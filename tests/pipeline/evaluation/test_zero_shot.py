@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from data_prep.errors import UserError
-from pipeline.data.shards import EveryImage, values_at
+from pipeline.data.sample import EveryImage, values_at
 from pipeline.evaluation.exported import Evaluation
 from pipeline.evaluation.source import Source
 from pipeline.evaluation.zero_shot import class_features

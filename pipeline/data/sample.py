@@ -1,0 +1,108 @@
+"""A sample as it lies in its shard, and what is read of it: a caption, statement, relation or question, or an image."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from data_prep.sources.snli_ve import LABELS
+from pipeline.data.decode import BadSample, Encoded
+
+
+@dataclass(frozen=True, kw_only=True)
+class EveryImage:
+    """Every image once, those of which nothing is told too: what candidates and classification want.
+
+    Attributes:
+        label: Path of the field of KEY.json whose values go with the image as its text, a JSON list: names and numbers
+            joined by dots, ``*`` for all entries of a list, such as ``scene.*.kind``. None for an empty list.
+    """
+
+    label: str | None = None
+
+    def __str__(self) -> str:
+        """As errors name it."""
+        return "images"
+
+
+TextKind = Literal["captions", "statements", "relations", "questions"] | EveryImage
+"""What goes with a picture; a relation is a statement with its label of three classes (SNLI-VE)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A sample as it lies in its shard.
+
+    Attributes:
+        key: its name in the split.
+        images: encoded pictures, where they lie in what was read; {"": data}, or {"left": data, "right": data} for a
+            pair.
+        fields: what KEY.json says; "captions" is always there.
+    """
+
+    key: str
+    images: dict[str, Encoded]
+    fields: dict[str, Any]
+
+    @property
+    def image(self) -> Encoded:
+        """The only picture of the sample."""
+        if "" not in self.images:
+            raise BadSample(f"has the pictures {sorted(self.images)} where one is wanted")
+        return self.images[""]
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions; none for a picture of which nothing true is known."""
+        captions: list[str] = self.fields["captions"]
+        return captions
+
+    @property
+    def id(self) -> str:
+        """What it is called in its data set; its key where nobody says."""
+        return str(self.fields.get("id", self.key))
+
+    @property
+    def group(self) -> str:
+        """What the sample is counted with; its key where it stands alone."""
+        return str(self.fields.get("group", self.key))
+
+    @property
+    def cluster(self) -> str:
+        """Name of what depends on each other: the presentation of an NLVR example, else the group."""
+        return str(self.fields.get("presentation", self.group))
+
+    def text(self, kind: TextKind, number: int) -> tuple[str, int, Mapping[str, Any]]:
+        """One text, its label, and what else the data says of it.
+
+        The label is 1 for true (captions are) and 0 for false, of a relation its class, -1 where nothing is claimed.
+        """
+        if isinstance(kind, EveryImage):
+            return json.dumps([] if kind.label is None else values_at(self.fields, kind.label.split("."))), -1, {}
+        if kind == "captions":
+            return str(self.captions[number]), 1, {}
+        if kind == "questions":
+            question = self.fields["questions"][number]
+            return str(question["question"]), -1, question
+        statement = self.fields["statements"][number]
+        return str(statement["text"]), _label(kind, statement), statement
+
+
+def _label(kind: TextKind, statement: Mapping[str, Any]) -> int:
+    if kind == "statements":
+        return int(bool(statement["label"]))
+    if statement.get("relation") not in LABELS:
+        raise BadSample(f"has a statement whose relation is none of {', '.join(LABELS)}")
+    return LABELS.index(statement["relation"])
+
+
+def values_at(value: Any, path: Sequence[str]) -> list[Any]:
+    """The texts and numbers that a path leads to (see `EveryImage`); none where it leads nowhere."""
+    if not path:
+        found = value if isinstance(value, list) else [value]
+        return [each for each in found if isinstance(each, str | int) and not isinstance(each, bool)]
+    step, rest = path[0], path[1:]
+    if isinstance(value, list):
+        chosen = value if step == "*" else value[int(step) :][:1] if step.isdecimal() else []
+        return [found for each in chosen for found in values_at(each, rest)]
+    return values_at(value[step], rest) if isinstance(value, dict) and step in value else []
