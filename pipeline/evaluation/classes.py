@@ -168,7 +168,8 @@ def classified(
     target, source = Target.parse(described["target"]), source_of(inputs, split, tokenizer, stage)
     said = said_on(model, source, source.batches(classes.text, config.batch_size, stage.process), stage.process)
     tally, costs = said.tally, said.costs
-    _write(tally, stage.folder / PREDICTIONS / f"{name}-{split.replace('/', '-')}{tally.ending}")
+    if stage.process.is_main:
+        _write(tally, stage.folder / PREDICTIONS / f"{name}-{split.replace('/', '-')}{tally.ending}")
     row = {
         "stage": name,
         "method": method_of(described),
@@ -179,7 +180,7 @@ def classified(
         "training_gmacs": _training_gmacs(described.get("training")),
         "samples": said.samples,
         "skipped": said.skipped,
-        **reached(target, costs.macs, costs.full, partial(_latency, config, model, costs.macs, source, stage.process)),
+        **reached(target, costs.macs, costs.full, partial(_latency, config, model, costs.macs, source)),
     }
     scores = tally.scores()
     if not scores:
@@ -200,15 +201,13 @@ def _training_gmacs(training: dict[str, Any] | None) -> float | None:
     return float(training["gmacs"]) + float(training["gmacs_of_full"])
 
 
-def _latency(
-    config: EvaluateConfig, model: ClassificationModel, macs: list[float], source: Source, process: Process
-) -> Latency:
-    """Time of instances whose costs are spread as those of the whole split."""
-    count = candidates(config.latency)
-    loader = source.batches(model.classes.text, count, process, count, spread=True)
-    batch, _, macs_B = next(judged(model, loader, source.normalise, process.torch_device))
+def _latency(config: EvaluateConfig, model: ClassificationModel, macs: list[float], source: Source) -> Latency:
+    """Time of instances whose costs are spread as those of the whole split; each rank takes its own."""
+    device, count = next(model.parameters()).device, candidates(config.latency)
+    loader = source.batches(model.classes.text, count, Process(), count, spread=True)
+    batch, _, macs_B = next(judged(model, loader, source.normalise, device))
     rows = alike(macs, macs_B.tolist(), config.latency.instances)
-    return packed_latency(model, alone(batch, rows, source.normalise, process.torch_device), config.latency)
+    return packed_latency(model, alone(batch, rows, source.normalise, device), config.latency)
 
 
 @torch.no_grad()
