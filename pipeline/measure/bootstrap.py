@@ -54,6 +54,8 @@ def joint_interval(
             raise ValueError(f"{len(numbers)} values, {int((~np.isfinite(numbers)).sum())} of them not finite")
         if not np.array_equal(names, named[0][0]):
             raise ValueError("series that are resampled together must have the same groups")
+        ordered = np.lexsort((numbers, group))  # sums have then the same bits in whatever order the items came
+        numbers, group = numbers[ordered], group[ordered]
         totals.append(np.bincount(group, numbers))
         counts.append(np.bincount(group))
         means.append(numbers.mean())

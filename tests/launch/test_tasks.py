@@ -47,6 +47,9 @@ def test_a_drawn_task_goes_through_a_whole_run_and_its_file_has_the_runs_scores(
             own = [row for row in rows if row["stage"] == stage and row["split"] == f"{task}/{split}"]
             wanted = [(score["metric"], score["value"], score["low"], score["high"]) for score in scores]
             assert [(row["metric"], row["value"], row["low"], row["high"]) for row in own] == wanted
+            export, data = run / "stages" / stage / "export", str(root / task)
+            again = answer(capsys, "evaluate", str(export), "--task", task, "--data", data, "--split", split)
+            assert [(score["metric"], score["value"]) for score in again["scores"]] == [each[:2] for each in wanted]
     words = json.loads((run / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
     assert ("how" in words) == (task == "vqa")
     picture = next(raw.rglob("*.jpg"))

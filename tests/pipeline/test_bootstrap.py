@@ -25,3 +25,10 @@ def test_series_of_other_groups_are_refused() -> None:
         joint_interval([([1.0], ["a"]), ([1.0], ["b"])])
     with pytest.raises(ValueError, match="not finite"):
         joint_interval([([1.0], ["a"]), ([np.nan], ["a"])])
+
+
+def test_the_order_of_items_changes_no_bit() -> None:
+    rng = np.random.default_rng(0)
+    values, groups = rng.random(300), rng.integers(0, 40, 300).astype(str)
+    found = {group_interval(values[order], groups[order]) for order in (rng.permutation(300) for _ in range(5))}
+    assert len(found) == 1
