@@ -6,7 +6,8 @@ B batch, A classes or answers.
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -63,10 +64,15 @@ class Costs:
         self.full += model.full_macs(units).tolist()
         self.unpruned += model.unpruned_macs(units).tolist()
 
+    def join(self, others: "Costs") -> None:
+        """Takes those of further instances."""
+        for each in dataclasses.fields(self):
+            getattr(self, each.name).extend(getattr(others, each.name))
+
     def row(self) -> Row:
         """Means, in 10^9."""
         means = {"gmacs": self.macs, "full_gmacs": self.full, "unpruned_gmacs": self.unpruned}
-        return {name: sum(values) / len(values) / 1e9 for name, values in means.items()}
+        return {name: math.fsum(values) / len(values) / 1e9 for name, values in means.items()}
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,13 @@ class Said:
     skipped: int
 
 
-@dataclass
-class _Part:
-    """What one rank has seen."""
+@dataclass(frozen=True)
+class _Answered:
+    """A batch without its pictures, and what was said to it."""
 
-    batches: list[ImageTextBatch] = field(default_factory=list)
-    said: list[int] = field(default_factory=list)
-    costs: Costs = field(default_factory=Costs)
+    batch: ImageTextBatch
+    said: list[int]
+    costs: Costs
 
 
 def said_on(model: ClassificationModel, source: Source, loader: StepLoader, process: Process) -> Said:
@@ -108,42 +114,26 @@ def said_on(model: ClassificationModel, source: Source, loader: StepLoader, proc
         UserError: Nothing could be used, results could not be told apart, or a score is not finite.
     """
     parts = together(process, lambda: _own_part(model, source, loader, process), source.split)
-    if not any(part.said for part in parts):
+    # Batches are dealt to ranks in turn; in this order the rows are those of the split.
+    answered = [one for turn in itertools.zip_longest(*parts) for one in turn if one is not None]
+    if not answered:
         raise UserError(f"{source.split}: no {model.classes.text} could be used; look at it with `trimline verify`")
-    batch, order = _in_order([batch for part in parts for batch in part.batches])
-    said = [one for part in parts for one in part.said]
-    tally = TALLIES[model.classes.task]()
-    tally.add(batch, [said[row] for row in order], model.classes.names)
-    costs = [[getattr(part.costs, each.name) for part in parts] for each in dataclasses.fields(Costs)]
-    ordered = ([values[row] for row in order] for values in (list(itertools.chain(*each)) for each in costs))
+    tally, costs = TALLIES[model.classes.task](), Costs()
+    for one in answered:
+        tally.add(one.batch, one.said, model.classes.names)
+        costs.join(one.costs)
     seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
-    return Said(tally, Costs(*ordered), seen, bad)
+    return Said(tally, costs, seen, bad)
 
 
-def _own_part(model: ClassificationModel, source: Source, loader: StepLoader, process: Process) -> _Part:
-    part = _Part()
+def _own_part(model: ClassificationModel, source: Source, loader: StepLoader, process: Process) -> list[_Answered]:
+    part = []
     for batch, scores_BA, macs_B in judged(model, loader, source.normalise, process.torch_device):
-        part.said += scores_BA.argmax(1).tolist()
-        part.costs.add(model, batch, macs_B)
-        part.batches.append(dataclasses.replace(batch.to("cpu"), pixels=torch.empty(len(batch), 0)))
+        costs = Costs()
+        costs.add(model, batch, macs_B)
+        bare = dataclasses.replace(batch.to("cpu"), pixels=torch.empty(len(batch), 0))
+        part.append(_Answered(bare, scores_BA.argmax(1).tolist(), costs))
     return part
-
-
-def _in_order(batches: Sequence[ImageTextBatch]) -> tuple[ImageTextBatch, list[int]]:
-    """All rows in one batch without pictures, in the order of the split, and where each of them was.
-
-    Sums over instances have then the same bits however many ranks and batches the instances were dealt to.
-    """
-    values: dict[str, Any] = {}
-    for each in dataclasses.fields(ImageTextBatch):
-        parts = [getattr(batch, each.name) for batch in batches]
-        if each.name not in ("skipped", "work"):
-            values[each.name] = torch.cat(parts) if isinstance(parts[0], Tensor) else list(itertools.chain(*parts))
-    samples, texts = values["sample_ids"].tolist(), values["texts"]
-    order = sorted(range(len(texts)), key=lambda row: (samples[row], texts[row]))
-    for name, rows in values.items():
-        values[name] = rows[order] if isinstance(rows, Tensor) else [rows[row] for row in order]
-    return ImageTextBatch(**values, skipped=[]), order
 
 
 def classified(

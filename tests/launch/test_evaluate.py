@@ -11,7 +11,7 @@ from launch.cli import main
 from launch.cli_evaluate import TASK_NAMES
 from launch.local_processes import run_processes
 from pipeline.evaluation.exported import TASKS
-from pipeline.exports import load_backbone, load_statement_model
+from pipeline.exports import load_backbone, load_classification_model
 from pipeline.process import Process
 from pipeline.together import RankFailedError
 from tests.launch.test_cli import trimline
@@ -82,7 +82,7 @@ def test_a_trimmed_model_says_what_it_spent(root: Path, capsys: pytest.CaptureFi
     assert [score["metric"] for score in found["scores"]] == ["accuracy"]
     gmacs = found["gmacs"]
     assert gmacs["low"] <= gmacs["mean"] <= gmacs["high"] and gmacs["std"] > 0
-    model, _ = load_statement_model(root / "trimmed")
+    model, _ = load_classification_model(root / "trimmed")
     assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -45,7 +45,7 @@ LOOP = LoopConfig(samples=1, global_batch=1)
         (TrimmerConfig, {"last_std": 0.0}),
         (CurriculumConfig, {"gain": -0.1}),
         (EvaluateConfig, {"pictures": -1}),
-        (EvaluateConfig, {"rerank": 0}),
+        (EvaluateConfig, {"rerank": -1}),
         (LoopConfig, {"samples": 1, "global_batch": 1, "checkpoint_seconds": math.nan}),
     ],
 )
