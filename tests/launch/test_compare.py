@@ -125,7 +125,7 @@ def test_every_variant_of_every_experiment_reads() -> None:
     first = "configs/experiments/pruning.yaml"
     variants = {first: 11, "configs/experiments/pruning_minutes.yaml": 6, "configs/experiments/pruning_leak.yaml": 7}
     whole = {first, "configs/experiments/trimming.yaml"}
-    variants["configs/experiments/trimming.yaml"] = 9
+    variants |= {"configs/experiments/pruning_minutes_more.yaml": 7, "configs/experiments/trimming.yaml": 9}
     assert known == set(variants)
     for name in variants:
         layers = [name] if name in whole else [first, name]
