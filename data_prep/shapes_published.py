@@ -1,10 +1,10 @@
-"""Drawn shapes in the files that data sets are published as: VQA v2 and SNLI-VE.
+"""Drawn shapes in the files that data sets are published as: VQA v2, SNLI-VE, COCO captions and NoCaps.
 
 From there they go the way of the real ones: `trimline shard vqa`, `trimline shard snli_ve`, `trimline score`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,9 +13,10 @@ from data_prep.files import atomic_dir
 from data_prep.shapes import ShapesSplit
 from data_prep.shapes_language import NUMBER_WORDS, PLACES
 from data_prep.shapes_relations import TOGETHER, draw_related
+from data_prep.shapes_told import COCO_SPLITS, DOMAINS, NOCAPS_SPLITS, write_coco, write_nocaps
 from data_prep.shapes_world import COLOURS, Dice
 
-PublishedName = Literal["vqa", "snli_ve"]
+PublishedName = Literal["vqa", "snli_ve", "coco", "nocaps"]
 PUBLISHED: tuple[str, ...] = get_args(PublishedName)
 
 _ANNOTATORS = 10
@@ -45,7 +46,7 @@ def write_published(
     Raises:
         UserError: Sizes that cannot be, or a folder that is in use.
     """
-    splits, unit = (_VQA_SPLITS, 2) if name == "vqa" else (_VE_SPLITS, TOGETHER)
+    splits, unit, write = _DRAWN[name]
     for split, size in sizes.items():
         if split not in splits:
             raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
@@ -57,7 +58,6 @@ def write_published(
         raise UserError(f"image_size={image_size} must be from 16 to 4096 pixels; try 64")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; give another one")
-    write = _write_vqa if name == "vqa" else _write_snli_ve
     with atomic_dir(out) as aside:
         for split, size in sizes.items():
             write(aside, split, size, image_size, seed, drawn)
@@ -129,5 +129,25 @@ def _write_snli_ve(out: Path, split: str, size: int, image_size: int, seed: int,
     (out / f"snli_ve_{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
+def _write_coco(out: Path, split: str, size: int, image_size: int, seed: int, drawn: Counted) -> None:
+    for _ in write_coco(out, split, size, image_size, seed):
+        drawn(1)
+
+
+def _write_nocaps(out: Path, split: str, size: int, image_size: int, seed: int, drawn: Counted) -> None:
+    for _ in write_nocaps(out, split, size, image_size, seed):
+        drawn(1)
+
+
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
+
+
+_Write = Callable[[Path, str, int, int, int, Counted], None]
+_DRAWN: Mapping[str, tuple[Collection[str], int, _Write]] = {
+    "vqa": (_VQA_SPLITS, 2, _write_vqa),
+    "snli_ve": (_VE_SPLITS, TOGETHER, _write_snli_ve),
+    "coco": (COCO_SPLITS, 1, _write_coco),
+    "nocaps": (NOCAPS_SPLITS, len(DOMAINS), _write_nocaps),
+}
+"""Splits, how many pictures come together, and who writes them."""

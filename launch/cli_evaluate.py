@@ -7,8 +7,9 @@ from typing import Any
 
 from data_prep.errors import UserError
 from launch.answers import Answer
+from launch.cli_search import add_search, given_search
 
-TASK_NAMES = ("retrieval", "zero_shot", "statement", "snli_ve", "vqa")
+TASK_NAMES = ("retrieval", "zero_shot", "statement", "snli_ve", "vqa", "captioning")
 """Those of pipeline.evaluation.exported, which takes torch to import."""
 
 EXAMPLE = "evaluate runs/demo/stages/pretrain/export --task retrieval --data runs/demo/data --split test"
@@ -38,6 +39,9 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classes", metavar="FILE", help="zero_shot: class names, a line each (all labels there are)")
     templates = "zero_shot: prompts with {} for the class, a line each ('a photo of a {}.')"
     group.add_argument("--templates", metavar="FILE", help=templates)
+    add_search(group)
+    written = "vqa, snli_ve, captioning: file to write as the task's server takes it"
+    group.add_argument("--predictions", metavar="FILE", help=written)
     group.add_argument("--tokenizer", metavar="DIR", help="where the folder has none, as imported weights")
     group.add_argument("--processes", **whole, default=1, help="of this machine; the scores are the same (%(default)s)")
     group.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="bf16 is autocast")
@@ -56,7 +60,8 @@ def evaluate_export_handler(options: argparse.Namespace) -> Answer:
     names = ["task", "data", "split", "batch_size", "limit", "rerank", "label_field"]
     names += ["precision", "processes", "device"]
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
-    chosen |= {name: _path(getattr(options, name)) for name in ("classes", "templates", "tokenizer")}
+    chosen |= {name: _path(getattr(options, name)) for name in ("classes", "templates", "tokenizer", "predictions")}
+    chosen["captions"] = given_search(options)
     return evaluate_command(Path(given[0]).expanduser(), **chosen)
 
 

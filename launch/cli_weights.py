@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.answers import Answer, add_command
+from launch.cli_search import add_search, given_search
 
-_SEARCH = ("prompt", "beams", "min_length", "max_length")
 FOREIGN_KINDS = ("albef", "blip", "blip-hf", "clip", "meter")
 """Those of pipeline.weights.folders, which takes torch to import."""
 
@@ -47,11 +47,7 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="where to run (a GPU if there is one)")
     words = "folder of a captioner's tokenizer, where its export has none"
     parser.add_argument("--tokenizer", metavar="DIR", help=words)
-    parser.add_argument("--prompt", help="what captions begin with (a picture of)")
-    whole: dict[str, Any] = {"type": int, "metavar": "N"}
-    parser.add_argument("--beams", **whole, help="captions that are tried side by side (3); 1 is greedy")
-    parser.add_argument("--min-length", **whole, help="tokens before which no caption ends, the prompt's too (5)")
-    parser.add_argument("--max-length", **whole, help="tokens at which every caption ends, the prompt's too (20)")
+    add_search(parser)
 
 
 def _import(options: argparse.Namespace, _: list[str]) -> Answer:
@@ -63,13 +59,9 @@ def _import(options: argparse.Namespace, _: list[str]) -> Answer:
 
 def _predict(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.predict import predict_command
-    from pipeline.captioner import CaptionConfig
 
-    given = {name: getattr(options, name) for name in _SEARCH if getattr(options, name) is not None}
-    captions = CaptionConfig(**given) if given else None
-    return predict_command(
-        Path(options.folder), options.image, options.text, options.device, captions, options.tokenizer
-    )
+    given = given_search(options)
+    return predict_command(Path(options.folder), options.image, options.text, options.device, given, options.tokenizer)
 
 
 def _export(options: argparse.Namespace, _: list[str]) -> Answer:

@@ -135,6 +135,8 @@ def _about(result: dict[str, Any]) -> str:
         counted.append(f"{result['captions']} captions of {result['queries']} images")
     if "classes" in result:
         counted.append(f"{result['classes']} classes, guessing gives {result['accuracy_of_guessing']:.2f}")
+    if result.get("unscored"):
+        counted.append(f"not scored: {result['unscored']}")
     latency = result["latency"]
     counted.append(
         f"latency: median of {latency['instances']} at batch 1, {latency['threads']} threads, {latency['device']}, "

@@ -1,16 +1,16 @@
 """`trimline predict`: a fine-tuned model on raw pictures and texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data_prep.errors import UserError
-from data_prep.files import read_json
 from launch.answers import Answer
 from launch.report.table import aligned
-from pipeline.captioner import CaptionConfig, Captioner
+from pipeline.captioner import Captioner, is_captioner
 from pipeline.tasks.classes import STATEMENT
 from pipeline.trimmed_model import Prediction, TrimmedModel
 
@@ -20,7 +20,7 @@ def predict_command(
     pictures: Sequence[str],
     texts: Sequence[str],
     device: str | None,
-    captions: CaptionConfig | None,
+    captions: Mapping[str, Any],
     tokenizer: str | None,
 ) -> Answer:
     """Judges text i of picture i, or every text of the one picture; a captioner tells of each picture.
@@ -32,27 +32,22 @@ def predict_command(
         pictures: Files.
         texts: What is judged; none for a captioner.
         device: Where to run.
-        captions: How a captioner searches; None for the published way.
+        captions: How a captioner searches otherwise than its export says (`CaptionConfig`).
         tokenizer: Folder of a captioner's tokenizer, where its export has none.
 
     Raises:
         UserError: No such model or picture, or numbers that do not fit.
     """
     folder, where = folder.expanduser(), device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if _is_captioner(folder):
+    if is_captioner(folder):
         if texts:
             raise UserError(f"{folder} holds a captioner, which judges no texts: leave out --text")
         return _captions(Captioner.from_pretrained(folder, tokenizer, captions, where), folder, pictures)
     if not texts:
         raise UserError(f"{folder} judges texts: give at least one --text")
-    if captions is not None or tokenizer is not None:
+    if captions or tokenizer is not None:
         raise UserError(f"{folder} holds no captioner: --prompt, --beams, lengths and --tokenizer are for one")
     return _judged(TrimmedModel.from_pretrained(folder, where), folder, pictures, texts)
-
-
-def _is_captioner(folder: Path) -> bool:
-    described = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    return isinstance(described, dict) and described.get("kind") == "blip_caption"
 
 
 def _captions(model: Captioner, folder: Path, pictures: Sequence[str]) -> Answer:

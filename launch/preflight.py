@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _GIB = 2**30
 _LOOKED_AT = 8  # samples of a split
 _WANTED = {"snli_ve": "statements with a relation", "vqa": "questions with annotators' answers"}
+_TOLD_OF_ALL = ("statement", "captioning")  # of such the loader refuses a split that has none
 _SPARE_BYTES = 256 * 2**20
 _STATE_COPIES = 4  # weights, two moments, momentum tower: 4 bytes each
 
@@ -144,7 +145,7 @@ def _check_splits(config: RunConfig) -> None:
 def _check_task(config: RunConfig) -> None:
     """Looks whether the data says what the task learns: by its source, or in the first samples of shards at hand."""
     task = config.trim.task
-    if task == "statement" or not config.trim.targets:
+    if task in _TOLD_OF_ALL or not config.trim.targets:
         return
     plan = plan_source(config.data)
     for split in config.trim.splits:

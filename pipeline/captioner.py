@@ -3,35 +3,39 @@
 B pictures.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
+from data_prep.files import read_json
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, normalise
-from pipeline.generation import BeamConfig, generate
+from pipeline.exports import caption_config, captions_of, load_classification_model
+from pipeline.generation import CaptionConfig, prompt_ids
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blip_tasks import BlipCaptioner
-from pipeline.trimmed_model import Picture, read_picture
+from pipeline.tasks.captioning import CaptioningModel, Told
+from pipeline.trimmed_model import Picture, prepared_input, read_picture
 from pipeline.weights.folders import load_model
 
-PROMPT = "a picture of"
-"""That BLIP's captions begin with (METHODS.md section 4); it is no part of what is given."""
+KINDS = ("captioning", "blip_caption")
+"""Of exports that tell of pictures: of a trimming stage, and of `trimline import`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptionConfig(BeamConfig):
-    """How captions are searched for.
+def is_captioner(folder: Path) -> bool:
+    """Whether an export folder holds a captioner."""
+    return _kind(folder) in KINDS
 
-    Attributes:
-        prompt: What each begins with.
-    """
 
-    prompt: str = PROMPT
+def _kind(folder: Path) -> Any:
+    described = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    return described.get("kind") if isinstance(described, dict) else None
 
 
 class Captioner:
@@ -41,46 +45,66 @@ class Captioner:
         model: In evaluation mode.
         tokenizer: That the model was trained with.
         config: The search, and what captions begin with.
+        transform: Size and channels of its input; None for those of the published captioners.
 
     Raises:
         UserError: The tokenizer has more words than the model.
     """
 
-    def __init__(self, model: BlipCaptioner, tokenizer: Tokenizer, config: CaptionConfig) -> None:
-        words = model.config.text.vocab_size - EXTRA_WORDS
+    def __init__(
+        self,
+        model: CaptioningModel | BlipCaptioner,
+        tokenizer: Tokenizer,
+        config: CaptionConfig,
+        transform: TransformConfig | None = None,
+    ) -> None:
+        sizes = (model.backbone if isinstance(model, CaptioningModel) else model).config
+        words = sizes.text.vocab_size - EXTRA_WORDS
         if tokenizer.vocab_size > words:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} words, the model {words}; give the one it was trained with"
             )
-        self.model, self.tokenizer, self.config = model, tokenizer, config
-        vision = model.config.vision
-        self.transform = TransformConfig(height=vision.height, width=vision.width_px, resize="bicubic")
+        self.tokenizer, self.config = tokenizer, config
         self.device = next(model.parameters()).device
+        self.prompt_1L = prompt_ids(tokenizer, config.prompt).to(self.device)
+        classes = captions_of(config, self.prompt_1L.shape[1])
+        if isinstance(model, BlipCaptioner):
+            model = CaptioningModel(model, None, classes=classes).eval()
+        model.classes = classes  # costs are those of this search
+        self.model = model
+        plain = TransformConfig(height=sizes.vision.height, width=sizes.vision.width_px, resize="bicubic")
+        self.transform = transform or plain
 
     @classmethod
     def from_pretrained(
         cls,
         folder: Path | str,
         tokenizer: Path | str | None = None,
-        config: CaptionConfig | None = None,
+        changes: Mapping[str, Any] = MappingProxyType({}),
         device: str | torch.device = "cpu",
     ) -> "Captioner":
-        """Reads an export folder, such as `trimline import` makes of BLIP's captioner.
+        """Reads an export folder: of a trimming stage, trimmed or full, or what `trimline import` makes of BLIP's.
 
         Args:
             folder: The export.
             tokenizer: Folder of the tokenizer, where the export has none.
-            config: The search; the published one by default.
+            changes: What is searched for otherwise than the export says, or than is published (`CaptionConfig`).
             device: Where the model goes.
 
         Raises:
             UserError: The folder holds something else, or there is no tokenizer.
         """
-        loaded = load_model(Path(folder))
-        if not isinstance(loaded.model, BlipCaptioner):
-            raise UserError(f"{folder} holds {loaded.kind}; captions want a blip_caption")
+        folder = Path(folder)
         words = Tokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
-        return cls(loaded.model.to(device), words, config or CaptionConfig())
+        if _kind(folder) == "captioning":
+            trained, described = load_classification_model(folder)
+            assert isinstance(trained, CaptioningModel)
+            transform, _ = prepared_input(folder, described)
+            return cls(trained.to(device), words, replace(caption_config(described), **changes), transform)
+        loaded = load_model(folder)
+        if not isinstance(loaded.model, BlipCaptioner):
+            raise UserError(f"{folder} holds {loaded.kind}; captions want one of {', '.join(KINDS)}")
+        return cls(loaded.model.to(device), words, CaptionConfig(**changes))
 
     @torch.inference_mode()
     def caption(self, pictures: Sequence[Picture], batch_size: int = 16) -> list[str]:
@@ -96,16 +120,14 @@ class Captioner:
         told: list[str] = []
         for begin in range(0, len(pictures), batch_size):
             read = [read_picture(picture, self.transform) for picture in pictures[begin : begin + batch_size]]
-            told += self._told(torch.stack(read).to(self.device))
+            pixels_B3HW = normalise(torch.stack(read).to(self.device), self.transform.mean, self.transform.std)
+            told += self.words(self.tell(pixels_B3HW))
         return told
 
-    def _told(self, pixels_B3HW: Tensor) -> list[str]:
-        ids_1L = self._prompt()
-        image = self.model.encode_image(normalise(pixels_B3HW, self.transform.mean, self.transform.std))
-        found_BM = generate(self.model, ids_1L, image, self.config, self.tokenizer.sep_id)
-        return [self.tokenizer.text(ids) for ids in found_BM[:, ids_1L.shape[1] :].tolist()]
+    def tell(self, pixels_B3HW: Tensor) -> Told:
+        """The best text of each normalised picture."""
+        return self.model.tell(pixels_B3HW, self.prompt_1L, self.config, self.tokenizer.sep_id)
 
-    def _prompt(self) -> Tensor:
-        """(1, L) the prompt's tokens behind one that the model replaces by [DEC], without an end."""
-        ids, mask = self.tokenizer.encode([self.config.prompt], self.model.config.text.max_positions)
-        return ids[:, : int(mask.sum()) - 1].to(self.device)
+    def words(self, told: Told) -> list[str]:
+        """Texts without the prompt."""
+        return [self.tokenizer.text(ids) for ids in told.ids_BM[:, self.prompt_1L.shape[1] :].tolist()]

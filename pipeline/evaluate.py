@@ -5,8 +5,10 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from pipeline.captioner import is_captioner
 from pipeline.data.sample import EveryImage
 from pipeline.data.text import Tokenizer
+from pipeline.evaluation.captions import captioned
 from pipeline.evaluation.classes import classified
 from pipeline.evaluation.config import EvaluateConfig, Row, Trained, source_of
 from pipeline.evaluation.retrieval import evaluate_retrieval
@@ -39,7 +41,10 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
             jobs.append(partial(_retrieval, config, trained.pretrained, split, inputs, tokenizer, stage))
     for name, folder in trained.trimmed.items():
         for split in config.statement_splits:
-            jobs.append(partial(classified, config, name, folder, split, inputs, tokenizer, stage))
+            if is_captioner(folder):
+                jobs.append(partial(captioned, config, name, folder, split, inputs, stage))
+            else:
+                jobs.append(partial(classified, config, name, folder, split, inputs, tokenizer, stage))
     stage.folder.mkdir(parents=True, exist_ok=True)
     progress = ProgressFile(stage.folder / "progress.json", len(jobs), "evaluations")
     rows: list[Row] = []

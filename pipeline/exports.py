@@ -12,13 +12,15 @@ from data_prep.errors import UserError
 from data_prep.files import read_json
 from pipeline.checkpoint import load_weights
 from pipeline.data.sample import TextKind
+from pipeline.generation import CaptionConfig
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.answer_list import ANSWERS, read_answers
-from pipeline.tasks.classes import STATEMENT, TASKS, TEXTS, Classes, classes_of
+from pipeline.tasks.classes import STATEMENT, TASKS, TEXTS, Captions, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel
+from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.trimming.trimmers import Policy, TrimmerConfig, Trimmers
 from pipeline.trimming.vision_only import ReducedVision, ReductionConfig
 from pipeline.weights.mapping import fill
@@ -45,11 +47,32 @@ def load_classification_model(folder: Path) -> tuple[ClassificationModel, dict[s
     """
     tensors, described = _load(folder, TASKS, "a fine-tuned model")
     with _named(folder):
-        classes = classes_of(described["kind"], read_answers(folder) if described["kind"] == "vqa" else ())
-        model = build_classification_model(described, classes)
+        model = build_classification_model(described, _classes(folder, described))
         _check_answers(model, tensors)
         fill(model, tensors)
     return model.eval(), described
+
+
+def _classes(folder: Path, described: dict[str, Any]) -> Classes:
+    """What an export's model tells apart."""
+    if described["kind"] == "captioning":
+        return captions_of(caption_config(described), int(described["given"]))
+    return classes_of(described["kind"], read_answers(folder) if described["kind"] == "vqa" else ())
+
+
+def caption_config(described: dict[str, Any]) -> CaptionConfig:
+    """How an export's model is to tell of pictures; the published way where its config.json does not say."""
+    return CaptionConfig(**described.get("captions", {}))
+
+
+def captions_of(config: CaptionConfig, given: int) -> Captions:
+    """The words of captions.
+
+    Args:
+        config: How they are searched for.
+        given: Tokens of [DEC] and the prompt.
+    """
+    return Captions("captioning", (), given, config.beams)
 
 
 def task_text(folder: Path) -> TextKind:
@@ -125,7 +148,8 @@ def build_classification_model(described: dict[str, Any], classes: Classes = STA
     whole = method.get("whole")
     whole = None if whole is None else ModelConfig.from_dict(whole)
     together = bool(method.get("together", False))
-    model = ClassificationModel(backbone, trimmers, policy, whole, pruning, together, classes)
+    more = {} if isinstance(classes, Captions) else {"whole": whole, "pruning": pruning, "together": together}
+    model = fine_tuned(backbone, trimmers, policy, classes=classes, **more)
     if model.trimmers is not None:
         model.trimmers.set_share(share)
     return model

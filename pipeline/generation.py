@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
+from pipeline.data.text import Tokenizer
 from pipeline.limits import at_least
 from pipeline.models.past import Past
 from pipeline.models.schedule import TokenStream
@@ -42,6 +43,29 @@ class BeamConfig:
         at_least(self, "beam", 0, "length_penalty")
         if self.max_length < self.min_length:
             raise UserError(f"beam.max_length={self.max_length} must be at least min_length={self.min_length}")
+
+
+_MOST_TOKENS = 4  # of a letter
+
+PROMPT = "a picture of"
+"""That BLIP's captions begin with (METHODS.md section 4); it is no part of what is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionConfig(BeamConfig):
+    """How captions are searched for.
+
+    Attributes:
+        prompt: What each begins with.
+    """
+
+    prompt: str = PROMPT
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> Tensor:
+    """(1, L) a prompt's tokens behind one that a decoder replaces by [DEC], without an end."""
+    ids_1L, mask_1L = tokenizer.encode([prompt], 2 + len(prompt) * _MOST_TOKENS)
+    return ids_1L[:, : int(mask_1L.sum()) - 1]
 
 
 class Speaker(Protocol):
@@ -79,7 +103,7 @@ def generate(model: Speaker, prompt_BL: Tensor, image: TokenStream, config: Beam
         raise UserError(
             f"beam.max_length={config.max_length} leaves no word behind {prompt_BL.shape[1]} tokens of prompt; raise it"
         )
-    search, past = _Search(prompt_BL.expand(len(image.x), -1), config, end), Past()
+    search, past = _Search(prompt_BL.expand(len(image.cls), -1), config, end), Past()
     shown = replace(image, memo={})  # the image's keys and values are made once for all words and beams
     while True:
         ids_RL = search.ids_BKL.flatten(0, 1)

@@ -18,7 +18,8 @@ from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.engine import build_engine, split_decay
-from pipeline.exports import build_classification_model, describe_method, load_backbone
+from pipeline.exports import build_classification_model, captions_of, describe_method, load_backbone
+from pipeline.generation import prompt_ids
 from pipeline.handoff import check_fits
 from pipeline.log_facts import LogFacts, device_peak
 from pipeline.measure.step_macs import classification_macs
@@ -31,8 +32,9 @@ from pipeline.pruning.elip import ElipConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, export_config
 from pipeline.tasks.answer_list import ANSWERS, make_answers
-from pipeline.tasks.classes import TEXTS, Classes, classes_of
+from pipeline.tasks.classes import TEXTS, Captions, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
+from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.train import Stage, train
 from pipeline.trim_begin import Beginning
 from pipeline.trim_config import TrimConfig
@@ -62,11 +64,17 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
     """
     kept = config.kept_pruning(backbone.config.backbone, pruning)
     with next(backbone.parameters()).device:
-        # Which answers there are is not known yet: with fewer of them less is refused.
-        classes = classes_of(config.task, ("yes", "no"))
-        model = ClassificationModel(backbone, config.trims, config.policy, pruning=kept, classes=classes)
+        more = {} if kept is None else {"pruning": kept}
+        model = fine_tuned(backbone, config.trims, config.policy, classes=_supposed(config), **more)
     longest = max_tokens if config.max_tokens is None else config.max_tokens
     check_before([Target.parse(target) for target in config.targets], model, longest)
+
+
+def _supposed(config: TrimConfig) -> Classes:
+    """What the head will tell apart, before data and tokenizer are there: with fewer answers less is refused."""
+    if config.task == "captioning":
+        return captions_of(config.captions, 1 + len(config.captions.prompt.split()))
+    return classes_of(config.task, ("yes", "no"))
 
 
 def trim(
@@ -102,7 +110,8 @@ def trim(
     tokenizer = inputs.load_tokenizer()
     trained = load_backbone(backbone)
     check_fits(backbone, trained.config, model_config, tokenizer, inputs.loader)
-    examples, classes = _examples(config, inputs, tokenizer), _classes(config, inputs)
+    reader = tokenizer.behind(config.captions.prompt) if config.task == "captioning" else tokenizer
+    examples, classes = _examples(config, inputs, reader), _classes(config, inputs, tokenizer)
     beginning = Beginning(config, target, teacher, inputs, examples, process, pruning, classes)
     begun = beginning.model(trained)
     drawn = examples.draw(TYPICAL_TEXTS)
@@ -130,7 +139,7 @@ def trim(
             text=TEXTS[config.task],
             unit="pair",
             config=inputs.loader,
-            tokenizer=tokenizer,
+            tokenizer=reader,
             seed=inputs.seed,
             global_batch=config.loop.global_batch,
             process=process,
@@ -156,8 +165,10 @@ def trim(
     return counts
 
 
-def _classes(config: TrimConfig, inputs: Inputs) -> Classes:
+def _classes(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer) -> Classes:
     """What the head is to tell apart; an answer list is made from the training splits."""
+    if config.task == "captioning":
+        return captions_of(config.captions, prompt_ids(tokenizer, config.captions.prompt).shape[1])
     if config.task != "vqa":
         return classes_of(config.task)
     folders = [ShardFolder(path, inputs.loader) for path, _ in inputs.sources(config.splits)]
@@ -215,6 +226,8 @@ def _described(config: TrimConfig, target: Target, task: ClassificationTask, inp
     if model.trimmers is not None:
         model.trimmers.set_share(task.curriculum.share)
     method = describe_method(model, "full" if target.is_full else config.method)
+    if isinstance(model.classes, Captions):
+        method |= {"captions": asdict(config.captions), "given": model.classes.given}
     return export_config(config.task, model.backbone.config, inputs.loader, target=target.plain, **method)
 
 

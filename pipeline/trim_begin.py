@@ -6,6 +6,7 @@ and trains a student.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from pipeline.pruning.elip import ElipConfig
 from pipeline.setup import Inputs
 from pipeline.tasks.classes import Classes
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
+from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.tasks.ftkd import TaughtClassification
 from pipeline.trim_config import TrimConfig
 from pipeline.trim_plan import Examples, Plan
@@ -56,18 +58,21 @@ class Beginning:
         """The full model, one with what trims it, or the teacher of a student."""
         device = self.process.torch_device
         if self.target.is_full:
-            return ClassificationModel(trained, None, pruning=self.pruning, classes=self.classes).to(device)
+            return fine_tuned(trained, None, classes=self.classes, **self._pruned).to(device)
         if self.config.trims is None:
             return self._teacher()
         begun = self._teacher() if self.config.init == "finetuned" else None
         backbone, config = trained if begun is None else begun.backbone, self.config
-        model = ClassificationModel(backbone, config.trims, config.policy, pruning=self.pruning, classes=self.classes)
-        model = model.to(device)
+        model = fine_tuned(backbone, config.trims, config.policy, classes=self.classes, **self._pruned).to(device)
         if begun is not None:
             model.cls_head = begun.cls_head
         if isinstance(model.trimmers, Trimmers) and model.trimmers.policy.heads == "ranked":
             self._order_heads(model.trimmers)
         return model
+
+    @property
+    def _pruned(self) -> dict[str, Any]:
+        return {} if self.pruning is None else {"pruning": self.pruning}
 
     def task(self, model: ClassificationModel, plan: Plan, typical: Units) -> ClassificationTask:
         """What is trained of what `model` gave.

@@ -5,6 +5,7 @@ from typing import Literal
 
 from data_prep.errors import UserError
 from pipeline.engine import OptimizerConfig
+from pipeline.generation import CaptionConfig
 from pipeline.limits import above_zero, weights_above_zero
 from pipeline.measure.latency import LatencyConfig
 from pipeline.pruning.config import PruningConfig
@@ -25,7 +26,7 @@ class TrimConfig(MethodsConfig):
 
     Attributes:
         task: ``statement``: is a sentence true of a picture? ``snli_ve``: does a picture entail a sentence,
-            contradict it, or neither? ``vqa``: which answer of a list?
+            contradict it, or neither? ``vqa``: which answer of a list? ``captioning``: what is to be told of a picture?
         splits: Split folders to train on, and the weight of each in every batch.
         targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
             same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
@@ -36,6 +37,8 @@ class TrimConfig(MethodsConfig):
             the full model too, from which a speed-up then counts. None for each backbone's own way: METER is, where the
             method allows it, the others are not.
         answers: Which answers ``vqa`` tells apart.
+        captions: How ``captioning`` tells of pictures; the prompt stands before every caption in training, and its
+            tokens count among `max_tokens`.
         max_tokens: Length of statements and questions in training, where they are shorter than what the loader pads
             captions to; None for the loader's. Longer ones are cut.
         loop: Durations and learning-rate schedule.
@@ -53,6 +56,7 @@ class TrimConfig(MethodsConfig):
     init: Literal["pretrained", "finetuned"] = "pretrained"
     keep_pruning: bool | None = None
     answers: AnswersConfig = field(default_factory=AnswersConfig)
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
     max_tokens: int | None = None
     loop: LoopConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -65,6 +69,18 @@ class TrimConfig(MethodsConfig):
         weights_above_zero(self.splits, "trim.splits")
         self._check_targets([Target.parse(target) for target in self.targets])
         above_zero(self, "trim", "head_scale", "trimmer_scale")
+        if self.task == "captioning":
+            self._check_captioning()
+
+    def _check_captioning(self) -> None:
+        """Refuses what looks at a text beside the picture, leaves layers out, or is timed a statement at a time."""
+        if self.method not in ("smarttrim", "local"):
+            raise UserError(f"trim.task=captioning goes with trim.method smarttrim or local, not {self.method}")
+        if self.keep_pruning:
+            raise UserError("trim.keep_pruning=true wants a text that guides it, and captioning has none; leave it out")
+        timed = [str(target) for target in map(Target.parse, self.targets) if target.unit == "ms"]
+        if timed:
+            raise UserError(f"trim.targets: {timed[0]} is not timed for captioning; give a speed-up such as 2.0x")
 
     def _check_targets(self, targets: list[Target]) -> None:
         if len({target.name for target in targets}) != len(targets):

@@ -11,7 +11,7 @@ from pipeline.trimming.target import Target
 # Metrics in percent, shown with one decimal; any other is shown with four digits.
 _PERCENT = re.compile(r"(^|[_/ ])(accuracy|consistency|recall|chance|majority|[a-z]*r@\d+)($|[_/ ])", re.I)
 # Where a task has several metrics, the first of these is the one drawn against the cost.
-_MAIN_METRICS = ("accuracy", "mean_recall", "r@10")
+_MAIN_METRICS = ("accuracy", "mean_recall", "r@10", "cider")
 
 NEAR = 0.03
 """How far what was reached may be from what was wanted."""

@@ -1,5 +1,6 @@
 """Texts -> tokens: ALBEF's cleaning, and a WordPiece tokenizer that is trained here or loaded by path."""
 
+import copy
 import hashlib
 import json
 import re
@@ -96,6 +97,7 @@ class Tokenizer:
         self.max_words = max_words
         self.clean = clean
         self.vocab_size: int = inner.get_vocab_size()
+        self.prompt = ""
         self._inner = inner
         self._specials = tuple(specials)
         self._added = [token.content for token in inner.get_added_tokens_decoder().values()]
@@ -176,6 +178,12 @@ class Tokenizer:
         write_json(folder / _CONFIG, config)
         write_atomic(folder / _FILE, self._inner.to_str(pretty=True))
 
+    def behind(self, prompt: str) -> "Tokenizer":
+        """The same with a prompt before every text."""
+        prompted = copy.copy(self)
+        prompted.prompt = clean_text(prompt, self.max_words, self.clean)
+        return prompted
+
     @property
     def digest(self) -> str:
         """Stands for the words, their numbers, and how texts are cleaned."""
@@ -196,7 +204,8 @@ class Tokenizer:
         ids = np.full((len(texts), max_tokens), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(texts), max_tokens), dtype=np.bool_)
         for row, text in enumerate(texts):
-            words = self._encode(clean_text(text, self.max_words, self.clean))
+            told = clean_text(text, self.max_words, self.clean)
+            words = self._encode(f"{self.prompt} {told}".strip() if self.prompt else told)
             tokens = [self.cls_id, *words[: max_tokens - 2], self.sep_id]
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = True

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipeline.exports import load_classification_model, method_of
 from pipeline.gathering import all_objects
 from pipeline.measure.latency import Latency, alike, alone, candidates, packed_latency
 from pipeline.metrics.tally import TALLIES, Tally
+from pipeline.metrics.tasks import Score
 from pipeline.models.schedule import Intervention
 from pipeline.process import Process
 from pipeline.setup import Inputs
@@ -34,7 +35,7 @@ from pipeline.tasks.gallery import check_finite
 from pipeline.together import together
 from pipeline.train import Stage
 from pipeline.trim_settle import reached
-from pipeline.trimming.cost import units_of
+from pipeline.trimming.cost import Units, units_of
 from pipeline.trimming.target import Target
 
 log = logging.getLogger(__name__)
@@ -57,9 +58,8 @@ class Costs:
     full: list[float] = field(default_factory=list)
     unpruned: list[float] = field(default_factory=list)
 
-    def add(self, model: ClassificationModel, batch: ImageTextBatch, macs_B: Tensor) -> None:
-        """Takes a batch."""
-        units = units_of(model.backbone, batch.token_mask)
+    def add(self, model: ClassificationModel, units: Units, macs_B: Tensor) -> None:
+        """Takes instances."""
         self.macs += macs_B.tolist()
         self.full += model.full_macs(units).tolist()
         self.unpruned += model.unpruned_macs(units).tolist()
@@ -130,7 +130,7 @@ def _own_part(model: ClassificationModel, source: Source, loader: StepLoader, pr
     part = []
     for batch, scores_BA, macs_B in judged(model, loader, source.normalise, process.torch_device):
         costs = Costs()
-        costs.add(model, batch, macs_B)
+        costs.add(model, units_of(model.backbone, batch.token_mask), macs_B)
         bare = dataclasses.replace(batch.to("cpu"), pixels=torch.empty(len(batch), 0))
         part.append(_Answered(bare, scores_BA.argmax(1).tolist(), costs))
     return part
@@ -158,30 +158,43 @@ def classified(
     target, source = Target.parse(described["target"]), source_of(inputs, split, tokenizer, stage)
     said = said_on(model, source, source.batches(classes.text, config.batch_size, stage.process), stage.process)
     tally, costs = said.tally, said.costs
-    if stage.process.is_main:
-        _write(tally, stage.folder / PREDICTIONS / f"{name}-{split.replace('/', '-')}{tally.ending}")
+    if stage.process.is_main and tally.ending:
+        tally.write(predictions_file(stage, name, split, tally.ending))
     row = {
-        "stage": name,
-        "method": method_of(described),
-        "target": target.amount if target.unit == "x" else str(target),
-        "task": classes.task,
-        "split": split,
-        **costs.row(),
-        "training_gmacs": _training_gmacs(described.get("training")),
+        **row_of(name, described, split, costs),
         "samples": said.samples,
         "skipped": said.skipped,
         **reached(target, costs.macs, costs.full, partial(_latency, config, model, costs.macs, source)),
     }
-    scores = tally.scores()
+    return rows_of(row, tally.scores())
+
+
+def predictions_file(stage: Stage, name: str, split: str, ending: str) -> Path:
+    """Where a model's results go, for its task's server."""
+    (stage.folder / PREDICTIONS).mkdir(parents=True, exist_ok=True)
+    return stage.folder / PREDICTIONS / f"{name}-{split.replace('/', '-')}{ending}"
+
+
+def row_of(name: str, described: dict[str, Any], split: str, costs: Costs) -> Row:
+    """What the rows of a model on a split have in common: what it is, and what it costs."""
+    target = Target.parse(described["target"])
+    return {
+        "stage": name,
+        "method": method_of(described),
+        "target": target.amount if target.unit == "x" else str(target),
+        "task": described["kind"],
+        "split": split,
+        **costs.row(),
+        "training_gmacs": _training_gmacs(described.get("training")),
+    }
+
+
+def rows_of(row: Row, scores: Sequence[Score]) -> list[Row]:
+    """A row for each score."""
     if not scores:
+        name, split = row["stage"], row["split"]
         log.info("%s: nobody says what is right of %s; what the model says is in %s", name, split, PREDICTIONS)
     return [{**row, "metric": one.metric, "value": one.value, "low": one.low, "high": one.high} for one in scores]
-
-
-def _write(tally: Tally, path: Path) -> None:
-    if tally.ending:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tally.write(path)
 
 
 def _training_gmacs(training: dict[str, Any] | None) -> float | None:

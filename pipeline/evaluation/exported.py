@@ -1,8 +1,8 @@
 """Any export folder on any split: the table of tasks, and what one process of an evaluation does."""
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,23 +12,28 @@ import torch
 from torch import nn
 
 from data_prep.errors import UserError
+from pipeline.captioner import KINDS, Captioner
 from pipeline.checkpoint import load_weights
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.sample import EveryImage, TextKind
 from pipeline.data.text import Tokenizer
+from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.retrieval import evaluate_retrieval
 from pipeline.evaluation.scores import Evaluated, Score
 from pipeline.evaluation.source import Source
 from pipeline.evaluation.zero_shot import PLACE, TEMPLATES, evaluate_zero_shot
-from pipeline.exports import load_classification_model
+from pipeline.exports import caption_config, load_classification_model
 from pipeline.measure.latency import Instance, alone
 from pipeline.measure.single import SingleLatency, single_latency
+from pipeline.metrics.captions import missing_for_captions
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
+from pipeline.models.blip_tasks import BlipCaptioner
 from pipeline.models.config import ModelConfig
 from pipeline.process import Process
 from pipeline.setup import check_padding, check_sizes
+from pipeline.tasks.captioning import CaptioningModel
 from pipeline.tasks.classes import TEXTS
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.retrieval import pair_score
@@ -37,6 +42,9 @@ from pipeline.weights.folders import load_model
 
 TIMED = 16
 """Instances whose time is taken."""
+
+RESULT_FILES = ("snli_ve", "vqa", "captioning")
+"""Tasks with a server that takes results."""
 
 _MAX_TOKENS = {"albef": 25, "blip": 30, "meter": 50, "clip": 77}
 """Of the reference recipes, for weights from elsewhere that do not say."""
@@ -58,6 +66,8 @@ class Evaluation:
         label_field: Of zero_shot, where the labels stand; see `EveryImage`.
         classes: Of zero_shot, their names; empty for all labels there are.
         templates: Of zero_shot, with ``{}`` for the class.
+        captions: Of captioning, what is searched for otherwise than the export says (`CaptionConfig`).
+        predictions: File to write for the task's server; None for none.
     """
 
     model: Path
@@ -71,6 +81,8 @@ class Evaluation:
     label_field: str | None = None
     classes: tuple[str, ...] = ()
     templates: tuple[str, ...] = TEMPLATES
+    captions: Mapping[str, Any] = field(default_factory=dict)
+    predictions: Path | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("limit", 1), ("rerank", 0)):
@@ -82,6 +94,12 @@ class Evaluation:
                 raise UserError(f"--templates: {template!r} has no {PLACE}, which stands for the name of the class")
         if self.task == "zero_shot" and self.label_field is None:
             raise UserError("--task zero_shot needs --label-field, the field of KEY.json that holds an image's class")
+        if self.captions and self.task != "captioning":
+            raise UserError(f"--{next(iter(self.captions)).replace('_', '-')} is for --task captioning; leave it out")
+        if self.predictions is not None and self.task not in RESULT_FILES:
+            raise UserError(
+                f"--predictions: there is no server for {self.task}, whose scores are printed; leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +134,7 @@ class Task:
     kinds: tuple[str, ...]
     text: TextKind
     evaluate: Callable[[Job], Evaluated]
-    instance: Callable[[nn.Module, Instance], object]
+    instance: Callable[[Job, Instance], object]
     fits: Callable[[ModelConfig], str | None] = lambda config: None
 
 
@@ -166,20 +184,54 @@ def _classes(job: Job) -> Evaluated:
         samples=said.samples,
         skipped=said.skipped,
         more={},
+        write=said.tally.write,
     )
 
 
-def _one_pair(model: nn.Module, instance: Instance) -> object:
-    assert isinstance(model, Backbone)
-    return pair_score(model, *instance)
+def _captioning(job: Job) -> Evaluated:
+    what, captioner = job.evaluation, _captioner(job)
+    missing = missing_for_captions()
+    if missing is not None and what.predictions is None:
+        raise UserError(f"{missing}; or have the captions written with --predictions FILE")
+    told = told_on(
+        captioner, job.source, job.source.batches(PICTURES, what.batch_size, job.process, what.limit), job.process
+    )
+    scores = [] if missing is not None else told_scores_of(told, job.process)
+    if not scores and what.predictions is None:
+        raise UserError(f"{what.split}: nobody has told of its pictures; write captions with --predictions FILE")
+    return Evaluated(
+        scores=[Score(metric=one.metric, value=one.value, low=one.low, high=one.high) for one in scores],
+        gmacs=[macs / 1e9 for macs in told.costs.macs],
+        samples=told.samples,
+        skipped=told.skipped,
+        more={"search": asdict(captioner.config), "unscored": missing},
+        write=told.tally.write,
+    )
 
 
-def _one_image(model: nn.Module, instance: Instance) -> object:
-    assert isinstance(model, Backbone)
-    return model.image_feature(model.encode_image(instance.pixels))
+def _captioner(job: Job) -> Captioner:
+    assert isinstance(job.model, CaptioningModel | BlipCaptioner)
+    _, described = load_weights(job.evaluation.model)
+    config = replace(caption_config(described), **job.evaluation.captions)
+    return Captioner(job.model, job.source.tokenizer, config)
 
 
-def _one_text(model: nn.Module, instance: Instance) -> object:
+def _one_pair(job: Job, instance: Instance) -> object:
+    assert isinstance(job.model, Backbone)
+    return pair_score(job.model, *instance)
+
+
+def _one_image(job: Job, instance: Instance) -> object:
+    assert isinstance(job.model, Backbone)
+    return job.model.image_feature(job.model.encode_image(instance.pixels))
+
+
+def _one_caption(job: Job, instance: Instance) -> object:
+    return _captioner(job).tell(instance.pixels)
+
+
+def _one_text(job: Job, instance: Instance) -> object:
+    model = job.model
     assert isinstance(model, ClassificationModel)
     trimming = model.trimming(instance.ids_1L, instance.mask_1L)
     return model.classify(*instance, [] if trimming is None else [trimming])
@@ -198,7 +250,12 @@ TASKS: dict[str, Task] = {
         instance=_one_image,
         fits=_contrast_missing,
     ),
-    **{name: Task(kinds=(name,), text=text, evaluate=_classes, instance=_one_text) for name, text in TEXTS.items()},
+    **{
+        name: Task(kinds=(name,), text=text, evaluate=_classes, instance=_one_text)
+        for name, text in TEXTS.items()
+        if name != "captioning"
+    },
+    "captioning": Task(kinds=KINDS, text=PICTURES, evaluate=_captioning, instance=_one_caption),
 }
 """By the names that ``--task`` knows; launch/cli_evaluate.py repeats them."""
 
@@ -222,6 +279,9 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
     with torch.autocast(process.torch_device.type, torch.bfloat16, enabled=bf16):
         found = task.evaluate(job)
         latency = _time(job, task) if process.is_main else None
+    if evaluation.predictions is not None and found.write is not None and process.is_main:
+        evaluation.predictions.parent.mkdir(parents=True, exist_ok=True)
+        found.write(evaluation.predictions)
     return {
         **{name: str(getattr(evaluation, name)) for name in ("model", "task", "split", "precision")},
         "batch_size": evaluation.batch_size,
@@ -242,7 +302,7 @@ def _time(job: Job, task: Task) -> SingleLatency:
     if not len(batch):
         raise UserError(f"{job.source.split}: none of {count} samples could be read, so no time could be taken")
     instances = alone(batch, range(len(batch)), job.source.normalise, job.process.torch_device)
-    return single_latency(partial(task.instance, job.model), instances)
+    return single_latency(partial(task.instance, job), instances)
 
 
 def _spread(gmacs: list[float]) -> dict[str, float]:

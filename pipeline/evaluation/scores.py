@@ -1,7 +1,8 @@
 """What the evaluation of a task gives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.measure.bootstrap import joint_interval
@@ -37,6 +38,7 @@ class Evaluated:
         samples: Images or statements that were evaluated.
         skipped: Those that could not be used.
         more: What the task says besides, such as its classes.
+        write: Writes what the model said as the task's server takes it; None where there is none.
     """
 
     scores: list[Score]
@@ -44,6 +46,7 @@ class Evaluated:
     samples: int
     skipped: int
     more: dict[str, Any]
+    write: Callable[[Path], None] | None = None
 
 
 def percent(metric: str, *series: Values) -> Score:

@@ -36,6 +36,7 @@ class StepCounts:
         self_heads: Working heads of its self-attention.
         cross_heads: Of its cross-attention.
         mlp: Tokens that its MLP gets; None where as many as attend.
+        pairs: Queries times keys of the self-attention; None where each token attends to all.
     """
 
     tokens: Tensor
@@ -43,13 +44,46 @@ class StepCounts:
     self_heads: Tensor
     cross_heads: Tensor
     mlp: Tensor | None = None
+    pairs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Speech:
+    """How a decoder that keeps what it has seen tells a text, with several beams behind one prompt.
+
+    Numbers of tokens here are those beside [DEC], as those of an instance are: of a text and its end n tokens are given
+    to the decoder, [DEC] and all but the last. The prompt goes in as one row, then each token in as many as there are
+    beams. With one beam this is what a text costs in training.
+
+    Attributes:
+        given: Tokens that every text begins with, [DEC] too.
+        beams: K.
+        word_macs: Of the scores of all words at one place.
+    """
+
+    given: int
+    beams: int
+    word_macs: int
+
+    def tokens(self, n: Tensor) -> Tensor:
+        """(B,) that go through the layers, in all beams."""
+        return self.given + self.beams * (1.0 * n - self.given).clamp(min=0)
+
+    def pairs(self, n: Tensor) -> Tensor:
+        """(B,) queries times keys of the self-attention."""
+        n = (1.0 * n).clamp(min=self.given)
+        return self.given**2 + self.beams * (n * (n + 1) - self.given * (self.given + 1)) / 2
+
+    def words(self, n: Tensor) -> Tensor:
+        """(B,) MACs of all scores of words."""
+        return self.word_macs * (1 + self.beams * (1.0 * n - self.given).clamp(min=0))
 
 
 class Kept(NamedTuple):
     """Tokens with CLS and working heads of each instance where one stream goes through one block, (B,) each.
 
     Attributes:
-        tokens: Tokens that attend.
+        tokens: Tokens that attend; where a decoder tells of a source, those of the source.
         mlp: Tokens that the MLP gets; None where as many as attend.
         self_heads: Working heads of the self-attention; None where all work.
         cross_heads: Of the cross-attention; None where all work, or where there is none.
@@ -66,9 +100,9 @@ class Kept(NamedTuple):
         return self.tokens if self.mlp is None else self.mlp
 
 
-def self_attention_macs(n: Tensor, width: int, share: Tensor) -> Tensor:
-    """Query, key, value and output maps (4 n D²), scores and context (2 n² D), for a share of the heads."""
-    return share * (4 * n * width**2 + 2 * n**2 * width)
+def self_attention_macs(n: Tensor, width: int, share: Tensor, pairs: Tensor | None = None) -> Tensor:
+    """Query, key, value and output maps (4 n D²), scores and context (2 n² D, or of `pairs`), for a share of heads."""
+    return share * (4 * n * width**2 + 2 * (n**2 if pairs is None else pairs) * width)
 
 
 def key_value_macs(m: Tensor, width: int, source_width: int) -> Tensor:
@@ -100,7 +134,7 @@ def block_macs(advance: Advance, counts: StepCounts) -> Tensor:
         assert isinstance(block, PostNormBlock)
         width, heads = block.attention.self.query.in_features, block.attention.heads
         hidden = block.intermediate.dense.out_features
-    macs = self_attention_macs(counts.tokens, width, counts.self_heads / heads)
+    macs = self_attention_macs(counts.tokens, width, counts.self_heads / heads, counts.pairs)
     macs = macs + 2 * (counts.tokens if counts.mlp is None else counts.mlp) * width * hidden
     if not advance.sources:
         return macs

@@ -39,7 +39,7 @@ def classification_macs(model: ClassificationModel, text_length: int, full: bool
         text_length: L.
         full: Whether the untrimmed model is trained beside the trimmed one.
     """
-    cost = model.cost_model()
+    cost = model.training_cost_model()
     vision = torch.tensor([float(model.backbone.config.vision.patches)])
     units = Units(vision=vision, text=torch.tensor([text_length - 1.0]))
     plain = float(cost.full(units))

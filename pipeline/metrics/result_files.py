@@ -53,6 +53,17 @@ def write_vqa(path: Path, found: Mapping[Any, str]) -> None:
     write_json(path, [{"question_id": name, "answer": answer} for name, answer in found.items()])
 
 
+def write_captions(path: Path, found: Mapping[str, str]) -> None:
+    """Writes the caption server's results.json.
+
+    Args:
+        path: The file.
+        found: Captions by image_id, which are numbers in it where they can be.
+    """
+    rows = [{"image_id": int(name) if name.isdecimal() else name, "caption": told} for name, told in found.items()]
+    write_json(path, rows)
+
+
 def write_snli_ve(path: Path, found: Mapping[str, str]) -> None:
     """Writes an object a line: {"pairID", "prediction"}.
 

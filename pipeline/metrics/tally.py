@@ -3,17 +3,19 @@
 The scores are those that `trimline score` gives of the file and the data set's own annotations.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.sources.snli_ve import LABELS
 from pipeline.data.batch import ImageTextBatch
-from pipeline.metrics.result_files import write_snli_ve, write_vqa
-from pipeline.metrics.tasks import Asked, Score, mean_score, snli_ve_scores, vqa_scores
+from pipeline.metrics.result_files import write_captions, write_snli_ve, write_vqa
+from pipeline.metrics.tasks import Asked, Score, mean_score, snli_ve_scores, told_scores, vqa_scores
 
 
 class Tally(ABC):
@@ -127,6 +129,63 @@ class VqaTally(Tally):
     def write(self, path: Path) -> None:
         """The server's results.json."""
         write_vqa(path, self.found)
+
+
+class CaptionTally:
+    """Captions that were told of pictures.
+
+    Attributes:
+        found: By picture.
+        said: The annotators', of pictures that have some.
+        domains: Of the pictures whose data set says how far they are from what was learned (NoCaps).
+    """
+
+    ending = ".json"
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+        self.said: dict[str, list[str]] = {}
+        self.domains: dict[str, str] = {}
+
+    def add(self, batch: ImageTextBatch, told: Sequence[str]) -> None:
+        """Takes a batch whose texts are the pictures' domains (`EveryImage`).
+
+        Raises:
+            UserError: Two pictures have one id.
+        """
+        for row, name in enumerate(batch.ids):
+            if name in self.found:
+                raise UserError(f"{batch.keys[row]}: image {name!r} stands twice, so results cannot be told apart")
+            self.found[name] = told[row]
+            if batch.captions[row]:
+                self.said[name] = batch.captions[row]
+            if domain := json.loads(batch.texts[row])[:1]:
+                self.domains[name] = str(domain[0])
+
+    def scores(self) -> list[Score]:
+        """All scores of pictures that annotators told of, then each domain's, as a corpus of its own.
+
+        Raises:
+            UserError: pycocoevalcap or Java is missing.
+        """
+        if not self.said:
+            return []
+        found = told_scores(self.found, self.said, self.said)
+        for domain in sorted({self.domains[name] for name in self.said if name in self.domains}, key=_by_distance):
+            names = [name for name in self.said if self.domains.get(name) == domain]
+            own = told_scores(self.found, self.said, names)
+            found += [replace(score, metric=f"{score.metric} {domain}") for score in own]
+        return found
+
+    def write(self, path: Path) -> None:
+        """The server's results.json."""
+        write_captions(path, self.found)
+
+
+def _by_distance(domain: str) -> tuple[int, str]:
+    """NoCaps' domains from near to far."""
+    known = ("in-domain", "near-domain", "out-domain")
+    return known.index(domain) if domain in known else len(known), domain
 
 
 def _name(batch: ImageTextBatch, row: int, key: str, known: dict[Any, str]) -> Any:

@@ -119,11 +119,25 @@ def score_captions(predictions: Path, annotations: Path, subset: bool) -> list[S
     found = predictions_of(predictions, "image_id", "caption")
     said: dict[str, list[str]] = defaultdict(list)
     annotated(annotations, "annotations", lambda row: said[str(row["image_id"])].append(str(row["caption"])))
-    names = answered(predictions, found, said, subset)
+    return told_scores(found, said, answered(predictions, found, said, subset))
+
+
+def told_scores(found: Mapping[str, str], said: Mapping[str, Sequence[str]], names: Iterable[str]) -> list[Score]:
+    """Scores of captions; see `score_captions`.
+
+    Args:
+        found: Told captions by picture.
+        said: The annotators'.
+        names: Pictures that count, in any order.
+
+    Raises:
+        UserError: pycocoevalcap or Java is missing.
+    """
+    names = sorted(names)
     scores = []
     for metric, value, each in caption_scores(said, {name: found[name] for name in names}):
         if not math.isfinite(value):
-            raise ValueError(f"{metric} of {predictions} is {value}")
+            raise ValueError(f"{metric} is {value}")
         low, high = (None, None) if each is None else _interval(each, names)
         scores.append(Score(metric, 100 * value, low, high, len(names)))
     return scores

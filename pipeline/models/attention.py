@@ -242,6 +242,8 @@ def _packed(q_TD: Tensor, keys: Keys, heads: int, head_mask_BH: Tensor | None, s
     """Instance by instance, on the tokens and heads that are there: no arithmetic on padding."""
     key_starts = keys.offsets
     assert key_starts is not None, "packed queries need packed keys"
+    starts = starts[:: keys.queries]  # those of rows that share their keys lie side by side
+    head_mask_BH = None if head_mask_BH is None else head_mask_BH[:: keys.queries]
     assert keys.size is None, "packed tokens stand for themselves alone"
     q_HTd, k_HSd, v_HSd = split_heads(q_TD, heads), split_heads(keys.k, heads), split_heads(keys.v, heads)
     context_HTd = torch.zeros_like(q_HTd)
@@ -250,14 +252,17 @@ def _packed(q_TD: Tensor, keys: Keys, heads: int, head_mask_BH: Tensor | None, s
         source = row if keys.rows is None else int(keys.rows[row])
         other = slice(key_starts[source], key_starts[source + 1])
         if head_mask_BH is None:
-            context_HTd[:, own] = _dense(q_HTd[:, own], k_HSd[:, other], v_HSd[:, other], keys.causal)
+            context_HTd[:, own] = one_instance(q_HTd[:, own], k_HSd[:, other], v_HSd[:, other], keys.causal)
         else:
             active = head_mask_BH[row].nonzero().flatten()
-            context_HTd[active, own] = _dense(
+            context_HTd[active, own] = one_instance(
                 q_HTd[active, own], k_HSd[active, other], v_HSd[active, other], keys.causal
             )
     return merge_heads(context_HTd)
 
 
-def _dense(q_HNd: Tensor, k_HMd: Tensor, v_HMd: Tensor, causal: bool) -> Tensor:
-    return F.scaled_dot_product_attention(q_HNd[None], k_HMd[None], v_HMd[None], is_causal=causal)[0]
+def one_instance(q_HNd: Tensor, k_HMd: Tensor, v_HMd: Tensor, causal: bool) -> Tensor:
+    """(H, N, d) of one instance; where it is causal the last query is at the last key."""
+    # The kernel's own causal mask has the first query at the first key: it would hide what a growing text has said.
+    mask = _allowed(q_HNd, k_HMd, None, causal and len(q_HNd[0]) > 1)
+    return F.scaled_dot_product_attention(q_HNd[None], k_HMd[None], v_HMd[None], mask)[0]

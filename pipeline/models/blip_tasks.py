@@ -16,6 +16,7 @@ from pipeline.models.backbone import Backbone, Fused, matching_head
 from pipeline.models.blip import Blip, GroundedBlip, begin_with, decode
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
+from pipeline.models.packing import unpack
 from pipeline.models.past import Past
 from pipeline.models.schedule import Intervention, Step, TokenStream, execute
 from pipeline.models.text import TextTower, text_block
@@ -84,6 +85,7 @@ class BlipCaptioner(Backbone):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
+        self.visual_encoder.guide = "image"  # there is no text yet
         text = config.text
         self.text_decoder = TextTower(text, [text_block(text, config.vision.width) for _ in range(text.text_layers)])
 
@@ -95,7 +97,7 @@ class BlipCaptioner(Backbone):
     @property
     def fusion_steps(self) -> list[Step]:
         """The decoder's layers."""
-        return self.text_decoder.bert.steps("decoder", slice(None), ("image",))
+        return self.text_decoder.bert.steps("decoder", slice(None), ("image",), tells=True)
 
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
         """Words and positions behind [DEC], each token seeing those before it."""
@@ -119,7 +121,7 @@ class BlipCaptioner(Backbone):
             interventions: Methods that act on the decoder's layers.
         """
         text = self.text_decoder.bert.go_on(begin_with(ids_RL, "decode", self.config.text.vocab_size), past)
-        return self.word_scores(self.fuse(text, image, interventions).text.x[:, -1])
+        return self.word_scores(unpack(self.fuse(text, image, interventions).text).x[:, -1])
 
 
 class BlipPair(GroundedBlip):

@@ -256,9 +256,10 @@ def keys_of(projections: Projections, source: TokenStream) -> Keys:
     k, v = made or (projections.key(source.x), projections.value(source.x))
     if source.memo is not None:
         source.memo[id(projections)] = k, v
+    offsets = source.offsets
     if source.past is not None:
-        k, v = source.past.grown(id(projections), k, v)
-    return Keys(k, v, source.present, source.rows, source.offsets, source.causal, source.size, source.queries)
+        k, v, offsets = source.past.grown_as(id(projections), k, v, offsets)
+    return Keys(k, v, source.present, source.rows, offsets, source.causal, source.size, source.queries)
 
 
 def attended(
@@ -274,8 +275,9 @@ def attended(
     if stream.offsets is not None and head_mask_BH is not None:
         query, key, value = map(Map.of, (projections.query, projections.key, projections.value))
         maps = HeadMaps(query, key, value, Map.of(dense), heads)
-        packed = _packed_source(projections, source)
-        return attend_with_working_heads(maps, stream.x, stream.offsets, packed, head_mask_BH, source.causal)
+        packed, each = _packed_source(projections, source), source.queries
+        offsets, mask_BH = stream.offsets[::each], head_mask_BH[::each]
+        return attend_with_working_heads(maps, stream.x, offsets, packed, mask_BH, source.causal)
     context: Tensor = attention(
         projections.query(stream.x),
         keys_of(projections, source),
@@ -290,7 +292,7 @@ def attended(
 
 def _packed_source(projections: Projections, source: TokenStream) -> Source | Keys:
     """Keys that several rows or passes share are made whole, for each of them has its own working heads."""
-    if source.rows is not None or source.memo is not None:
+    if source.rows is not None or source.memo is not None or source.past is not None:
         return keys_of(projections, source)
     assert source.offsets is not None, "packed queries need a packed source"
     return Source(source.x, source.offsets)

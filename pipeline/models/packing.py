@@ -21,21 +21,21 @@ def pack(stream: TokenStream) -> TokenStream:
     if stream.present is None:
         offsets = tuple(range(0, size * length + 1, length))
         origin = None if stream.origin is None else stream.origin.flatten()
-        return TokenStream(stream.x.flatten(0, 1), None, origin, offsets)
+        return replace(stream, x=stream.x.flatten(0, 1), origin=origin, offsets=offsets, memo=None)
     there_BN = stream.present.bool()
     offsets = (0, *there_BN.sum(1).cumsum(0).tolist())
     origin = None if stream.origin is None else stream.origin[there_BN]
-    return TokenStream(stream.x[there_BN], None, origin, offsets)
+    return replace(stream, x=stream.x[there_BN], present=None, origin=origin, offsets=offsets, memo=None)
 
 
 def keep_packed(stream: TokenStream, kept_T: Tensor) -> TokenStream:
-    """A packed stream without the tokens that go; CLS stays."""
+    """A packed stream without the tokens that go; CLS stays. What was made of all of them is forgotten."""
     assert stream.offsets is not None, "packed trimming needs packed streams"
     kept_T = kept_T.clone()
     kept_T[list(stream.offsets[:-1])] = True
     ends = kept_T.cumsum(0)[[end - 1 for end in stream.offsets[1:]]]
     origin = None if stream.origin is None else stream.origin[kept_T]
-    return replace(stream, x=stream.x[kept_T], origin=origin, offsets=(0, *ends.tolist()))
+    return replace(stream, x=stream.x[kept_T], origin=origin, offsets=(0, *ends.tolist()), memo=None)
 
 
 def unpack(stream: TokenStream) -> TokenStream:

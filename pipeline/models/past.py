@@ -32,6 +32,17 @@ class Past:
         self._kept[maker] = k_RND, v_RND
         return k_RND, v_RND
 
+    def grown_as(
+        self, maker: int, k: Tensor, v: Tensor, offsets: tuple[int, ...] | None
+    ) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:
+        """The same in the layout of what is given: (R, N, D), or packed with its `offsets`, rows of one length."""
+        if offsets is None:
+            return *self.grown(maker, k, v), None
+        rows = len(offsets) - 1
+        k, v = self.grown(maker, k.unflatten(0, (rows, -1)), v.unflatten(0, (rows, -1)))
+        length = k.shape[1]
+        return k.flatten(0, 1), v.flatten(0, 1), tuple(range(0, rows * length + 1, length))
+
     def take(self, rows_R: Tensor) -> None:
         """Goes on with these rows, of which some may be the same: each new text begins as one of the old ones."""
         self._kept = {maker: (k[rows_R], v[rows_R]) for maker, (k, v) in self._kept.items()}

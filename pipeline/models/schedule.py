@@ -69,7 +69,7 @@ class InBlock:
     """What methods want inside one block; None changes nothing.
 
     Attributes:
-        self_BH: (B, H) which heads of the self-attention work, 1 or 0 each.
+        self_BH: (B, H) which heads of the self-attention work, 1 or 0 each; a row for each row of queries.
         cross_BH: Likewise of the cross-attention.
         between: What happens between attention and MLP; only pre-norm blocks have such a place.
     """
@@ -102,6 +102,8 @@ class Advance:
         sources: Names of the streams it cross-attends to: none, one, or two for a pair of images.
         guide: Name of the stream whose CLS speaks for the other modality; its own name where there is none.
         part: Part of the backbone that the block is of, where its step has several; else the step's.
+        tells_of: Name of the source whose tokens methods may take out here, where every token of the stream itself is
+            an output, as a decoder's are; empty where the stream's own may go.
     """
 
     stream: str
@@ -109,6 +111,12 @@ class Advance:
     sources: tuple[str, ...] = ()
     guide: str = ""
     part: str = ""
+    tells_of: str = ""
+
+    @property
+    def trimmed(self) -> str:
+        """Name of the stream whose tokens methods may take out here."""
+        return self.tells_of or self.stream
 
 
 @dataclass(frozen=True, eq=False)

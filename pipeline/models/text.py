@@ -137,11 +137,19 @@ class Bert(nn.Module):
         new_BN = ids_BL[:, begin:]
         return TokenStream(self.embeddings(new_BN, begin), None, origin_L.expand_as(new_BN), causal=True, past=past)
 
-    def steps(self, part: str, layers: slice, sources: tuple[str, ...] = ()) -> list[Step]:
-        """Some of the layers as steps of the stream ``text``; what they attend to guides them, if anything does."""
+    def steps(self, part: str, layers: slice, sources: tuple[str, ...] = (), tells: bool = False) -> list[Step]:
+        """Some of the layers as steps of the stream ``text``; what they attend to guides them, if anything does.
+
+        Args:
+            part: Name of the part.
+            layers: Which.
+            sources: What they attend to.
+            tells: Whether every token is an output, so that methods may take out the source's alone.
+        """
         guide = sources[0] if sources else "text"
+        tells_of = guide if tells else ""
         return [
-            Step(part, number, (Advance("text", block, sources, guide),))
+            Step(part, number, (Advance("text", block, sources, guide, tells_of=tells_of),))
             for number, block in enumerate(self.encoder.layer[layers])
         ]
 

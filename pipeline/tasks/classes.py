@@ -1,6 +1,6 @@
-"""What a classification task tells apart: classes of which one is right, or answers with scores (VQA).
+"""What a task tells apart: classes of which one is right, answers with scores (VQA), or the next word (captioning).
 
-B batch, A classes or answers.
+B batch, A classes or answers, L text tokens, V vocabulary, M words to tell.
 """
 
 from abc import ABC, abstractmethod
@@ -20,11 +20,18 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.data.sample import TextKind
 from pipeline.metrics.vqa import normalised
 from pipeline.objectives.answers import answer_loss
+from pipeline.objectives.gather import mean_over_global_count
+from pipeline.objectives.lm import caption_loss, next_words
 from pipeline.trimming.distillation import answer_divergence, class_divergence
 
-TaskName = Literal["statement", "snli_ve", "vqa"]
+TaskName = Literal["statement", "snli_ve", "vqa", "captioning"]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
-TEXTS: Mapping[TaskName, TextKind] = {"statement": "statements", "snli_ve": "relations", "vqa": "questions"}
+TEXTS: Mapping[TaskName, TextKind] = {
+    "statement": "statements",
+    "snli_ve": "relations",
+    "vqa": "questions",
+    "captioning": "captions",
+}
 """What each task reads of a sample."""
 
 _SCORES = (0.0, 0.3, 0.6, 0.9)
@@ -143,13 +150,57 @@ class AnswerList(Classes):
         return scores_BA.sigmoid()
 
 
+@dataclass(frozen=True)
+class Captions(Classes):
+    """Words that tell of a picture: each is one of the vocabulary, from those before it (BLIP's LM).
+
+    Scores here are (M, V), of all words that a batch is to tell.
+
+    Attributes:
+        given: Tokens that every text begins with and that are not told, [DEC] too.
+        beams: With which it is told (`Speech`).
+    """
+
+    given: int = 1
+    beams: int = 1
+
+    def words(self, mask_BL: Tensor) -> Tensor:
+        """(B, L) True at the M places whose next word is to be told."""
+        return next_words(mask_BL, self.given)
+
+    def targets(self, batch: ImageTextBatch) -> Tensor:
+        """(M,) tokens to tell."""
+        return batch.token_ids[self.words(batch.token_mask).roll(1, 1)]
+
+    def loss(self, scores_BA: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy with smoothed labels, mean over the words of all processes."""
+        return caption_loss(scores_BA, targets)
+
+    def own_loss(self, scores_BA: Tensor) -> Tensor:
+        """Cross entropy of the likeliest words."""
+        return F.cross_entropy(scores_BA, scores_BA.detach().argmax(1), reduction="sum")
+
+    def divergence(self, trimmed_BA: Tensor, full_BA: Tensor) -> Tensor:
+        """Of the vocabulary's distributions, mean over the words of all processes."""
+        count = torch.tensor(len(trimmed_BA), device=trimmed_BA.device)
+        return mean_over_global_count(class_divergence(trimmed_BA, full_BA) * count, count)
+
+    def accuracy(self, scores_BA: Tensor, targets: Tensor) -> Tensor:
+        """Share of words that are told rightly behind the right ones."""
+        return (scores_BA.detach().argmax(1) == targets).float().mean()
+
+    def probabilities(self, scores_BA: Tensor) -> Tensor:
+        """Softmax."""
+        return scores_BA.softmax(-1)
+
+
 STATEMENT = OneOf("statement", ("false", "true"))
 SNLI_VE = OneOf("snli_ve", LABELS)
 _FIXED: Mapping[str, Classes] = {"statement": STATEMENT, "snli_ve": SNLI_VE}
 
 
 def classes_of(task: str, answers: Sequence[str] = ()) -> Classes:
-    """The classes of a task.
+    """The classes of a task; captions are told otherwise (`Captions`).
 
     Args:
         task: One of `TASKS`.
@@ -160,6 +211,8 @@ def classes_of(task: str, answers: Sequence[str] = ()) -> Classes:
 
 def has_task(fields: Mapping[str, Any], task: TaskName) -> bool:
     """Whether a sample's JSON says what a task learns."""
+    if task == "captioning":
+        return bool(fields.get("captions"))
     statements, questions = fields.get("statements", ()), fields.get("questions", ())
     if task == "vqa":
         return any(question.get("answers") for question in questions)

@@ -112,7 +112,7 @@ class ClassificationModel(nn.Module):
             )
         self.backbone = backbone
         self.classes = classes
-        self.cls_head: nn.Module = _task_head(backbone, classes)
+        self.cls_head: nn.Module = self.make_head()
         self.trimmers: Trimmers | ReducedVision | None = None
         if isinstance(trimmers, TrimmerConfig):
             default = backbone.encodes_together and pruning is None
@@ -121,6 +121,14 @@ class ClassificationModel(nn.Module):
             self.trimmers = ReducedVision(backbone, trimmers)
         self.whole = whole
         self.pruning = None if pruning is None else KeptPruning(backbone, pruning)
+
+    def make_head(self) -> nn.Module:
+        """(B, F) -> (B, A)."""
+        if self.classes == STATEMENT:
+            # Whether a statement is true of a picture is what matching asked of captions: the head begins so.
+            return copy.deepcopy(self.backbone.itm_head)
+        features = self.backbone.itm_head.in_features
+        return TaskClassifier(features, features, len(self.classes.names))
 
     def trimming(
         self, ids_BL: Tensor, mask_BL: Tensor, gate: Gate | None = None
@@ -185,6 +193,10 @@ class ClassificationModel(nn.Module):
         """Cost of an instance's way through the model."""
         return CostModel(self.backbone, self.cls_head, self.trimmers, self.pruning)
 
+    def training_cost_model(self) -> CostModel:
+        """Cost of an instance's way through the model in training."""
+        return self.cost_model()
+
     def unpruned_macs(self, units: Units) -> Tensor:
         """(B,) MACs of the full model without the pruning that it keeps."""
         return (
@@ -208,15 +220,6 @@ class ClassificationModel(nn.Module):
         """(B,) MACs of the trimmed model over the full one's, decided as in inference."""
         answers, units = self(pixels, ids_BL, mask_BL, threshold, False), units_of(self.backbone, mask_BL)
         return self.macs(answers.decisions, units) / self.full_macs(units)
-
-
-def _task_head(backbone: Backbone, classes: Classes) -> nn.Module:
-    """(B, F) -> (B, A)."""
-    if classes == STATEMENT:
-        # Whether a statement is true of a picture is what matching asked of captions: the head begins as matching's.
-        return copy.deepcopy(backbone.itm_head)
-    features = backbone.itm_head.in_features
-    return TaskClassifier(features, features, len(classes.names))
 
 
 class ClassificationTask(EachPartAlone):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pipeline.measure.flops import Kept, StepCounts, joining_macs, linear_macs, patch_macs, schedule_macs
+from pipeline.measure.flops import Kept, Speech, StepCounts, joining_macs, linear_macs, patch_macs, schedule_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import Advance, Step, site
 from pipeline.trimming.kept_pruning import KeptPruning
@@ -52,6 +52,7 @@ class CostModel:
         head: The task head.
         trimmers: What trims; None for the untrimmed model.
         pruning: That the backbone keeps while it is fine-tuned; it is part of the untrimmed model.
+        speech: How a model's decoder tells its texts, where it has one.
     """
 
     def __init__(
@@ -60,17 +61,19 @@ class CostModel:
         head: nn.Module,
         trimmers: Trimmers | ReducedVision | None,
         pruning: KeptPruning | None = None,
+        speech: Speech | None = None,
     ) -> None:
         self.model = model
         self.steps = model.schedule_for(isinstance(trimmers, Trimmers) and trimmers.together)
         self.trimmers = trimmers
         self.pruning = pruning
+        self.speech = speech
         self.fixed = patch_macs(model.config.vision) + linear_macs(head)
 
     def full(self, units: Units) -> Tensor:
         """(B,) MACs with nothing trimmed and no trimmers."""
         whole = {name: Kept(1.0 + self._there(step, advance, units)) for step, advance, name in self._sites()}
-        return self._layers(self._counts(whole))
+        return self._layers(self._counts(whole, units), units)
 
     def at_share(self, units: Units, share: float) -> Tensor:
         """(B,) MACs where every layer keeps the same share of what is trimmed, trimmers included.
@@ -82,20 +85,19 @@ class CostModel:
             name: self.trimmers.kept_at(step, advance, 1.0 * self._there(step, advance, units), share)
             for step, advance, name in self._sites()
         }
-        counts = self._counts(kept)
-        return self._layers(counts) + self._own(counts, units, share)
+        return self._layers(self._counts(kept, units), units) + self._own(kept, units, share)
 
     def of(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of given decisions on instances with these units, trimmers included.
 
         A trimmed head counts as not computed at all, as packed execution has it.
         """
-        counts = self._counts(_decided(decisions))
-        return self._layers(counts) + self._own(counts, units)
+        kept = _decided(decisions)
+        return self._layers(self._counts(kept, units), units) + self._own(kept, units)
 
     def own(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of the trimmers alone."""
-        return self._own(self._counts(_decided(decisions)), units)
+        return self._own(_decided(decisions), units)
 
     def kept_by_instance(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
         """(B,) for each group: mean over its layers of the kept units over those that are there untrimmed."""
@@ -116,14 +118,18 @@ class CostModel:
     def _there(self, step: Step, advance: Advance, units: Units) -> Tensor:
         """(B,) tokens beside CLS at a step where nothing is trimmed."""
         if self.pruning is None or advance.stream != "image":
-            return units.of(group_of(advance.stream))
+            return units.of(group_of(advance.trimmed))
         return torch.full_like(units.vision, self.pruning.left(step))
 
-    def _layers(self, counts: Mapping[str, StepCounts]) -> Tensor:
+    def _layers(self, counts: Mapping[str, StepCounts], units: Units) -> Tensor:
         """(B,) MACs of everything but the trimmers, with these tokens and heads."""
         vision = self.model.visual_encoder.steps
-        text_B, image_B = (_leaving(counts, step) for step in (self.model.text_steps[-1], vision[-1]))
-        macs = self.fixed + schedule_macs(self.steps, counts) + joining_macs(self.model, text_B, image_B)
+        macs = self.fixed + schedule_macs(self.steps, counts)
+        if self.model.text_steps:
+            text_B, image_B = (_leaving(counts, step) for step in (self.model.text_steps[-1], vision[-1]))
+            macs = macs + joining_macs(self.model, text_B, image_B)
+        if self.speech is not None:
+            macs = macs + self.speech.words(units.text)
         if self.pruning is None:
             return macs
         return macs + self.pruning.macs({step.layer: _leaving(counts, step) for step in vision})
@@ -131,26 +137,33 @@ class CostModel:
     def _sites(self) -> list[tuple[Step, Advance, str]]:
         return [(step, advance, site(step, advance)) for step in self.steps for advance in step.advances]
 
-    def _counts(self, kept: Mapping[str, Kept]) -> dict[str, StepCounts]:
+    def _counts(self, kept: Mapping[str, Kept], units: Units) -> dict[str, StepCounts]:
         counts: dict[str, StepCounts] = {}
         last: dict[str, Tensor] = {}
         for step, advance, name in self._sites():
             # Streams that advance together have all decided before any of them attends to another.
-            last |= {a.stream: kept[site(step, a)].left for a in step.advances}
+            last |= {a.trimmed: kept[site(step, a)].left for a in step.advances}
             own = kept[name]
             every = torch.full_like(own.tokens, block_size(advance)[1])
+            told = self._told(units) if advance.tells_of else (own.tokens, None)
             counts[name] = StepCounts(
-                own.tokens,
+                told[0],
                 sum((last[source] for source in advance.sources), torch.zeros_like(own.tokens)),
                 every if own.self_heads is None else own.self_heads,
                 every if own.cross_heads is None else own.cross_heads,
                 own.mlp,
+                told[1],
             )
         return counts
 
-    def _own(self, counts: Mapping[str, StepCounts], units: Units, share: float | None = None) -> Tensor:
+    def _told(self, units: Units) -> tuple[Tensor, Tensor]:
+        """(B,) tokens that go through a decoder's layers, and what they attend to of each other."""
+        assert self.speech is not None, "a model with a decoder says how it tells its texts"
+        return self.speech.tokens(units.text), self.speech.pairs(units.text)
+
+    def _own(self, kept: Mapping[str, Kept], units: Units, share: float | None = None) -> Tensor:
         """(B,) MACs of what decides: token scores on the tokens that enter a step, the rest once an instance."""
-        total = torch.zeros_like(next(iter(counts.values())).tokens)
+        total = torch.zeros_like(next(iter(kept.values())).tokens)
         if isinstance(self.trimmers, ReducedVision):
             return total + self.trimmers.own_macs(share)
         if self.trimmers is None:
@@ -161,14 +174,14 @@ class CostModel:
             if self.model.fuses_from_words and step.part == "fusion" and step.layer == 0:
                 entering.pop(advance.stream, None)
             tokens = 1.0 + self._there(step, advance, units)
-            if advance.stream in entering:  # pruning may take some of them out before they are scored
-                tokens = torch.minimum(tokens, entering[advance.stream])
+            if advance.trimmed in entering:  # pruning may take some of them out before they are scored
+                tokens = torch.minimum(tokens, entering[advance.trimmed])
             once = sum(linear_macs(heads) for heads in (part.self_heads, part.cross_heads) if heads is not None)
             if isinstance(part.tokens, TokenTrimmer):
                 per_token, asked = _token_macs(part.tokens)
                 total, once = total + tokens * per_token, once + asked
             total = total + once
-            entering[advance.stream] = counts[name].tokens
+            entering[advance.trimmed] = kept[name].tokens
         return total
 
 

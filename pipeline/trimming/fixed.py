@@ -35,10 +35,10 @@ def places(backbone: Backbone) -> dict[str, Place]:
         if backbone.fuses_from_words and step.part == "fusion" and step.layer == 0:
             running.pop("text", None)
         for advance in step.advances:
-            if advance.stream not in running:
-                running[advance.stream] = []
-                lists.append(running[advance.stream])
-            running[advance.stream].append(site(step, advance))
+            if advance.trimmed not in running:
+                running[advance.trimmed] = []
+                lists.append(running[advance.trimmed])
+            running[advance.trimmed].append(site(step, advance))
     return {name: Place(number, len(names)) for names in lists for number, name in enumerate(names, 1)}
 
 

@@ -163,4 +163,6 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
         left_out.discard("latency")
     if trim.get("task") != "vqa":
         left_out.add("answers")
+    if trim.get("task") != "captioning":
+        left_out.add("captions")
     return {key: value for key, value in trim.items() if key not in left_out}

@@ -5,13 +5,13 @@ B batch, N tokens, T packed tokens, D width, H heads.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.models.packing import keep_packed, pack
-from pipeline.models.schedule import InBlock, Step, Streams, TokenStream, site
+from pipeline.models.schedule import Advance, InBlock, Step, Streams, TokenStream, site
 from pipeline.precision import at_least_float32
 from pipeline.trimming.fixed import RandomTokens, RankedHeads
 from pipeline.trimming.trimmers import HeadTrimmer, StepTrimmers, Trimmers
@@ -99,19 +99,19 @@ class MaskedTrimming:
         self.decisions: dict[str, Decision] = {}
 
     def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
-        """Decide for every stream that advances, all from the values before the step."""
+        """Decide for every stream that advances, all from the values before the step; a decoder's from whole texts."""
         changed, masks = {}, {}
         for advance in step.advances:
-            trimmers, stream = self.trimmers.part(site(step, advance)), streams[advance.stream]
-            seen, guide_BD = self.trimmers.seen(stream), self.trimmers.seen_cls(streams[advance.guide])
-            heads = score_heads(trimmers, self.gate, seen.cls, guide_BD)
-            scores_BN = score_tokens(trimmers, seen, guide_BD, self.ranks.get(advance.stream))
+            trimmers, stream = self.trimmers.part(site(step, advance)), streams[advance.trimmed]
+            sight = look(self.trimmers, advance, streams)
+            heads = score_heads(trimmers, self.gate, sight)
+            scores_BN = score_tokens(trimmers, sight, self.ranks.get(advance.trimmed))
             gate = self.gate if "vision" in self.trimmers.learned else threshold
             present_BN = _there(stream) if scores_BN is None else self._keep(stream, gate(scores_BN))
-            masks[advance.stream] = heads
-            changed[advance.stream] = stream if scores_BN is None else replace(stream, present=present_BN)
+            masks[advance.stream] = for_queries(heads, stream.queries)
+            changed[advance.trimmed] = stream if scores_BN is None else replace(stream, present=present_BN)
             self.decisions[site(step, advance)] = Decision(
-                group_of(advance.stream),
+                group_of(advance.trimmed),
                 present_BN[:, 1:].sum(1),
                 heads.self_BH,
                 heads.cross_BH,
@@ -131,6 +131,9 @@ class MaskedTrimming:
 class PackedTrimming:
     """Trimmed tokens are taken out; the attention of trimmed heads is skipped. For inference, on packed streams.
 
+    What a decoder reads is decided once, in its first pass, and holds for all words and beams after it: [DEC] sees
+    nothing but itself and the source, so that every pass would decide the same.
+
     Args:
         trimmers: All trimmers of the backbone.
         ranks: What is drawn for the batch (`Trimmers.ranks`), for trimmers that draw.
@@ -140,43 +143,94 @@ class PackedTrimming:
         self.trimmers = trimmers
         self.ranks = ranks
         self.decisions: dict[str, Decision] = {}
+        self._settled: dict[str, tuple[InBlock, TokenStream]] = {}
 
     def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
         """Decide for every stream that advances and gather what stays."""
         changed, masks = {}, {}
         for advance in step.advances:
-            trimmers, stream = self.trimmers.part(site(step, advance)), pack(streams[advance.stream])
-            seen, guide_BD = self.trimmers.seen(stream), self.trimmers.seen_cls(streams[advance.guide])
-            heads = score_heads(trimmers, threshold, seen.cls, guide_BD)
-            scores_T = score_tokens(trimmers, seen, guide_BD, self.ranks.get(advance.stream))
-            kept = stream if scores_T is None else keep_packed(stream, scores_T >= 0)
-            masks[advance.stream], changed[advance.stream] = heads, kept
-            assert kept.offsets is not None
-            left_B = torch.tensor(kept.offsets, device=kept.x.device).diff() - 1
-            self.decisions[site(step, advance)] = Decision(
-                group_of(advance.stream), left_B, heads.self_BH, heads.cross_BH, None, kept.origin, None, kept.offsets
-            )
+            packed = {advance.stream: pack(streams[advance.stream])}
+            queries = streams[advance.trimmed].queries
+            name = site(step, advance)
+            if name in self._settled:
+                heads, kept = self._settled[name]
+            else:
+                heads, kept = self._decide(name, advance, {**streams, **packed})
+            masks[advance.stream] = for_queries(heads, queries)
+            changed |= packed | {advance.trimmed: replace(kept, queries=queries)}
         return {**streams, **changed}, masks
 
+    def _decide(self, name: str, advance: Advance, streams: Streams) -> tuple[InBlock, TokenStream]:
+        """Which heads work at a site, and what stays of the stream that is trimmed there."""
+        trimmers, stream = self.trimmers.part(name), pack(streams[advance.trimmed])
+        sight = look(self.trimmers, advance, {**streams, advance.trimmed: stream})
+        heads = score_heads(trimmers, threshold, sight)
+        scores_T = score_tokens(trimmers, sight, self.ranks.get(advance.trimmed))
+        kept = stream if scores_T is None else keep_packed(stream, scores_T >= 0)
+        assert kept.offsets is not None
+        left_B = torch.tensor(kept.offsets, device=kept.x.device).diff() - 1
+        self.decisions[name] = Decision(
+            group_of(advance.trimmed), left_B, heads.self_BH, heads.cross_BH, None, kept.origin, None, kept.offsets
+        )
+        if advance.tells_of:
+            kept = replace(kept, memo={})  # the keys and values of this layer are made once
+            self._settled[name] = heads, kept
+        return heads, kept
 
-def score_tokens(trimmers: StepTrimmers, seen: TokenStream, guide_BD: Tensor, ranks_BN: Tensor | None) -> Tensor | None:
+
+class Sight(NamedTuple):
+    """What the trimmers of a site look at, through `Trimmers.seen`.
+
+    Attributes:
+        tokens: Of the stream that is trimmed.
+        own_BD: CLS of the stream that advances.
+        other_BD: CLS of the stream that guides it.
+        asked_BD: CLS that speaks for the modality that the tokens are not of.
+    """
+
+    tokens: TokenStream
+    own_BD: Tensor
+    other_BD: Tensor
+    asked_BD: Tensor
+
+
+def look(trimmers: Trimmers, advance: Advance, streams: Streams) -> Sight:
+    """What there is to see where a stream advances; of rows that share what they are told of, the first one's CLS."""
+    trimmed = streams[advance.trimmed]
+    tokens = trimmers.seen(trimmed)
+    if not advance.tells_of:
+        guide_BD = trimmers.seen_cls(streams[advance.guide])
+        return Sight(tokens, tokens.cls, guide_BD, guide_BD)
+    own_BD = trimmers.seen_cls(streams[advance.stream])[:: trimmed.queries]
+    return Sight(tokens, own_BD, tokens.cls, own_BD)
+
+
+def for_queries(heads: InBlock, queries: int) -> InBlock:
+    """Decisions of each instance for each of the rows that share it."""
+    if queries == 1:
+        return heads
+    each = [None if mask is None else mask.repeat_interleave(queries, 0) for mask in (heads.self_BH, heads.cross_BH)]
+    return InBlock(*each)
+
+
+def score_tokens(trimmers: StepTrimmers, sight: Sight, ranks_BN: Tensor | None) -> Tensor | None:
     """Scores of the tokens, or None where all stay."""
     if trimmers.tokens is None:
         return None
     if isinstance(trimmers.tokens, RandomTokens):
         assert ranks_BN is not None, "trimmers that draw are given the draw with the batch"
-        drawn: Tensor = trimmers.tokens(seen, ranks_BN)
+        drawn: Tensor = trimmers.tokens(sight.tokens, ranks_BN)
         return drawn
-    scores: Tensor = trimmers.tokens(seen, seen.cls, guide_BD)
+    scores: Tensor = trimmers.tokens(sight.tokens, sight.tokens.cls, sight.asked_BD)
     return scores
 
 
-def score_heads(trimmers: StepTrimmers, gate: Gate, cls_BD: Tensor, guide_BD: Tensor) -> InBlock:
+def score_heads(trimmers: StepTrimmers, gate: Gate, sight: Sight) -> InBlock:
     """MSA heads from the stream's CLS; MCA heads from both CLS."""
-    own_BH = _heads(trimmers.self_heads, gate, cls_BD)
+    own_BH = _heads(trimmers.self_heads, gate, sight.own_BD)
     if trimmers.cross_heads is None:
         return InBlock(own_BH)
-    return InBlock(own_BH, _heads(trimmers.cross_heads, gate, torch.cat([cls_BD, guide_BD], -1)))
+    return InBlock(own_BH, _heads(trimmers.cross_heads, gate, torch.cat([sight.own_BD, sight.other_BD], -1)))
 
 
 def _heads(heads: HeadTrimmer | RankedHeads | None, gate: Gate, seen_BD: Tensor) -> Tensor | None:

@@ -176,7 +176,8 @@ class StepTrimmers(nn.Module):
         if policy.tokens == "random":
             self.tokens = RandomTokens(place)
         elif policy.tokens != "all":
-            self.tokens = TokenTrimmer(width, guide_width if policy.tokens == "global" else None, config)
+            own, asked = (guide_width, width) if advance.tells_of else (width, guide_width)
+            self.tokens = TokenTrimmer(own, asked if policy.tokens == "global" else None, config)
         self.self_heads = _decider(width, heads, config, policy)
         self.cross_heads = None if not advance.sources else _decider(width + guide_width, heads, config, policy)
 

@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 from launch.cli import main
-from pipeline.captioner import PROMPT
+from pipeline.generation import PROMPT
 from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.data.transforms import TransformConfig, eval_image, normalise
 

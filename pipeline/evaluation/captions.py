@@ -1,0 +1,157 @@
+"""Evaluation of captioners: every picture of a split is told of by beam search.
+
+B pictures.
+"""
+
+import itertools
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from data_prep.errors import UserError
+from data_prep.files import read_json
+from pipeline.captioner import Captioner
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.loader import StepLoader
+from pipeline.data.sample import EveryImage
+from pipeline.evaluation.classes import Costs, predictions_file, row_of, rows_of
+from pipeline.evaluation.config import EvaluateConfig, Row, source_of
+from pipeline.evaluation.source import Source
+from pipeline.gathering import all_objects
+from pipeline.metrics.captions import missing_for_captions
+from pipeline.metrics.tally import CaptionTally
+from pipeline.metrics.tasks import Score
+from pipeline.process import Process
+from pipeline.setup import Inputs
+from pipeline.tasks.gallery import check_finite
+from pipeline.together import together
+from pipeline.train import Stage
+from pipeline.trim_settle import reached
+from pipeline.trimming.cost import Units
+from pipeline.trimming.target import Target
+
+log = logging.getLogger(__name__)
+
+PICTURES = EveryImage(label="domain")
+"""What is read of a split: its pictures, those of which nobody tells too, and NoCaps' domains."""
+
+
+@dataclass(frozen=True)
+class ToldSplit:
+    """What a captioner told of a split, the same on every rank.
+
+    Attributes:
+        tally: Its captions.
+        costs: Of each picture with its caption, in the order of the split.
+        samples: Pictures that were used.
+        skipped: Those that could not be.
+    """
+
+    tally: CaptionTally
+    costs: Costs
+    samples: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch without its pictures, and what was told of it."""
+
+    batch: ImageTextBatch
+    told: list[str]
+    costs: Costs
+
+
+def told_on(captioner: Captioner, source: Source, loader: StepLoader, process: Process) -> ToldSplit:
+    """Has a captioner tell of all pictures of a split; all ranks call it together.
+
+    Args:
+        captioner: On the process's device.
+        source: The split as the model takes it.
+        loader: This rank's part of it, with `PICTURES`.
+        process: This rank.
+
+    Raises:
+        UserError: Nothing could be used, results could not be told apart, or a score is not finite.
+    """
+    parts = together(process, lambda: _own_part(captioner, source, loader), source.split)
+    # Batches are dealt to ranks in turn; in this order the captions are those of the split.
+    batches = [one for turn in itertools.zip_longest(*parts) for one in turn if one is not None]
+    if not batches:
+        raise UserError(f"{source.split}: no picture could be used; look at it with `trimline verify`")
+    tally, costs = CaptionTally(), Costs()
+    for one in batches:
+        tally.add(one.batch, one.told)
+        costs.join(one.costs)
+    seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
+    return ToldSplit(tally, costs, seen, bad)
+
+
+def _own_part(captioner: Captioner, source: Source, loader: StepLoader) -> list[_Batch]:
+    part, model = [], captioner.model
+    for batch in loader:
+        if not len(batch):
+            continue
+        told = captioner.tell(source.normalise(batch.pixels.to(captioner.device)))
+        check_finite(told.finite_B, batch.keys.__getitem__, "scores of words")
+        text_B = told.lengths_B - 1
+        units = Units(torch.full_like(text_B, model.backbone.config.vision.patches), text_B)
+        costs = Costs()
+        costs.add(model, units, model.macs(told.decisions, units))
+        bare = replace(batch, pixels=torch.empty(len(batch), 0))
+        part.append(_Batch(bare, captioner.words(told), costs))
+    return part
+
+
+def told_scores_of(told: ToldSplit, process: Process) -> list[Score]:
+    """The captions' scores, computed by one rank for all.
+
+    Raises:
+        UserError: pycocoevalcap or Java is missing.
+    """
+    return together(process, lambda: told.tally.scores() if process.is_main else [], "captions")[0]
+
+
+def captioned(config: EvaluateConfig, name: str, folder: Path, split: str, inputs: Inputs, stage: Stage) -> list[Row]:
+    """A row for each score of a captioner on a split; see `pipeline.evaluate`.
+
+    Where the programs that score captions are missing, the captions are written, and there is no row.
+
+    Args:
+        config: Batch size.
+        name: Of the stage that trained the model.
+        folder: Its export.
+        split: Folder of the split inside the data.
+        inputs: Data, loader, normalisation.
+        stage: Where the result file goes, and on which device.
+
+    Raises:
+        UserError: The export or the split cannot be used, or results could not be told apart.
+    """
+    captioner = Captioner.from_pretrained(folder, device=stage.process.torch_device)
+    source = source_of(inputs, split, captioner.tokenizer, stage)
+    loader = source.batches(PICTURES, config.batch_size, stage.process)
+    with torch.inference_mode():
+        told = told_on(captioner, source, loader, stage.process)
+    if stage.process.is_main:
+        told.tally.write(predictions_file(stage, name, split, told.tally.ending))
+    described, costs = read_json(folder / "config.json"), told.costs
+    target = Target.parse(described["target"])
+    row = {
+        **row_of(name, described, split, costs),
+        "samples": told.samples,
+        "skipped": told.skipped,
+        **reached(target, costs.macs, costs.full, _untimed),
+    }
+    missing = missing_for_captions()
+    if missing is not None:
+        log.warning("%s on %s is not scored: %s", name, split, missing)
+        return []
+    return rows_of(row, told_scores_of(told, stage.process))
+
+
+def _untimed() -> NoReturn:
+    raise AssertionError("`TrimConfig` refuses times for captioning")

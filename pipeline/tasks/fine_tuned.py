@@ -1,0 +1,29 @@
+"""The model of a task around a backbone."""
+
+from typing import Any
+
+from pipeline.models.backbone import Backbone
+from pipeline.tasks.captioning import CaptioningModel
+from pipeline.tasks.classes import Captions, Classes
+from pipeline.tasks.classification import ClassificationModel
+from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig
+from pipeline.trimming.vision_only import ReductionConfig
+
+
+def fine_tuned(
+    backbone: Backbone,
+    trimmers: TrimmerConfig | ReductionConfig | None,
+    policy: Policy = SMARTTRIM,
+    *,
+    classes: Classes,
+    **more: Any,
+) -> ClassificationModel:
+    """A model that learns what `classes` tells apart; arguments as of `ClassificationModel`.
+
+    Raises:
+        UserError: The backbone cannot do the task.
+    """
+    if isinstance(classes, Captions):
+        assert not isinstance(trimmers, ReductionConfig), "`TrimConfig` refuses them for captioning"
+        return CaptioningModel(backbone, trimmers, policy, classes)
+    return ClassificationModel(backbone, trimmers, policy, classes=classes, **more)
