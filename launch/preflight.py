@@ -33,7 +33,12 @@ log = logging.getLogger(__name__)
 
 _GIB = 2**30
 _LOOKED_AT = 8  # samples of a split
-_WANTED = {"snli_ve": "statements with a relation", "vqa": "questions with annotators' answers"}
+_WANTED = {
+    "snli_ve": ("statements with a relation", "snli_ve"),
+    "vqa": ("questions with annotators' answers", "vqa"),
+    "vqa_generative": ("questions with annotators' answers", "vqa"),
+}
+"""What a task learns, and the data set that has it."""
 _TOLD_OF_ALL = ("statement", "captioning")  # of such the loader refuses a split that has none
 _SPARE_BYTES = 256 * 2**20
 _STATE_COPIES = 4  # weights, two moments, momentum tower: 4 bytes each
@@ -147,16 +152,16 @@ def _check_task(config: RunConfig) -> None:
     task = config.trim.task
     if task in _TOLD_OF_ALL or not config.trim.targets:
         return
-    plan = plan_source(config.data)
+    plan, (wanted, source) = plan_source(config.data), _WANTED[task]
     for split in config.trim.splits:
         folder = plan[split].folder
         first = [] if folder is None else _first_fields(folder)
-        if not (any(has_task(fields, task) for fields in first) or config.data.name == task):
+        if not (any(has_task(fields, task) for fields in first) or config.data.name == source):
             if config.data.name == "shards" and folder is None:
                 continue  # behind a URL; the stage looks itself
             raise UserError(
-                f"trim.task={task} wants {_WANTED[task]}, which {split!r} of data.name={config.data.name} does not "
-                f"have; make shards of such data with `trimline shard {task}`, and name them in trim.splits"
+                f"trim.task={task} wants {wanted}, which {split!r} of data.name={config.data.name} does not "
+                f"have; make shards of such data with `trimline shard {source}`, and name them in trim.splits"
             )
 
 

@@ -24,8 +24,10 @@ from pipeline.data.shards import ShardFolder
 from pipeline.data.storage import STORAGE_KEYS, StorageConfig
 from pipeline.data.text import Tokenizer
 from pipeline.engine_config import LAYOUT_KEYS
+from pipeline.metrics.vqa import normalised
 from pipeline.pretrain import check_pretrain, describe_pretrain_update
 from pipeline.progress import ProgressFile
+from pipeline.tasks.classes import ANSWERING
 from pipeline.trimming.methods import SMART, what_counts
 from pipeline.trimming.target import Target
 
@@ -89,10 +91,13 @@ def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]
         yield from (str(statement["text"]) for statement in fields.get("statements", ()))
 
 
-def questions_in(split: Path, storage: StorageConfig | None = None) -> Iterator[str]:
-    """Every question of a split, for the vocabulary of a run that answers them."""
+def questions_in(split: Path, storage: StorageConfig | None = None, answers: bool = False) -> Iterator[str]:
+    """Every question of a split, for the vocabulary of a run that answers them; where it tells answers, those too."""
     for fields in _fields_of(split, storage):
-        yield from (str(question["question"]) for question in fields.get("questions", ()))
+        for question in fields.get("questions", ()):
+            yield str(question["question"])
+            if answers:
+                yield from (normalised(str(answer)) for answer in question.get("answers", ()))
 
 
 def _fields_of(split: Path, storage: StorageConfig | None) -> Iterator[dict[str, Any]]:
@@ -181,6 +186,7 @@ class _Builder:
                 "tokenizer": self._run["tokenizer"],
                 "splits": self._config.pretrain.splits,
                 **({"questions": list(self._asked)} if self._asked else {}),
+                **({"answers": True} if self._asked and self._config.trim.task == "vqa_generative" else {}),
             },
             outputs=(*splits, self._out / "tokenizer"),
         )
@@ -189,7 +195,7 @@ class _Builder:
     def _asked(self) -> tuple[str, ...]:
         """Splits whose questions are answered; their words are told by no caption."""
         trim = self._config.trim
-        return tuple(trim.splits) if trim.task == "vqa" and trim.targets else ()
+        return tuple(trim.splits) if trim.task in ANSWERING and trim.targets else ()
 
     def _write_shards(self, attempt: Attempt) -> Mapping[str, Any]:
         data = self._out / "data"
@@ -226,7 +232,8 @@ class _Builder:
         else:
             told = itertools.chain.from_iterable(texts_of(split, self._config.loader) for split in splits)
             folders = [self._out / "data" / name for name in self._asked]
-            asked = itertools.chain.from_iterable(questions_in(split, self._config.loader) for split in folders)
+            tells = self._config.trim.task == "vqa_generative"
+            asked = itertools.chain.from_iterable(questions_in(split, self._config.loader, tells) for split in folders)
             tokenizer = Tokenizer.train(itertools.chain(told, asked), config)
         tokenizer.save(self._out / "tokenizer")
         return tokenizer.vocab_size

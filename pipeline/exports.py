@@ -12,6 +12,7 @@ from data_prep.errors import UserError
 from data_prep.files import read_json
 from pipeline.checkpoint import load_weights
 from pipeline.data.sample import TextKind
+from pipeline.data.text import Tokenizer
 from pipeline.generation import CaptionConfig
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
@@ -21,6 +22,7 @@ from pipeline.tasks.answer_list import ANSWERS, read_answers
 from pipeline.tasks.classes import STATEMENT, TASKS, TEXTS, Captions, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.fine_tuned import fine_tuned
+from pipeline.tasks.generative_vqa import RankedAnswers
 from pipeline.trimming.trimmers import Policy, TrimmerConfig, Trimmers
 from pipeline.trimming.vision_only import ReducedVision, ReductionConfig
 from pipeline.weights.mapping import fill
@@ -57,6 +59,9 @@ def _classes(folder: Path, described: dict[str, Any]) -> Classes:
     """What an export's model tells apart."""
     if described["kind"] == "captioning":
         return captions_of(caption_config(described), int(described["given"]))
+    if described["kind"] == "vqa_generative":
+        words = Tokenizer.from_pretrained(folder)
+        return RankedAnswers.of(read_answers(folder), words, int(described["candidates"]))
     return classes_of(described["kind"], read_answers(folder) if described["kind"] == "vqa" else ())
 
 
@@ -148,7 +153,8 @@ def build_classification_model(described: dict[str, Any], classes: Classes = STA
     whole = method.get("whole")
     whole = None if whole is None else ModelConfig.from_dict(whole)
     together = bool(method.get("together", False))
-    more = {} if isinstance(classes, Captions) else {"whole": whole, "pruning": pruning, "together": together}
+    decodes = isinstance(classes, Captions | RankedAnswers)
+    more = {} if decodes else {"whole": whole, "pruning": pruning, "together": together}
     model = fine_tuned(backbone, trimmers, policy, classes=classes, **more)
     if model.trimmers is not None:
         model.trimmers.set_share(share)

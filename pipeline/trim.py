@@ -32,9 +32,10 @@ from pipeline.pruning.elip import ElipConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, export_config
 from pipeline.tasks.answer_list import ANSWERS, make_answers
-from pipeline.tasks.classes import TEXTS, Captions, Classes, classes_of
+from pipeline.tasks.classes import ANSWERING, TEXTS, Captions, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
 from pipeline.tasks.fine_tuned import fine_tuned
+from pipeline.tasks.generative_vqa import RankedAnswers
 from pipeline.train import Stage, train
 from pipeline.trim_begin import Beginning
 from pipeline.trim_config import TrimConfig
@@ -74,6 +75,8 @@ def _supposed(config: TrimConfig) -> Classes:
     """What the head will tell apart, before data and tokenizer are there: with fewer answers less is refused."""
     if config.task == "captioning":
         return captions_of(config.captions, 1 + len(config.captions.prompt.split()))
+    if config.task == "vqa_generative":
+        return RankedAnswers("vqa_generative", ("yes", "no"), ((0, 1, 2),) * 2)
     return classes_of(config.task, ("yes", "no"))
 
 
@@ -159,7 +162,7 @@ def trim(
             plain.to(process.torch_device).eval()
             counts["calibration"] = asdict(_settle(plain, task.curriculum.shift, config, target, plan, examples))
             weights = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
-        beside = {ANSWERS: list(classes.names)} if config.task == "vqa" else {}
+        beside = {ANSWERS: list(classes.names)} if config.task in ANSWERING else {}
         export_weights(stage.folder / "export", weights, described, tokenizer, beside)
     engine.close()
     return counts
@@ -169,10 +172,13 @@ def _classes(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer) -> Classe
     """What the head is to tell apart; an answer list is made from the training splits."""
     if config.task == "captioning":
         return captions_of(config.captions, prompt_ids(tokenizer, config.captions.prompt).shape[1])
-    if config.task != "vqa":
+    if config.task not in ANSWERING:
         return classes_of(config.task)
     folders = [ShardFolder(path, inputs.loader) for path, _ in inputs.sources(config.splits)]
-    return classes_of(config.task, make_answers(folders, config.answers))
+    answers = make_answers(folders, config.answers)
+    if config.task == "vqa_generative":
+        return RankedAnswers.of(answers, tokenizer, config.answers.candidates)
+    return classes_of(config.task, answers)
 
 
 def _log_guides(model: ClassificationModel, process: Process) -> None:
@@ -228,6 +234,8 @@ def _described(config: TrimConfig, target: Target, task: ClassificationTask, inp
     method = describe_method(model, "full" if target.is_full else config.method)
     if isinstance(model.classes, Captions):
         method |= {"captions": asdict(config.captions), "given": model.classes.given}
+    if isinstance(model.classes, RankedAnswers):
+        method |= {"candidates": model.classes.candidates}
     return export_config(config.task, model.backbone.config, inputs.loader, target=target.plain, **method)
 
 

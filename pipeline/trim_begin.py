@@ -21,6 +21,7 @@ from pipeline.tasks.classes import Classes
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
 from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.tasks.ftkd import TaughtClassification
+from pipeline.tasks.generative_vqa import AnsweringModel, AnsweringTask
 from pipeline.trim_config import TrimConfig
 from pipeline.trim_plan import Examples, Plan
 from pipeline.trimming.cost import Units
@@ -84,6 +85,8 @@ class Beginning:
         """
         if self.config.trims is None and not self.target.is_full:
             return self._student_task(model, plan, typical)
+        if isinstance(model, AnsweringModel):
+            return AnsweringTask(model, self.inputs.load_tokenizer(), self.inputs.normalise, typical)
         smarttrim = self.config.smarttrim
         if self.config.distill_weight is not None:
             smarttrim = replace(smarttrim, distill_weight=self.config.distill_weight)

@@ -26,7 +26,8 @@ class TrimConfig(MethodsConfig):
 
     Attributes:
         task: ``statement``: is a sentence true of a picture? ``snli_ve``: does a picture entail a sentence,
-            contradict it, or neither? ``vqa``: which answer of a list? ``captioning``: what is to be told of a picture?
+            contradict it, or neither? ``vqa``: which answer of a list? ``vqa_generative``: the same by a
+            decoder that ranks the list (BLIP, untrimmed). ``captioning``: what is to be told of a picture (BLIP)?
         splits: Split folders to train on, and the weight of each in every batch.
         targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
             same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
@@ -36,7 +37,7 @@ class TrimConfig(MethodsConfig):
         keep_pruning: Whether the backbone is pruned as in pre-training (ELIP) while it is fine-tuned and ever after:
             the full model too, from which a speed-up then counts. None for each backbone's own way: METER is, where the
             method allows it, the others are not.
-        answers: Which answers ``vqa`` tells apart.
+        answers: Which answers ``vqa`` and ``vqa_generative`` tell apart.
         captions: How ``captioning`` tells of pictures; the prompt stands before every caption in training, and its
             tokens count among `max_tokens`.
         max_tokens: Length of statements and questions in training, where they are shorter than what the loader pads
@@ -69,18 +70,23 @@ class TrimConfig(MethodsConfig):
         weights_above_zero(self.splits, "trim.splits")
         self._check_targets([Target.parse(target) for target in self.targets])
         above_zero(self, "trim", "head_scale", "trimmer_scale")
-        if self.task == "captioning":
-            self._check_captioning()
+        if self.task in ("captioning", "vqa_generative"):
+            self._check_decoder([Target.parse(target) for target in self.targets])
 
-    def _check_captioning(self) -> None:
-        """Refuses what looks at a text beside the picture, leaves layers out, or is timed a statement at a time."""
+    def _check_decoder(self, targets: list[Target]) -> None:
+        """Refuses what was made for classifiers that look at a text beside the picture."""
+        if self.task == "vqa_generative" and not all(target.is_full for target in targets):
+            raise UserError(
+                f"trim.targets={list(self.targets)}: an answer decoder is not trimmed; set trim.targets to [1.0], or "
+                "trim.task to vqa, a classifier"
+            )
         if self.method not in ("smarttrim", "local"):
-            raise UserError(f"trim.task=captioning goes with trim.method smarttrim or local, not {self.method}")
+            raise UserError(f"trim.task={self.task} goes with trim.method smarttrim or local, not {self.method}")
         if self.keep_pruning:
-            raise UserError("trim.keep_pruning=true wants a text that guides it, and captioning has none; leave it out")
-        timed = [str(target) for target in map(Target.parse, self.targets) if target.unit == "ms"]
-        if timed:
-            raise UserError(f"trim.targets: {timed[0]} is not timed for captioning; give a speed-up such as 2.0x")
+            raise UserError(f"trim.keep_pruning=true does not go with trim.task={self.task}; leave it out")
+        timed = next((target for target in targets if target.unit == "ms"), None)
+        if timed is not None:
+            raise UserError(f"trim.targets: {timed} is not timed for captions; give a speed-up such as 2.0x")
 
     def _check_targets(self, targets: list[Target]) -> None:
         if len({target.name for target in targets}) != len(targets):

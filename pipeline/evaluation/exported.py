@@ -43,7 +43,7 @@ from pipeline.weights.folders import load_model
 TIMED = 16
 """Instances whose time is taken."""
 
-RESULT_FILES = ("snli_ve", "vqa", "captioning")
+RESULT_FILES = ("snli_ve", "vqa", "vqa_generative", "captioning")
 """Tasks with a server that takes results."""
 
 _MAX_TOKENS = {"albef": 25, "blip": 30, "meter": 50, "clip": 77}

@@ -204,5 +204,10 @@ def _name(batch: ImageTextBatch, row: int, key: str, known: dict[Any, str]) -> A
     return name
 
 
-TALLIES: dict[str, type[Tally]] = {"statement": StatementTally, "snli_ve": SnliVeTally, "vqa": VqaTally}
+TALLIES: dict[str, type[Tally]] = {
+    "statement": StatementTally,
+    "snli_ve": SnliVeTally,
+    "vqa": VqaTally,
+    "vqa_generative": VqaTally,
+}
 """By task."""

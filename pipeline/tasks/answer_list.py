@@ -26,12 +26,14 @@ class AnswersConfig:
 
     Attributes:
         at_least: For how many questions of the training splits it is the most frequent answer.
+        candidates: Of ``vqa_generative``: how many of the list are scored whole, the likeliest by their first word.
     """
 
     at_least: int = 9
+    candidates: int = 128
 
     def __post_init__(self) -> None:
-        at_least(self, "trim.answers", 1, "at_least")
+        at_least(self, "trim.answers", 1, "at_least", "candidates")
 
 
 def make_answers(folders: Iterable[ShardFolder], config: AnswersConfig) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from pipeline.models.blip_tasks import BlipAnswering
 from pipeline.models.schedule import TokenStream
 from pipeline.objectives.lm import text_losses
 
+_AT_ONCE = 1024  # answers; their words' scores take 500 MB with BERT's vocabulary and four tokens each
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -48,12 +50,15 @@ def rank(model: BlipAnswering, ids_CL: Tensor, mask_CL: Tensor, question: TokenS
         ids_CL: Candidate answers.
         mask_CL: True at real tokens.
         question: From `BlipAnswering.ask`.
-        keep: K, how many to score whole; they are chosen by their first word.
+        keep: K, how many to score whole; they are chosen by their first word. Not many are scored at once, whatever the
+            numbers.
     """
     chance_BC = model.first_words(question).softmax(-1)[:, ids_CL[:, 1]]
     kept_BK = chance_BC.topk(min(keep, len(ids_CL)), 1).indices
     chosen = kept_BK.flatten()
     rows = torch.arange(len(kept_BK), device=chosen.device).repeat_interleave(kept_BK.shape[1])
-    scores_BK = -answer_losses(model, ids_CL[chosen], mask_CL[chosen], question, rows).view_as(kept_BK)
+    blocks = zip(chosen.split(_AT_ONCE), rows.split(_AT_ONCE), strict=True)
+    losses = [answer_losses(model, ids_CL[some], mask_CL[some], question, own) for some, own in blocks]
+    scores_BK = -torch.cat(losses).view_as(kept_BK)
     best_B = kept_BK.gather(1, scores_BK.argmax(1, keepdim=True))[:, 0]
     return Ranking(kept_BK, scores_BK, best_B)

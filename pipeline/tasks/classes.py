@@ -24,15 +24,18 @@ from pipeline.objectives.gather import mean_over_global_count
 from pipeline.objectives.lm import caption_loss, next_words
 from pipeline.trimming.distillation import answer_divergence, class_divergence
 
-TaskName = Literal["statement", "snli_ve", "vqa", "captioning"]
+TaskName = Literal["statement", "snli_ve", "vqa", "vqa_generative", "captioning"]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 TEXTS: Mapping[TaskName, TextKind] = {
     "statement": "statements",
     "snli_ve": "relations",
     "vqa": "questions",
+    "vqa_generative": "questions",
     "captioning": "captions",
 }
 """What each task reads of a sample."""
+ANSWERING: tuple[TaskName, ...] = ("vqa", "vqa_generative")
+"""Tasks with a list of answers."""
 
 _SCORES = (0.0, 0.3, 0.6, 0.9)
 """Of an answer that so many annotators gave; of more of them it is 1."""
@@ -200,7 +203,7 @@ _FIXED: Mapping[str, Classes] = {"statement": STATEMENT, "snli_ve": SNLI_VE}
 
 
 def classes_of(task: str, answers: Sequence[str] = ()) -> Classes:
-    """The classes of a task; captions are told otherwise (`Captions`).
+    """The classes of a task whose model has a classifier.
 
     Args:
         task: One of `TASKS`.
@@ -214,7 +217,7 @@ def has_task(fields: Mapping[str, Any], task: TaskName) -> bool:
     if task == "captioning":
         return bool(fields.get("captions"))
     statements, questions = fields.get("statements", ()), fields.get("questions", ())
-    if task == "vqa":
+    if task in ANSWERING:
         return any(question.get("answers") for question in questions)
     return any(task == "statement" or statement.get("relation") in LABELS for statement in statements)
 

@@ -6,6 +6,7 @@ from pipeline.models.backbone import Backbone
 from pipeline.tasks.captioning import CaptioningModel
 from pipeline.tasks.classes import Captions, Classes
 from pipeline.tasks.classification import ClassificationModel
+from pipeline.tasks.generative_vqa import AnsweringModel, RankedAnswers
 from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig
 from pipeline.trimming.vision_only import ReductionConfig
 
@@ -26,4 +27,6 @@ def fine_tuned(
     if isinstance(classes, Captions):
         assert not isinstance(trimmers, ReductionConfig), "`TrimConfig` refuses them for captioning"
         return CaptioningModel(backbone, trimmers, policy, classes)
+    if isinstance(classes, RankedAnswers):
+        return AnsweringModel(backbone, classes)
     return ClassificationModel(backbone, trimmers, policy, classes=classes, **more)

@@ -161,7 +161,7 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
         left_out.discard(_SECTIONS.get(trim["method"], ""))
     if target.unit == "ms":
         left_out.discard("latency")
-    if trim.get("task") != "vqa":
+    if trim.get("task") not in ("vqa", "vqa_generative"):
         left_out.add("answers")
     if trim.get("task") != "captioning":
         left_out.add("captions")

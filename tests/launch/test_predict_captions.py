@@ -11,9 +11,9 @@ import transformers
 from PIL import Image
 
 from launch.cli import main
-from pipeline.generation import PROMPT
 from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.data.transforms import TransformConfig, eval_image, normalise
+from pipeline.generation import PROMPT
 
 TEXTS = ["a picture of two red circles", "a picture of a small blue square left of a star", "nothing to see here"]
 SIDE = 32

@@ -1,0 +1,134 @@
+"""Captioning, and answering by a decoder, through the worker's entry: trained, exported, evaluated, scored."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.errors import UserError
+from data_prep.shapes_published import write_published
+from data_prep.shapes_told import DOMAINS
+from data_prep.sources import SourceConfig, prepare
+from pipeline.captioner import Captioner
+from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.evaluation.exported import Evaluation, evaluate_export
+from pipeline.exports import load_classification_model
+from pipeline.metrics.tasks import SCORED
+from pipeline.process import Process
+from pipeline.progress import read_metrics
+from pipeline.tasks.generative_vqa import AnsweringModel
+from pipeline.trimmed_model import TrimmedModel
+from pipeline.worker import run_job
+from tests.pipeline.test_task_stages import evaluated, trained
+from tests.pipeline.test_train import job_of
+from tests.pipeline.test_trim_stages import picture
+
+SIZES = {"coco": {"train": 24, "val": 6}, "nocaps": {"val": 6}, "vqa": {"train": 40, "val": 10}}
+SEARCH = {"max_length": 14}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn data sets, their shards and a tokenizer."""
+    root = tmp_path_factory.mktemp("decoders")
+    for name, sizes in SIZES.items():
+        write_published(name, root / name / "raw", sizes, 32, 0)
+        source = SourceConfig(name=name, root=str(root / name / "raw"), shard_samples=10)
+        prepare(source, root / "data" / name, workers=1)
+    words = "a picture of two small red stars on the left and large blue circle is there how many yes no 0 1 2 3 4 5"
+    Tokenizer.train([words], TokenizerConfig(vocab_size=128)).save(root / "tokenizer")
+    return root
+
+
+@pytest.fixture(scope="module")
+def captioner(root: Path) -> Path:
+    """The stage's folder of a captioner that is trimmed."""
+    trained_on(root, "captioning", root / "trim", target=1.4)
+    return root / "trim"
+
+
+def trained_on(root: Path, task: str, folder: Path, **more: Any) -> dict[str, Any]:
+    split = "coco/train" if task == "captioning" else "vqa/train"
+    run = {"trim.splits": {split: 1.0}, "trim.captions": SEARCH, **more.pop("run", {})}
+    return trained((task, root), "blip", folder, run=run, **more)
+
+
+@pytest.mark.timeout(300)
+def test_a_trimmed_captioner_trains_exports_and_is_scored_as_its_result_file_is(
+    root: Path, captioner: Path, tmp_path: Path
+) -> None:
+    lines = read_metrics(captioner / "metrics.jsonl")
+    assert {"loss/task", "loss/full", "loss/divergence", "loss/cost"} <= lines[-1].keys()
+    run = {"tokenizer": str(root / "tokenizer"), "pretrained": None, "trimmed": {"trim": str(captioner / "export")}}
+    run["run"] = {"evaluate.statement_splits": ["coco/val"]}
+    rows = run_job(job_of(root / "data", tmp_path, "evaluate", **run), Process())["rows"]
+    file = tmp_path / "predictions" / "trim-coco-val.json"
+    said = json.loads(file.read_text())
+    raw = root / "coco" / "raw" / "captions_val2014.json"
+    assert {one["image_id"] for one in said} == {image["id"] for image in json.loads(raw.read_text())["images"]}
+    scores = SCORED["captions"](file, raw, False)
+    wanted = [{"metric": s.metric, "value": s.value, "low": s.low, "high": s.high} for s in scores]
+    assert [{key: row[key] for key in wanted[0]} for row in rows] == wanted
+    assert {"BLEU@4", "METEOR", "ROUGE-L", "CIDEr"} <= {row["metric"] for row in rows}
+    assert {row["task"] for row in rows} == {"captioning"} and rows[0]["gmacs"] < rows[0]["full_gmacs"]
+    assert Captioner.from_pretrained(captioner / "export").config.max_length == SEARCH["max_length"]
+    told = Captioner.from_pretrained(captioner / "export").caption([picture(), picture()], batch_size=1)
+    assert told[0] == told[1]
+
+
+@pytest.mark.timeout(300)
+def test_zero_shot_captions_are_scored_by_domain_too(root: Path, captioner: Path, tmp_path: Path) -> None:
+    given = {"model": captioner / "export", "task": "captioning", "split": str(root / "data/nocaps/val")}
+    found = [
+        evaluate_export(Evaluation(**given, batch_size=size, predictions=tmp_path / f"{size}.json"), Process())
+        for size in (1, 64)
+    ]
+    assert found[0]["scores"] == found[1]["scores"] and found[0]["gmacs"] == found[1]["gmacs"]
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "64.json").read_bytes()
+    cider = [score["metric"] for score in found[0]["scores"] if score["metric"].startswith("CIDEr")]
+    assert cider == ["CIDEr", *(f"CIDEr {domain}" for domain in DOMAINS)]
+    greedy = evaluate_export(Evaluation(**given, captions={"beams": 1}, limit=2), Process())
+    assert greedy["search"]["beams"] == 1 and greedy["gmacs"]["mean"] < found[0]["gmacs"]["mean"]
+
+
+@pytest.mark.timeout(300)
+def test_a_decoder_answers_questions_by_ranking_the_list(root: Path, tmp_path: Path) -> None:
+    run = {"trim.answers": {"at_least": 3, "candidates": 4}}
+    trained_on(root, "vqa_generative", tmp_path / "trim", target=1.0, run=run)
+    assert len(read_metrics(tmp_path / "trim" / "metrics.jsonl")) == 6
+    export = tmp_path / "trim" / "export"
+    model, _ = load_classification_model(export)
+    assert isinstance(model, AnsweringModel) and model.classes.candidates == 4 and len(model.classes.names) > 4
+    found = [
+        evaluated(("vqa", root), tmp_path / str(size), {"trim": export},
+                  **{"evaluate.statement_splits": ["vqa/val"], "evaluate.batch_size": size})
+        for size in (3, 64)
+    ]  # fmt: skip
+    assert [row["value"] for row in found[0]] == [row["value"] for row in found[1]]
+    file = tmp_path / "3" / "predictions" / "trim-vqa-val.json"
+    scores = SCORED["vqa"](file, root / "vqa" / "raw" / "v2_mscoco_val2014_annotations.json", False)
+    assert [score.value for score in scores] == [row["value"] for row in found[0]]
+    assert {row["task"] for row in found[0]} == {"vqa_generative"}
+    said = TrimmedModel.from_pretrained(export).predict([picture()], ["how many stars are there?"])[0]
+    assert said.answer in model.classes.names and 0 < said.probability <= 1
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ({"trim.method": "evit"}, "goes with trim.method smarttrim or local, not evit"),
+        ({"trim.targets": ["5 ms"]}, "5 ms is not timed for captions"),
+        ({"trim.keep_pruning": True}, "keep_pruning=true does not go with trim.task=captioning"),
+    ],
+)
+def test_what_captions_cannot_have_is_refused(root: Path, run: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        trained_on(root, "captioning", tmp_path / "trim", target=1.3, run=run)
+
+
+def test_other_backbones_have_no_decoder(root: Path, tmp_path: Path) -> None:
+    for task in ("captioning", "vqa_generative"):
+        split = "coco/train" if task == "captioning" else "vqa/train"
+        with pytest.raises(UserError, match=f"{task} wants a decoder, which albef has not"):
+            trained((task, root), "albef", tmp_path / "trim", target=1.0, run={"trim.splits": {split: 1.0}})
