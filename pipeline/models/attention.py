@@ -264,5 +264,5 @@ def _packed(q_TD: Tensor, keys: Keys, heads: int, head_mask_BH: Tensor | None, s
 def one_instance(q_HNd: Tensor, k_HMd: Tensor, v_HMd: Tensor, causal: bool) -> Tensor:
     """(H, N, d) of one instance; where it is causal the last query is at the last key."""
     # The kernel's own causal mask has the first query at the first key: it would hide what a growing text has said.
-    mask = _allowed(q_HNd, k_HMd, None, causal and len(q_HNd[0]) > 1)
+    mask = _allowed(q_HNd, k_HMd, None, causal and q_HNd.shape[-2] > 1)
     return F.scaled_dot_product_attention(q_HNd[None], k_HMd[None], v_HMd[None], mask)[0]

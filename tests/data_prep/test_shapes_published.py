@@ -10,7 +10,8 @@ from data_prep.errors import UserError
 from data_prep.shapes import REALMS
 from data_prep.shapes_published import write_published
 from data_prep.shapes_relations import TOGETHER, draw_related, draw_two, relation
-from data_prep.shapes_world import Dice
+from data_prep.shapes_told import DOMAINS
+from data_prep.shapes_world import HELD_OUT, Dice, draw_scene
 from data_prep.sources.snli_ve import LABELS
 from pipeline.data.decode import decode_image
 from tests.data_prep.published_files import shards
@@ -87,3 +88,23 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path: Pa
         with pytest.raises(UserError, match=said):
             write_published(name, tmp_path / out, sizes, side, 0)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "mine"]
+
+
+def test_captions_are_written_as_published(tmp_path: Path) -> None:
+    write_published("coco", tmp_path / "raw", {"train": 4, "val": 3}, 32, 3)
+    account, found = shards(tmp_path, "coco", root=str(tmp_path / "raw"))
+    assert (account["written"], account["skipped"]) == (7, {})
+    assert {len(fields["captions"]) for split in found.values() for fields in split.values()} == {5}
+    told = json.loads((tmp_path / "raw" / "captions_val2014.json").read_text())
+    assert sorted(image["id"] for image in told["images"]) == sorted({one["image_id"] for one in told["annotations"]})
+
+
+def test_nocaps_is_written_as_published_with_looks_that_training_has_not(tmp_path: Path) -> None:
+    write_published("nocaps", tmp_path / "raw", {"val": 6}, 32, 3)
+    account, found = shards(tmp_path, "nocaps", root=str(tmp_path / "raw"))
+    assert (account["written"], account["skipped"]) == (6, {})
+    domains = Counter(fields["domain"] for fields in found["val"].values())
+    assert domains == dict.fromkeys(DOMAINS, 2)
+    for domain, novel in (("in-domain", False), ("out-domain", True)):
+        scene = draw_scene(DOMAINS[domain], Dice("scene"))
+        assert {shape.look in HELD_OUT for shape in scene} == {novel}

@@ -15,7 +15,7 @@ from pipeline.exports import load_backbone, load_classification_model
 from pipeline.process import Process
 from pipeline.together import RankFailedError
 from tests.launch.test_cli import trimline
-from tests.pipeline.evaluation.exports import COLOURS, export, split, statement_export
+from tests.pipeline.evaluation.exports import COLOURS, caption_export, export, split, statement_export
 
 SCORES = ["TR R@1", "TR R@5", "TR R@10", "IR R@1", "IR R@5", "IR R@10", "R@10", "TR mean", "IR mean", "mean_recall"]
 
@@ -98,6 +98,35 @@ def test_zero_shot_and_precision(root: Path, tmp_path: Path, capsys: pytest.Capt
     assert "3 classes, guessing gives 33.33" in capsys.readouterr().out
 
 
+@pytest.mark.timeout(120)
+def test_captions_on_two_processes_and_in_any_batch(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [caption_export(tmp_path / "captioner"), "--task", "captioning", "--data", root / "data"]
+    one, more = tmp_path / "one.json", tmp_path / "more.json"
+    first = answer(capsys, *given, "--predictions", one)
+    ways = ["--processes", "2", "--batch-size", "2"]
+    second = answer(capsys, *given, *ways, "--predictions", more)
+    assert (first["samples"], first["search"]["max_length"]) == (11, 9)
+    for key in ("scores", "gmacs", "samples", "parameters"):
+        assert first[key] == second[key]
+    said = json.loads(one.read_text())
+    assert one.read_bytes() == more.read_bytes() and [each["image_id"] for each in said] == list(range(11))
+    assert len({each["caption"] for each in said}) > 1
+
+
+def test_captions_are_written_where_nothing_can_score_them(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    given = [caption_export(tmp_path / "captioner"), "--task", "captioning", "--data", root / "data"]
+    assert "install a Java runtime" in refused(capsys, *given)
+    words = [*given, "--predictions", tmp_path / "said.json", "--beams", "1", "--device", "cpu"]
+    assert main(["evaluate", *map(str, words)]) == 0
+    assert "not scored: caption metrics need Java" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "said.json").read_text())) == 11
+
+
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert main(["evaluate", *map(str, words)]) == 2
     told = capsys.readouterr().err
@@ -138,6 +167,10 @@ def test_mistakes_are_told_in_one_line(root: Path, tmp_path: Path, capsys: pytes
         "evaluates one export folder, and 2": [root / "albef", root / "meter", "--task", "retrieval", "--data", data],
         "METER has no contrastive features": [root / "meter", *zero_shot[1:]],
         "needs --label-field": zero_shot[:-2],
+        "--beams is for --task captioning": [root / "albef", "--task", "retrieval", "--data", data, "--beams", "2"],
+        "there is no server for retrieval": [
+            root / "albef", "--task", "retrieval", "--data", data, "--predictions", tmp_path / "x.json"
+        ],
         "is empty; write one a line": [*zero_shot, "--classes", tmp_path / "empty.txt"],
         "'red' twice": [*zero_shot, "--classes", tmp_path / "twice.txt"],
         "cannot be read as a text file": [*zero_shot, "--templates", tmp_path / "gone.txt"],

@@ -13,10 +13,13 @@ from data_prep.writer import write_split
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.generation import prompt_ids
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName, ModelConfig
 from pipeline.setup import export_config
+from pipeline.tasks.captioning import CaptioningModel
+from pipeline.tasks.classes import Captions
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.trimmers import TrimmerConfig
 from tests.pipeline.data.samples import Listed, png
@@ -90,5 +93,17 @@ def statement_export(folder: Path) -> Path:
     model = ClassificationModel(backbone, trimmers)
     described = export_config("statement", backbone.config, loader_of(backbone.config), target=2.0,
                               trimmers=asdict(trimmers))  # fmt: skip
+    export_weights(folder, model.state_dict(), json.loads(json.dumps(described)), TOKENIZER)
+    return folder
+
+
+def caption_export(folder: Path) -> Path:
+    """Of a captioner whose trimmers keep about half."""
+    trimmers, search = TrimmerConfig(keep_bias=0.1, last_std=0.5), {"prompt": "a photo of", "max_length": 9}
+    given = prompt_ids(TOKENIZER, search["prompt"]).shape[1]  # type: ignore[arg-type]
+    model = CaptioningModel(lively("blip"), trimmers, classes=Captions("captioning", (), given, 3))
+    sizes = model.backbone.config
+    described = export_config("captioning", sizes, loader_of(sizes), target=2.0, trimmers=asdict(trimmers),
+                              captions=search, given=given)  # fmt: skip
     export_weights(folder, model.state_dict(), json.loads(json.dumps(described)), TOKENIZER)
     return folder
