@@ -40,6 +40,8 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     templates = "zero_shot: prompts with {} for the class, a line each ('a photo of a {}.')"
     group.add_argument("--templates", metavar="FILE", help=templates)
     add_search(group)
+    listed = "vqa_generative: JSON list of answers, for imported weights, which have none"
+    group.add_argument("--answers", metavar="FILE", help=listed)
     written = "vqa, snli_ve, captioning: file to write as the task's server takes it"
     group.add_argument("--predictions", metavar="FILE", help=written)
     group.add_argument("--tokenizer", metavar="DIR", help="where the folder has none, as imported weights")
@@ -60,7 +62,9 @@ def evaluate_export_handler(options: argparse.Namespace) -> Answer:
     names = ["task", "data", "split", "batch_size", "limit", "rerank", "label_field"]
     names += ["precision", "processes", "device"]
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
-    chosen |= {name: _path(getattr(options, name)) for name in ("classes", "templates", "tokenizer", "predictions")}
+    chosen |= {
+        name: _path(getattr(options, name)) for name in ("classes", "templates", "tokenizer", "predictions", "answers")
+    }
     chosen["captions"] = given_search(options)
     return evaluate_command(Path(given[0]).expanduser(), **chosen)
 

@@ -29,19 +29,24 @@ from pipeline.measure.single import SingleLatency, single_latency
 from pipeline.metrics.captions import missing_for_captions
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
-from pipeline.models.blip_tasks import BlipCaptioner
+from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner
 from pipeline.models.config import ModelConfig
 from pipeline.process import Process
 from pipeline.setup import check_padding, check_sizes
+from pipeline.tasks.answer_list import ANSWERS, AnswersConfig, read_answer_list
 from pipeline.tasks.captioning import CaptioningModel
 from pipeline.tasks.classes import TEXTS
 from pipeline.tasks.classification import ClassificationModel
+from pipeline.tasks.generative_vqa import AnsweringModel, RankedAnswers
 from pipeline.tasks.retrieval import pair_score
 from pipeline.trimmed_model import prepared_input
 from pipeline.weights.folders import load_model
 
 TIMED = 16
 """Instances whose time is taken."""
+
+IMPORTED: Mapping[str, tuple[str, ...]] = {"vqa_generative": ("blip_vqa",)}
+"""Exports of `trimline import` that do a task of fine-tuning."""
 
 RESULT_FILES = ("snli_ve", "vqa", "vqa_generative", "captioning")
 """Tasks with a server that takes results."""
@@ -67,6 +72,7 @@ class Evaluation:
         classes: Of zero_shot, their names; empty for all labels there are.
         templates: Of zero_shot, with ``{}`` for the class.
         captions: Of captioning, what is searched for otherwise than the export says (`CaptionConfig`).
+        answers: Of vqa_generative, JSON file with the list, for imported weights, which have none.
         predictions: File to write for the task's server; None for none.
     """
 
@@ -82,6 +88,7 @@ class Evaluation:
     classes: tuple[str, ...] = ()
     templates: tuple[str, ...] = TEMPLATES
     captions: Mapping[str, Any] = field(default_factory=dict)
+    answers: Path | None = None
     predictions: Path | None = None
 
     def __post_init__(self) -> None:
@@ -174,7 +181,7 @@ def _classes(job: Job) -> Evaluated:
     loader = job.source.batches(job.model.classes.text, what.batch_size, job.process, what.limit)
     said = said_on(job.model, job.source, loader, job.process)
     scores = said.tally.scores()
-    if not scores:
+    if not scores and what.predictions is None:
         raise UserError(
             f"{what.split}: nobody says what is right of its {job.model.classes.text}; use a labelled split"
         )
@@ -251,7 +258,7 @@ TASKS: dict[str, Task] = {
         fits=_contrast_missing,
     ),
     **{
-        name: Task(kinds=(name,), text=text, evaluate=_classes, instance=_one_text)
+        name: Task(kinds=(name, *IMPORTED.get(name, ())), text=text, evaluate=_classes, instance=_one_text)
         for name, text in TEXTS.items()
         if name != "captioning"
     },
@@ -335,7 +342,21 @@ def open_export(evaluation: Evaluation, task: Task) -> tuple[nn.Module, Source]:
     loader = _loader(folder, described, config)
     check_sizes(config, loader)
     tokenizer = _tokenizer(evaluation, config)
+    if isinstance(model, BlipAnswering):
+        model = AnsweringModel(model, _given_answers(evaluation, tokenizer)).eval()
+    elif evaluation.answers is not None:
+        raise UserError(f"--answers is for imported weights; {folder} has its own list or none; leave it out")
     return model, Source(split=evaluation.split, loader=loader, tokenizer=tokenizer)
+
+
+def _given_answers(evaluation: Evaluation, tokenizer: Tokenizer) -> RankedAnswers:
+    if evaluation.answers is None or not evaluation.answers.is_file():
+        raise UserError(
+            f"{evaluation.model} holds imported weights, which have no list of answers; give --answers FILE, a JSON "
+            f"list of texts such as {ANSWERS} of an export"
+        )
+    names = read_answer_list(evaluation.answers, "give a JSON list of different texts")
+    return RankedAnswers.of(names, tokenizer, AnswersConfig.candidates)
 
 
 def _tokenizer(evaluation: Evaluation, config: ModelConfig) -> Tokenizer:

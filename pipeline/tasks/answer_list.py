@@ -70,9 +70,22 @@ def read_answers(folder: Path) -> tuple[str, ...]:
     """
     if not (folder / ANSWERS).is_file():
         raise UserError(f"{folder} has no {ANSWERS}, the answers that its head scores; export it again")
-    answers = read_json(folder / ANSWERS)
+    return read_answer_list(folder / ANSWERS, "export it again")
+
+
+def read_answer_list(file: Path, mend: str) -> tuple[str, ...]:
+    """The answers of a JSON file.
+
+    Args:
+        file: It is there.
+        mend: What to do where it is no such list.
+
+    Raises:
+        UserError: It is no list of different texts.
+    """
+    answers = read_json(file)
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise UserError(f"{folder / ANSWERS} is no list of texts; export it again")
+        raise UserError(f"{file} is no list of texts; {mend}")
     if twice := [answer for answer, count in Counter(answers).items() if count > 1]:
-        raise UserError(f"{folder / ANSWERS} has {len(twice)} answers twice, such as {twice[0]!r}; export it again")
+        raise UserError(f"{file} has {len(twice)} answers twice, such as {twice[0]!r}; {mend}")
     return tuple(answers)
