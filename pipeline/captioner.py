@@ -20,6 +20,7 @@ from pipeline.exports import caption_config, captions_of, load_classification_mo
 from pipeline.generation import CaptionConfig, prompt_ids
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blip_tasks import BlipCaptioner
+from pipeline.setup import check_room
 from pipeline.tasks.captioning import CaptioningModel, Told
 from pipeline.trimmed_model import Picture, prepared_input, read_picture
 from pipeline.weights.folders import load_model
@@ -48,7 +49,7 @@ class Captioner:
         transform: Size and channels of its input; None for those of the published captioners.
 
     Raises:
-        UserError: The tokenizer has more words than the model.
+        UserError: The tokenizer has more words than the model, or the search goes on longer than its texts.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Captioner:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} words, the model {words}; give the one it was trained with"
             )
+        check_room(sizes.text, config.max_length, "max_length")
         self.tokenizer, self.config = tokenizer, config
         self.device = next(model.parameters()).device
         self.prompt_1L = prompt_ids(tokenizer, config.prompt).to(self.device)

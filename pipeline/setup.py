@@ -17,6 +17,7 @@ from pipeline.data.transforms import normalise
 from pipeline.engine import EngineConfig
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.config import ModelConfig
+from pipeline.models.text import TextConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,19 @@ def check_sizes(config: ModelConfig, loader: LoaderConfig) -> None:
         raise UserError(
             f"loader.max_tokens={loader.max_tokens} is more than the {text.longest} that "
             f"model.text.max_positions={text.max_positions} has room for; make one larger or the other smaller"
+        )
+
+
+def check_room(config: TextConfig, tokens: int, key: str) -> None:
+    """Refuses texts that are longer than a model's.
+
+    Raises:
+        UserError: Naming both lengths.
+    """
+    if tokens > config.longest:
+        raise UserError(
+            f"{key}={tokens} is more than the {config.longest} tokens that the model's text.max_positions="
+            f"{config.max_positions} has room for; make it smaller"
         )
 
 

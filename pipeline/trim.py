@@ -30,7 +30,7 @@ from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.rng_state import seed_everything
-from pipeline.setup import Inputs, check_batch, export_config
+from pipeline.setup import Inputs, check_batch, check_room, export_config
 from pipeline.tasks.answer_list import ANSWERS, make_answers
 from pipeline.tasks.classes import ANSWERING, TEXTS, Captions, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
@@ -68,6 +68,9 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
         more = {} if kept is None else {"pruning": kept}
         model = fine_tuned(backbone, config.trims, config.policy, classes=_supposed(config), **more)
     longest = max_tokens if config.max_tokens is None else config.max_tokens
+    if config.task == "captioning":
+        check_room(backbone.config.text, longest, "trim.max_tokens")
+        check_room(backbone.config.text, config.captions.max_length, "trim.captions.max_length")
     check_before([Target.parse(target) for target in config.targets], model, longest)
 
 

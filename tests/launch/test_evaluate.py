@@ -121,6 +121,9 @@ def test_captions_are_written_where_nothing_can_score_them(
     monkeypatch.setenv("PATH", str(tmp_path))
     given = [caption_export(tmp_path / "captioner"), "--task", "captioning", "--data", root / "data"]
     assert "install a Java runtime" in refused(capsys, *given)
+    assert "max_length=40 is more than the 10 tokens" in refused(
+        capsys, *given, "--max-length", "40", "--predictions", "x"
+    )
     words = [*given, "--predictions", tmp_path / "said.json", "--beams", "1", "--device", "cpu"]
     assert main(["evaluate", *map(str, words)]) == 0
     assert "not scored: caption metrics need Java" in capsys.readouterr().out
