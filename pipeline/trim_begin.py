@@ -85,11 +85,12 @@ class Beginning:
         """
         if self.config.trims is None and not self.target.is_full:
             return self._student_task(model, plan, typical)
-        if isinstance(model, AnsweringModel):
-            return AnsweringTask(model, self.inputs.load_tokenizer(), self.inputs.normalise, typical)
         smarttrim = self.config.smarttrim
         if self.config.distill_weight is not None:
             smarttrim = replace(smarttrim, distill_weight=self.config.distill_weight)
+        if isinstance(model, AnsweringModel):
+            words = self.inputs.load_tokenizer()
+            return AnsweringTask(model, words, self.inputs.normalise, plan.speed_up, smarttrim, typical)
         return ClassificationTask(model, self.inputs.normalise, plan.speed_up, smarttrim, typical)
 
     def _student_task(self, teacher: ClassificationModel, plan: Plan, typical: Units) -> TaughtClassification:

@@ -27,7 +27,7 @@ class TrimConfig(MethodsConfig):
     Attributes:
         task: ``statement``: is a sentence true of a picture? ``snli_ve``: does a picture entail a sentence,
             contradict it, or neither? ``vqa``: which answer of a list? ``vqa_generative``: the same by a
-            decoder that ranks the list (BLIP, untrimmed). ``captioning``: what is to be told of a picture (BLIP)?
+            decoder that ranks the list (BLIP). ``captioning``: what is to be told of a picture (BLIP)?
         splits: Split folders to train on, and the weight of each in every batch.
         targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
             same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
@@ -75,18 +75,13 @@ class TrimConfig(MethodsConfig):
 
     def _check_decoder(self, targets: list[Target]) -> None:
         """Refuses what was made for classifiers that look at a text beside the picture."""
-        if self.task == "vqa_generative" and not all(target.is_full for target in targets):
-            raise UserError(
-                f"trim.targets={list(self.targets)}: an answer decoder is not trimmed; set trim.targets to [1.0], or "
-                "trim.task to vqa, a classifier"
-            )
         if self.method not in ("smarttrim", "local"):
             raise UserError(f"trim.task={self.task} goes with trim.method smarttrim or local, not {self.method}")
         if self.keep_pruning:
             raise UserError(f"trim.keep_pruning=true does not go with trim.task={self.task}; leave it out")
         timed = next((target for target in targets if target.unit == "ms"), None)
         if timed is not None:
-            raise UserError(f"trim.targets: {timed} is not timed for captions; give a speed-up such as 2.0x")
+            raise UserError(f"trim.targets: {timed} is not timed for decoders; give a speed-up such as 2.0x")
 
     def _check_targets(self, targets: list[Target]) -> None:
         if len({target.name for target in targets}) != len(targets):

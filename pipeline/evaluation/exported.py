@@ -40,6 +40,7 @@ from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.generative_vqa import AnsweringModel, RankedAnswers
 from pipeline.tasks.retrieval import pair_score
 from pipeline.trimmed_model import prepared_input
+from pipeline.trimming.trimmers import SMARTTRIM
 from pipeline.weights.folders import load_model
 
 TIMED = 16
@@ -343,7 +344,7 @@ def open_export(evaluation: Evaluation, task: Task) -> tuple[nn.Module, Source]:
     check_sizes(config, loader)
     tokenizer = _tokenizer(evaluation, config)
     if isinstance(model, BlipAnswering):
-        model = AnsweringModel(model, _given_answers(evaluation, tokenizer)).eval()
+        model = AnsweringModel(model, None, SMARTTRIM, _given_answers(evaluation, tokenizer)).eval()
     elif evaluation.answers is not None:
         raise UserError(f"--answers is for imported weights; {folder} has its own list or none; leave it out")
     return model, Source(split=evaluation.split, loader=loader, tokenizer=tokenizer)

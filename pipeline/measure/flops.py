@@ -8,7 +8,7 @@ n tokens of the stream, m tokens of the source, D width, h working heads of H, d
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,49 @@ class StepCounts:
     cross_heads: Tensor
     mlp: Tensor | None = None
     pairs: Tensor | None = None
+
+
+class Telling(Protocol):
+    """What a decoder does for an instance whose text has n tokens beside its first, all (B,)."""
+
+    def tokens(self, n: Tensor) -> Tensor:
+        """Tokens that go through its layers."""
+        ...
+
+    def pairs(self, n: Tensor) -> Tensor:
+        """Queries times keys of the self-attention."""
+        ...
+
+    def words(self, n: Tensor) -> Tensor:
+        """MACs of the scores of words."""
+        ...
+
+
+@dataclass(frozen=True)
+class AnswerRanking:
+    """How a decoder ranks answers: the first words of all are scored, then some answers whole.
+
+    Attributes:
+        answers: How many are scored whole.
+        length: Their mean length in tokens, begin and end included.
+        word_macs: Of the scores of all words at one place.
+    """
+
+    answers: int
+    length: float
+    word_macs: int
+
+    def tokens(self, n: Tensor) -> Tensor:
+        """See `Telling`; the same for every question."""
+        return torch.full_like(1.0 * n, 1 + self.answers * self.length)
+
+    def pairs(self, n: Tensor) -> Tensor:
+        """See `Telling`."""
+        return torch.full_like(1.0 * n, 1 + self.answers * self.length**2)
+
+    def words(self, n: Tensor) -> Tensor:
+        """See `Telling`."""
+        return self.word_macs * self.tokens(n)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ and for the grounded encoder.
 B batch, L text tokens, D width, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from pipeline.models.backbone import Backbone, matching_head
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
-from pipeline.models.schedule import Step, TokenStream, execute
+from pipeline.models.packing import unpack
+from pipeline.models.schedule import Intervention, Step, TokenStream, execute
 from pipeline.models.text import Bert, TextConfig, TextTower, text_block
 
 EXTRA_WORDS = 2
@@ -38,7 +40,18 @@ def shared_decoder(config: TextConfig, source_width: int, encoder: Bert) -> Text
     return decoder
 
 
-def decode(decoder: TextTower, ids_BL: Tensor, mask_BL: Tensor, source: TokenStream) -> Tensor:
+def decoder_steps(decoder: TextTower) -> list[Step]:
+    """A decoder's layers, that tell of the stream ``source``."""
+    return decoder.bert.steps("decoder", slice(None), ("source",), tells=True)
+
+
+def decode(
+    decoder: TextTower,
+    ids_BL: Tensor,
+    mask_BL: Tensor,
+    source: TokenStream,
+    interventions: Sequence[Intervention] = (),
+) -> Tensor:
     """(B, L, D) a decoder's last states; position t has seen the tokens up to t and the source.
 
     Args:
@@ -46,11 +59,12 @@ def decode(decoder: TextTower, ids_BL: Tensor, mask_BL: Tensor, source: TokenStr
         ids_BL: Texts; their first token is replaced by [DEC].
         mask_BL: True at real tokens.
         source: What it tells of: an image, or a question that has seen one.
+        interventions: Methods that act on its layers; where they pack the texts L is the length of the longest.
     """
     ids_BL = begin_with(ids_BL, "decode", decoder.bert.embeddings.word_embeddings.num_embeddings)
     text = decoder.bert.embed(ids_BL, mask_BL, causal=True)
-    steps = decoder.bert.steps("decoder", slice(None), ("source",))
-    return execute(steps, {"text": text, "source": source})["text"].x
+    streams = execute(decoder_steps(decoder), {"text": text, "source": source}, interventions)
+    return unpack(streams["text"]).x
 
 
 class GroundedBlip(Backbone):

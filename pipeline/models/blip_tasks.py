@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.backbone import Backbone, Fused, matching_head
-from pipeline.models.blip import Blip, GroundedBlip, begin_with, decode
+from pipeline.models.blip import Blip, GroundedBlip, begin_with, decode, decoder_steps
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
 from pipeline.models.packing import unpack
@@ -52,28 +52,43 @@ class BlipAnswering(GroundedBlip):
         text = config.text
         self.text_decoder = TextTower(text, [text_block(text, text.width) for _ in range(text.text_layers)])
 
-    def ask(self, ids_BL: Tensor, mask_BL: Tensor, image: TokenStream) -> TokenStream:
+    @property
+    def schedule(self) -> list[Step]:
+        """The encoders', then the decoder's, which reads the question."""
+        return [*super().schedule, *decoder_steps(self.text_decoder)]
+
+    def ask(
+        self, ids_BL: Tensor, mask_BL: Tensor, image: TokenStream, interventions: Sequence[Intervention] = ()
+    ) -> TokenStream:
         """The question's states, beginning with [ENC]; padding stays marked and is never answered from."""
         text = self.embed_text(begin_with(ids_BL, "ground", self.config.text.vocab_size), mask_BL)
-        return self.fuse(text, image).text
+        return self.fuse(text, image, interventions).text
 
-    def answer(self, ids_AL: Tensor, mask_AL: Tensor, question: TokenStream, rows_A: Tensor) -> Tensor:
+    def answer(
+        self,
+        ids_AL: Tensor,
+        mask_AL: Tensor,
+        question: TokenStream,
+        rows_A: Tensor,
+        interventions: Sequence[Intervention] = (),
+    ) -> Tensor:
         """(A, L, V) word scores of answers.
 
         Args:
             ids_AL: Answers; their first token is replaced by [DEC].
             mask_AL: True at real tokens.
             question: From `ask`.
-            rows_A: Which question each answer belongs to.
+            rows_A: Which question each answer belongs to, rising; each question has one.
+            interventions: Methods that act on the decoder's layers; see `decode`.
         """
         source = replace(question, rows=rows_A)
-        return self.text_decoder.word_scores(decode(self.text_decoder, ids_AL, mask_AL, source))
+        return self.text_decoder.word_scores(decode(self.text_decoder, ids_AL, mask_AL, source, interventions))
 
-    def first_words(self, question: TokenStream) -> Tensor:
+    def first_words(self, question: TokenStream, interventions: Sequence[Intervention] = ()) -> Tensor:
         """(B, V) scores of an answer's first word."""
-        begin_B1 = torch.zeros(len(question.x), 1, dtype=torch.long, device=question.x.device)
-        rows_B = torch.arange(len(begin_B1), device=begin_B1.device)
-        return self.answer(begin_B1, torch.ones_like(begin_B1), question, rows_B)[:, 0]
+        device, count = question.x.device, len(question.cls)
+        begin_B1, rows_B = torch.zeros(count, 1, dtype=torch.long, device=device), torch.arange(count, device=device)
+        return self.answer(begin_B1, torch.ones_like(begin_B1), question, rows_B, interventions)[:, 0]
 
 
 class BlipCaptioner(Backbone):

@@ -3,13 +3,14 @@
 B questions, A answers of all of them, L tokens, C candidate answers, K kept ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pipeline.models.blip_tasks import BlipAnswering
-from pipeline.models.schedule import TokenStream
+from pipeline.models.schedule import Intervention, TokenStream
 from pipeline.objectives.lm import text_losses
 
 _AT_ONCE = 1024  # answers; their words' scores take 500 MB with BERT's vocabulary and four tokens each
@@ -31,10 +32,17 @@ class Ranking:
 
 
 def answer_losses(
-    model: BlipAnswering, ids_AL: Tensor, mask_AL: Tensor, question: TokenStream, rows_A: Tensor
+    model: BlipAnswering,
+    ids_AL: Tensor,
+    mask_AL: Tensor,
+    question: TokenStream,
+    rows_A: Tensor,
+    interventions: Sequence[Intervention] = (),
 ) -> Tensor:
     """(A,) smoothed loss of each answer, summed over its words; arguments as in `BlipAnswering.answer`."""
-    return text_losses(model.answer(ids_AL, mask_AL, question, rows_A), ids_AL, mask_AL)
+    scores_ALV = model.answer(ids_AL, mask_AL, question, rows_A, interventions)
+    length = scores_ALV.shape[1]  # of the longest, where they are packed
+    return text_losses(scores_ALV, ids_AL[:, :length], mask_AL[:, :length])
 
 
 def answering_loss(losses_A: Tensor, weights_A: Tensor, questions: int) -> Tensor:
@@ -42,7 +50,14 @@ def answering_loss(losses_A: Tensor, weights_A: Tensor, questions: int) -> Tenso
     return (losses_A * weights_A).sum() / questions
 
 
-def rank(model: BlipAnswering, ids_CL: Tensor, mask_CL: Tensor, question: TokenStream, keep: int) -> Ranking:
+def rank(
+    model: BlipAnswering,
+    ids_CL: Tensor,
+    mask_CL: Tensor,
+    question: TokenStream,
+    keep: int,
+    interventions: Sequence[Intervention] = (),
+) -> Ranking:
     """Which of the same candidates answers each question best.
 
     Args:
@@ -52,13 +67,14 @@ def rank(model: BlipAnswering, ids_CL: Tensor, mask_CL: Tensor, question: TokenS
         question: From `BlipAnswering.ask`.
         keep: K, how many to score whole; they are chosen by their first word. Not many are scored at once, whatever the
             numbers.
+        interventions: Methods that act on the decoder's layers.
     """
-    chance_BC = model.first_words(question).softmax(-1)[:, ids_CL[:, 1]]
+    chance_BC = model.first_words(question, interventions).softmax(-1)[:, ids_CL[:, 1]]
     kept_BK = chance_BC.topk(min(keep, len(ids_CL)), 1).indices
     chosen = kept_BK.flatten()
     rows = torch.arange(len(kept_BK), device=chosen.device).repeat_interleave(kept_BK.shape[1])
     blocks = zip(chosen.split(_AT_ONCE), rows.split(_AT_ONCE), strict=True)
-    losses = [answer_losses(model, ids_CL[some], mask_CL[some], question, own) for some, own in blocks]
+    losses = [answer_losses(model, ids_CL[some], mask_CL[some], question, own, interventions) for some, own in blocks]
     scores_BK = -torch.cat(losses).view_as(kept_BK)
     best_B = kept_BK.gather(1, scores_BK.argmax(1, keepdim=True))[:, 0]
     return Ranking(kept_BK, scores_BK, best_B)

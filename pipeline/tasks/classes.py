@@ -185,8 +185,7 @@ class Captions(Classes):
 
     def divergence(self, trimmed_BA: Tensor, full_BA: Tensor) -> Tensor:
         """Of the vocabulary's distributions, mean over the words of all processes."""
-        count = torch.tensor(len(trimmed_BA), device=trimmed_BA.device)
-        return mean_over_global_count(class_divergence(trimmed_BA, full_BA) * count, count)
+        return word_divergence(trimmed_BA, full_BA)
 
     def accuracy(self, scores_BA: Tensor, targets: Tensor) -> Tensor:
         """Share of words that are told rightly behind the right ones."""
@@ -210,6 +209,12 @@ def classes_of(task: str, answers: Sequence[str] = ()) -> Classes:
         answers: The answer list, where the task has one.
     """
     return _FIXED[task] if task in _FIXED else AnswerList("vqa", tuple(answers))
+
+
+def word_divergence(trimmed_MV: Tensor, full_MV: Tensor) -> Tensor:
+    """Scalar: KL of the vocabulary's distributions, mean over the words of all processes."""
+    count = torch.tensor(len(trimmed_MV), device=trimmed_MV.device)
+    return mean_over_global_count(class_divergence(trimmed_MV, full_MV) * count, count)
 
 
 def has_task(fields: Mapping[str, Any], task: TaskName) -> bool:

@@ -254,22 +254,26 @@ class ClassificationTask(EachPartAlone):
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
         """The task's loss; with trimmers also the full model's, the divergence from it, and the cost."""
-        gate = self._gate(progress)
         pixels, targets = self.normalise(batch.pixels), self.classes.targets(batch)
         full = self.config.distill_weight > 0
-        answers: Answers = forward(pixels, batch.token_ids, batch.token_mask, gate, full)
+        answers: Answers = forward(pixels, batch.token_ids, batch.token_mask, self.gate(progress), full)
+        return self.losses_of(answers, targets, batch, progress)
+
+    def losses_of(self, answers: Answers, targets: Any, batch: ImageTextBatch, progress: float) -> Losses:
+        """The same of what the model has said; `targets` as the classes want them."""
         if answers.trimmed_BA is None:
             assert answers.full_BA is not None
             loss = self.classes.loss(answers.full_BA, targets)
             return Losses(loss, {"task": loss}, {"accuracy": self.classes.accuracy(answers.full_BA, targets)})
         return self._trimmed(answers, targets, units_of(self.model.backbone, batch.token_mask), progress)
 
-    def _gate(self, progress: float) -> Gate:
+    def gate(self, progress: float) -> Gate:
+        """How trimmers' scores are turned into masks now."""
         trimmers = self.config.trimmers
         ramp = min(1.0, progress / trimmers.noise_ramp) if trimmers.noise_ramp else 1.0
         return GumbelGate(trimmers.noise * ramp, trimmers.temperature, self.curriculum.shift)
 
-    def _trimmed(self, answers: Answers, targets: Tensor, units: Units, progress: float) -> Losses:
+    def _trimmed(self, answers: Answers, targets: Any, units: Units, progress: float) -> Losses:
         assert answers.trimmed_BA is not None
         measured = (self.cost.of(answers.decisions, units) / self.cost.full(units)).mean()
         # Cost is that of the global batch: a process alone would have its own few instances keep the wanted share.

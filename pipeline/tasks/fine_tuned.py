@@ -24,9 +24,9 @@ def fine_tuned(
     Raises:
         UserError: The backbone cannot do the task.
     """
-    if isinstance(classes, Captions):
-        assert not isinstance(trimmers, ReductionConfig), "`TrimConfig` refuses them for captioning"
-        return CaptioningModel(backbone, trimmers, policy, classes)
-    if isinstance(classes, RankedAnswers):
-        return AnsweringModel(backbone, classes)
+    if isinstance(classes, Captions | RankedAnswers):
+        assert not isinstance(trimmers, ReductionConfig), "`TrimConfig` refuses them for decoders"
+        if isinstance(classes, Captions):
+            return CaptioningModel(backbone, trimmers, policy, classes)
+        return AnsweringModel(backbone, trimmers, policy, classes)
     return ClassificationModel(backbone, trimmers, policy, classes=classes, **more)

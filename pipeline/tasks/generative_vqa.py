@@ -8,35 +8,39 @@ B questions, A answers of the list or of a batch, L tokens, K answers that are s
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
-from pipeline.measure.flops import StepCounts, linear_macs, schedule_macs
+from pipeline.measure.flops import AnswerRanking, StepCounts, linear_macs, schedule_macs
 from pipeline.metrics.vqa import normalised
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import Blip
 from pipeline.models.blip_tasks import BlipAnswering
-from pipeline.models.schedule import Intervention, Step, TokenStream, site
-from pipeline.tasks.answering import answer_losses, answering_loss, rank
-from pipeline.tasks.classes import AnswerList, annotated_answers
-from pipeline.tasks.classification import ClassificationModel, ClassificationTask, SmartTrimConfig
+from pipeline.models.schedule import Intervention, TokenStream, site
+from pipeline.objectives.lm import LABEL_SMOOTHING, next_words
+from pipeline.precision import at_least_float32
+from pipeline.tasks.answering import answering_loss, rank
+from pipeline.tasks.classes import AnswerList, annotated_answers, word_divergence
+from pipeline.tasks.classification import Answers, ClassificationModel, ClassificationTask, SmartTrimConfig
 from pipeline.tasks.task import Losses
-from pipeline.trimming.cost import CostModel, Units
-from pipeline.trimming.trimmers import block_size
+from pipeline.trimming.cost import CostModel, Units, units_of
+from pipeline.trimming.smarttrim import Gate, threshold
+from pipeline.trimming.trimmers import Policy, TrimmerConfig, block_size
 
 _LONGEST = 30  # tokens of an answer
 
 
 @dataclass(frozen=True)
 class RankedAnswers(AnswerList):
-    """Answers that a decoder ranks; a score is minus the answer's loss.
+    """Answers that a decoder ranks. What it says is a score of each, minus the answer's loss; what it learns are words.
 
     Attributes:
         tokens: Of each answer, begin and end included.
@@ -60,6 +64,20 @@ class RankedAnswers(AnswerList):
         ids_AL = nn.utils.rnn.pad_sequence([torch.tensor(tokens) for tokens in self.tokens], batch_first=True)
         return ids_AL, torch.arange(ids_AL.shape[1]) < lengths_A[:, None]
 
+    def loss(self, scores_BA: Tensor, targets: "Taught") -> Tensor:  # type: ignore[override]  # of (M, V) words
+        """Smoothed loss of the annotators' answers, summed over their words by their weights, mean over questions."""
+        target_M, weights_M = targets.words
+        losses_M = F.cross_entropy(scores_BA, target_M, reduction="none", label_smoothing=LABEL_SMOOTHING)
+        return answering_loss(losses_M, weights_M, targets.questions)
+
+    def accuracy(self, scores_BA: Tensor, targets: "Taught") -> Tensor:  # type: ignore[override]
+        """Share of words that are told rightly behind the right ones."""
+        return (scores_BA.detach().argmax(1) == targets.words[0]).float().mean()
+
+    def divergence(self, trimmed_BA: Tensor, full_BA: Tensor) -> Tensor:
+        """Of the vocabulary's distributions at (M, V) words, mean over the words of all processes."""
+        return word_divergence(trimmed_BA, full_BA)
+
     def probabilities(self, scores_BA: Tensor) -> Tensor:
         """Softmax over the answers that were scored whole."""
         return scores_BA.softmax(-1)
@@ -71,14 +89,22 @@ class Taught(NamedTuple):
     Attributes:
         ids_AL: Their tokens.
         mask_AL: True at real ones.
-        rows_A: Which question each belongs to.
+        rows_A: Which question each belongs to, rising; each question has one.
         weights_A: Share of the question's annotators who gave it.
+        questions: B.
     """
 
     ids_AL: Tensor
     mask_AL: Tensor
     rows_A: Tensor
     weights_A: Tensor
+    questions: int
+
+    @property
+    def words(self) -> tuple[Tensor, Tensor]:
+        """(M,) tokens to tell, and the weights of their answers."""
+        told_AL = next_words(self.mask_AL)
+        return self.ids_AL[told_AL.roll(1, 1)], self.weights_A[told_AL.nonzero()[:, 0]]
 
 
 def answering_of(backbone: Backbone) -> BlipAnswering:
@@ -106,10 +132,14 @@ def answering_of(backbone: Backbone) -> BlipAnswering:
 
 
 class AnsweringModel(ClassificationModel):
-    """BLIP's question answering, untrimmed.
+    """BLIP's question answering, and trimmers if it is to be trimmed.
+
+    The text-only CLS guides the picture's trimmers, so that a trimmed model encodes the question once more.
 
     Args:
-        backbone: BLIP, or its question answering.
+        backbone: BLIP, or its question answering; shared, not copied.
+        trimmers: Sizes of what trims; None for the full model.
+        policy: Who decides on tokens and heads.
         classes: The answers.
 
     Raises:
@@ -119,79 +149,94 @@ class AnsweringModel(ClassificationModel):
     backbone: BlipAnswering
     classes: RankedAnswers
 
-    def __init__(self, backbone: Backbone, classes: RankedAnswers) -> None:
-        super().__init__(answering_of(backbone), None, classes=classes)
+    def __init__(
+        self, backbone: Backbone, trimmers: TrimmerConfig | None, policy: Policy, classes: RankedAnswers
+    ) -> None:
+        super().__init__(answering_of(backbone), trimmers, policy, classes=classes)
         self.longest = min(_LONGEST, backbone.config.text.longest)
 
     def make_head(self) -> nn.Module:
         """None: answers are the decoder's."""
         return nn.Identity()
 
-    def ask(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
+    def ask(
+        self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: Sequence[Intervention]
+    ) -> TokenStream:
         """The questions' states; their keys and values are made once."""
-        question = self.backbone.ask(ids_BL, mask_BL, self.backbone.encode_image(pixels))
-        return TokenStream(question.x, question.present, memo={})
+        text = self.backbone.encode_text(ids_BL, mask_BL, interventions) if interventions else None
+        image = self.backbone.encode_image(pixels, interventions, text)
+        return replace(self.backbone.ask(ids_BL, mask_BL, image, interventions), memo={})
 
-    def forward(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, taught: Taught) -> Tensor:  # type: ignore[override]
-        """(A,) losses of the annotators' answers."""
-        question = self.ask(pixels, ids_BL, mask_BL)
-        return answer_losses(self.backbone, taught.ids_AL, taught.mask_AL, question, taught.rows_A)
+    def forward(  # type: ignore[override]  # learns from what the base does not know
+        self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, gate: Gate | None, full: bool, taught: Taught
+    ) -> Answers:
+        """(M, V) scores of the annotators' words by the trimmed model, and by the full one; see the base."""
+        inputs = pixels, ids_BL, mask_BL
+        full_MV = self._told(*inputs, taught, []) if full or self.trimmers is None else None
+        trimming = None if gate is None else self.trimming(ids_BL, mask_BL, gate)
+        if trimming is None:
+            return Answers(full_MV)
+        return Answers(full_MV, self._told(*inputs, taught, [trimming]), trimming.decisions)
+
+    def _told(
+        self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, taught: Taught, methods: list[Intervention]
+    ) -> Tensor:
+        question = self.ask(pixels, ids_BL, mask_BL, methods)
+        scores_ALV = self.backbone.answer(taught.ids_AL, taught.mask_AL, question, taught.rows_A, methods)
+        return at_least_float32(scores_ALV[next_words(taught.mask_AL)])
 
     def classify(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: list[Intervention]) -> Tensor:
         """(B, A) minus the losses of the answers that were scored whole; the lowest number of the others."""
-        assert not interventions, "an answer decoder is not trimmed"
         ids_AL, mask_AL = (part[:, : self.longest].to(pixels.device) for part in self.classes.padded)
-        found = rank(self.backbone, ids_AL, mask_AL, self.ask(pixels, ids_BL, mask_BL), self.classes.candidates)
-        scores_BK = found.scores_BK
+        question = self.ask(pixels, ids_BL, mask_BL, interventions)
+        found = rank(self.backbone, ids_AL, mask_AL, question, self.classes.candidates, interventions)
+        scores_BK = at_least_float32(found.scores_BK)
         none_BA = scores_BK.new_full((len(ids_BL), len(ids_AL)), torch.finfo(scores_BK.dtype).min)
         return none_BA.scatter(1, found.kept_BK, scores_BK)
 
+    @torch.no_grad()
+    def cost_shares(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """See the base; a decoder decides in its first pass."""
+        trimming, units = self.trimming(ids_BL, mask_BL, threshold), units_of(self.backbone, mask_BL)
+        methods: list[Intervention] = [] if trimming is None else [trimming]
+        self.backbone.first_words(self.ask(pixels, ids_BL, mask_BL, methods), methods)
+        decisions = {} if trimming is None else trimming.decisions
+        return self.macs(decisions, units) / self.full_macs(units)
+
     def cost_model(self) -> CostModel:
         """Cost of ranking the list."""
-        return RankingCost(self, min(self.classes.candidates, len(self.classes.names)))
+        return self._cost(min(self.classes.candidates, len(self.classes.names)))
 
     def training_cost_model(self) -> CostModel:
         """Cost of learning one answer."""
-        return RankingCost(self, 1)
+        return self._cost(1)
+
+    def _cost(self, answers: int) -> CostModel:
+        decoder, lengths = self.backbone.text_decoder, [len(tokens) for tokens in self.classes.tokens]
+        words = linear_macs(decoder.cls.predictions.transform) + decoder.config.width * decoder.config.vocab_size
+        return AnsweringCost(self, AnswerRanking(answers, sum(lengths) / len(lengths), words))
 
 
-class RankingCost(CostModel):
-    """MACs of a question's way through the encoders, and of the answers that are ranked: of mean length each.
+class AnsweringCost(CostModel):
+    """MACs of answering.
 
     Args:
-        model: Question encoder, answer decoder and the list.
-        answers: How many are scored whole.
+        model: To count.
+        ranking: What its decoder does.
     """
 
-    def __init__(self, model: AnsweringModel, answers: int) -> None:
-        super().__init__(model.backbone, model.cls_head, None)
-        decoder, lengths = model.backbone.text_decoder, [len(tokens) for tokens in model.classes.tokens]
-        self.decoder = decoder.bert.steps("decoder", slice(None), ("source",))
-        self.answers = answers
-        self.length = sum(lengths) / len(lengths)
-        # What is told of an answer is all but its first token; and the first words of all are scored once.
-        words = linear_macs(decoder.cls.predictions.transform) + decoder.config.width * decoder.config.vocab_size
-        self.fixed += round(words * (1 + self.answers * self.length))
+    def __init__(self, model: AnsweringModel, ranking: AnswerRanking) -> None:
+        super().__init__(model.backbone, model.cls_head, model.trimmers, speech=ranking)
 
     def full(self, units: Units) -> Tensor:
-        """(B,) MACs."""
-        image_B, text_B = 1.0 + units.vision, 1.0 + units.text
-        rows_B = torch.full_like(text_B, 1 + self.answers * self.length)
-        pairs_B = torch.full_like(text_B, 1 + self.answers * self.length**2)
-        none_B = torch.zeros_like(text_B)
-        vision = _macs(self.model.visual_encoder.steps, image_B, none_B, None)
-        fusion = _macs(self.model.fusion_steps, text_B, image_B, None)
-        return self.fixed + vision + fusion + _macs(self.decoder, rows_B, text_B, pairs_B)
-
-
-def _macs(steps: Sequence[Step], tokens_B: Tensor, source_B: Tensor, pairs_B: Tensor | None) -> Tensor:
-    """(B,) MACs of steps with all heads, each layer with the same tokens."""
-    counts = {}
-    for step in steps:
-        for advance in step.advances:
-            heads_B = torch.full_like(tokens_B, block_size(advance)[1])
-            counts[site(step, advance)] = StepCounts(tokens_B, source_B, heads_B, heads_B, None, pairs_B)
-    return schedule_macs(steps, counts)
+        """(B,) MACs with nothing trimmed and no trimmers: nobody asks for the text alone."""
+        text_B, none_B = 1.0 + units.text, torch.zeros_like(1.0 * units.text)
+        counts = {}
+        for step in self.model.text_steps:
+            for advance in step.advances:
+                heads_B = torch.full_like(text_B, block_size(advance)[1])
+                counts[site(step, advance)] = StepCounts(text_B, none_B, heads_B, heads_B)
+        return super().full(units) - schedule_macs(self.model.text_steps, counts)
 
 
 class AnsweringTask(ClassificationTask):
@@ -201,21 +246,30 @@ class AnsweringTask(ClassificationTask):
         model: To train.
         tokenizer: Of its words.
         normalise: Maps uint8 pixels to the model's input.
+        target: Wanted ratio of MACs; 1 trains the full model.
+        smarttrim: Constants.
         typical: Units of typical instances.
     """
 
+    classes: RankedAnswers
+
     def __init__(
-        self, model: AnsweringModel, tokenizer: Tokenizer, normalise: Callable[[Tensor], Tensor], typical: Units
+        self,
+        model: AnsweringModel,
+        tokenizer: Tokenizer,
+        normalise: Callable[[Tensor], Tensor],
+        target: float,
+        smarttrim: SmartTrimConfig,
+        typical: Units,
     ) -> None:
-        super().__init__(model, normalise, 1.0, SmartTrimConfig(), typical)
+        super().__init__(model, normalise, target, smarttrim, typical)
         self.tokenizer, self.longest = tokenizer, model.longest
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
-        """Sum of the answers' losses by their weights, mean over questions."""
-        taught = self.taught(batch)
-        losses_A: Tensor = forward(self.normalise(batch.pixels), batch.token_ids, batch.token_mask, taught)
-        loss = answering_loss(losses_A, taught.weights_A, len(batch))
-        return Losses(loss, {"task": loss})
+        """As of other tasks, on the words of the annotators' answers."""
+        taught, gate, full = self.taught(batch), self.gate(progress), self.config.distill_weight > 0
+        inputs = self.normalise(batch.pixels), batch.token_ids, batch.token_mask
+        return self.losses_of(forward(*inputs, gate, full, taught), taught, batch, progress)
 
     def taught(self, batch: ImageTextBatch) -> Taught:
         """Each different answer of a question's annotators.
@@ -234,4 +288,4 @@ class AnsweringTask(ClassificationTask):
         ids_AL, mask_AL = self.tokenizer.encode(texts, self.longest)
         length, device = int(mask_AL.sum(1).max()), batch.token_ids.device
         parts = ids_AL[:, :length], mask_AL[:, :length], torch.tensor(rows), torch.tensor(weights)
-        return Taught(*(part.to(device) for part in parts))
+        return Taught(*(part.to(device) for part in parts), questions=len(batch))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pipeline.measure.flops import Kept, Speech, StepCounts, joining_macs, linear_macs, patch_macs, schedule_macs
+from pipeline.measure.flops import Kept, StepCounts, Telling, joining_macs, linear_macs, patch_macs, schedule_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import Advance, Step, site
 from pipeline.trimming.kept_pruning import KeptPruning
@@ -52,7 +52,7 @@ class CostModel:
         head: The task head.
         trimmers: What trims; None for the untrimmed model.
         pruning: That the backbone keeps while it is fine-tuned; it is part of the untrimmed model.
-        speech: How a model's decoder tells its texts, where it has one.
+        speech: What a model's decoder does, where it has one.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CostModel:
         head: nn.Module,
         trimmers: Trimmers | ReducedVision | None,
         pruning: KeptPruning | None = None,
-        speech: Speech | None = None,
+        speech: Telling | None = None,
     ) -> None:
         self.model = model
         self.steps = model.schedule_for(isinstance(trimmers, Trimmers) and trimmers.together)
@@ -158,7 +158,7 @@ class CostModel:
 
     def _told(self, units: Units) -> tuple[Tensor, Tensor]:
         """(B,) tokens that go through a decoder's layers, and what they attend to of each other."""
-        assert self.speech is not None, "a model with a decoder says how it tells its texts"
+        assert self.speech is not None, "a model with a decoder says what it does"
         return self.speech.tokens(units.text), self.speech.pairs(units.text)
 
     def _own(self, kept: Mapping[str, Kept], units: Units, share: float | None = None) -> Tensor:
@@ -174,6 +174,8 @@ class CostModel:
             if self.model.fuses_from_words and step.part == "fusion" and step.layer == 0:
                 entering.pop(advance.stream, None)
             tokens = 1.0 + self._there(step, advance, units)
+            if advance.tells_of and advance.trimmed not in entering:  # a question, read under another name
+                entering[advance.trimmed] = entering[advance.stream]
             if advance.trimmed in entering:  # pruning may take some of them out before they are scored
                 tokens = torch.minimum(tokens, entering[advance.trimmed])
             once = sum(linear_macs(heads) for heads in (part.self_heads, part.cross_heads) if heads is not None)

@@ -97,29 +97,39 @@ class MaskedTrimming:
         self.gate = gate
         self.ranks = ranks
         self.decisions: dict[str, Decision] = {}
+        self._settled: dict[str, tuple[InBlock, Tensor | None]] = {}
 
     def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
-        """Decide for every stream that advances, all from the values before the step; a decoder's from whole texts."""
+        """Decide for every stream that advances, all from the values before the step."""
         changed, masks = {}, {}
         for advance in step.advances:
-            trimmers, stream = self.trimmers.part(site(step, advance)), streams[advance.trimmed]
-            sight = look(self.trimmers, advance, streams)
-            heads = score_heads(trimmers, self.gate, sight)
-            scores_BN = score_tokens(trimmers, sight, self.ranks.get(advance.trimmed))
-            gate = self.gate if "vision" in self.trimmers.learned else threshold
-            present_BN = _there(stream) if scores_BN is None else self._keep(stream, gate(scores_BN))
-            masks[advance.stream] = for_queries(heads, stream.queries)
-            changed[advance.trimmed] = stream if scores_BN is None else replace(stream, present=present_BN)
-            self.decisions[site(step, advance)] = Decision(
-                group_of(advance.trimmed),
-                present_BN[:, 1:].sum(1),
-                heads.self_BH,
-                heads.cross_BH,
-                None,
-                stream.origin,
-                present_BN.detach(),
-            )
+            name, stream = site(step, advance), streams[advance.trimmed]
+            heads, present_BN = self._settled.get(name) or self._decide(name, advance, streams)
+            masks[advance.stream] = for_rows(heads, stream)
+            changed[advance.trimmed] = stream if present_BN is None else replace(stream, present=present_BN)
         return {**streams, **changed}, masks
+
+    def _decide(self, name: str, advance: Advance, streams: Streams) -> tuple[InBlock, Tensor | None]:
+        """Which heads work at a site, and which tokens are left there; None where all stay."""
+        trimmers, stream = self.trimmers.part(name), streams[advance.trimmed]
+        sight = look(self.trimmers, advance, streams)
+        heads = score_heads(trimmers, self.gate, sight)
+        scores_BN = score_tokens(trimmers, sight, self.ranks.get(advance.trimmed))
+        gate = self.gate if "vision" in self.trimmers.learned else threshold
+        kept_BN = None if scores_BN is None else self._keep(stream, gate(scores_BN))
+        present_BN = _there(stream) if kept_BN is None else kept_BN
+        self.decisions[name] = Decision(
+            group_of(advance.trimmed),
+            present_BN[:, 1:].sum(1),
+            heads.self_BH,
+            heads.cross_BH,
+            None,
+            stream.origin,
+            present_BN.detach(),
+        )
+        if advance.tells_of:
+            self._settled[name] = heads, kept_BN
+        return heads, kept_BN
 
     @staticmethod
     def _keep(stream: TokenStream, kept_BN: Tensor) -> Tensor:
@@ -131,8 +141,8 @@ class MaskedTrimming:
 class PackedTrimming:
     """Trimmed tokens are taken out; the attention of trimmed heads is skipped. For inference, on packed streams.
 
-    What a decoder reads is decided once, in its first pass, and holds for all words and beams after it: [DEC] sees
-    nothing but itself and the source, so that every pass would decide the same.
+    What a decoder reads is decided once, in its first pass, and holds for all texts, words and beams after it: [DEC]
+    sees nothing but itself and the source, so that every pass would decide the same.
 
     Args:
         trimmers: All trimmers of the backbone.
@@ -149,15 +159,14 @@ class PackedTrimming:
         """Decide for every stream that advances and gather what stays."""
         changed, masks = {}, {}
         for advance in step.advances:
-            packed = {advance.stream: pack(streams[advance.stream])}
-            queries = streams[advance.trimmed].queries
+            packed, trimmed = {advance.stream: pack(streams[advance.stream])}, streams[advance.trimmed]
             name = site(step, advance)
             if name in self._settled:
                 heads, kept = self._settled[name]
             else:
                 heads, kept = self._decide(name, advance, {**streams, **packed})
-            masks[advance.stream] = for_queries(heads, queries)
-            changed |= packed | {advance.trimmed: replace(kept, queries=queries)}
+            masks[advance.stream] = for_rows(heads, trimmed)
+            changed |= packed | {advance.trimmed: replace(kept, rows=trimmed.rows, queries=trimmed.queries)}
         return {**streams, **changed}, masks
 
     def _decide(self, name: str, advance: Advance, streams: Streams) -> tuple[InBlock, TokenStream]:
@@ -201,16 +210,26 @@ def look(trimmers: Trimmers, advance: Advance, streams: Streams) -> Sight:
     if not advance.tells_of:
         guide_BD = trimmers.seen_cls(streams[advance.guide])
         return Sight(tokens, tokens.cls, guide_BD, guide_BD)
-    own_BD = trimmers.seen_cls(streams[advance.stream])[:: trimmed.queries]
+    own_BD = trimmers.seen_cls(streams[advance.stream])
+    if trimmed.rows is None:
+        own_BD = own_BD[:: trimmed.queries]
+    else:
+        every_B = torch.arange(len(tokens.cls), device=own_BD.device)
+        own_BD = own_BD[torch.searchsorted(trimmed.rows, every_B)]
     return Sight(tokens, own_BD, tokens.cls, own_BD)
 
 
-def for_queries(heads: InBlock, queries: int) -> InBlock:
-    """Decisions of each instance for each of the rows that share it."""
-    if queries == 1:
+def for_rows(heads: InBlock, shared: TokenStream) -> InBlock:
+    """Decisions of each instance for each of the rows that are told of it."""
+    if shared.rows is None and shared.queries == 1:
         return heads
-    each = [None if mask is None else mask.repeat_interleave(queries, 0) for mask in (heads.self_BH, heads.cross_BH)]
-    return InBlock(*each)
+    return InBlock(_for_rows(heads.self_BH, shared), _for_rows(heads.cross_BH, shared))
+
+
+def _for_rows(mask_BH: Tensor | None, shared: TokenStream) -> Tensor | None:
+    if mask_BH is None:
+        return None
+    return mask_BH.repeat_interleave(shared.queries, 0) if shared.rows is None else mask_BH[shared.rows]
 
 
 def score_tokens(trimmers: StepTrimmers, sight: Sight, ranks_BN: Tensor | None) -> Tensor | None:

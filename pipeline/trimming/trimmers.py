@@ -218,7 +218,8 @@ class Trimmers(nn.ModuleDict):
         self, backbone: Backbone, config: TrimmerConfig, policy: Policy = SMARTTRIM, together: bool = False
     ) -> None:
         steps, at = backbone.schedule_for(together), places(backbone)
-        widths = {"image": backbone.config.vision.width, "text": backbone.config.text.width}
+        text = backbone.config.text.width
+        widths = {"image": backbone.config.vision.width, "text": text, "source": text}
         super().__init__(
             {
                 name: StepTrimmers(advance, _guide_width(step, advance, widths), config, policy, at[name])

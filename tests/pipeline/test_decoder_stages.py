@@ -95,7 +95,8 @@ def test_zero_shot_captions_are_scored_by_domain_too(root: Path, captioner: Path
 @pytest.mark.timeout(300)
 def test_a_decoder_answers_questions_by_ranking_the_list(root: Path, tmp_path: Path) -> None:
     run = {"trim.answers": {"at_least": 3, "candidates": 4}}
-    trained_on(root, "vqa_generative", tmp_path / "trim", target=1.0, run=run)
+    counts = trained_on(root, "vqa_generative", tmp_path / "trim", target=1.3, run=run)
+    assert 1 / counts["calibration"]["after"] == pytest.approx(1.3, rel=0.15)
     assert len(read_metrics(tmp_path / "trim" / "metrics.jsonl")) == 6
     export = tmp_path / "trim" / "export"
     model, _ = load_classification_model(export)
@@ -118,7 +119,7 @@ def test_a_decoder_answers_questions_by_ranking_the_list(root: Path, tmp_path: P
     ("run", "said"),
     [
         ({"trim.method": "evit"}, "goes with trim.method smarttrim or local, not evit"),
-        ({"trim.targets": ["5 ms"]}, "5 ms is not timed for captions"),
+        ({"trim.targets": ["5 ms"]}, "5 ms is not timed for decoders"),
         ({"trim.keep_pruning": True}, "keep_pruning=true does not go with trim.task=captioning"),
     ],
 )

@@ -1,0 +1,122 @@
+"""Answers by a decoder: masked and packed ranking agree under trimming; what is learned; costs."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from data_prep.errors import UserError
+from pipeline.data.batch import ImageTextBatch
+from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.tasks.classification import SmartTrimConfig
+from pipeline.tasks.generative_vqa import AnsweringModel, AnsweringTask, RankedAnswers
+from pipeline.trimming.cost import units_of
+from pipeline.trimming.smarttrim import threshold
+from pipeline.trimming.trimmers import SMARTTRIM, TrimmerConfig
+from tests.pipeline.small import WORDS, scale, small_batch, small_model
+
+MIXED = TrimmerConfig(keep_bias=0.1, last_std=0.5)
+EXTREMES = [MIXED, TrimmerConfig(keep_bias=9.0), TrimmerConfig(keep_bias=-9.0)]
+NAMES = ("red", "blue", "dark red", "2", "2 dogs", "no")
+TOKENIZER = Tokenizer.train(NAMES, TokenizerConfig(vocab_size=WORDS - 2))
+ANSWERS = RankedAnswers.of(NAMES, TOKENIZER, 3)
+
+
+@pytest.fixture(autouse=True)
+def doubles() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def model_with(trimmers: TrimmerConfig | None, seed: int = 0, answers: RankedAnswers = ANSWERS) -> AnsweringModel:
+    backbone = small_model("blip", seed)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return AnsweringModel(backbone, trimmers, SMARTTRIM, answers).eval()
+
+
+def asked(size: int, seed: int = 0) -> ImageTextBatch:
+    """Questions that annotators answered."""
+    batch = small_batch(size, seed)
+    told = [{"answers": [NAMES[row % 3]] * 7 + ["no"] * (1 + row % 2)} for row in range(size)]
+    return replace(batch, told=told)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trimmers", EXTREMES, ids=["mixed", "everything kept", "nothing but CLS, no head"])
+def test_masked_and_packed_ranking_agree(trimmers: TrimmerConfig) -> None:
+    model, batch = model_with(trimmers), small_batch(5)
+    inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
+    masked, packed = model.trimming(*inputs[1:], threshold), model.trimming(*inputs[1:])
+    assert masked is not None and packed is not None
+    by_mask, by_packing = (model.classify(*inputs, [each]) for each in (masked, packed))
+    assert by_mask.shape == (5, len(NAMES)) and ((by_mask > -1e9).sum(1) == 3).all()
+    torch.testing.assert_close(by_packing, by_mask, rtol=0, atol=1e-9)
+    units = units_of(model.backbone, batch.token_mask)
+    costs = [model.macs(each.decisions, units) for each in (masked, packed)]
+    torch.testing.assert_close(*costs, check_dtype=False)
+    assert [name for name in packed.decisions if name.startswith("decoder")] == ["decoder_0_text", "decoder_1_text"]
+    torch.testing.assert_close(model.cost_shares(*inputs), costs[0] / model.full_macs(units), check_dtype=False)
+    full = model.classify(*inputs, [])
+    assert torch.allclose(full, by_mask) == (trimmers.keep_bias == 9.0)
+
+
+@torch.no_grad()
+def test_a_question_is_answered_alike_in_any_company() -> None:
+    model, batch = model_with(MIXED), small_batch(6)
+    inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
+    together = model.classify(*inputs, [model.trimming(*inputs[1:])])  # type: ignore[list-item]
+    for row in range(6):
+        one = tuple(part[row : row + 1] for part in inputs)
+        alone = model.classify(*one, [model.trimming(*one[1:])])  # type: ignore[arg-type, list-item]
+        torch.testing.assert_close(alone[0], together[row])
+
+
+def test_training_moves_the_answers_and_every_trimmer_has_a_gradient() -> None:
+    model, batch = model_with(TrimmerConfig()).train(), asked(6)
+    typical = units_of(model.backbone, batch.token_mask)
+    task = AnsweringTask(model, TOKENIZER, scale, 1.3, SmartTrimConfig(), typical)
+    taught = task.taught(batch)
+    assert taught.rows_A.unique().tolist() == list(range(6))
+    assert float(taught.weights_A[0]) == pytest.approx(7 / 8)
+    torch.testing.assert_close(taught.weights_A.new_zeros(6).index_add(0, taught.rows_A, taught.weights_A).sum(),
+                               torch.tensor(6.0, dtype=taught.weights_A.dtype))  # fmt: skip
+    optimizer, seen = torch.optim.AdamW(model.parameters(), lr=2e-3), []
+    for step in range(30):
+        losses = task.losses(model, batch, 0.3)
+        optimizer.zero_grad()
+        losses.total.backward()
+        if step == 1:
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is not None, name
+                assert not name.startswith("trimmers.") or parameter.grad.abs().max() > 0, name
+        optimizer.step()
+        seen.append({name: float(loss.detach()) for name, loss in losses.named.items()})
+    assert seen[-1]["task"] < 0.6 * seen[0]["task"] and seen[-1]["full"] < 0.6 * seen[0]["full"]
+    inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
+    with torch.no_grad():
+        said = model.eval().classify(*inputs, []).argmax(1).tolist()
+    assert sum(NAMES[one] == NAMES[row % 3] for row, one in enumerate(said)) >= 5
+
+
+@torch.no_grad()
+def test_ranking_costs_what_torchs_flop_counter_counts() -> None:
+    answers = RankedAnswers.of(("red", "blue"), TOKENIZER, 2)
+    assert len({len(tokens) for tokens in answers.tokens}) == 1  # no padding
+    model, batch = model_with(None, answers=answers), small_batch(1, 3)
+    length = int(batch.token_mask.sum())
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model.classify(scale(batch.pixels), batch.token_ids[:, :length], batch.token_mask[:, :length], [])
+    assert counter.get_total_flops() == 2 * int(model.full_macs(units_of(model.backbone, batch.token_mask)))
+
+
+def test_a_question_that_nobody_answered_cannot_be_learned() -> None:
+    model, batch = model_with(None), replace(small_batch(2), told=[{}, {}])
+    task = AnsweringTask(model, TOKENIZER, scale, 1.0, SmartTrimConfig(), units_of(model.backbone, batch.token_mask))
+    with pytest.raises(UserError, match="has no `answers` of annotators"):
+        task.taught(batch)
