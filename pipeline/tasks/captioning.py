@@ -8,7 +8,6 @@ B pictures, R rows of texts that grow, L text tokens, M words to tell or the mos
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +64,7 @@ class Told:
     ids_BM: Tensor
     lengths_B: Tensor
     finite_B: Tensor
-    decisions: Mapping[str, Decision] = MappingProxyType({})
+    decisions: Mapping[str, Decision]
 
 
 @dataclass
