@@ -106,13 +106,13 @@ def _own_part(captioner: Captioner, source: Source, loader: StepLoader) -> list[
     return part
 
 
-def told_scores_of(told: ToldSplit, process: Process) -> list[Score]:
-    """The captions' scores, computed by one rank for all.
+def told_scores_of(told: ToldSplit, process: Process) -> dict[str, list[Score]]:
+    """The captions' scores by domain, "" for all; computed by one rank for all.
 
     Raises:
         UserError: pycocoevalcap or Java is missing.
     """
-    return together(process, lambda: told.tally.scores() if process.is_main else [], "captions")[0]
+    return together(process, lambda: told.tally.scores() if process.is_main else {}, "captions")[0]
 
 
 def captioned(config: EvaluateConfig, name: str, folder: Path, split: str, inputs: Inputs, stage: Stage) -> list[Row]:
@@ -150,7 +150,11 @@ def captioned(config: EvaluateConfig, name: str, folder: Path, split: str, input
     if missing is not None:
         log.warning("%s on %s is not scored: %s", name, split, missing)
         return []
-    return rows_of(row, told_scores_of(told, stage.process))
+    rows: list[Row] = []
+    for domain, scores in (told_scores_of(told, stage.process) or {"": []}).items():
+        own = {"split": f"{split} {domain}".strip(), "samples": scores[0].samples} if scores else {}
+        rows += rows_of({**row, **own}, scores)
+    return rows
 
 
 def _untimed() -> NoReturn:

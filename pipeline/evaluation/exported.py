@@ -204,11 +204,15 @@ def _captioning(job: Job) -> Evaluated:
     told = told_on(
         captioner, job.source, job.source.batches(PICTURES, what.batch_size, job.process, what.limit), job.process
     )
-    scores = [] if missing is not None else told_scores_of(told, job.process)
+    scores = {} if missing is not None else told_scores_of(told, job.process)
     if not scores and what.predictions is None:
         raise UserError(f"{what.split}: nobody has told of its pictures; write captions with --predictions FILE")
     return Evaluated(
-        scores=[Score(metric=one.metric, value=one.value, low=one.low, high=one.high) for one in scores],
+        scores=[
+            Score(metric=f"{one.metric} {domain}".strip(), value=one.value, low=one.low, high=one.high)
+            for domain, found in scores.items()
+            for one in found
+        ],
         gmacs=[macs / 1e9 for macs in told.costs.macs],
         samples=told.samples,
         skipped=told.skipped,

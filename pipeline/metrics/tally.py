@@ -7,7 +7,6 @@ import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,20 +161,16 @@ class CaptionTally:
             if domain := json.loads(batch.texts[row])[:1]:
                 self.domains[name] = str(domain[0])
 
-    def scores(self) -> list[Score]:
-        """All scores of pictures that annotators told of, then each domain's, as a corpus of its own.
+    def scores(self) -> dict[str, list[Score]]:
+        """Scores of all pictures that annotators told of, as "", and of each domain, as a corpus of its own.
 
         Raises:
             UserError: pycocoevalcap or Java is missing.
         """
-        if not self.said:
-            return []
-        found = told_scores(self.found, self.said, self.said)
-        for domain in sorted({self.domains[name] for name in self.said if name in self.domains}, key=_by_distance):
-            names = [name for name in self.said if self.domains.get(name) == domain]
-            own = told_scores(self.found, self.said, names)
-            found += [replace(score, metric=f"{score.metric} {domain}") for score in own]
-        return found
+        there = {self.domains[name] for name in self.said if name in self.domains}
+        wanted = {domain: [n for n in self.said if self.domains.get(n) == domain] for domain in there}
+        groups = {"": list(self.said), **dict(sorted(wanted.items(), key=lambda each: _by_distance(each[0])))}
+        return {domain: told_scores(self.found, self.said, names) for domain, names in groups.items() if names}
 
     def write(self, path: Path) -> None:
         """The server's results.json."""
