@@ -59,8 +59,35 @@ def test_a_drawn_task_goes_through_a_whole_run_and_its_file_has_the_runs_scores(
     shutil.rmtree(run)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_captions_go_through_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, root, run = tmp_path / "raw", tmp_path / "root", tmp_path / "run"
+    answer(capsys, "draw", "coco", "--out", str(raw), "--size", "train=24", "--size", "val=6", "--image-size", "32")
+    answer(capsys, "shard", "coco", "--root", str(raw), "--out", str(root / "coco"), "--workers", "1")
+    few = json.dumps({"train": 64, "val": 0, "test": 16, "unseen": 0})
+    given = ["--sizes", few, "--image_size", "32", "--workers", "1"]
+    answer(capsys, "shard", "shapes", "--out", str(root / "shapes"), *given)
+    words = ["--data.root", str(root), "--data.sizes", "{}", "--out", str(run)]
+    words += ["--evaluate.statement_splits", "[coco/val]"]
+    answer(capsys, "run", TINY, "configs/tasks/captioning.yaml", *words)
+    rows = [row for row in json.loads((run / "results.json").read_text()) if row["task"] == "captioning"]
+    for stage in ("trim-captioning-1.0x", "trim-captioning-2.0x"):
+        (file,) = (run / "stages" / f"evaluate-{stage}" / "predictions").glob("*-coco-val.json")
+        given = ["--predictions", str(file), "--annotations", str(raw / "captions_val2014.json")]
+        scores = answer(capsys, "score", "captions", *given)["scores"]
+        own = [(row["metric"], row["value"]) for row in rows if row["stage"] == stage]
+        assert own == [(score["metric"], score["value"]) for score in scores]
+        export = str(run / "stages" / stage / "export")
+        said = answer(capsys, "predict", export, "--image", str(next(raw.rglob("*.jpg"))), "--beams", "1")
+        assert said["predictions"][0]["caption"]
+
+
 @pytest.mark.parametrize("name", ["shapes", "shards"])
-@pytest.mark.parametrize(("task", "wanted"), [("vqa", "annotators' answers"), ("snli_ve", "with a relation")])
+@pytest.mark.parametrize(
+    ("task", "wanted"),
+    [("vqa", "annotators' answers"), ("snli_ve", "with a relation")],
+)
 def test_data_without_a_tasks_labels_is_refused_before_anything_runs(
     task: str, wanted: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
