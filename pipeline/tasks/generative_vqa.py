@@ -287,5 +287,10 @@ class AnsweringTask(ClassificationTask):
             weights += [count / given.total() for count in given.values()]
         ids_AL, mask_AL = self.tokenizer.encode(texts, self.longest)
         length, device = int(mask_AL.sum(1).max()), batch.token_ids.device
-        parts = ids_AL[:, :length], mask_AL[:, :length], torch.tensor(rows), torch.tensor(weights)
-        return Taught(*(part.to(device) for part in parts), questions=len(batch))
+        return Taught(
+            ids_AL[:, :length].to(device),
+            mask_AL[:, :length].to(device),
+            torch.tensor(rows, device=device),
+            torch.tensor(weights, device=device),
+            len(batch),
+        )

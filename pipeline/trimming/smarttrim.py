@@ -157,7 +157,8 @@ class PackedTrimming:
 
     def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
         """Decide for every stream that advances and gather what stays."""
-        changed, masks = {}, {}
+        changed: dict[str, TokenStream] = {}
+        masks: dict[str, InBlock] = {}
         for advance in step.advances:
             packed, trimmed = {advance.stream: pack(streams[advance.stream])}, streams[advance.trimmed]
             name = site(step, advance)

@@ -99,35 +99,27 @@ def test_zero_shot_and_precision(root: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.timeout(120)
-def test_captions_on_two_processes_and_in_any_batch(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_captions_are_the_same_on_two_processes_and_written_where_nothing_can_score_them(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Java
     given = [caption_export(tmp_path / "captioner"), "--task", "captioning", "--data", root / "data"]
+    assert "install a Java runtime" in refused(capsys, *given)
+    long = refused(capsys, *given, "--max-length", "40", "--predictions", tmp_path / "x.json")
+    assert "max_length=40 is more than the 10 tokens" in long
     one, more = tmp_path / "one.json", tmp_path / "more.json"
     first = answer(capsys, *given, "--predictions", one)
-    ways = ["--processes", "2", "--batch-size", "2"]
-    second = answer(capsys, *given, *ways, "--predictions", more)
+    second = answer(capsys, *given, "--processes", "2", "--batch-size", "2", "--predictions", more)
     assert (first["samples"], first["search"]["max_length"]) == (11, 9)
+    assert first["unscored"] and not first["scores"]
     for key in ("scores", "gmacs", "samples", "parameters"):
         assert first[key] == second[key]
     said = json.loads(one.read_text())
     assert one.read_bytes() == more.read_bytes() and [each["image_id"] for each in said] == list(range(11))
     assert len({each["caption"] for each in said}) > 1
-
-
-def test_captions_are_written_where_nothing_can_score_them(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    given = [caption_export(tmp_path / "captioner"), "--task", "captioning", "--data", root / "data"]
-    assert "install a Java runtime" in refused(capsys, *given)
-    assert "max_length=40 is more than the 10 tokens" in refused(
-        capsys, *given, "--max-length", "40", "--predictions", "x"
-    )
-    words = [*given, "--predictions", tmp_path / "said.json", "--beams", "1", "--device", "cpu"]
+    words = [*given, "--predictions", one, "--beams", "1", "--device", "cpu"]
     assert main(["evaluate", *map(str, words)]) == 0
     assert "not scored: caption metrics need Java" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "said.json").read_text())) == 11
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:

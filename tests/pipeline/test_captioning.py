@@ -133,7 +133,7 @@ def test_masked_and_packed_execution_agree(policy: Policy, seed: int) -> None:
     units = units_of(model.backbone, batch.token_mask)
     costs = [model.macs(each.decisions, units) for each in (masked, packed)]
     torch.testing.assert_close(*costs, check_dtype=False)
-    assert (costs[0] < model.full_macs(units)).all()
+    assert costs[0].sum() < model.full_macs(units).sum()
 
 
 def test_a_decoder_takes_tokens_out_of_the_picture_and_never_out_of_its_text() -> None:
