@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from launch.signals import stopped_by_sigterm
 from pipeline.process import Process
 
 CONFIG, JOB = "config.yaml", "job.json"
+_GRACE_SECONDS = 15.0  # for a Ray session to end in order
 
 
 class ProcessesBackend(Backend):
@@ -72,8 +74,10 @@ def _end_with_parent() -> None:
     """Ends this process where the one that started it has ended, whatever ended that one."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()  # the other end of the pipe is never written to
+        os.read(0, 1)  # the other end of the pipe is never written to; sys.stdin would hold a lock at the end
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_SECONDS)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
 

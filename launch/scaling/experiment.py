@@ -24,9 +24,10 @@ from launch.scaling.grid import LeftOut, Settled, settle, steps_of, trials
 from launch.scaling.probing import Prober
 from launch.scaling.recommend import recommendation
 from launch.scaling.rows import curve_of, goal_of, row_of, settings_of, with_goal
-from launch.scaling.trial import OK, Work, carried_out
+from launch.scaling.trial import FAILED, OK, Work, carried_out
 from launch.signals import stopped_by_sigterm
 from launch.stages import shard_stage
+from pipeline.data.shards import ShardFolder
 from pipeline.engine import preflight_deepspeed
 from pipeline.measure.scale_trial import TrialPlan
 from pipeline.process import Process
@@ -67,13 +68,14 @@ def scale(config: ScaleConfig) -> dict[str, Any]:
     began, started = time.monotonic(), _now()
     files = [find_recipe(name) for name in config.base]
     settled, left_out = settle(config, files, trials(config))
-    _check(config, [each.run for each in settled])
+    check_limits(config, [each.run for each in settled])
     out = Path(config.out).expanduser().resolve()
     out.mkdir(parents=True, exist_ok=True)
     with FolderLock(out), stopped_by_sigterm(), ProgressDisplay() as display:
         write_atomic(out / CONFIG, dump_config(config))
         _say_left_out(display, left_out)
         ground = Ground(config, files, out, display, _write_shards(settled[0].run, out, display))
+        _check_split(config, out / "data")
         rows, curves = _try_all(ground, settled)
         largest = _search(ground)
     data = {
@@ -91,11 +93,11 @@ def scale(config: ScaleConfig) -> dict[str, Any]:
     _write(out, data)
     if config.track:
         _track(settled[0].run, config, out, data)
-    _refuse_nothing(config, data)
+    refuse_nothing(config, data)
     return data
 
 
-def _check(config: ScaleConfig, runs: Sequence[RunConfig]) -> None:
+def check_limits(config: ScaleConfig, runs: Sequence[RunConfig]) -> None:
     """Refuses limits that mean nothing on this machine, and a fixed batch that no processes can share.
 
     Raises:
@@ -135,6 +137,23 @@ def _write_shards(run: RunConfig, out: Path, display: ProgressDisplay) -> str:
             raise UserError(failure.message)
         raise RuntimeError(failure.message)
     return fingerprints([stage])[stage.name]
+
+
+def _check_split(config: ScaleConfig, data: Path) -> None:
+    """Refuses a split that is not there, or too small for a fixed batch.
+
+    Raises:
+        UserError: Naming those that there are.
+    """
+    split = config.judge.split
+    if split is None:
+        return
+    there = sorted(path.parent.relative_to(data).as_posix() for path in data.rglob("index.json"))
+    if split not in there:
+        raise UserError(f"judge.split={split} is not among the data's splits {', '.join(there)}; give one, or null")
+    samples = len(ShardFolder(data / split))
+    if samples < config.judge.batch:
+        raise UserError(f"judge.batch={config.judge.batch} is more than the {samples} samples of {split}; give less")
 
 
 def _try_all(ground: Ground, settled: Sequence[Settled]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -254,7 +273,7 @@ def _largest_values(largest: Mapping[str, Any] | None) -> dict[str, Any]:
     return {f"largest/{entry['pruning']}": entry["largest"] for entry in largest["found"]}
 
 
-def _refuse_nothing(config: ScaleConfig, data: Mapping[str, Any]) -> None:
+def refuse_nothing(config: ScaleConfig, data: Mapping[str, Any]) -> None:
     """Says it where nothing came of it.
 
     Raises:
@@ -265,9 +284,11 @@ def _refuse_nothing(config: ScaleConfig, data: Mapping[str, Any]) -> None:
         counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
         told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         first = rows[0]
+        mend = "raise limits.memory_gib or limits.seconds, or give smaller batches"
+        if set(counts) == {FAILED}:
+            mend = f"{Path(config.out) / 'trials' / first['name']} has the details"
         raise UserError(
-            f"none of {len(rows)} trials came to its end ({told}); {first['name']}: {first['reason']}; raise "
-            f"limits.memory_gib or limits.seconds, or give smaller batches (see {Path(config.out) / 'report.html'})"
+            f"none of {len(rows)} trials came to its end ({told}); {first['name']}: {first['reason']}; {mend}"
         )
     if largest is not None and all(entry["largest"] is None for entry in largest["found"]):
         raise UserError(

@@ -89,6 +89,7 @@ def _parts(work: Work, digest: str) -> dict[str, Any]:
     sections = ("launcher", "cluster", "loader", "model", "engine", "pretrain", "seed")
     plan = {name: value for name, value in asdict(work.plan).items() if name != "evaluation_split"}
     named = {"evaluation_split": Path(work.plan.evaluation_split).name}  # not where the experiment's folder lies
+    named["peak_tflops"] = run["tracking"]["peak_tflops"]
     more = {"seconds": work.seconds, "function": work.function, "exact_memory": work.exact_memory}
     return {"run": {name: run[name] for name in sections}, "plan": plan | named, "data": digest, **more}
 

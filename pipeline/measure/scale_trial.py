@@ -24,6 +24,7 @@ from pipeline.pretrain import PretrainConfig, Ready, check_pretrain, make_ready
 from pipeline.process import Process
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs
+from pipeline.tracking import Tracker
 from pipeline.train import Stage, train
 from pipeline.worker import inputs_of, parse
 
@@ -196,7 +197,8 @@ def part_of(name: str, text_layers: int) -> str:
 
 def _prepare(job: Job, process: Process) -> _Prepared:
     config, model = parse(PretrainConfig, job["run"]["pretrain"]), parse(ModelConfig, job["run"]["model"])
-    inputs, stage = inputs_of(job), Stage(Path(job["folder"]), process)
+    tracker = Tracker(peak_tflops=job["run"]["tracking"]["peak_tflops"])
+    inputs, stage = inputs_of(job), Stage(Path(job["folder"]), process, tracker=tracker)
     settled = check_pretrain(config, model, inputs.loader, inputs.engine, process.world_size)
     ready = make_ready(config, model, inputs, stage)
     optimizer = config.optimizer.scaled(config.loop.global_batch)

@@ -87,7 +87,7 @@ with MemoryLimit(Path(sys.argv[1]), Process(), process_peak_bytes() + 2**26) as 
 """
 
 
-@pytest.mark.parametrize(("mib", "seconds"), [(128, 20.0), (128, 0.0), (16, 0.0)])
+@pytest.mark.parametrize(("mib", "seconds"), [(128, 20.0), (16, 0.0)])
 def test_a_process_ends_over_its_limit_even_if_only_for_a_moment(tmp_path: Path, mib: int, seconds: float) -> None:
     ended = subprocess.run([sys.executable, "-c", _GROW, str(tmp_path), str(mib), str(seconds)], check=False)
     record = read_over(tmp_path)
