@@ -5,7 +5,7 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -174,13 +174,12 @@ def _try_all(ground: Ground, settled: Sequence[Settled]) -> tuple[list[dict[str,
 
 def _plan(ground: Ground, each: Settled) -> TrialPlan:
     config, judge = ground.config, ground.config.judge
-    steps = steps_of(config, each.trial)
     memory = config.limits.memory_gib
-    plan = {"steps": steps, "memory_bytes": None if memory is None else int(memory * _GIB)}
+    plan = TrialPlan(steps=steps_of(config, each.trial), memory_bytes=None if memory is None else int(memory * _GIB))
     if judge.split is None:
-        return TrialPlan(**plan)
-    return TrialPlan(
-        **plan,
+        return plan
+    return replace(
+        plan,
         evaluate_every=max(1, round(judge.every_samples / each.trial.global_batch)),
         evaluation_split=str(ground.out / "data" / judge.split),
         evaluation_batch=judge.batch,
