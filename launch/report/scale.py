@@ -13,14 +13,15 @@ from launch.report.words import ABSENT, duration, moment, number
 _GIB = 2**30
 _COLUMNS = {
     "global_batch": "global batch", "micro_batch": "micro-batch", "accumulation": "parts", "pruning": "pruning",
-    "zero_stage": "ZeRO", "precision": "precision", "recompute": "recompute", "workers": "workers", "status": "status",
-    "samples_per_second": "samples/s", "step_ms": "step ms", "peak_gib": "GiB",
+    "lr": "learning rate", "zero_stage": "ZeRO", "precision": "precision", "recompute": "recompute",
+    "workers": "workers", "status": "status", "samples_per_second": "samples/s", "step_ms": "step ms", "peak_gib": "GiB",
     "gmacs_per_second_per_worker": "GMACs/s", "mfu": "MFU", "noise_scale": "noise scale",
     "critical_batch": "critical batch", "fixed_loss": "loss",
     "steps_to_goal": "updates to goal", "seconds_to_goal": "s to goal",
 }  # fmt: skip
 """Columns of the table with their heads; those that say the same of all trials, or nothing, are left out."""
 _ALWAYS = ("global_batch", "pruning", "status", "samples_per_second")
+_SETTINGS = tuple(_COLUMNS)[: tuple(_COLUMNS).index("status")]
 _WORDS = ("pruning", "precision", "status", "recompute")
 
 
@@ -69,7 +70,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for name in _COLUMNS:
         values = {_value(row, name) for row in rows}
-        setting = name in list(_COLUMNS)[:8]
+        setting = name in _SETTINGS
         if name in _ALWAYS or (len(values) > 1 if setting else values != {None}):
             found.append(name)
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
 
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
 
@@ -67,7 +67,7 @@ def _by_batch(
             _line(axes, members, along, key, at, series)
         _batch_axis(axes, along, [row[along] for row in known])
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.12 * max(row[key] for row in known))
         axes.legend()
 
     note = "Where several trials share a batch, the line joins their means."
@@ -153,7 +153,7 @@ def _to_goal(rows: Sequence[Row]) -> Drawing | None:
                 _line(axes, members, "global_batch", key, at, series)
             _batch_axis(axes, "global_batch", [row["global_batch"] for row in known])
             axes.set_ylabel(f"{label} to the loss")
-            axes.set_ylim(bottom=0.0)
+            axes.set_ylim(0.0, 1.12 * max(row[key] for row in known))
         figure.axes[0].legend()
 
     goal = known[0]["goal"]
@@ -176,6 +176,8 @@ def _noise(curves: Mapping[str, Row]) -> Drawing | None:
             xs, ys = zip(*curve["noise"], strict=True)
             axes.plot(xs, ys, color=colour, linestyle=dashes, marker=marker, markersize=3, label=name)
         axes.set_yscale("log")
+        for of in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            of(StrMethodFormatter("{x:g}"))
         axes.set_xlabel("samples")
         axes.set_ylabel("noise scale, samples")
         axes.legend()

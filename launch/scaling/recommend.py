@@ -28,7 +28,11 @@ def recommendation(rows: Sequence[Row], largest: Mapping[str, Any] | None) -> st
 def in_words(row: Row) -> str:
     """A trial's settings."""
     parts = f" in {row['accumulation']} parts of {row['micro_batch']} a worker" if row["accumulation"] > 1 else ""
-    words = [f"a global batch of {row['global_batch']}{parts}", f"pruning {row['pruning']}"]
+    words = [
+        f"a global batch of {row['global_batch']}{parts}",
+        f"a learning rate of {number(row['lr'])}",
+        f"pruning {row['pruning']}",
+    ]
     words += [] if row["zero_stage"] is None else [f"ZeRO {row['zero_stage']}"]
     words += [row["precision"], *(["recomputed activations"] if row["recompute"] else [])]
     return ", ".join(words) + (f" and {row['workers']} workers" if row["workers"] > 1 else "")

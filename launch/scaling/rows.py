@@ -25,6 +25,7 @@ def settings_of(trial: Trial, run: RunConfig) -> dict[str, Any]:
         "micro_batch": trial.global_batch // workers // parts,
         "accumulation": parts,
         "pruning": trial.pruning,
+        "lr": run.pretrain.optimizer.scaled(trial.global_batch).lr,
         "zero_stage": engine.zero_stage if engine.name == "deepspeed" else None,
         "precision": engine.precision,
         "recompute": engine.recompute,

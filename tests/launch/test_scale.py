@@ -252,6 +252,7 @@ def test_what_is_too_slow_is_ended_with_all_that_it_started(tmp_path: Path) -> N
 def row(name: str, **more: Any) -> dict[str, Any]:
     settings = {
         "name": name, "backbone": "albef", "global_batch": 32, "micro_batch": 16, "accumulation": 2, "pruning": "off",
+        "lr": 0.001,
         "zero_stage": None, "precision": "fp32", "recompute": False, "workers": 1, "status": "ok", "reason": "",
     }  # fmt: skip
     numbers = dict.fromkeys(MEASURED) | {"samples_per_second": 10.0, "step_ms": 3200.0, "peak_bytes": GIB}
@@ -289,9 +290,9 @@ def test_the_recommendation_gives_its_reason() -> None:
     entry = {"pruning": "off", "largest": 40}
     largest = {"limit_bytes": GIB, "found": [entry, {"pruning": "query", "largest": 52}]}
     assert recommendation(rows, largest) == (
-        "Train with a global batch of 32 in 2 parts of 16 a worker, pruning query, fp32, for it reached a loss of 4 on "
-        "the fixed batch in 40 s, 1.25 times as fast as b32-off; so far its critical batch is about 91 samples; within "
-        "1 GiB a micro-batch may have 52 samples with pruning query instead of 40."
+        "Train with a global batch of 32 in 2 parts of 16 a worker, a learning rate of 0.001, pruning query, fp32, for it "
+        "reached a loss of 4 on the fixed batch in 40 s, 1.25 times as fast as b32-off; so far its critical batch is about "
+        "91 samples; within 1 GiB a micro-batch may have 52 samples with pruning query instead of 40."
     )
     assert "10 samples a second" in recommendation([row("b32-off")], None)
     assert "Nothing can be recommended" in recommendation([row("b32-off", status="failed")], None)
