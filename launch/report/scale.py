@@ -14,8 +14,8 @@ _GIB = 2**30
 _COLUMNS = {
     "global_batch": "global batch", "micro_batch": "micro-batch", "accumulation": "parts", "pruning": "pruning",
     "lr": "learning rate", "zero_stage": "ZeRO", "precision": "precision", "recompute": "recompute",
-    "workers": "workers", "status": "status", "samples_per_second": "samples/s", "step_ms": "step ms", "peak_gib": "GiB",
-    "gmacs_per_second_per_worker": "GMACs/s", "mfu": "MFU", "noise_scale": "noise scale",
+    "workers": "workers", "status": "status", "samples_per_second": "samples/s", "step_ms": "step ms",
+    "peak_gib": "GiB", "gmacs_per_second_per_worker": "GMACs/s", "mfu": "MFU", "noise_scale": "noise scale",
     "critical_batch": "critical batch", "fixed_loss": "loss",
     "steps_to_goal": "updates to goal", "seconds_to_goal": "s to goal",
 }  # fmt: skip

@@ -124,7 +124,7 @@ def outcome(folder: Path, ended: Ended, seconds: float) -> dict[str, Any]:
     if over is not None:
         when = f"in step {over['step'] + 1}" if over["step"] else "before the end of its first step"
         gib, limit = over["peak_bytes"] / 2**30, over["limit_bytes"] / 2**30
-        reason = f"{gib:.2f} GiB {when}, more than the {limit:g} GiB that it may have"
+        reason = f"{gib:.3f} GiB {when}, more than the {limit:g} GiB that it may have"
         return {"status": OUT_OF_MEMORY, "reason": reason, "peak_bytes": over["peak_bytes"], "step": over["step"]}
     if ended.too_slow:
         return {"status": TOO_SLOW, "reason": f"not done after {seconds:g} s"}

@@ -214,7 +214,7 @@ def test_each_end_has_its_word(tmp_path: Path) -> None:
         outcome(words_of(tmp_path, ""), Ended(3, False, 1.0), 60)
     write_json(tmp_path / "over_memory.rank1.json", {"peak_bytes": 2 * GIB, "limit_bytes": GIB, "step": 0})
     over = outcome(tmp_path, Ended(1, False, 1.0), 60)
-    assert over["reason"] == "2.00 GiB before the end of its first step, more than the 1 GiB that it may have"
+    assert over["reason"] == "2.000 GiB before the end of its first step, more than the 1 GiB that it may have"
 
 
 def gone(pid: int) -> bool:
@@ -290,9 +290,9 @@ def test_the_recommendation_gives_its_reason() -> None:
     entry = {"pruning": "off", "largest": 40}
     largest = {"limit_bytes": GIB, "found": [entry, {"pruning": "query", "largest": 52}]}
     assert recommendation(rows, largest) == (
-        "Train with a global batch of 32 in 2 parts of 16 a worker, a learning rate of 0.001, pruning query, fp32, for it "
-        "reached a loss of 4 on the fixed batch in 40 s, 1.25 times as fast as b32-off; so far its critical batch is about "
-        "91 samples; within 1 GiB a micro-batch may have 52 samples with pruning query instead of 40."
+        "Train with a global batch of 32 in 2 parts of 16 a worker, a learning rate of 0.001, pruning query, fp32, for "
+        "it reached a loss of 4 on the fixed batch in 40 s, 1.25 times as fast as b32-off; so far its critical batch "
+        "is about 91 samples; within 1 GiB a micro-batch may have 52 samples with pruning query instead of 40."
     )
     assert "10 samples a second" in recommendation([row("b32-off")], None)
     assert "Nothing can be recommended" in recommendation([row("b32-off", status="failed")], None)
