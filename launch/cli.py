@@ -126,7 +126,7 @@ _RUN_HELP = {
     "evaluate": "a run up to and including evaluation; with --task, any export folder on any split",
 }
 _RUNNING = frozenset(_RUN_HELP)
-_TAKING_OVERRIDES = _RUNNING | {"shard", "compare"}
+_TAKING_OVERRIDES = _RUNNING | {"shard", "compare", "scale"}
 _FLAGS = frozenset({"--help", "--json", "--verbose", "--fresh", "--print_config"})
 _OPTIONS = _FLAGS | {"--config", "--take_from"}
 
@@ -149,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_flops_command(commands)
     _add_score_command(commands)
     _add_compare_command(commands)
+    _add_scale_command(commands)
     _add_analyse_commands(commands)
     add_weight_commands(commands)
     add_cluster_commands(commands)
@@ -280,6 +281,13 @@ def _add_compare_command(commands: Any) -> None:
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
 
 
+def _add_scale_command(commands: Any) -> None:
+    text = "the same pre-training at many batch sizes, pruned and not: speed, memory, loss, the largest batch that fits"
+    example = "scale configs/scale/albef_tiny.yaml --out runs/scale"
+    parser = add_command(commands, "scale", f"{text}. Keys can be given as --key VALUE", example, _scale)
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
+
+
 def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
     """What `bench vision` and `bench step` both understand; defaults that hang on the device are chosen later."""
     whole: dict[str, Any] = {"type": int, "metavar": "N"}
@@ -354,6 +362,12 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> Answer:
     from launch.commands import compare_command
 
     return compare_command(options.configs, overrides)
+
+
+def _scale(options: argparse.Namespace, overrides: list[str]) -> Answer:
+    from launch.commands import scale_command
+
+    return scale_command(options.configs, overrides)
 
 
 def _leak(options: argparse.Namespace, _: list[str]) -> Answer:

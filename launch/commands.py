@@ -90,6 +90,23 @@ def compare_command(files: Sequence[str], overrides: Sequence[str]) -> Answer:
     return code, {"out": config.out, "lines": lines_of(data), "failures": data["failures"]}, comparison_text(data)
 
 
+def scale_command(files: Sequence[str], overrides: Sequence[str]) -> Answer:
+    """`trimline scale`.
+
+    Raises:
+        UserError: for a mistake found before the first trial starts, or where no trial fits its limits.
+    """
+    from launch.report.scale import scale_text
+    from launch.scaling.config import ScaleConfig
+    from launch.scaling.experiment import scale
+
+    config = read_config(ScaleConfig, [find_recipe(name) for name in files], overrides)
+    data = scale(config)
+    report = Path(config.out) / "report.html"
+    without_curves = {name: value for name, value in data.items() if name != "curves"}
+    return 0, {"out": config.out, "report": str(report), **without_curves}, f"{scale_text(data)}\nlook at {report}"
+
+
 def shard_command(source: str, overrides: Sequence[str]) -> Answer:
     """`trimline shard`.
 

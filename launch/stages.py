@@ -72,6 +72,11 @@ def build_stages(
     return _Builder(config, out, backend, group, lease).build(until)
 
 
+def shard_stage(config: RunConfig, out: Path, backend: Backend) -> Stage:
+    """The stage alone that writes a run's shards and makes its tokenizer; arguments as of `build_stages`."""
+    return _Builder(config, out, backend, "", None).shard()
+
+
 def trim_name(config: RunConfig, target: float | str) -> str:
     """The name of the stage for one target, such as ``trim-statement-2.0x`` or ``trim-statement-ftkd-12GMACs``."""
     wanted = Target.parse(target)
@@ -148,7 +153,7 @@ class _Builder:
 
     def build(self, until: str | None) -> list[Stage]:
         wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
-        stages = [self._shard(), self._pretrain()]
+        stages = [self.shard(), self._pretrain()]
         targets = sorted(self._config.trim.targets, key=lambda each: not Target.parse(each).is_full)
         trims = [self._trim(target) for target in targets]  # a teacher before its students
         if "trim" in wanted:
@@ -173,7 +178,7 @@ class _Builder:
             parts["loader"] = {key: value for key, value in parts["loader"].items() if key not in STORAGE_KEYS}
         return parts
 
-    def _shard(self) -> Stage:
+    def shard(self) -> Stage:
         plan = {name: dict(split.identity) for name, split in plan_source(self._config.data).items()}
         data = {"name": self._config.data.name, **writing_identity(self._config.data), "splits": plan}
         splits = tuple(self._out / "data" / name / "index.json" for name in plan)

@@ -113,7 +113,8 @@ def _unfinished(stage: Stage) -> str:
     return f"Stage {stage.name} is {state}{share}{reason}."
 
 
-def _render(page: Page) -> str:
+def page_environment() -> jinja2.Environment:
+    """The templates of pages, with the filters that their common parts use."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("launch.report", "page"),
         autoescape=True,
@@ -129,18 +130,25 @@ def _render(page: Page) -> str:
         "download": _download,
         "frames_data": _frames_data,
     }
-    environment.globals |= {"words": words, "absent": words.ABSENT, "frame_words": _frame_words}
+    environment.globals |= {"words": words, "absent": words.ABSENT, "frame_words": _frame_words, "safe": Markup}
+    return environment
+
+
+def _render(page: Page) -> str:
     run = page.run
-    return environment.get_template("report.html.j2").render(
-        page=page,
-        run=run,
-        state=_state(run),
-        command=_command(run.facts),
-        facts=_facts(run),
-        versions=_pairs(run.facts.get("versions")),
-        skipped=_training_skips(run.stages),
-        timeline=_timeline(run.stages),
-        safe=Markup,
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            page=page,
+            run=run,
+            state=_state(run),
+            command=_command(run.facts),
+            facts=_facts(run),
+            versions=_pairs(run.facts.get("versions")),
+            skipped=_training_skips(run.stages),
+            timeline=_timeline(run.stages),
+        )
     )
 
 
@@ -211,12 +219,12 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     if seconds is None:
         took, seconds = "Took so far, all stages", sum(stage.seconds or 0.0 for stage in run.stages) or None
     told = [
-        ("Ran on", _hardware(facts.get("hardware"))),
+        ("Ran on", hardware_in_words(facts.get("hardware"))),
         (took, words.duration(seconds)),
         ("Data", _data(run)),
         ("Seed", str(facts.get("seed", ""))),
         ("Stages", ", ".join(stage.name for stage in run.stages)),
-        ("Commit", _short_commit(str(facts.get("commit") or ""))),
+        ("Commit", short_commit(str(facts.get("commit") or ""))),
         ("Started", words.moment(facts.get("started"))),
         ("Finished", words.moment(facts.get("finished"))),
         ("Restarts", str(sum(stage.restarts for stage in run.stages))),
@@ -224,7 +232,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     return [(name, text) for name, text in told if text and text != words.ABSENT]
 
 
-def _hardware(value: Any) -> str:
+def hardware_in_words(value: Any) -> str:
     """A machine in a line: `Example CPU, 2 CPUs, 8 GiB memory, 0 GPUs, Linux x86_64`."""
     if not isinstance(value, Mapping):
         return str(value or "")
@@ -234,7 +242,7 @@ def _hardware(value: Any) -> str:
     return ", ".join(units.get(name, name + " {}").format(value[name]) for name in names if value[name] != "")
 
 
-def _short_commit(commit: str) -> str:
+def short_commit(commit: str) -> str:
     """The first ten digits, with the mark of a changed checkout."""
     digits, plus, changes = commit.partition("+")
     return digits[:10] + plus + changes

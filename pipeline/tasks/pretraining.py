@@ -110,6 +110,20 @@ class Pretraining:
         named: dict[str, Tensor] = forward(self.normalise(batch.pixels), batch, draws, self.memory, alpha, *given)
         return named
 
+    @torch.no_grad()
+    def fixed_losses(self, forward: Callable[..., Any], batch: ImageTextBatch) -> dict[str, Tensor]:
+        """The losses of a batch that does not change, to compare trainings by: nothing of the training moves.
+
+        Contrast is among this batch alone, without a queue and with hard labels: then it is the same task at any time
+        of a training, and for trainings with any batch.
+        """
+        memory = None
+        if self.memory is not None:
+            empty = FeatureQueue(self.model.config.embed, 0, torch.Generator(), batch.pixels.device)
+            memory = Memory(self.memory.teacher, empty)
+        named: dict[str, Tensor] = forward(self.normalise(batch.pixels), batch, self.online.draw(batch), memory, 0.0)
+        return named
+
     def _alpha(self, progress: float) -> float:
         ramp = self.objectives.alpha_ramp
         return self.objectives.alpha * (min(1.0, progress / ramp) if ramp else 1.0)

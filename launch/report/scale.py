@@ -1,0 +1,164 @@
+"""The report of a batch-size scaling experiment: one self-contained file, and its table for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import write_atomic
+from launch.report.html import hardware_in_words, page_environment, short_commit
+from launch.report.scale_figures import scale_figures
+from launch.report.table import aligned
+from launch.report.words import ABSENT, duration, moment, number
+
+_GIB = 2**30
+_COLUMNS = {
+    "global_batch": "global batch", "micro_batch": "micro-batch", "accumulation": "parts", "pruning": "pruning",
+    "lr": "learning rate", "zero_stage": "ZeRO", "precision": "precision", "recompute": "recompute",
+    "workers": "workers", "status": "status", "samples_per_second": "samples/s", "step_ms": "step ms",
+    "peak_gib": "GiB", "gmacs_per_second_per_worker": "GMACs/s", "mfu": "MFU", "noise_scale": "noise scale",
+    "critical_batch": "critical batch", "fixed_loss": "loss",
+    "steps_to_goal": "updates to goal", "seconds_to_goal": "s to goal",
+}  # fmt: skip
+"""Columns of the table with their heads; those that say the same of all trials, or nothing, are left out."""
+_ALWAYS = ("global_batch", "pruning", "status", "samples_per_second")
+_SETTINGS = tuple(_COLUMNS)[: tuple(_COLUMNS).index("status")]
+_WORDS = ("pruning", "precision", "status", "recompute")
+
+
+def write_scale_report(out: Path, data: Mapping[str, Any]) -> Path:
+    """Writes report.html into an experiment's folder, and its figures with their numbers into figures/.
+
+    Args:
+        out: The folder.
+        data: What stands in scale.json.
+
+    Returns:
+        The path of report.html.
+    """
+    drawings = scale_figures(data)
+    for drawing in drawings:
+        drawing.save(out / "figures")
+    columns = columns_of(data["rows"])
+    facts = [
+        ("Ran on", hardware_in_words(data["hardware"])),
+        ("Took", duration(data["seconds"])),
+        ("Started", moment(data["started"])),
+        ("Commit", short_commit(str(data["commit"] or ""))),
+    ]
+    page = (
+        page_environment()
+        .get_template("scale.html.j2")
+        .render(
+            data=data,
+            drawings=drawings,
+            facts=[(name, text) for name, text in facts if text],
+            heads=[(_COLUMNS[name], name not in _WORDS) for name in columns],
+            rows=[_cells(row, columns) for row in data["rows"]],
+            reasons=[(row["name"], row["status"], row["reason"]) for row in data["rows"] if row["reason"]],
+            largest=largest_cells(data["largest"]),
+            largest_heads=LARGEST,
+            parts=part_cells(data["largest"]),
+        )
+    )
+    target = out / "report.html"
+    write_atomic(target, page)
+    return target
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that tell something: a setting that differs, a number that was measured."""
+    found = []
+    for name in _COLUMNS:
+        values = {_value(row, name) for row in rows}
+        setting = name in _SETTINGS
+        if name in _ALWAYS or (len(values) > 1 if setting else values != {None}):
+            found.append(name)
+    return found
+
+
+def _value(row: Mapping[str, Any], name: str) -> Any:
+    if name == "peak_gib":
+        return None if row["peak_bytes"] is None else row["peak_bytes"] / _GIB
+    return row[name]
+
+
+def _cells(row: Mapping[str, Any], columns: Sequence[str]) -> list[tuple[str, Any]]:
+    """Text and exact value of each cell."""
+    return [(_text(name, _value(row, name)), _value(row, name)) for name in columns]
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    return f"{value:.1%}" if name == "mfu" else number(value if isinstance(value, int) else float(f"{value:.4g}"))
+
+
+LARGEST = (
+    "Pruning", "Largest", "Next up", "Measured GiB", "Predicted GiB", "Off by", "Kept a sample MiB", "Gain",
+    "Predicted gain", "Share",
+)  # fmt: skip
+
+
+def largest_cells(largest: Mapping[str, Any] | None) -> list[list[str]]:
+    """The search's table: a line for each pruning."""
+    if largest is None:
+        return []
+    return [
+        [
+            entry["pruning"], number(entry["largest"]), _above(entry), _gib(entry["measured_bytes"]),
+            _gib(entry["predicted_bytes"]),
+            ABSENT if entry["prediction_error"] is None else f"{entry['prediction_error']:+.1%}",
+            f"{entry['saved_bytes_per_sample'] / 2**20:.2f}", _times(entry["gain"]), _times(entry["predicted_gain"]),
+            ABSENT if entry["gain_share"] is None else f"{entry['gain_share']:.3f}",
+        ]
+        for entry in largest["found"]
+    ]  # fmt: skip
+
+
+def _above(entry: Mapping[str, Any]) -> str:
+    if entry["next_up"] is None:
+        return "not met"
+    return (
+        f"{entry['next_up']} does not fit" if entry["settled"] else f"{entry['next_up']} does not fit, between untried"
+    )
+
+
+def part_cells(largest: Mapping[str, Any] | None) -> list[list[str]]:
+    """Bytes kept for the backward by part of the model: a line for each part, a column for each pruning."""
+    if largest is None:
+        return []
+    found = largest["found"]
+    parts = dict.fromkeys(part for entry in found for part in entry["saved_bytes"])
+    lines = [["part", *(f"{entry['pruning']}, MiB a sample" for entry in found)]]
+    lines += [[part, *(f"{entry['saved_bytes'].get(part, 0.0) / 2**20:.3f}" for entry in found)] for part in parts]
+    return [*lines, ["whole", *(f"{entry['saved_bytes_per_sample'] / 2**20:.3f}" for entry in found)]]
+
+
+def _gib(value: float | None) -> str:
+    return ABSENT if value is None else f"{value / _GIB:.3f}"
+
+
+def _times(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.3f}x"
+
+
+def scale_text(data: Mapping[str, Any]) -> str:
+    """The result for the terminal: the table, the largest batches, the sentence."""
+    columns = columns_of(data["rows"])
+    cells = [["trial", *(_COLUMNS[name] for name in columns)]]
+    cells += [[row["name"], *(text for text, _ in _cells(row, columns))] for row in data["rows"]]
+    lines = [*aligned(cells, left=1)]
+    lines += [f"{row['name']}: {row['status']}: {row['reason']}" for row in data["rows"] if row["reason"]]
+    if data["largest"] is not None:
+        limit = data["largest"]["limit_bytes"] / _GIB
+        lines += [
+            "",
+            f"largest micro-batch within {limit:g} GiB",
+            *aligned([list(LARGEST), *largest_cells(data["largest"])], left=1),
+        ]
+        lines += ["", "bytes kept for the backward", *aligned(part_cells(data["largest"]), left=1)]
+    return "\n".join([*lines, "", data["recommendation"]])

@@ -1,0 +1,300 @@
+"""`trimline scale`: shards once, then each trial, the search for the largest batch, tables and report."""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.files import write_atomic, write_json
+from data_prep.lock import FolderLock
+from launch import machine
+from launch.config import RunConfig
+from launch.graph import Stage, fingerprints, run_graph
+from launch.progress import ProgressDisplay
+from launch.reading import as_json, dump_config, read_config
+from launch.recipes import find_recipe
+from launch.scaling.config import ScaleConfig
+from launch.scaling.grid import LeftOut, Settled, settle, steps_of, trials
+from launch.scaling.probing import Prober
+from launch.scaling.recommend import recommendation
+from launch.scaling.rows import curve_of, goal_of, row_of, settings_of, with_goal
+from launch.scaling.trial import FAILED, OK, Work, carried_out
+from launch.signals import stopped_by_sigterm
+from launch.stages import shard_stage
+from pipeline.data.shards import ShardFolder
+from pipeline.engine import preflight_deepspeed
+from pipeline.measure.scale_trial import TrialPlan
+from pipeline.process import Process
+from pipeline.tracking import open_tracker
+
+RESULT, TABLE, CONFIG = "scale.json", "scale.csv", "scale.yaml"
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all trials stand on.
+
+    Attributes:
+        config: Of the experiment.
+        files: Of the run that all share.
+        out: Folder of the experiment.
+        display: Is told what happens.
+        digest: Of the data.
+    """
+
+    config: ScaleConfig
+    files: Sequence[Path]
+    out: Path
+    display: ProgressDisplay
+    digest: str
+
+
+def scale(config: ScaleConfig) -> dict[str, Any]:
+    """Runs what is not finished of an experiment, and writes its tables and its report.
+
+    Returns:
+        What stands in scale.json.
+
+    Raises:
+        UserError: A mistake found before anything starts; no trial came to its end; or no batch fits into the limit.
+    """
+    began, started = time.monotonic(), _now()
+    files = [find_recipe(name) for name in config.base]
+    settled, left_out = settle(config, files, trials(config))
+    check_limits(config, [each.run for each in settled])
+    out = Path(config.out).expanduser().resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    with FolderLock(out), stopped_by_sigterm(), ProgressDisplay() as display:
+        write_atomic(out / CONFIG, dump_config(config))
+        _say_left_out(display, left_out)
+        ground = Ground(config, files, out, display, _write_shards(settled[0].run, out, display))
+        _check_split(config, out / "data")
+        rows, curves = _try_all(ground, settled)
+        largest = _search(ground)
+    data = {
+        "name": config.name,
+        "started": started,
+        "seconds": round(time.monotonic() - began, 1),
+        **_facts(),
+        "rows": rows,
+        "curves": curves,
+        "left_out": [{"name": each.trial.name, "reason": each.reason} for each in left_out],
+        "largest": largest,
+        "recommendation": recommendation(rows, largest),
+        "notes": notes(config, settled[0].run),
+    }
+    _write(out, data)
+    if config.track:
+        _track(settled[0].run, config, out, data)
+    refuse_nothing(config, data)
+    return data
+
+
+def check_limits(config: ScaleConfig, runs: Sequence[RunConfig]) -> None:
+    """Refuses limits that mean nothing on this machine, and a fixed batch that no processes can share.
+
+    Raises:
+        UserError: Naming the key.
+    """
+    if any(run.engine.name == "deepspeed" for run in runs):
+        preflight_deepspeed()
+    for key, gib in (("limits", config.limits.memory_gib), ("largest", config.largest.memory_gib)):
+        whole = machine.memory_gib()
+        if gib is not None and gib > whole and not runs[0].cluster.gpus_per_worker:
+            raise UserError(f"{key}.memory_gib={gib:g} is more than the {whole:.1f} GiB of this machine; give less")
+    if config.judge.split is None:
+        return
+    for run in runs:
+        unit = max(run.loader.streams, run.cluster.most)
+        if config.judge.batch % run.loader.streams or config.judge.batch % run.cluster.most:
+            raise UserError(
+                f"judge.batch={config.judge.batch} must be a multiple of {run.loader.streams} streams (loader.streams) "
+                f"and of {run.cluster.most} workers; try {unit * max(1, round(config.judge.batch / unit))}"
+            )
+
+
+def _say_left_out(display: ProgressDisplay, left_out: Sequence[LeftOut]) -> None:
+    for each in left_out:
+        display.say(f"{each.trial.name}: left out: {each.reason}")
+
+
+def _write_shards(run: RunConfig, out: Path, display: ProgressDisplay) -> str:
+    """Writes the shards that all trials read, where they are not there; returns a digest of all they depend on."""
+    from launch.local_backend import LocalBackend
+
+    stage: Stage = shard_stage(run, out, LocalBackend(0, 1))
+    result = run_graph([stage], 0, display)
+    failure = result.failures.get(stage.name)
+    if failure is not None:
+        if failure.by_user:
+            raise UserError(failure.message)
+        raise RuntimeError(failure.message)
+    return fingerprints([stage])[stage.name]
+
+
+def _check_split(config: ScaleConfig, data: Path) -> None:
+    """Refuses a split that is not there, or too small for a fixed batch.
+
+    Raises:
+        UserError: Naming those that there are.
+    """
+    split = config.judge.split
+    if split is None:
+        return
+    there = sorted(path.parent.relative_to(data).as_posix() for path in data.rglob("index.json"))
+    if split not in there:
+        raise UserError(f"judge.split={split} is not among the data's splits {', '.join(there)}; give one, or null")
+    samples = len(ShardFolder(data / split))
+    if samples < config.judge.batch:
+        raise UserError(f"judge.batch={config.judge.batch} is more than the {samples} samples of {split}; give less")
+
+
+def _try_all(ground: Ground, settled: Sequence[Settled]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row for each trial, and what is drawn of those that came to their end."""
+    config, rows, curves = ground.config, list[dict[str, Any]](), dict[str, Any]()
+    for each in settled:
+        work = Work(each.trial.name, each.run, _plan(ground, each), config.limits.seconds)
+        folder = ground.out / "trials" / work.name
+        found = carried_out(work, folder, ground.out, ground.digest, ground.display)
+        settings = settings_of(each.trial, each.run)
+        rows.append(row_of(settings, found, folder, config.warmup))
+        ground.display.say(f"{work.name}: {_in_words(rows[-1])}")
+        if found["status"] == OK:
+            curves[work.name] = {**settings, **curve_of(found, folder)}
+    goal = goal_of(config.judge.goal, rows)
+    return with_goal(rows, curves, goal), curves
+
+
+def _plan(ground: Ground, each: Settled) -> TrialPlan:
+    config, judge = ground.config, ground.config.judge
+    memory = config.limits.memory_gib
+    plan = TrialPlan(steps=steps_of(config, each.trial), memory_bytes=None if memory is None else int(memory * _GIB))
+    if judge.split is None:
+        return plan
+    return replace(
+        plan,
+        evaluate_every=max(1, round(judge.every_samples / each.trial.global_batch)),
+        evaluation_split=str(ground.out / "data" / judge.split),
+        evaluation_batch=judge.batch,
+    )
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
+    if row["status"] != OK:
+        return f"{row['status']}: {row['reason']}"
+    loss = "" if row["fixed_loss"] is None else f", loss {row['fixed_loss']:.3f} on the fixed batch"
+    return f"{row['samples_per_second']:.1f} samples/s, {row['peak_bytes'] / _GIB:.2f} GiB{loss}"
+
+
+def _search(ground: Ground) -> dict[str, Any] | None:
+    config = ground.config
+    if config.largest.memory_gib is None:
+        return None
+    shared = read_config(RunConfig, ground.files, _words(config))
+    prober = Prober(config, ground.files, ground.out, ground.digest, ground.display, shared.cluster.most)
+    return prober.compared()
+
+
+def _words(config: ScaleConfig) -> list[str]:
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in config.shared.items()]
+
+
+def _facts() -> dict[str, Any]:
+    return {
+        "command": machine.command(),
+        "versions": machine.versions(),
+        "commit": machine.git_commit(),
+        "hardware": machine.hardware(),
+    }
+
+
+def notes(config: ScaleConfig, run: RunConfig) -> list[str]:
+    """What a reader must know of the numbers."""
+    objectives = run.pretrain.objectives
+    among = "the whole update" if objectives.contrast_cache else "one part of an update over all workers"
+    told = [
+        f"One seed ({run.seed}); differences of a few percent between single trials are no difference.",
+        "Step: the median, from asking for the batch to the end of the update, looks at the fixed batch left out.",
+        "GMACs: multiply-accumulates of matrix products, forward and backward; what is computed again to save memory "
+        "counts once.",
+        "Memory: the most that a worker held in its first steps; its loader's processes are not in it.",
+    ]
+    if config.judge.split is not None and run.model.backbone != "meter":
+        told.append(
+            f"A contrastive loss depends on the batch, for its wrong answers come from it: in training they come from "
+            f"{among}, so training losses of different batches cannot be compared. All losses here are those of one "
+            f"fixed batch of {config.judge.batch} samples of {config.judge.split}, its contrast among itself alone, "
+            "without queue and with hard labels; each model is judged as it is trained, pruned ones on pruned images."
+        )
+        told.append(
+            "The noise scale is that of the gradient given the negatives of this batch; another batch has another "
+            "loss, and so another noise scale."
+        )
+    return told
+
+
+def _write(out: Path, data: Mapping[str, Any]) -> None:
+    write_json(out / RESULT, dict(data))
+    text = io.StringIO()
+    rows: list[dict[str, Any]] = data["rows"]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(out / TABLE, text.getvalue())
+    from launch.report.scale import write_scale_report  # matplotlib comes with it
+
+    write_scale_report(out, data)
+
+
+def _track(run: RunConfig, config: ScaleConfig, out: Path, data: Mapping[str, Any]) -> None:
+    """Sends the rows to wandb, as the run's `tracking` says."""
+    if run.tracking.wandb == "disabled":
+        return
+    folder = out / "tracking" / "scale"
+    with open_tracker(
+        run.tracking, config.name, {"name": config.name, "scale": as_json(config)}, folder, Process()
+    ) as to:
+        for step, row in enumerate(data["rows"]):
+            to.log({"step": step, **{key: value for key, value in row.items() if value is not None}})
+        to.summary({"recommendation": data["recommendation"], **_largest_values(data["largest"])})
+
+
+def _largest_values(largest: Mapping[str, Any] | None) -> dict[str, Any]:
+    if largest is None:
+        return {}
+    return {f"largest/{entry['pruning']}": entry["largest"] for entry in largest["found"]}
+
+
+def refuse_nothing(config: ScaleConfig, data: Mapping[str, Any]) -> None:
+    """Says it where nothing came of it.
+
+    Raises:
+        UserError: With what would help.
+    """
+    rows, largest = data["rows"], data["largest"]
+    if not any(row["status"] == OK for row in rows):
+        counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
+        told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        first = rows[0]
+        mend = "raise limits.memory_gib or limits.seconds, or give smaller batches"
+        if set(counts) == {FAILED}:
+            mend = f"{Path(config.out) / 'trials' / first['name']} has the details"
+        raise UserError(
+            f"none of {len(rows)} trials came to its end ({told}); {first['name']}: {first['reason']}; {mend}"
+        )
+    if largest is not None and all(entry["largest"] is None for entry in largest["found"]):
+        raise UserError(
+            f"largest.memory_gib={config.largest.memory_gib:g}: not even {config.largest.first[0]} samples fit "
+            f"({largest['found'][0]['reason']}); give more memory, or a smaller largest.first"
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,128 @@
+"""What a trial gave, as one row: how fast, how much memory, how far its loss came."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from launch.config import RunConfig
+from launch.scaling.grid import Trial
+from launch.scaling.trial import OK
+from pipeline.engine_config import EngineConfig
+from pipeline.progress import read_metrics
+
+NOISE = ("noise_scale", "critical_batch")
+
+
+def settings_of(trial: Trial, run: RunConfig) -> dict[str, Any]:
+    """What a trial was tried with, whether its grid said so or its run."""
+    workers, engine = run.cluster.most, run.engine
+    parts = _accumulation(engine, trial.global_batch, workers)
+    return {
+        "name": trial.name,
+        "backbone": run.model.backbone,
+        "global_batch": trial.global_batch,
+        "micro_batch": trial.global_batch // workers // parts,
+        "accumulation": parts,
+        "pruning": trial.pruning,
+        "lr": run.pretrain.optimizer.scaled(trial.global_batch).lr,
+        "zero_stage": engine.zero_stage if engine.name == "deepspeed" else None,
+        "precision": engine.precision,
+        "recompute": engine.recompute,
+        "workers": workers,
+    }
+
+
+def _accumulation(engine: EngineConfig, batch: int, workers: int) -> int:
+    return engine.resolved("pretrain", batch, workers).accumulation
+
+
+def row_of(settings: Mapping[str, Any], found: Mapping[str, Any], folder: Path, warmup: int) -> dict[str, Any]:
+    """A row of the table; what was not measured is None.
+
+    Args:
+        settings: Of `settings_of`.
+        found: Of `launch.scaling.trial.carried_out`.
+        folder: Of the trial, with its metrics.jsonl.
+        warmup: Steps at the beginning whose time does not count.
+    """
+    row = {**settings, "status": found["status"], "reason": found["reason"]} | dict.fromkeys(MEASURED)
+    if found["status"] != OK:
+        return row
+    seconds, macs = found["step_seconds"], found["macs"]
+    step = median(seconds[warmup:])
+    rate = settings["global_batch"] / step
+    lines = read_metrics(folder / "metrics.jsonl")
+    row |= {
+        "steps": len(seconds),
+        "samples": len(seconds) * settings["global_batch"],
+        "seconds": sum(seconds),
+        "step_ms": 1000 * step,
+        "samples_per_second": rate,
+        "peak_bytes": found["peak_bytes"],
+        "train_loss": lines[-1]["loss"],
+    }
+    row |= {name: last_of(lines, name) for name in NOISE}
+    if macs is not None:
+        each = rate / settings["workers"]
+        row |= {"gmacs_per_sample": macs / 1e9, "gmacs_per_second_per_worker": macs * each / 1e9}
+        row["mfu"] = None if found["peak_flops"] is None else 2 * macs * each / found["peak_flops"]
+    if found["evaluations"]:
+        row["fixed_loss"] = found["evaluations"][-1]["loss"]
+    return row
+
+
+MEASURED = (
+    "steps", "samples", "seconds", "step_ms", "samples_per_second", "peak_bytes", "gmacs_per_sample",
+    "gmacs_per_second_per_worker", "mfu", "noise_scale", "critical_batch", "train_loss", "fixed_loss", "goal",
+    "steps_to_goal", "samples_to_goal", "seconds_to_goal",
+)  # fmt: skip
+
+
+def last_of(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The last value of a key."""
+    return next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
+
+
+def curve_of(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What is drawn of a trial: its losses on the fixed batch, and its noise scale over samples."""
+    macs = found["macs"]
+    points = [{**point, "macs": None if macs is None else macs * point["samples"]} for point in found["evaluations"]]
+    lines = read_metrics(folder / "metrics.jsonl")
+    noise = [[line["samples"], line["noise_scale"]] for line in lines if line.get("noise_scale") is not None]
+    return {"evaluations": points, "noise": noise}
+
+
+def goal_of(wanted: float | None, rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The loss that times are taken to: the one wanted, or the worst of those that trials end with."""
+    ends = [row["fixed_loss"] for row in rows if row["fixed_loss"] is not None]
+    return wanted if wanted is not None else max(ends, default=None)
+
+
+def reached(evaluations: Sequence[Mapping[str, float]], goal: float) -> dict[str, float] | None:
+    """Steps, samples and seconds at which a loss was first reached, on a straight line between two looks.
+
+    None where it was not; where the first look was below it already, that one's.
+    """
+    names = ("step", "samples", "seconds")
+    before: Mapping[str, float] | None = None
+    for point in evaluations:
+        if point["loss"] <= goal:
+            if before is None:
+                return {name: point[name] for name in names}
+            share = (before["loss"] - goal) / (before["loss"] - point["loss"])
+            return {name: before[name] + share * (point[name] - before[name]) for name in names}
+        before = point
+    return None
+
+
+def with_goal(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Any], goal: float | None) -> list[dict[str, Any]]:
+    """The rows with what it took to reach a loss."""
+    finished = []
+    for row in rows:
+        at = None if goal is None or row["name"] not in curves else reached(curves[row["name"]]["evaluations"], goal)
+        values = None if at is None else (at["step"], at["samples"], at["seconds"])
+        names = ("steps_to_goal", "samples_to_goal", "seconds_to_goal")
+        took = dict.fromkeys(names) if values is None else dict(zip(names, values, strict=True))
+        finished.append({**row, "goal": goal, **took})
+    return finished

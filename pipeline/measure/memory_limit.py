@@ -1,0 +1,91 @@
+"""A limit on the memory of a training process, at which it ends itself and says so, before the machine has none left.
+
+On a GPU torch's allocator holds the limit. On a CPU a thread looks at the most that the process has ever had in main
+memory, as the kernel counts it: no moment escapes it, it only comes to know a little later.
+"""
+
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from data_prep.files import read_json, write_json
+from pipeline.log_facts import process_peak_bytes
+from pipeline.process import Process
+
+OVER_MEMORY = 77
+"""Exit code of a process that ended itself over its limit."""
+_NAME = "over_memory.rank{}.json"
+_PAUSE_SECONDS = 0.01
+
+
+class MemoryLimit:
+    """Holds while it is open as a context manager.
+
+    Args:
+        folder: Where an end is written down.
+        process: This process.
+        limit_bytes: The most memory of it: of the GPU where it trains on one, else resident. None for no limit.
+
+    Attributes:
+        step: Steps that are done; whoever makes them sets it.
+    """
+
+    def __init__(self, folder: Path, process: Process, limit_bytes: int | None) -> None:
+        self.step = 0
+        self._path = folder / _NAME.format(process.rank)
+        self._device = process.torch_device
+        self._limit_bytes = limit_bytes
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "MemoryLimit":
+        if self._limit_bytes is None:
+            return self
+        if self._device.type == "cuda":
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self._limit_bytes / total), self._device)
+            return self
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._thread is not None:
+            self._over.set()
+            self._thread.join()
+            self._look()
+        elif isinstance(error, torch.OutOfMemoryError):
+            write_json(self._path, self._record(torch.cuda.max_memory_allocated(self._device)))
+
+    def _watch(self) -> None:
+        while not self._over.wait(_PAUSE_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        assert self._limit_bytes is not None
+        peak = process_peak_bytes()
+        if peak > self._limit_bytes:
+            write_json(self._path, self._record(peak))
+            # Not an exception: the main thread may be in the middle of an allocation of gigabytes.
+            os._exit(OVER_MEMORY)
+
+    def _record(self, peak: int) -> dict[str, int | None]:
+        return {"peak_bytes": peak, "limit_bytes": self._limit_bytes, "step": self.step}
+
+
+def read_over(folder: Path) -> dict[str, int] | None:
+    """What a process wrote down that ended over its limit: `peak_bytes`, `limit_bytes`, `step`; None if none did."""
+    found = sorted(folder.glob(_NAME.format("*")))
+    if not found:
+        return None
+    record: dict[str, int] = read_json(found[0])
+    return record
+
+
+def clear_over(folder: Path) -> None:
+    """Removes what was written down before."""
+    for path in folder.glob(_NAME.format("*")):
+        path.unlink()

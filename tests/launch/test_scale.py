@@ -1,0 +1,458 @@
+"""`trimline scale`: which trials there are, how they end, and what is made of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_prep.errors import UserError
+from data_prep.files import write_json
+from launch.config import RunConfig
+from launch.reading import read_config
+from launch.recipes import find_recipe, recipes
+from launch.report.scale import largest_cells, part_cells, scale_text, write_scale_report
+from launch.scaling.config import GridConfig, JudgeConfig, LargestConfig, ScaleConfig
+from launch.scaling.experiment import check_limits, refuse_nothing
+from launch.scaling.grid import Trial, overrides_of, settle, trials
+from launch.scaling.largest import Bounds, Probe, search
+from launch.scaling.limited import Ended, run_limited
+from launch.scaling.probing import entry_of, with_gain
+from launch.scaling.recommend import recommendation
+from launch.scaling.rows import MEASURED, goal_of, reached, with_goal
+from launch.scaling.trial import TrialFailed, outcome
+from pipeline.measure.memory_limit import read_over
+
+TINY = Path(__file__).parent / "tiny.yaml"
+GIB = 2**30
+
+
+def config(**more: Any) -> ScaleConfig:
+    return ScaleConfig(
+        **{"name": "t", "out": "scale", "base": (str(TINY),), "grid": GridConfig(global_batch=(8,)), **more}
+    )
+
+
+# Which trials.
+
+
+def test_the_grid_and_the_points_give_each_trial_once() -> None:
+    grid = GridConfig(global_batch=(8, 16), micro_batch=(None, 4), pruning=(False, "query"))
+    asked = config(grid=grid, points=({"global_batch": 8}, {"global_batch": 32, "pruning": "stage", "recompute": True}))
+    names = [trial.name for trial in trials(asked)]
+    assert names == [
+        "b8-off", "b8-query", "b8-off-m4", "b8-query-m4", "b16-off", "b16-query", "b16-off-m4", "b16-query-m4",
+        "b32-stage-recompute",
+    ]  # fmt: skip
+
+
+def test_a_trial_changes_what_it_says_and_keeps_the_rest_of_the_run() -> None:
+    asked = config(samples=40, shared={"seed": 3}, prunings={"half": {"pretrain.pruning.elip.ratios": [0.9, 0.5, 0.3]}})
+    words = overrides_of(asked, Trial(global_batch=16, micro_batch=4, pruning="query", precision="bf16"))
+    run = read_config(RunConfig, [TINY], words)
+    assert (run.seed, run.engine.micro_batch, run.engine.precision, run.cluster.workers) == (3, 4, "bf16", 1)
+    assert (run.pretrain.loop.global_batch, run.pretrain.loop.steps) == (16, 5)  # four updates, and one not made
+    assert (run.pretrain.pruning.method, run.pretrain.pruning.elip.guidance) == ("elip", "query")
+    off = read_config(RunConfig, [TINY], overrides_of(asked, Trial(global_batch=16)))
+    assert off.pretrain.pruning.chosen is None
+    half = read_config(RunConfig, [TINY], overrides_of(asked, Trial(global_batch=16, pruning="half")))
+    assert half.pretrain.pruning.elip.ratios == (0.9, 0.5, 0.3)
+
+
+def test_combinations_that_no_run_can_be_made_of_are_left_out_with_their_reason() -> None:
+    grid = GridConfig(global_batch=(8, 9), micro_batch=(4, 8), pruning=("query",), workers=(1, 2))
+    asked = config(grid=grid, max_accumulation=1)
+    settled, left_out = settle(asked, [TINY], trials(asked))
+    assert [each.trial.name for each in settled] == ["b8-query-m8-w1"]
+    reasons = {each.trial.name: each.reason for each in left_out}
+    assert reasons["b9-query-m4-w1"] == "global_batch=9 is no multiple of micro_batch x workers = 4"
+    assert reasons["b8-query-m4-w1"] == "global_batch=8 takes 2 parts, max_accumulation=1"
+    assert "engine.name=torch, one plain process" in reasons["b8-query-m4-w2"]
+
+
+def test_an_empty_grid_says_why() -> None:
+    asked = config(grid=GridConfig())
+    with pytest.raises(UserError, match="the grid is empty: give grid"):
+        settle(asked, [TINY], trials(asked))
+    asked = config(grid=GridConfig(global_batch=(9,), micro_batch=(4,)))
+    with pytest.raises(UserError, match=r"nothing is left of 2 combinations: b9-off-m4: global_batch=9 is no multiple"):
+        settle(asked, [TINY], trials(asked))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"points": ({"global_batch": 8, "micro": 4},)}, "points: unknown key micro; did you mean micro_batch"),
+        ({"points": ({"pruning": "query"},)}, "has no global_batch"),
+        ({"grid": {"global_batch": (0,)}}, "grid.global_batch=0 must be at least 1"),
+        ({"grid": {"pruning": ("quary",)}}, "pruning 'quary' is not known; give off, stage, query"),
+        ({"largest": {"first": (8, 8)}}, "two rising batches"),
+        ({"largest": {"first": (8, 13), "step": 4}}, "whole steps of 4"),
+        ({"largest": {"pruning": ("query",)}}, "must begin with off"),
+        ({"largest": {"memory_gib": -1.0}}, "largest.memory_gib=-1.0 must be above 0"),
+        ({"min_steps": 1, "warmup": 1}, "scale.min_steps=1 must be at least 2"),
+        ({"base": ()}, "must name at least one configuration"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(more: dict[str, Any], message: str) -> None:
+    kinds: dict[str, Any] = {"grid": GridConfig, "largest": LargestConfig}
+    with pytest.raises(UserError, match=message):
+        config(**{key: kinds[key](**value) if key in kinds else value for key, value in more.items()})
+
+
+def test_a_limit_beyond_the_machine_and_a_batch_that_cannot_be_shared_are_refused() -> None:
+    run = read_config(RunConfig, [TINY], [])
+    with pytest.raises(UserError, match=r"largest\.memory_gib=1e\+06 is more than the [\d.]+ GiB of this machine"):
+        check_limits(config(largest=LargestConfig(memory_gib=1e6)), [run])
+    with pytest.raises(UserError, match=r"judge\.batch=5 must be a multiple of 2 streams .*; try 4"):
+        check_limits(config(judge=JudgeConfig(batch=5)), [run])
+
+
+def test_every_ready_experiment_reads_and_has_its_trials() -> None:
+    found = [name for name in recipes() if name.startswith("configs/scale/")]
+    assert {"configs/scale/albef_tiny.yaml", "configs/scale/clip_tiny.yaml"} <= set(found)
+    for name in found:
+        asked = read_config(ScaleConfig, [find_recipe(name)], [])
+        wanted = trials(asked)
+        settled, left_out = settle(asked, [find_recipe(base) for base in asked.base], [wanted[0], wanted[-1]])
+        assert len(settled) == 2 and not left_out
+        check_limits(asked, [each.run for each in settled])
+
+
+# The largest batch.
+
+
+def straight(fixed: float, slope: float, limit: float, tried: list[int]) -> Any:
+    def measure(batch: int) -> Probe:
+        tried.append(batch)
+        peak = int(fixed + slope * batch)
+        return Probe(batch, peak <= limit, min(peak, int(limit) + 1))
+
+    return measure
+
+
+@pytest.mark.parametrize(("slope", "largest"), [(10.0, 90), (7.3, 123), (100.0, 9), (53.0, 16)])
+def test_a_straight_line_takes_four_probes_at_most(slope: float, largest: int) -> None:
+    tried: list[int] = []
+    found = search(straight(100.0, slope, 1000.0, tried), Bounds(limit_bytes=1000, first=(4, 8)))
+    assert found.largest is not None and found.next_up is not None
+    assert (found.largest.batch, found.next_up.batch, found.settled) == (largest, largest + 1, True)
+    assert len(tried) <= 4 and len(set(tried)) == len(tried)
+    assert found.predicted_bytes == pytest.approx(100 + slope * largest, rel=0.02)
+
+
+@pytest.mark.parametrize("bend", [-0.02, 0.05])
+def test_a_line_that_misleads_is_mended(bend: float) -> None:
+    def peak(batch: int) -> int:
+        return int(100 + 10 * batch + bend * batch**2)
+
+    def measure(batch: int) -> Probe:
+        return Probe(batch, peak(batch) <= 1000, peak(batch))
+
+    found = search(measure, Bounds(limit_bytes=1000, first=(4, 8), probes=20))
+    assert found.largest is not None and found.settled
+    assert peak(found.largest.batch) <= 1000 < peak(found.largest.batch + 1)
+    assert len(found.probes) <= 12
+
+
+def test_steps_are_whole_and_bounds_are_kept() -> None:
+    tried: list[int] = []
+    found = search(straight(0.0, 10.0, 1000.0, tried), Bounds(limit_bytes=1000, first=(4, 12), step=8))
+    assert found.largest is not None and found.largest.batch == 100 and all(batch % 8 == 4 for batch in tried)
+    found = search(straight(0.0, 10.0, 1000.0, []), Bounds(limit_bytes=1000, first=(4, 8), most=50))
+    assert found.largest is not None and found.largest.batch == 50 and found.next_up is None and not found.settled
+    found = search(straight(0.0, 10.0, 55.0, []), Bounds(limit_bytes=55, first=(4, 16)))
+    assert found.largest is not None and (found.largest.batch, found.settled, found.line) == (5, True, None)
+    found = search(straight(60.0, 10.0, 55.0, []), Bounds(limit_bytes=55, first=(4, 16)))
+    assert found.largest is None and len(found.probes) == 1 and not found.settled
+    found = search(lambda batch: Probe(batch, True, 7), Bounds(limit_bytes=55, first=(4, 16), most=99))
+    assert found.largest is not None and found.largest.batch == 99  # memory that does not grow
+
+
+def test_gains_are_held_against_the_bytes_kept() -> None:
+    def entry(pruning: str, largest: int, saved: dict[str, float]) -> dict[str, Any]:
+        slope = 900 / (largest + 0.5)
+        found = search(straight(100.0, slope, 1000.0, []), Bounds(limit_bytes=1000, first=(2, 4)))
+        return entry_of(pruning, found, saved, {batch: "too much" for batch in found.probes})
+
+    off = entry("off", 40, {"visual_encoder": 8.0, "losses": 2.0})
+    query = with_gain(entry("query", 48, {"visual_encoder": 6.0, "losses": 2.0}), off)
+    assert (off["largest"], query["largest"], query["next_up"]) == (40, 48, 49)
+    assert (query["gain"], query["predicted_gain"]) == (1.2, 1.25) and query["gain_share"] == pytest.approx(0.96)
+    assert abs(query["prediction_error"]) < 0.05 and query["reason"] == "too much"
+    both = {"limit_bytes": 1000, "workers": 1, "found": [with_gain(off, off), query]}
+    assert largest_cells(both)[1][-3:] == ["1.200x", "1.250x", "0.960"]
+    assert [line[0] for line in part_cells(both)] == ["part", "visual_encoder", "losses", "whole"]
+
+
+# How a trial ends.
+
+
+def words_of(folder: Path, text: str) -> Path:
+    (folder / "process.txt").write_text(text)
+    return folder
+
+
+def test_each_end_has_its_word(tmp_path: Path) -> None:
+    write_json(tmp_path / "result.json", {"peak_bytes": 5})
+    fine = outcome(words_of(tmp_path, ""), Ended(0, False, 2.0), 60)
+    assert (fine["status"], fine["peak_bytes"]) == ("ok", 5)
+    slow = outcome(words_of(tmp_path, ""), Ended(-15, True, 60.1), 60)
+    assert (slow["status"], slow["reason"]) == ("too slow", "not done after 60 s")
+    for code, text in [(-9, "x"), (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried"),
+                       (1, "OutOfMemoryError: CUDA out of memory. Tried")]:  # fmt: skip
+        assert outcome(words_of(tmp_path, text), Ended(code, False, 1.0), 60)["status"] == "out of memory"
+    with pytest.raises(TrialFailed, match="the last line"):
+        outcome(words_of(tmp_path, "first\nthe last line\n\n"), Ended(1, False, 1.0), 60)
+    with pytest.raises(TrialFailed, match="ended with code 3"):
+        outcome(words_of(tmp_path, ""), Ended(3, False, 1.0), 60)
+    write_json(tmp_path / "over_memory.rank1.json", {"peak_bytes": 2 * GIB, "limit_bytes": GIB, "step": 0})
+    over = outcome(tmp_path, Ended(1, False, 1.0), 60)
+    assert over["reason"] == "2.000 GiB before the end of its first step, more than the 1 GiB that it may have"
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def is_gone_soon(pid: int) -> bool:
+    """A killed process is there until the system has cleared it away."""
+    end = time.monotonic() + 5
+    while not gone(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return gone(pid)
+
+
+def test_what_is_too_slow_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
+    )
+    ended = run_limited([sys.executable, "-c", script], tmp_path / "log", 1.0, dict(os.environ))
+    assert ended.too_slow and ended.code == -signal.SIGTERM and ended.seconds < 10
+    assert is_gone_soon(int((tmp_path / "log").read_text()))
+    script = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid)"
+    ended = run_limited([sys.executable, "-c", script], tmp_path / "log", 30.0, dict(os.environ))
+    assert (ended.code, ended.too_slow) == (0, False)
+    assert is_gone_soon(int((tmp_path / "log").read_text()))  # what a trial leaves behind goes with it
+
+
+# What is made of the trials.
+
+
+def row(name: str, **more: Any) -> dict[str, Any]:
+    settings = {
+        "name": name, "backbone": "albef", "global_batch": 32, "micro_batch": 16, "accumulation": 2, "pruning": "off",
+        "lr": 0.001,
+        "zero_stage": None, "precision": "fp32", "recompute": False, "workers": 1, "status": "ok", "reason": "",
+    }  # fmt: skip
+    numbers = dict.fromkeys(MEASURED) | {"samples_per_second": 10.0, "step_ms": 3200.0, "peak_bytes": GIB}
+    return {**settings, **numbers, **more}
+
+
+def evaluations(*losses: float) -> list[dict[str, Any]]:
+    return [
+        {"step": 2 * at, "samples": 64 * at, "seconds": 5.0 * at, "macs": 1e9 * at, "loss": loss}
+        for at, loss in enumerate(losses, 1)
+    ]
+
+
+def test_a_loss_is_reached_on_the_line_between_two_looks() -> None:
+    found = reached(evaluations(5.0, 4.0, 3.0), 3.5)
+    assert found == {"step": 5.0, "samples": 160.0, "seconds": 12.5}
+    assert reached(evaluations(3.0, 4.0), 3.5) == {"step": 2, "samples": 64, "seconds": 5.0}
+    assert reached(evaluations(5.0, 4.0), 3.5) is None
+
+
+def test_the_goal_is_the_worst_end_where_none_is_given() -> None:
+    rows = [row("a", fixed_loss=3.0), row("b", fixed_loss=4.0), row("c")]
+    assert goal_of(None, rows) == 4.0 and goal_of(2.5, rows) == 2.5 and goal_of(None, [row("c")]) is None
+    curves = {name: {"evaluations": evaluations(5.0, end)} for name, end in (("a", 3.0), ("b", 4.0))}
+    told = with_goal(rows, curves, 4.0)
+    assert [each["seconds_to_goal"] for each in told] == [7.5, 10.0, None]
+
+
+def test_the_recommendation_gives_its_reason() -> None:
+    rows = [
+        row("b32-off", goal=4.0, seconds_to_goal=50.0, critical_batch=81.3),
+        row("b32-query", pruning="query", goal=4.0, seconds_to_goal=40.0, critical_batch=90.6),
+        row("b64-query", pruning="query", goal=4.0, seconds_to_goal=41.0, status="too slow"),
+    ]
+    entry = {"pruning": "off", "largest": 40}
+    largest = {"limit_bytes": GIB, "found": [entry, {"pruning": "query", "largest": 52}]}
+    assert recommendation(rows, largest) == (
+        "Train with a global batch of 32 in 2 parts of 16 a worker, a learning rate of 0.001, pruning query, fp32, for "
+        "it reached a loss of 4 on the fixed batch in 40 s, 1.25 times as fast as b32-off; so far its critical batch "
+        "is about 91 samples; within 1 GiB a micro-batch may have 52 samples with pruning query instead of 40."
+    )
+    assert "10 samples a second" in recommendation([row("b32-off")], None)
+    assert "Nothing can be recommended" in recommendation([row("b32-off", status="failed")], None)
+
+
+def whole() -> dict[str, Any]:
+    rows = [
+        row("b32-off", fixed_loss=4.0, noise_scale=70.0, critical_batch=80.0, gmacs_per_second_per_worker=9.0),
+        row("b64-query", pruning="query", global_batch=64, fixed_loss=3.5, samples_per_second=13.0),
+        row("b128-off", global_batch=128, status="out of memory", reason="<2 GiB>") | dict.fromkeys(MEASURED),
+    ]
+    curves = {
+        each["name"]: {**each, "evaluations": evaluations(6.0, each["fixed_loss"]), "noise": [[64, 50.0], [128, 70.0]]}
+        for each in rows[:2]
+    }
+    searched = search(straight(100.0, 30.0, 1000.0, []), Bounds(limit_bytes=1000, first=(4, 8)))
+    entries = [entry_of(name, searched, {"visual_encoder": 8.0}, {31: ""}) for name in ("off", "query")]
+    largest = {"limit_bytes": 1000, "workers": 1, "found": [with_gain(entry, entries[0]) for entry in entries]}
+    rows = with_goal(rows, curves, 4.0)
+    return {
+        "name": "t", "started": "2026-01-01T00:00:00+00:00", "seconds": 60.0, "command": "trimline scale x",
+        "versions": {"torch": "2"}, "commit": "0123456789abcdef", "hardware": {"cpus": 2}, "rows": rows,
+        "curves": curves, "left_out": [{"name": "b9-off", "reason": "no multiple"}], "largest": largest,
+        "recommendation": recommendation(rows, largest), "notes": ["a contrastive loss depends on the batch"],
+    }  # fmt: skip
+
+
+def test_the_report_is_one_file_with_every_figure_and_the_sentence(tmp_path: Path) -> None:
+    data = whole()
+    page = write_scale_report(tmp_path, data).read_text()
+    assert data["recommendation"] in page and "&lt;2 GiB&gt;" in page and "b9-off: left out: no multiple" in page
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")  # nothing is fetched
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.csv")}
+    wanted = {"throughput", "memory", "efficiency", "loss", "goal", "noise", "critical", "largest", "saved"}
+    assert drawn == {f"scale-{name}" for name in wanted}
+    assert page.count("<figure") == len(wanted)
+    text = scale_text(data)
+    assert "b128-off: out of memory: <2 GiB>" in text and text.endswith(data["recommendation"])
+    assert "largest micro-batch within" in text and "ZeRO" not in text  # a column that says the same of all
+
+
+def test_an_experiment_of_which_nothing_came_says_so() -> None:
+    data = whole()
+    data["rows"] = [row("b32-off", status="too slow", reason="not done after 60 s")]
+    with pytest.raises(
+        UserError, match=r"none of 1 trials came to its end \(1 too slow\); b32-off: not done after 60 s"
+    ):
+        refuse_nothing(config(), data)
+    data = whole()
+    for entry in data["largest"]["found"]:
+        entry["largest"], entry["reason"] = None, "0.5 GiB before the end of its first step"
+    asked = config(largest=LargestConfig(memory_gib=0.25))
+    with pytest.raises(UserError, match=r"largest\.memory_gib=0\.25: not even 8 samples fit \(0\.5 GiB before"):
+        refuse_nothing(asked, data)
+
+
+# The whole of it.
+
+
+def experiment(tmp_path: Path, **more: Any) -> Path:
+    asked = {
+        "name": "tiny", "out": str(tmp_path / "scale"), "base": [str(TINY)],
+        "shared": {"data.sizes": {"train": 64, "val": 16, "test": 0, "unseen": 0}, "evaluate.retrieval_splits": [],
+                   "evaluate.statement_splits": [], "trim.targets": []},
+        "grid": {"global_batch": [8], "micro_batch": [4], "pruning": [False, "query"]},
+        "samples": 32, "judge": {"batch": 16, "every_samples": 8}, "limits": {"seconds": 100}, **more,
+    }  # fmt: skip
+    path = tmp_path / "scale.yaml"
+    path.write_text(yaml.safe_dump(asked, sort_keys=False))
+    return path
+
+
+def start(path: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "launch", "scale", str(path), "--json", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def result(path: Path, *words: str) -> tuple[int, dict[str, Any], str]:
+    process = start(path, *words)
+    printed, errors = process.communicate()
+    return process.returncode, json.loads(printed), errors
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_whole_experiment_and_one_more_point(tmp_path: Path) -> None:
+    largest = {"memory_gib": 4.0, "first": [4, 8], "most": 8, "pruning": [False, "query"]}
+    path = experiment(tmp_path, largest=largest)
+    code, data, errors = result(path)
+    assert code == 0, errors
+    rows = {row["name"]: row for row in data["rows"]}
+    assert list(rows) == ["b8-off-m4", "b8-query-m4"]
+    for row_ in rows.values():
+        assert row_["status"] == "ok" and row_["steps"] == 4 and row_["accumulation"] == 2
+        assert row_["samples_per_second"] > 0 and row_["peak_bytes"] > 0 and row_["gmacs_per_sample"] > 0
+        assert row_["fixed_loss"] > 0 and row_["goal"] >= row_["fixed_loss"]
+    off, query = data["largest"]["found"]
+    assert off["largest"] == query["largest"] == 8 and not off["settled"]  # `most` is met first
+    assert query["saved_bytes"]["visual_encoder"] < off["saved_bytes"]["visual_encoder"]
+    assert query["predicted_gain"] > 1
+    out = tmp_path / "scale"
+    assert {"scale.json", "scale.csv", "report.html", "figures", "scale.yaml"} <= {path.name for path in out.iterdir()}
+    assert not list(out.glob("trials/*/checkpoints/*/COMPLETE"))
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/status.json")}
+    code, data, errors = result(path, "--points", '[{"global_batch": 16, "micro_batch": 4, "pruning": "query"}]')
+    assert code == 0 and [row["name"] for row in data["rows"]][2] == "b16-query-m4"
+    after = {path: path.stat().st_mtime_ns for path in out.glob("*/*/status.json")}
+    assert set(after) - set(before) == {out / "trials" / "b16-query-m4" / "status.json"}
+    assert {path: after[path] for path in before} == before  # nothing else ran
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_limits_that_nothing_fits_into_end_with_a_line(tmp_path: Path) -> None:
+    path = experiment(
+        tmp_path, limits={"memory_gib": 0.1, "seconds": 100}, grid={"global_batch": [8], "pruning": ["query"]}
+    )
+    code, data, errors = result(path)
+    assert code == 2 and "Traceback" not in errors
+    assert data["error"].startswith("none of 1 trials came to its end (1 out of memory); b8-query: ")
+    record = read_over(tmp_path / "scale" / "trials" / "b8-query")
+    assert record is not None and record["peak_bytes"] > record["limit_bytes"] and record["step"] == 0
+    assert (tmp_path / "scale" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_experiment_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    path = experiment(tmp_path, samples=10**7)
+    process = start(path)
+    trial = tmp_path / "scale" / "trials" / "b8-off-m4"
+    while not (trial / "metrics.jsonl").exists() or not (trial / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    process.send_signal(number)
+    process.communicate()
+    end = time.monotonic() + 30
+    while not all(gone(int(pid)) for pid in children):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert process.returncode == (130 if number == signal.SIGTERM else -9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("launcher", ["local", "ray"])
+def test_trials_of_two_workers_under_either_launcher(tmp_path: Path, launcher: str) -> None:
+    shared = {
+        "data.sizes": {"train": 64, "val": 16, "test": 0, "unseen": 0}, "evaluate.retrieval_splits": [],
+        "evaluate.statement_splits": [], "trim.targets": [], "engine.name": "deepspeed", "launcher": launcher,
+    }  # fmt: skip
+    grid = {"global_batch": [8], "micro_batch": [4], "pruning": ["query"], "workers": [2], "zero_stage": [2]}
+    code, data, errors = result(experiment(tmp_path, shared=shared, grid=grid))
+    assert code == 0, errors
+    (row_,) = data["rows"]
+    assert (row_["status"], row_["workers"], row_["zero_stage"], row_["accumulation"]) == ("ok", 2, 2, 1)
+    assert row_["noise_scale"] is None or row_["noise_scale"] > 0  # two workers are two parts
+    trial = tmp_path / "scale" / "trials" / row_["name"]
+    assert "gradient/noise" in json.loads((trial / "metrics.jsonl").read_text().splitlines()[0])
