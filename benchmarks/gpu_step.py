@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch  # noqa: E402 - the checkout need not be installed
 from data_prep.errors import UserError  # noqa: E402
 from pipeline.measure.bench import FLOPS_RULE  # noqa: E402
 from pipeline.measure.bench_cases import REFERENCE, BenchConfig  # noqa: E402
+from pipeline.measure.largest_batch import largest_batch  # noqa: E402
 from pipeline.measure.peak import PEAK_BF16_FLOPS  # noqa: E402
 from pipeline.measure.update_bench import UpdateBench, UpdateConfig  # noqa: E402
 
@@ -38,6 +40,7 @@ TEXT_LENGTH = {"albef": 30, "clip": 77}
 BATCH = {"speed": {"albef": 128, "clip": 256}, "largest": {"albef": 64, "clip": 64}}
 """On a GPU; the search begins with the smaller one."""
 CPU_BATCH = 4
+CPU_GIB = 0.6
 GIB = 2**30
 START_SECONDS = 10.0
 """Of a process, until it begins to measure."""
@@ -62,13 +65,14 @@ def parse() -> argparse.Namespace:
     found = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cuda", "cpu"], default=found, help="(%(default)s)")
     parser.add_argument("--size", choices=["base", "small", "tiny"], default="base", help="of all towers (%(default)s)")
+    parser.add_argument("--backbone", choices=BACKBONES, help="this one alone (both)")
     parser.add_argument("--minutes", type=float, default=9.0, help="after which no case goes on (%(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path(os.environ.get("OUT", "gpu_step")), help="folder (%(default)s)"
     )
     parser.add_argument("--batch", type=int, help="of timing; by default 128 of ALBEF and 256 of CLIP, on a CPU 4")
     parser.add_argument(
-        "--memory-gib", type=float, help="for the largest batch; by default 94%% of the GPU's, 1 on a CPU"
+        "--memory-gib", type=float, help="for the largest batch; by default 94%% of the GPU's, 0.6 on a CPU"
     )
     text = "of torch.compile, or none; by default inductor, on a CPU eager, which finds breaks and makes nothing fast"
     parser.add_argument("--backend", choices=["inductor", "aot_eager", "eager", "none"], help=text)
@@ -97,23 +101,24 @@ def config_of(options: argparse.Namespace, backbone: str, kind: str) -> UpdateCo
         device=options.device,
     )
     backend = options.backend or ("inductor" if on_gpu else "eager")
-    gib = options.memory_gib if options.memory_gib is not None else (0.0 if on_gpu else 1.0)
-    if options.memory_gib is not None and not gib > 0:
-        raise UserError(f"--memory-gib {gib} must be above 0; leave it out for the whole GPU's")
-    if not options.minutes > 0:
-        raise UserError(f"--minutes {options.minutes} must be above 0; 9 is usual")
     return UpdateConfig(
         bench=bench,
         backend=None if backend == "none" else backend,
         most_rounds=40 if on_gpu else 6,  # only the way is tried on a CPU
-        limit=int(gib * GIB),
-        batch_step=8 if on_gpu else 1,
     )
 
 
-def cases() -> list[tuple[str, str]]:
+def limit_of(options: argparse.Namespace) -> int:
+    """Bytes that a batch may take; 0 for the GPU's own."""
+    if options.memory_gib is not None and not options.memory_gib > 0:
+        raise UserError(f"--memory-gib {options.memory_gib} must be above 0; leave it out for the whole GPU's")
+    return int(GIB * (options.memory_gib or (0 if options.device == "cuda" else CPU_GIB)))
+
+
+def cases(options: argparse.Namespace) -> list[tuple[str, str]]:
     """Backbone and kind of each, in the order of running: what matters most comes first."""
-    return [(backbone, kind) for kind in KINDS for backbone in BACKBONES]
+    chosen = [backbone for backbone in BACKBONES if options.backbone in (None, backbone)]
+    return [(backbone, kind) for kind in KINDS for backbone in chosen]
 
 
 # One case, in a process of its own.
@@ -122,11 +127,11 @@ def cases() -> list[tuple[str, str]]:
 def measure(options: argparse.Namespace) -> int:
     """Measures a case and leaves its file, which grows by a row as each is there."""
     backbone, kind = options.case.split("_")
-    config = config_of(options, backbone, kind)
+    config, limit = config_of(options, backbone, kind), limit_of(options)
     path, begun = options.out / f"{options.case}.json", time.monotonic()
-    result: dict[str, Any] = {"settings": settings(config), **where(options.device), "rows": []}
+    result: dict[str, Any] = {"settings": settings(config, limit), **where(options.device), "rows": []}
     config = replace(config, seconds=0.85 * options.seconds - START_SECONDS)
-    for row in (speed_rows if kind == "speed" else largest_rows)(config):
+    for row in speed_rows(config) if kind == "speed" else largest_rows(config, limit):
         result["rows"].append(row)
         result["took_seconds"] = time.monotonic() - begun
         write(path, result)
@@ -140,20 +145,20 @@ def speed_rows(config: UpdateConfig) -> Iterator[dict[str, Any]]:
     yield from bench.rows()
 
 
-def largest_rows(config: UpdateConfig) -> Iterator[dict[str, Any]]:
+def largest_rows(config: UpdateConfig, limit: int) -> Iterator[dict[str, Any]]:
     """All batches run the same code, compiled for any shape: a compilation for each would take too long."""
-    if config.bench.device == "cuda":
-        whole = torch.cuda.get_device_properties(0).total_memory
-        config = replace(config, limit=config.limit or int((1 - SPARE) * whole))
+    on_gpu = config.bench.device == "cuda"
+    if on_gpu and not limit:
+        limit = int((1 - SPARE) * torch.cuda.get_device_properties(0).total_memory)
     bench = UpdateBench(config, dynamic=config.backend is not None)
     for name in bench.names:
-        found = bench.largest(name, lambda size: say(f"batch {size}"))
-        yield {"name": name, **asdict(found), "limit": config.limit, "not_compiled": bench.not_compiled}
+        found = largest_batch(partial(bench.peak_of, name), limit, config.bench.batch, 8 if on_gpu else 1)
+        yield {"name": name, **asdict(found), "limit": limit, "not_compiled": bench.not_compiled}
 
 
-def settings(config: UpdateConfig) -> dict[str, Any]:
+def settings(config: UpdateConfig, limit: int) -> dict[str, Any]:
     """What a result must be read with: one with others is measured anew."""
-    return json.loads(json.dumps({**asdict(config.bench), "backend": config.backend, "limit": config.limit}))
+    return json.loads(json.dumps({**asdict(config.bench), "backend": config.backend, "limit": limit}))
 
 
 def where(device: str) -> dict[str, Any]:
@@ -180,13 +185,16 @@ def say(text: str) -> None:
 
 def run_all(options: argparse.Namespace) -> int:
     """Runs what is not there yet, each with its share of the time that is left, and prints the table."""
-    configs = {case: config_of(options, *case) for case in cases()}  # refuses before anything runs
+    if not options.minutes > 0:
+        raise UserError(f"--minutes {options.minutes} must be above 0; 9 is usual")
+    limit = limit_of(options)
+    configs = {case: config_of(options, *case) for case in cases(options)}  # refuses before anything runs
     end = time.monotonic() + 60 * options.minutes
     found = {}
     for number, case in enumerate(configs):
         weights = [KINDS[kind] for _, kind in list(configs)[number:]]
         seconds = (end - time.monotonic()) * weights[0] / sum(weights)
-        found[case] = run_case(options, case, settings(configs[case]), seconds)
+        found[case] = run_case(options, case, settings(configs[case], limit), seconds)
     lines = table(found)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "table.txt").write_text("\n".join(lines) + "\n")
@@ -239,7 +247,7 @@ HEAD = f"{'':22}{'batch':>6}{'ms':>9}{'samples/s':>11}{'ratio (95%)':>22}{'FLOPs
 def table(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
     """A line for each backbone and variant, then how to read them."""
     lines = [HEAD]
-    for backbone in BACKBONES:
+    for backbone in dict.fromkeys(backbone for backbone, _ in found):
         speed, largest = found[backbone, "speed"], found[backbone, "largest"]
         by_name = {row["name"]: row for row in largest["rows"]}
         for name in (REFERENCE, "stage", "query"):

@@ -1,10 +1,10 @@
-"""Whole updates of pre-training, pruned or not, on one model: time, memory, and the largest batch that fits.
+"""Whole updates of pre-training, pruned or not, on one model: their time and memory, with batches of any size.
 
 What `bench` leaves out is in them: momentum update, clipping, AdamW, queue. The engine is the plain one, `torch`.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,6 @@ from pipeline.engine import EngineConfig, OptimizerConfig, split_decay
 from pipeline.engine_torch import TorchEngine
 from pipeline.measure.bench import promised, utilisation
 from pipeline.measure.bench_cases import REFERENCE, BenchConfig, random_batch, step_parts
-from pipeline.measure.largest_batch import LargestBatch, largest_batch
 from pipeline.measure.peak import peak_flops
 from pipeline.measure.saved_bytes import saved_bytes
 from pipeline.measure.timing import interleave, median_interval, paired_ratios, spread, timed
@@ -37,16 +36,12 @@ class UpdateConfig:
         seconds: About how long timing may take with all before it: building the model, and the first updates, which
             compile.
         most_rounds: Of timing, should there be time for more; each runs every variant once.
-        limit: Bytes for the search of the largest batch.
-        batch_step: Between batches that the search tells apart.
     """
 
     bench: BenchConfig
     backend: str | None = "inductor"
     seconds: float = 60.0
     most_rounds: int = 40
-    limit: int = 0
-    batch_step: int = 8
 
 
 class UpdateBench:
@@ -144,28 +139,17 @@ class UpdateBench:
         self.parts.total(name, batch)
         self.parts.task.drop_update()
 
-    def largest(self, name: str, tick: Callable[[int], None] = lambda batch: None) -> LargestBatch:
-        """The largest batch of a variant.
-
-        Args:
-            name: Of the variant.
-            tick: Told of each batch before it is tried.
-        """
-        config = self.config
-
-        def probe(size: int) -> int | None:
-            tick(size)
-            try:
-                batch = random_batch(replace(config.bench, batch=size))
-                if self.device.type == "cuda":
-                    self.warm_up(name, batch)
-                return self.peak(name, batch)
-            except torch.OutOfMemoryError:
-                pass  # its frames hold the tensors: room is made behind it
-            self._forget()
-            return None
-
-        return largest_batch(probe, config.limit, config.bench.batch, config.batch_step)
+    def peak_of(self, name: str, size: int) -> int | None:
+        """`peak` of a batch of another size; None where it found no room."""
+        try:
+            batch = random_batch(replace(self.config.bench, batch=size))
+            if self.device.type == "cuda":
+                self.warm_up(name, batch)
+            return self.peak(name, batch)
+        except torch.OutOfMemoryError:
+            pass  # its frames hold the tensors: room is made behind it
+        self._forget()
+        return None
 
     def _forget(self) -> None:
         """Lets go of what an update that broke off has left."""
