@@ -85,8 +85,9 @@ class UpdateBench:
             if self.not_compiled:
                 raise
             # A compiler fails in many ways; the step as it is runs all the same, and the table says so.
-            said = str(error).strip().splitlines() or [""]
-            self.not_compiled = f"{type(error).__name__}: {said[0]}"
+            # Its first line may say no more than which backend failed.
+            said = " ".join(str(error).split("\n")[:2])
+            self.not_compiled = f"{type(error).__name__}: {said}"
         self._forget()
         leave_uncompiled(self.module)
         return self.warm_up(name, batch, updates)
