@@ -19,14 +19,14 @@ test-long: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
 
 lint: $(STAMP)
-	$(BIN)/ruff check data_prep pipeline launch tests
-	$(BIN)/ruff format --check data_prep pipeline launch tests
+	$(BIN)/ruff check data_prep pipeline launch tests benchmarks examples
+	$(BIN)/ruff format --check data_prep pipeline launch tests benchmarks examples
 	$(BIN)/mypy data_prep pipeline launch
 	$(BIN)/lint-imports
 
 format: $(STAMP)
-	$(BIN)/ruff format data_prep pipeline launch tests
-	$(BIN)/ruff check --fix data_prep pipeline launch tests
+	$(BIN)/ruff format data_prep pipeline launch tests benchmarks examples
+	$(BIN)/ruff check --fix data_prep pipeline launch tests benchmarks examples
 
 env: $(STAMP)
 

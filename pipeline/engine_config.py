@@ -35,7 +35,7 @@ class EngineConfig:
         offload_params: Whether weights live in host memory between their uses (ZeRO 3).
         recompute: Whether blocks keep only their inputs for the backward and are computed again there (activation
             checkpointing).
-        compile: Whether torch.compile makes the vision towers; worth it on a GPU.
+        compile: Whether torch.compile makes the transformer blocks of both models; worth it on a GPU.
         deepspeed_json: A file of DeepSpeed's own settings, or these themselves, which are laid over what is written
             from the keys above; what has a key above is refused.
     """

@@ -31,13 +31,17 @@ from pipeline.weights.mapping import fill
 def load_backbone(folder: Path) -> Backbone:
     """The model of a pre-training stage's export, in evaluation mode.
 
+    An imported BLIP for retrieval, all of BLIP that transformers has a class for, is taken for a pre-trained one: the
+    decoder that it lacks stays as drawn.
+
     Raises:
         UserError: The folder holds something else.
     """
-    tensors, described = _load(folder, ("backbone",), "a pre-trained backbone")
+    tensors, described = _load(folder, ("backbone", "blip_retrieval"), "a pre-trained backbone")
+    drawn = ("text_decoder.",) if described["kind"] == "blip_retrieval" else ()
     with _named(folder):
         model = build_model(ModelConfig.from_dict(described.get("model", {})))
-        fill(model, tensors)
+        fill(model, tensors, drawn)
     return model.eval()
 
 

@@ -23,6 +23,7 @@ from pipeline.measure.training_macs import StepSizes
 from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import recompute_activations
 from pipeline.models.build import build_model
+from pipeline.models.compiling import compile_blocks
 from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pruning.config import PruningConfig
@@ -222,8 +223,7 @@ def _prepare_towers(task: Pretraining, engine: EngineConfig) -> None:
     if engine.recompute:
         recompute_activations(task.model)
     if engine.compile:
-        for model in [task.model] + ([] if task.memory is None else [task.memory.teacher.model]):
-            model.visual_encoder.compile(dynamic=False)
+        compile_blocks(task.module)  # the momentum tower is part of it
 
 
 def _param_groups(model: Backbone, config: PretrainConfig) -> list[ParamGroup]:

@@ -7,19 +7,17 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.data.decode import BadSample, Encoded, Pixels, decode_image, jpeg_size
+from pipeline.data.pixels import CLIP_MEAN, CLIP_STD
+from pipeline.data.pixels import normalise as normalise  # the last step of the way, known by this name too
 from pipeline.data.randaugment import DRAWS, RandAugmentConfig, randaugment
 
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 _ASPECT = (3 / 4, 4 / 3)
 _SPARE = 2  # a JPEG that is decoded at twice the size still gives what Pillow makes of the full one
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +47,8 @@ class TransformConfig:
     permute_boxes: bool = False
     randaugment: RandAugmentConfig | None = None
     resize: Literal["area", "bicubic"] = "area"
-    mean: tuple[float, float, float] = _CLIP_MEAN
-    std: tuple[float, float, float] = _CLIP_STD
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -185,12 +183,3 @@ def permute_boxes(image: Pixels, order: list[int]) -> Pixels:
     for to, source in enumerate(order):
         result[:, starts[to] : starts[to] + height] = image[:, starts[source] : starts[source] + height]
     return result
-
-
-def normalise(pixels_B3HW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 pixels -> float32 with mean and deviation taken out, (B, 3, H, W), on the pixels' device."""
-    shape = (1, -1, 1, 1)
-    device = pixels_B3HW.device
-    centre = torch.tensor(mean, device=device).view(shape) * 255
-    spread = torch.tensor(std, device=device).view(shape) * 255
-    return (pixels_B3HW.float() - centre) / spread

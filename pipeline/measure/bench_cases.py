@@ -6,7 +6,7 @@ B batch, N tokens, L text tokens, D width.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
-from pipeline.data.transforms import TransformConfig, normalise
+from pipeline.data.pixels import CLIP_MEAN, CLIP_STD, normalise
 from pipeline.limits import at_least
-from pipeline.measure.training_macs import Macs, StepSizes, albef_step_macs, tower_macs
-from pipeline.models.albef import Albef
+from pipeline.measure.step_macs import pretraining_macs
+from pipeline.measure.training_macs import Macs, StepSizes, tower_macs
+from pipeline.models.backbone import Backbone
+from pipeline.models.build import build_model
+from pipeline.models.compiling import compile_blocks
 from pipeline.models.config import ModelConfig
 from pipeline.models.schedule import TokenStream
 from pipeline.models.text import TextConfig
@@ -27,7 +30,7 @@ from pipeline.objectives.mlm import Vocabulary, mask_words
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.tome import TomeConfig
-from pipeline.tasks.online import AlbefStep, ObjectiveConfig
+from pipeline.tasks.online import STEPS, ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 
 REFERENCE = "unpruned"
@@ -46,6 +49,13 @@ STEP_VARIANTS: Mapping[str, PruningConfig] = {
     "stage_momentum": PruningConfig(prune_momentum=True, elip=ElipConfig(guidance="stage")),
 }
 _WORDS = Vocabulary(mask=103, size=30522)
+_CLIP_WORDS = 49408
+_CLIP_TEXT = {
+    "base": {"width": 512, "heads": 8, "text_layers": 12},
+    "small": {"width": 384, "heads": 6, "text_layers": 12},
+    "tiny": {"width": 192, "heads": 3, "text_layers": 6},
+}
+"""CLIP's text towers, as in configs/models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +63,8 @@ class BenchConfig:
     """What is measured, and how.
 
     Attributes:
-        what: ``vision``, the vision tower alone; ``step``, ALBEF's pre-training step.
+        what: ``vision``, the vision tower alone; ``step``, a pre-training step.
+        backbone: Whose step.
         model: Width of all towers, see `WIDTHS`.
         variants: Which are compared with the unpruned one; none given stands for all.
         image_size: Height and width in pixels.
@@ -63,13 +74,14 @@ class BenchConfig:
         dtype: ``bfloat16`` runs forwards under autocast, as training does.
         device: Where it runs.
         threads: Of torch on the CPU.
-        compile: Whether torch.compile makes the vision towers, as `engine.compile` does in training.
+        compile: Whether torch.compile makes the blocks, as `engine.compile` does in training.
         rounds: Rounds that count; each runs every variant once, and the unpruned one before and after each.
         warmup: Rounds before them.
         seed: Of weights, inputs and the order in a round.
     """
 
     what: Literal["vision", "step"]
+    backbone: Literal["albef", "clip"] = "albef"
     model: str = "base"
     variants: tuple[str, ...] = ()
     image_size: int = 224
@@ -89,8 +101,8 @@ class BenchConfig:
         if self.what == "step":
             # Matching needs a wrong image and a wrong text for each pair; the class token is never masked.
             at_least(self, "bench", 2, "batch", "text_length")
-            if self.text_length > TextConfig.max_positions:
-                raise UserError(f"bench.text_length={self.text_length} must be at most {TextConfig.max_positions}")
+            if self.text_length > (longest := self.whole.text.longest):
+                raise UserError(f"bench.text_length={self.text_length} must be at most {longest}")
         if self.image_size % self.patch:
             near = max(1, round(self.image_size / self.patch)) * self.patch
             raise UserError(
@@ -114,8 +126,14 @@ class BenchConfig:
         )
 
     @property
-    def albef(self) -> ModelConfig:
-        """Sizes of the whole model."""
+    def whole(self) -> ModelConfig:
+        """Sizes of the whole model, as in configs/models."""
+        if self.backbone == "clip":
+            norms: dict[str, Any] = {"eps": 1e-5, "patch_bias": False, "pre_norm": True}
+            sizes: dict[str, Any] = {**_CLIP_TEXT[self.model], "max_positions": 77, "type_rows": 0, "eps": 1e-5}
+            text = TextConfig(vocab_size=_CLIP_WORDS, fusion_layers=0, dropout=0.0, **sizes)
+            embed = 512 if self.model == "base" else 256
+            return ModelConfig(backbone="clip", vision=replace(self.vision, **norms), text=text, embed=embed)
         width, heads = WIDTHS[self.model]
         return ModelConfig(vision=self.vision, text=TextConfig(vocab_size=_WORDS.size, width=width, heads=heads))
 
@@ -174,17 +192,20 @@ def _variants(config: BenchConfig) -> Mapping[str, PruningConfig]:
     return vision_variants(config.vision.patches) if config.what == "vision" else STEP_VARIANTS
 
 
+def _checked_variants(config: BenchConfig) -> Mapping[str, PruningConfig]:
+    variants = variants_of(config)
+    for pruning in variants.values():
+        pruning.check(config.vision.depth, config.vision.patches)
+    return variants
+
+
 def build_bench(config: BenchConfig) -> Bench:
     """Weights, inputs and variants.
 
     Raises:
         UserError: Sizes that cannot be pruned so.
     """
-    variants = variants_of(config)
-    for pruning in variants.values():
-        pruning.check(config.vision.depth, config.vision.patches)
-    torch.manual_seed(config.seed)
-    return _vision_bench(config, variants) if config.what == "vision" else _step_bench(config, variants)
+    return _vision_bench(config) if config.what == "vision" else _step_bench(config)
 
 
 def _prepared(config: BenchConfig, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -197,10 +218,12 @@ def _prepared(config: BenchConfig, forward: Callable[..., Any]) -> Callable[...,
     return run
 
 
-def _vision_bench(config: BenchConfig, variants: Mapping[str, PruningConfig]) -> Bench:
+def _vision_bench(config: BenchConfig) -> Bench:
+    variants = _checked_variants(config)
+    torch.manual_seed(config.seed)
     tower = VisionTower(config.vision).to(config.device)
     if config.compile:
-        tower.compile(dynamic=False)
+        compile_blocks(tower)
     width, patches = config.vision.width, config.vision.patches
     pixels = torch.randn(config.batch, 3, config.image_size, config.image_size, device=config.device)
     sentence_BD = torch.randn(config.batch, width, device=config.device)
@@ -224,46 +247,83 @@ def _tower_forward(
     return encoded.x
 
 
-def _step_bench(config: BenchConfig, variants: Mapping[str, PruningConfig]) -> Bench:
-    model = Albef(config.albef).to(config.device)
-    objectives, batch = ObjectiveConfig(), _batch(config)
-    to_input = partial(normalise, mean=TransformConfig.mean, std=TransformConfig.std)
+@dataclass(frozen=True)
+class StepParts:
+    """One task, and what varies in it.
+
+    Attributes:
+        model: The online model.
+        task: One for all variants.
+        forwards: By variant what the task is to run; under autocast for 16 bits.
+        macs: By variant, of one sample in a batch of the configured size.
+        includes: What a step is, in words.
+    """
+
+    model: Backbone
+    task: Pretraining
+    forwards: Mapping[str, Callable[..., Any]]
+    macs: Mapping[str, Macs]
+    includes: str
+
+    def total(self, name: str, batch: ImageTextBatch) -> Tensor:
+        """The loss of a variant."""
+        return self.task.losses(self.forwards[name], batch, 1.0).total
+
+
+def step_parts(config: BenchConfig) -> StepParts:
+    """Weights and variants of a pre-training step.
+
+    Raises:
+        UserError: Sizes that cannot be pruned so.
+    """
+    variants = _checked_variants(config)
+    torch.manual_seed(config.seed)
+    model = build_model(config.whole).to(config.device)
+    objectives, to_input = ObjectiveConfig(), partial(normalise, mean=CLIP_MEAN, std=CLIP_STD)
     task = Pretraining(model, objectives, _UNPRUNED, _WORDS, to_input, torch.Generator().manual_seed(config.seed))
-    assert task.memory is not None
     if config.compile:
-        for part in (model, task.memory.teacher.model):
-            part.visual_encoder.compile(dynamic=False)
-    masked = mask_words(batch.token_ids, batch.token_mask, batch.draw_seeds, objectives.mask_share, _WORDS)
-    sizes = StepSizes(
-        text_length=config.text_length,
-        keys=config.batch + objectives.queue,
-        words=len(masked.target_M) / config.batch,
-    )
-    cases = {}
-    for name, pruning in variants.items():
+        compile_blocks(task.module)
+    sizes = _step_sizes(config, objectives, task)
+    step = STEPS[config.backbone]
+    return StepParts(
+        model,
+        task,
         # The task is one for all: what varies is the module that it is given to run.
-        online = _prepared(config, AlbefStep(model, objectives, pruning, _WORDS))
-        cases[name] = Case(partial(_total, task, online, batch), None, albef_step_macs(model, pruning, sizes))
+        {name: _prepared(config, step(model, objectives, pruning, _WORDS)) for name, pruning in variants.items()},
+        {name: pretraining_macs(model, pruning, sizes) for name, pruning in variants.items()},
+        _INCLUDES[config.backbone],
+    )
+
+
+_INCLUDES: Mapping[str, str] = {
+    "albef": "pre-training step: pixels to float, masking, online and momentum towers, itc + itm + mlm, backward",
+    "clip": "pre-training step: pixels to float, both towers, symmetric contrast, backward",
+}
+
+
+def _step_sizes(config: BenchConfig, objectives: ObjectiveConfig, task: Pretraining) -> StepSizes:
+    """Those of random texts; without a momentum tower there is no queue, and no word is masked."""
+    queue, words = 0, 0.0
+    if task.memory is not None:
+        batch, queue = random_batch(config), objectives.queue
+        masked = mask_words(batch.token_ids, batch.token_mask, batch.draw_seeds, objectives.mask_share, _WORDS)
+        words = len(masked.target_M) / config.batch
+    return StepSizes(text_length=config.text_length, keys=config.batch + queue, words=words)
+
+
+def _step_bench(config: BenchConfig) -> Bench:
+    parts, batch = step_parts(config), random_batch(config)
+    cases = {name: Case(partial(parts.total, name, batch), None, parts.macs[name]) for name in parts.forwards}
 
     def standing() -> Iterator[Tensor]:
-        yield from model.parameters()
-        yield from task.tensors().values()
+        yield from parts.model.parameters()
+        yield from parts.task.tensors().values()
 
-    return Bench(
-        cases,
-        model,
-        standing,
-        lambda: task.after_update(1.0),
-        "pre-training step: pixels to float, masking, online and momentum towers, itc + itm + mlm, backward; "
-        "without optimizer, momentum update and queue update",
-    )
+    includes = f"{parts.includes}; without optimizer, momentum update and queue update"
+    return Bench(cases, parts.model, standing, lambda: parts.task.after_update(1.0), includes)
 
 
-def _total(task: Pretraining, online: Callable[..., Any], batch: ImageTextBatch) -> Tensor:
-    return task.losses(online, batch, 1.0).total
-
-
-def _batch(config: BenchConfig) -> ImageTextBatch:
+def random_batch(config: BenchConfig) -> ImageTextBatch:
     """Random pixels and words; no text is padded."""
     size, rows = config.image_size, torch.arange(config.batch)
     names = [str(row) for row in range(config.batch)]

@@ -7,6 +7,7 @@ m image tokens with CLS, L text tokens.
 """
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,8 +21,11 @@ from pipeline.models.clip import Clip
 from pipeline.models.config import BackboneName
 from pipeline.models.meter import Meter
 from pipeline.pruning.config import PruningConfig
-from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.cost import Units
+
+if TYPE_CHECKING:
+    # It reads pictures and shards, whose libraries benchmarks/gpu_step.py does without.
+    from pipeline.tasks.classification import ClassificationModel
 
 
 def pretraining_macs(model: Backbone, pruning: PruningConfig, sizes: StepSizes) -> Macs:
@@ -29,7 +33,7 @@ def pretraining_macs(model: Backbone, pruning: PruningConfig, sizes: StepSizes) 
     return _COUNTERS[model.config.backbone](model, pruning, sizes)
 
 
-def classification_macs(model: ClassificationModel, text_length: int, full: bool) -> float:
+def classification_macs(model: "ClassificationModel", text_length: int, full: bool) -> float:
     """Forward and backward of fine-tuning on statements, where masked tokens and heads are computed like the others.
 
     A student's teacher runs forward alone; a method that takes tokens out counts as it does in the end.

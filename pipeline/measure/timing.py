@@ -88,6 +88,13 @@ def timed_lap(forward: Callable[[], Tensor], gradient: Tensor | None, device: to
     return Lap(_between(marks[0], marks[1]), _between(marks[1], marks[2]))
 
 
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call; on a GPU of the device, from when it is free to begin until it has done the call's work."""
+    begin = _mark(device)
+    run()
+    return _between(begin, _mark(device))
+
+
 Mark = float | torch.cuda.Event
 
 

@@ -46,4 +46,4 @@ def caption_loss(scores_MV: Tensor, target_M: Tensor, smoothing: float = LABEL_S
         Scalar; its mean over processes is the mean over all their words.
     """
     total = F.cross_entropy(scores_MV, target_M, reduction="sum", label_smoothing=smoothing)
-    return mean_over_global_count(total, torch.tensor(len(target_M), device=scores_MV.device))
+    return mean_over_global_count(total, total.new_full((), len(target_M)))

@@ -21,11 +21,25 @@ class MaskedWords:
         ids_BL: Input of the word task.
         drawn_BL: True at positions whose original word is to be told.
         target_M: The original words, in row order.
+        places_M: Where they stand in the flattened texts; found from `drawn_BL` if not given.
     """
 
     ids_BL: Tensor
     drawn_BL: Tensor
     target_M: Tensor
+    places_M: Tensor | None = None
+
+    def at(self, x_BLD: Tensor) -> Tensor:
+        """(M, D) what stands at the drawn positions.
+
+        By numbers, not by `drawn_BL`: for a mask a GPU must come to rest to say how many there are.
+        """
+        places_M = _places(self.drawn_BL) if self.places_M is None else self.places_M
+        return x_BLD.flatten(0, 1).index_select(0, places_M)
+
+
+def _places(drawn_BL: Tensor) -> Tensor:
+    return drawn_BL.flatten().nonzero()[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +71,8 @@ def mask_words(ids_BL: Tensor, mask_BL: Tensor, seeds_B: Tensor, share: float, w
     drawn_BL[:, 0] = False
     changed_BL = torch.where(kind_BL < 0.8, words.mask, (word_BL * words.size).to(ids_BL.dtype))
     ids = torch.where(drawn_BL & (kind_BL < 0.9), changed_BL, ids_BL)
-    return MaskedWords(ids, drawn_BL, ids_BL[drawn_BL])
+    places_M = _places(drawn_BL)
+    return MaskedWords(ids, drawn_BL, ids_BL.flatten().index_select(0, places_M), places_M)
 
 
 def word_loss(
@@ -78,4 +93,4 @@ def word_loss(
     if momentum_scores_MV is not None:
         soft = F.cross_entropy(scores_MV, momentum_scores_MV.detach().softmax(-1), reduction="sum")
         total = (1 - alpha) * total + alpha * soft
-    return mean_over_global_count(total, torch.tensor(len(target_M), device=scores_MV.device))
+    return mean_over_global_count(total, total.new_full((), len(target_M)))

@@ -89,4 +89,5 @@ def both(first: TokenStream, second: TokenStream) -> TokenStream:
 def picked(stream: TokenStream, rows: Tensor) -> TokenStream:
     """Chosen rows of a text stream."""
     assert stream.present is not None
-    return TokenStream(stream.x[rows], stream.present[rows], causal=stream.causal)
+    # Not x[rows]: the backward of index_select is far faster.
+    return TokenStream(stream.x.index_select(0, rows), stream.present[rows], causal=stream.causal)

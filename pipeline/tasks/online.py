@@ -233,12 +233,12 @@ class AlbefStep(OnlineModel):
         if itc is None:
             return {}
         with torch.no_grad():
-            told_m = teacher.fuse(masked_m, image_m).text.x[words.drawn_BL]
+            told_m = words.at(teacher.fuse(masked_m, image_m).text.x)
             momentum_scores_MV = teacher.word_scores(told_m)
         candidates = self.candidates(batch)
         negatives = draws.negatives or self.hard_negatives(candidates, features, draws.chances_B3)
         logits_N2, told = self._match_and_tell(candidates, plain, masked, image, negatives)
-        scores_MV = self.model.word_scores(told[words.drawn_BL])
+        scores_MV = self.model.word_scores(words.at(told))
         return {
             "itc": itc,
             "itm": matching_loss(logits_N2, true_first(len(pixels), pixels.device)),
@@ -323,7 +323,7 @@ class MeterStep(OnlineModel):
         text = both(plain, masked)
         fused = self.model.fuse(text, self._images(pixels, text, candidates, shown_B, batch.draw_seeds))
         size = len(pixels)
-        scores_MV = self.model.word_scores(fused.text.x[size:][words.drawn_BL])
+        scores_MV = self.model.word_scores(words.at(fused.text.x[size:]))
         return {
             "itm": matching_loss(self.model.itm_head(fused.features_BF[:size]), true_B),
             "mlm": word_loss(scores_MV, words.target_M),
@@ -384,8 +384,9 @@ def encode_both_texts(model: Backbone, batch: ImageTextBatch, words: MaskedWords
     """The plain and the masked text through the text-only layers, in one pass."""
     ids, mask = torch.cat([batch.token_ids, words.ids_BL]), batch.token_mask.repeat(2, 1)
     encoded = model.encode_text(ids, mask)
-    rows = torch.arange(len(ids), device=ids.device)
-    return picked(encoded, rows[: len(batch)]), picked(encoded, rows[len(batch) :])
+    assert encoded.present is not None
+    plain, masked = (TokenStream(*halves) for halves in zip(encoded.x.chunk(2), encoded.present.chunk(2), strict=True))
+    return plain, masked
 
 
 def true_first(size: int, device: torch.device) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
@@ -31,6 +32,19 @@ def test_an_export_without_its_weights_or_trimmers_is_refused(tmp_path: Path) ->
     export_weights(tmp_path / "old", {}, {"kind": "statement", "model": model, "trimmers": {"sharpness": 1}})
     with pytest.raises(UserError, match=r"does not tell how it is trimmed and pruned"):
         load_classification_model(tmp_path / "old")
+
+
+def test_a_blip_for_retrieval_is_a_beginning_whose_decoder_is_drawn(tmp_path: Path) -> None:
+    whole = small_model("blip").state_dict()
+    config = {"kind": "blip_retrieval", "model": asdict(small_config(backbone="blip"))}
+    decoder = [name for name in whole if name.startswith("text_decoder.")]
+    export_weights(tmp_path / "export", {name: t for name, t in whole.items() if name not in decoder}, config)
+    found = load_backbone(tmp_path / "export").state_dict()
+    assert decoder and found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole if name not in decoder)
+    export_weights(tmp_path / "less", {"temp": whole["temp"]}, config)
+    with pytest.raises(UserError, match="missing"):
+        load_backbone(tmp_path / "less")
 
 
 def test_whoever_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Contrast, matching, masked words, momentum: by definition, and over two processes as on one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -160,6 +162,15 @@ def test_masking_draws_words_only_and_in_the_stated_shares() -> None:
     assert abs((changed == WORDS.mask).double().mean() - 0.8) < 0.02
     assert abs((changed == masked.target_M).double().mean() - 0.1) < 0.02
     assert torch.equal(masked.ids_BL[~masked.drawn_BL], ids[~masked.drawn_BL])
+
+
+def test_what_stands_at_drawn_positions_is_found_by_their_numbers_as_by_the_mask() -> None:
+    ids = torch.randint(5, 50, (6, 10))
+    masked = mask_words(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(6), 0.4, WORDS)
+    x_BLD = torch.randn(6, 10, 3)
+    assert torch.equal(masked.target_M, ids[masked.drawn_BL])
+    assert torch.equal(masked.at(x_BLD), x_BLD[masked.drawn_BL])
+    assert torch.equal(replace(masked, places_M=None).at(x_BLD), x_BLD[masked.drawn_BL])
 
 
 def test_a_row_is_masked_alike_in_every_batch_and_under_any_padding() -> None:

@@ -1,0 +1,63 @@
+"""Prune the vision tokens of your own timm ViT by a sentence (ELIP), and train through the pruning.
+
+    python examples/wrap_timm_vit.py
+    python examples/wrap_timm_vit.py --name vit_base_patch16_224 --image-size 224 --guidance stage
+
+Weights and pictures are random: put your trained model in the place of `timm.create_model`.
+"""
+
+import argparse
+
+import timm
+import torch
+
+from pipeline.pruning.config import PruningConfig
+from pipeline.pruning.elip import ElipConfig
+from pipeline.weights.timm_vit import tower_from_timm
+
+
+def main() -> None:
+    """Wraps, compares, prunes, trains one step, and gives the weights back."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="vit_tiny_patch16_224", help="a plain ViT of timm (%(default)s)")
+    parser.add_argument("--image-size", type=int, default=96, help="in pixels (%(default)s)")
+    parser.add_argument("--guidance", choices=["query", "stage"], default="query", help="(%(default)s)")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+
+    # Your ViT, and a tower that computes the same, layer by layer, so that a method can act between layers.
+    vit = timm.create_model(options.name, pretrained=False, img_size=options.image_size).eval()
+    tower = tower_from_timm(vit)
+    pixels = torch.randn(4, 3, options.image_size, options.image_size)
+    with torch.no_grad():
+        apart = (tower(pixels).x - vit.forward_features(pixels)).abs().max().item()
+    print(f"unpruned, the largest difference to timm's tokens is {apart:.1e}")
+    if apart > 1e-4:
+        raise SystemExit("the tower does not compute what timm computes")
+
+    # The sentence is one vector of the tower's width for each picture, such as the [CLS] of your text encoder. Before
+    # the third, fifth and eleventh layer it decides which patches stay; the others are merged into one token.
+    pruning = PruningConfig(elip=ElipConfig(guidance=options.guidance, depths=(2, 2, 6, 2), ratios=(0.9, 0.65, 0.4)))
+    pruning.check(tower.config.depth, tower.config.patches)
+    sentence_BD = torch.randn(4, tower.config.width)
+    elip = pruning.begin(tower, sentence_BD, seeds_B=torch.arange(4))  # anew for each batch
+    image = tower(pixels, [elip])
+    tokens = [layer.attention for layer in pruning.tokens_by_layer(tower.config.depth, tower.config.patches)]
+    share = pruning.macs(tower) / PruningConfig(method="none").macs(tower)
+    print(f"tokens by layer: {tokens}; {share:.0%} of the multiply-accumulates")
+    print(f"patches that stayed in the first picture: {sorted(image.origin[0].clamp(min=-1).unique().tolist())[1:]}")
+
+    # It is a module like any other: here one step on a made-up loss.
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-3)
+    image.cls.square().mean().backward()
+    optimizer.step()
+
+    # Its parameters have timm's names, so the trained weights go back (the classifier's are not touched).
+    left_alone = vit.load_state_dict(tower.state_dict(), strict=False)
+    print(f"trained weights are back in timm's model; not among them: {left_alone.missing_keys}")
+    with torch.no_grad():
+        torch.testing.assert_close(tower(pixels).x, vit.forward_features(pixels), atol=1e-4, rtol=0)
+
+
+if __name__ == "__main__":
+    main()
