@@ -29,7 +29,7 @@ import torch  # noqa: E402 - the checkout need not be installed
 from data_prep.errors import UserError  # noqa: E402
 from pipeline.measure.bench import FLOPS_RULE  # noqa: E402
 from pipeline.measure.bench_cases import REFERENCE, BenchConfig  # noqa: E402
-from pipeline.measure.largest_batch import largest_batch  # noqa: E402
+from pipeline.measure.largest_batch import Bounds, Probe, search  # noqa: E402
 from pipeline.measure.peak import PEAK_BF16_FLOPS  # noqa: E402
 from pipeline.measure.update_bench import UpdateBench, UpdateConfig  # noqa: E402
 
@@ -152,8 +152,27 @@ def largest_rows(config: UpdateConfig, limit: int) -> Iterator[dict[str, Any]]:
         limit = int((1 - SPARE) * torch.cuda.get_device_properties(0).total_memory)
     bench = UpdateBench(config, dynamic=config.backend is not None)
     for name in bench.names:
-        found = largest_batch(partial(bench.peak_of, name), limit, config.bench.batch, 8 if on_gpu else 1)
-        yield {"name": name, **asdict(found), "limit": limit, "not_compiled": bench.not_compiled}
+        step = 8 if on_gpu else 1
+        bounds = Bounds(limit_bytes=limit, first=(2 * step, config.bench.batch), step=step, most=2**14, probes=16)
+        found = search(partial(probe, bench, name, limit), bounds)
+        largest, over = found.largest, found.next_up
+        if largest is None:
+            raise UserError(f"{name}: a batch of {2 * step} needs more than {limit / GIB:.2f} GiB; give more memory")
+        yield {
+            "name": name,
+            "batch": largest.batch,
+            "peak": largest.peak_bytes,
+            "over": None if over is None else over.batch,
+            "probes": len(found.probes),
+            "limit": limit,
+            "not_compiled": bench.not_compiled,
+        }
+
+
+def probe(bench: UpdateBench, name: str, limit: int, batch: int) -> Probe:
+    """Tries a batch; one that found no room took all there is."""
+    peak = bench.peak_of(name, batch)
+    return Probe(batch, False, limit) if peak is None else Probe(batch, peak <= limit, peak)
 
 
 def settings(config: UpdateConfig, limit: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from data_prep.errors import UserError
 from launch.progress import ProgressDisplay
 from launch.scaling.config import ScaleConfig, pruning_name
 from launch.scaling.grid import Trial, settle_one
-from launch.scaling.largest import Bounds, Probe, Search, search
 from launch.scaling.trial import FAILED, OK, OUT_OF_MEMORY, Work, carried_out
+from pipeline.measure.largest_batch import Bounds, Probe, Search, search
 from pipeline.measure.scale_trial import TrialPlan
 
 _GIB = 2**30

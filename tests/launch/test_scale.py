@@ -21,12 +21,12 @@ from launch.report.scale import largest_cells, part_cells, scale_text, write_sca
 from launch.scaling.config import GridConfig, JudgeConfig, LargestConfig, ScaleConfig
 from launch.scaling.experiment import check_limits, refuse_nothing
 from launch.scaling.grid import Trial, overrides_of, settle, trials
-from launch.scaling.largest import Bounds, Probe, search
 from launch.scaling.limited import Ended, run_limited
 from launch.scaling.probing import entry_of, with_gain
 from launch.scaling.recommend import recommendation
 from launch.scaling.rows import MEASURED, goal_of, reached, with_goal
 from launch.scaling.trial import TrialFailed, outcome
+from pipeline.measure.largest_batch import Bounds, Probe, search
 from pipeline.measure.memory_limit import read_over
 
 TINY = Path(__file__).parent / "tiny.yaml"
