@@ -164,7 +164,7 @@ def _try_all(ground: Ground, settled: Sequence[Settled]) -> tuple[list[dict[str,
         folder = ground.out / "trials" / work.name
         found = carried_out(work, folder, ground.out, ground.digest, ground.display)
         settings = settings_of(each.trial, each.run)
-        rows.append(row_of(settings, found, folder, config.warmup))
+        rows.append(row_of(settings, found, folder, config.warmup, config.judge.batch))
         ground.display.say(f"{work.name}: {_in_words(rows[-1])}")
         if found["status"] == OK:
             curves[work.name] = {**settings, **curve_of(found, folder)}

@@ -17,7 +17,7 @@ def recommendation(rows: Sequence[Row], largest: Mapping[str, Any] | None) -> st
         largest: What the search for the largest batch found, if there was one.
     """
     tried = [row for row in rows if row["status"] == OK]
-    judged = [row for row in tried if row["seconds_to_goal"] is not None]
+    judged = [row for row in tried if row["seconds_to_goal"] is not None and not row["at_chance"]]
     if not tried:
         return "Nothing can be recommended, for no trial came to its end."
     best = min(judged, key=_seconds) if judged else max(tried, key=lambda row: row["samples_per_second"])
@@ -52,12 +52,15 @@ def _why_soonest(best: Row, judged: Sequence[Row]) -> str:
 
 def _why_fastest(best: Row, tried: Sequence[Row]) -> str:
     why = f"it saw {number(best['samples_per_second'])} samples a second"
+    why_not_loss = "nothing was judged by its loss"
+    if any(row["at_chance"] for row in tried):
+        why_not_loss = "no loss is better than guessing yet: give more samples to choose by it"
     others = [row for row in tried if row is not best]
     if not others:
-        return why
+        return f"{why} ({why_not_loss})"
     other = max(others, key=lambda row: row["samples_per_second"])
     times = best["samples_per_second"] / other["samples_per_second"]
-    return f"{why}, {times:.2f} times as many as {other['name']} (nothing was judged by its loss)"
+    return f"{why}, {times:.2f} times as many as {other['name']} ({why_not_loss})"
 
 
 def _rival(best: Row, judged: Sequence[Row]) -> Row | None:

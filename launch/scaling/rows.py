@@ -1,5 +1,6 @@
 """What a trial gave, as one row: how fast, how much memory, how far its loss came."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -11,6 +12,7 @@ from launch.scaling.trial import OK
 from pipeline.engine_config import EngineConfig
 from pipeline.progress import read_metrics
 
+_CHANCE = 0.98  # share of the loss of guessing above which nothing counts as learned
 NOISE = ("noise_scale", "critical_batch")
 
 
@@ -37,7 +39,9 @@ def _accumulation(engine: EngineConfig, batch: int, workers: int) -> int:
     return engine.resolved("pretrain", batch, workers).accumulation
 
 
-def row_of(settings: Mapping[str, Any], found: Mapping[str, Any], folder: Path, warmup: int) -> dict[str, Any]:
+def row_of(
+    settings: Mapping[str, Any], found: Mapping[str, Any], folder: Path, warmup: int, judged: int
+) -> dict[str, Any]:
     """A row of the table; what was not measured is None.
 
     Args:
@@ -45,6 +49,7 @@ def row_of(settings: Mapping[str, Any], found: Mapping[str, Any], folder: Path, 
         found: Of `launch.scaling.trial.carried_out`.
         folder: Of the trial, with its metrics.jsonl.
         warmup: Steps at the beginning whose time does not count.
+        judged: Samples of the fixed batch.
     """
     row = {**settings, "status": found["status"], "reason": found["reason"]} | dict.fromkeys(MEASURED)
     if found["status"] != OK:
@@ -69,13 +74,20 @@ def row_of(settings: Mapping[str, Any], found: Mapping[str, Any], folder: Path, 
         row["mfu"] = None if found["peak_flops"] is None else 2 * macs * each / found["peak_flops"]
     if found["evaluations"]:
         row["fixed_loss"] = found["evaluations"][-1]["loss"]
+        row["at_chance"] = at_chance(found["evaluations"][-1], judged)
     return row
+
+
+def at_chance(losses: Mapping[str, float], batch: int) -> bool:
+    """Whether a contrastive loss is the only one, and still that of guessing: then it tells trials apart by nothing."""
+    parts = [name for name in losses if name.startswith("loss/")]
+    return parts == ["loss/itc"] and losses["loss/itc"] > _CHANCE * math.log(batch)
 
 
 MEASURED = (
     "steps", "samples", "seconds", "step_ms", "samples_per_second", "peak_bytes", "gmacs_per_sample",
-    "gmacs_per_second_per_worker", "mfu", "noise_scale", "critical_batch", "train_loss", "fixed_loss", "goal",
-    "steps_to_goal", "samples_to_goal", "seconds_to_goal",
+    "gmacs_per_second_per_worker", "mfu", "noise_scale", "critical_batch", "train_loss", "fixed_loss", "at_chance",
+    "goal", "steps_to_goal", "samples_to_goal", "seconds_to_goal",
 )  # fmt: skip
 
 

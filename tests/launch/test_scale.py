@@ -24,7 +24,7 @@ from launch.scaling.grid import Trial, overrides_of, settle, trials
 from launch.scaling.limited import Ended, run_limited
 from launch.scaling.probing import entry_of, with_gain
 from launch.scaling.recommend import recommendation
-from launch.scaling.rows import MEASURED, goal_of, reached, with_goal
+from launch.scaling.rows import MEASURED, at_chance, goal_of, reached, with_goal
 from launch.scaling.trial import TrialFailed, outcome
 from pipeline.measure.largest_batch import Bounds, Probe, search
 from pipeline.measure.memory_limit import read_over
@@ -281,6 +281,11 @@ def test_the_goal_is_the_worst_end_where_none_is_given() -> None:
     assert [each["seconds_to_goal"] for each in told] == [7.5, 10.0, None]
 
 
+def test_a_contrast_that_only_guesses_is_no_measure() -> None:
+    assert at_chance({"loss": 4.15, "loss/itc": 4.15}, 64) and not at_chance({"loss": 4.0, "loss/itc": 4.0}, 64)
+    assert not at_chance({"loss": 9.0, "loss/itc": 4.16, "loss/mlm": 4.84}, 64)  # another loss tells them apart
+
+
 def test_the_recommendation_gives_its_reason() -> None:
     rows = [
         row("b32-off", goal=4.0, seconds_to_goal=50.0, critical_batch=81.3),
@@ -294,7 +299,9 @@ def test_the_recommendation_gives_its_reason() -> None:
         "it reached a loss of 4 on the fixed batch in 40 s, 1.25 times as fast as b32-off; so far its critical batch "
         "is about 91 samples; within 1 GiB a micro-batch may have 52 samples with pruning query instead of 40."
     )
-    assert "10 samples a second" in recommendation([row("b32-off")], None)
+    assert "10 samples a second (nothing was judged" in recommendation([row("b32-off")], None)
+    guessing = [{**each, "at_chance": True} for each in rows]
+    assert "no loss is better than guessing yet: give more samples" in recommendation(guessing, None)
     assert "Nothing can be recommended" in recommendation([row("b32-off", status="failed")], None)
 
 
