@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402 - the checkout need not be installed
 
 from data_prep.errors import UserError  # noqa: E402
+from launch.scaling.largest import Bounds, Probe, search  # noqa: E402
 from pipeline.measure.bench import FLOPS_RULE  # noqa: E402
 from pipeline.measure.bench_cases import REFERENCE, BenchConfig  # noqa: E402
-from pipeline.measure.largest_batch import largest_batch  # noqa: E402
 from pipeline.measure.peak import PEAK_BF16_FLOPS  # noqa: E402
 from pipeline.measure.update_bench import UpdateBench, UpdateConfig  # noqa: E402
 
@@ -152,8 +151,33 @@ def largest_rows(config: UpdateConfig, limit: int) -> Iterator[dict[str, Any]]:
         limit = int((1 - SPARE) * torch.cuda.get_device_properties(0).total_memory)
     bench = UpdateBench(config, dynamic=config.backend is not None)
     for name in bench.names:
-        found = largest_batch(partial(bench.peak_of, name), limit, config.bench.batch, 8 if on_gpu else 1)
-        yield {"name": name, **asdict(found), "limit": limit, "not_compiled": bench.not_compiled}
+        yield {"name": name, **largest(bench, name, limit, 8 if on_gpu else 1), "not_compiled": bench.not_compiled}
+
+
+def largest(bench: UpdateBench, name: str, limit: int, step: int) -> dict[str, Any]:
+    """The largest batch of a variant within a limit, in steps.
+
+    Raises:
+        UserError: Not even the first that is tried fits.
+    """
+
+    def probe(size: int) -> Probe:
+        peak = bench.peak_of(name, size)
+        return Probe(size, peak is not None and peak <= limit, peak or 0)
+
+    first = bench.config.bench.batch
+    found = search(probe, Bounds(limit_bytes=limit, first=(first, 2 * first), step=step, probes=16))
+    if found.largest is None:
+        raise UserError(f"a batch of {first} does not fit into {limit / GIB:.2f} GiB; give --memory-gib more")
+    over = None if found.next_up is None else found.next_up.batch
+    probes = len(found.probes)
+    return {
+        "batch": found.largest.batch,
+        "peak": found.largest.peak_bytes,
+        "over": over,
+        "probes": probes,
+        "limit": limit,
+    }
 
 
 def settings(config: UpdateConfig, limit: int) -> dict[str, Any]:
