@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,27 +151,33 @@ def largest_rows(config: UpdateConfig, limit: int) -> Iterator[dict[str, Any]]:
         limit = int((1 - SPARE) * torch.cuda.get_device_properties(0).total_memory)
     bench = UpdateBench(config, dynamic=config.backend is not None)
     for name in bench.names:
-        step = 8 if on_gpu else 1
-        bounds = Bounds(limit_bytes=limit, first=(2 * step, config.bench.batch), step=step, most=2**14, probes=16)
-        found = search(partial(probe, bench, name, limit), bounds)
-        largest, over = found.largest, found.next_up
-        if largest is None:
-            raise UserError(f"{name}: a batch of {2 * step} needs more than {limit / GIB:.2f} GiB; give more memory")
-        yield {
-            "name": name,
-            "batch": largest.batch,
-            "peak": largest.peak_bytes,
-            "over": None if over is None else over.batch,
-            "probes": len(found.probes),
-            "limit": limit,
-            "not_compiled": bench.not_compiled,
-        }
+        yield {"name": name, **largest(bench, name, limit, 8 if on_gpu else 1), "not_compiled": bench.not_compiled}
 
 
-def probe(bench: UpdateBench, name: str, limit: int, batch: int) -> Probe:
-    """Tries a batch; one that found no room took all there is."""
-    peak = bench.peak_of(name, batch)
-    return Probe(batch, False, limit) if peak is None else Probe(batch, peak <= limit, peak)
+def largest(bench: UpdateBench, name: str, limit: int, step: int) -> dict[str, Any]:
+    """The largest batch of a variant within a limit, in steps.
+
+    Raises:
+        UserError: Not even the first that is tried fits.
+    """
+
+    def probe(size: int) -> Probe:
+        peak = bench.peak_of(name, size)
+        return Probe(size, peak is not None and peak <= limit, peak or 0)
+
+    first = bench.config.bench.batch
+    found = search(probe, Bounds(limit_bytes=limit, first=(first, 2 * first), step=step, probes=16))
+    if found.largest is None:
+        raise UserError(f"a batch of {first} does not fit into {limit / GIB:.2f} GiB; give --memory-gib more")
+    over = None if found.next_up is None else found.next_up.batch
+    probes = len(found.probes)
+    return {
+        "batch": found.largest.batch,
+        "peak": found.largest.peak_bytes,
+        "over": over,
+        "probes": probes,
+        "limit": limit,
+    }
 
 
 def settings(config: UpdateConfig, limit: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -49,9 +50,10 @@ class MyPictures:
 def loader(folder: Path, tokenizer: Tokenizer, start_step: int = 0, rank: int = 0, world_size: int = 1) -> StepLoader:
     """The batches of a process from a step on; all that a training needs to go on after a stop is that number."""
     config = LoaderConfig(height=32, width=32, flip=True, streams=4, window=16, workers=1)
-    process, what = Process(rank=rank, world_size=world_size), {"text": "captions", "unit": "image", "seed": 0}
-    how = {"config": config, "tokenizer": tokenizer, "process": process, "global_batch": BATCH, "steps": STEPS}
-    return train_loader([(folder, 1.0)], start_step=start_step, **what, **how)
+    process = Process(rank=rank, world_size=world_size)
+    given: dict[str, Any] = {"text": "captions", "unit": "image", "seed": 0, "global_batch": BATCH, "steps": STEPS}
+    given |= {"config": config, "tokenizer": tokenizer, "process": process}
+    return train_loader([(folder, 1.0)], start_step=start_step, **given)
 
 
 def main() -> None:
