@@ -16,6 +16,7 @@ from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.config import source_of
 from pipeline.exports import load_classification_model, method_of
 from pipeline.measure.instances import INSTANCES, write_instances
+from pipeline.metrics.tally import TALLIES
 from pipeline.process import Process
 from pipeline.trimming.target import Target
 
@@ -42,6 +43,9 @@ def trimming_command(folder: Path, split: str | None, samples: int, out: Path | 
     exports = {path.parent.name: path for path in sorted(folder.glob("stages/trim-*/export"))}
     if not exports:
         raise UserError(f"{folder} has no fine-tuned model yet: let a trim stage end (trimline status {folder})")
+    if run.config.trim.task not in TALLIES:
+        able = ", ".join(TALLIES)
+        raise UserError(f"{folder} was fine-tuned for {run.config.trim.task}; trimming is looked at for {able}")
     place = folder / ANALYSES if out is None else out
     models = [_seen(run, stage, export, samples, place / INSTANCES) for stage, export in exports.items()]
     models.sort(key=lambda each: bool(each.kept))  # the untrimmed one first

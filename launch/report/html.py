@@ -146,7 +146,9 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture], ana
         found.append("No trimmed models: no trim stage has begun.")
     elif run.results and not fronts:
         found.append("No accuracy against computation: fewer than two models with different costs were measured.")
-    if trims and run.results and not run.instances and not any(each.name.startswith("cost-") for each in analyses):
+    accounted = run.instances or any(each.name.startswith("cost-") for each in analyses)
+    captions = any(stage.name.startswith("trim-captioning") for stage in run.stages)  # of which there is none
+    if trims and run.results and not accounted and not captions:
         found.append(
             "No account of single instances: it was evaluated before there was one; "
             f"trimline analyse trimming {run.path} makes it."

@@ -24,7 +24,7 @@ _GROUPS = {
     "mca": "cross-attention heads kept",
 }
 _SPREAD = ("mean", "std", "low", "lower", "middle", "upper", "high")
-_MODULES = {"vision": "", "text": "//", "fusion": "..", "head": "xx", "trimmers": "\\\\"}
+_MODULES = {"vision": "", "text": "//", "fusion": "..", "decoder": "++", "head": "xx", "trimmers": "\\\\"}
 """With the hatches that tell them apart without colours."""
 
 
@@ -177,16 +177,17 @@ def bar_drawing(name: str, title: str, note: str, bars: Mapping[str, Mapping[str
         note: A sentence below it.
         bars: For each bar its modules' multiply-accumulates, in 10^9.
     """
-    modules = [module for module in _MODULES if any(bar.get(module) for bar in bars.values())]
-    totals = {label: sum(bar.values()) for label, bar in bars.items()}
+    known = dict.fromkeys([*_MODULES, *(module for bar in bars.values() for module in bar)])
+    modules = [module for module in known if any(bar.get(module) for bar in bars.values())]
+    totals, colours = {label: sum(bar.values()) for label, bar in bars.items()}, list(OKABE_ITO.values())
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         left = np.zeros(len(bars))
-        for module, colour in zip(modules, OKABE_ITO.values(), strict=False):
+        for at, module in enumerate(modules):
             widths = np.array([bar.get(module, 0.0) for bar in bars.values()])
-            axes.barh(list(bars), widths, left=left, height=0.5, color=colour, label=module,
-                      hatch=_MODULES[module], edgecolor="#ffffff", linewidth=0.6)  # fmt: skip
+            axes.barh(list(bars), widths, left=left, height=0.5, color=colours[at % len(colours)], label=module,
+                      hatch=_MODULES.get(module, ""), edgecolor="#ffffff", linewidth=0.6)  # fmt: skip
             left += widths
         for at, (label, total) in enumerate(totals.items()):
             there = {module: bars[label].get(module, 0.0) / total for module in modules}

@@ -47,7 +47,7 @@ def quoted(backbone: str, task: str) -> list[Quoted]:
             value=float(row["value"]),
         )
         for row in _rows()
-        if row["task"] == task and row["backbone"] in (backbone, "any")
+        if row["task"] == task.removesuffix("_generative") and row["backbone"] in (backbone, "any")
     ]
 
 
