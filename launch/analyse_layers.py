@@ -10,12 +10,17 @@ from matplotlib.figure import Figure
 from data_prep.errors import UserError
 from launch.answers import Answer
 from launch.report.figures import MARKERS, OKABE_ITO, Drawing, draw
+from launch.report.html import ANALYSES
 from launch.report.table import aligned
-from launch.trained_run import TrainedRun
+from launch.trained_export import Trained, open_trained
 from pipeline.measure.similarity import Row, measure_divergence, measure_similarity
+from pipeline.models.backbone import Backbone
+from pipeline.models.build import build_model
+from pipeline.weights.reading import read_foreign
+from pipeline.weights.vision import load_vision
 
 BATCH = 8  # maps of every layer and head are in memory at once
-FIGURES = "analyses"
+
 _CSV = ("part", "layer", "stream", "metric", "value", "low", "high", "samples")
 _AXES = {
     "tokens": "mean cosine of token pairs",
@@ -28,41 +33,71 @@ def similarity_command(folder: Path, split: str | None, samples: int, out: Path 
     """`trimline analyse similarity RUN`.
 
     Args:
-        folder: Of a run that got as far as pre-training.
-        split: Of its own, or a folder of indexed shards; None for the first that it evaluates.
+        folder: Of a run that got as far as pre-training, or an export folder.
+        split: Of a run's own, or a folder of indexed shards; None for the first that a run evaluates.
         samples: Pairs to look at.
-        out: Folder of the figure and its numbers; None for one in the run folder.
+        out: Folder of the figure and its numbers; None for one in `folder`.
 
     Raises:
         UserError: There is no pre-trained model, or no such split.
     """
     run = _run(folder, split, samples)
-    rows = measure_similarity(run.model(), run.inputs.normalise, run.batches(samples, BATCH))
+    model = run.model()
+    rows = measure_similarity(model, run.normalise, run.batches(samples, BATCH))
     note = "Tokens: of what enters the layer. Heads: of what they attend to. Unpruned; bands are 95% intervals."
-    return _answer(run, rows, "similarity", f"{run.config.model.backbone}: similarity by layer", note, out)
+    return _answer(run, rows, "similarity", f"{model.config.backbone}: similarity by layer", note, out)
 
 
-def divergence_command(folder: Path, against: Path, split: str | None, samples: int, out: Path | None) -> Answer:
-    """`trimline analyse attention RUN --against RUN`; arguments as in `similarity_command`.
+def divergence_command(folder: Path, against: Path | None, split: str | None, samples: int, out: Path | None) -> Answer:
+    """`trimline analyse attention RUN`; arguments as in `similarity_command`.
+
+    Args:
+        folder: Of a run that got as far as pre-training.
+        against: Another run's folder, or weights of a vision tower, as `pretrain.init.vision` takes them; None for
+            those that the run itself began from: the vision-only model beside the vision-language one.
+        split: As there.
+        samples: As there.
+        out: As there.
 
     Raises:
-        UserError: A folder has no pre-trained model, or their vision towers differ.
+        UserError: A folder has no pre-trained model, a file no tower that fits, or the towers differ.
     """
     run = _run(folder, split, samples)
-    other = TrainedRun.of(against, run.split)
-    rows = measure_divergence(run.model(), other.model(), run.inputs.normalise, run.batches(samples, BATCH))
-    note = f"KL( {folder.name} ‖ {against.name} ) of the vision tower's attention maps; bands are 95% intervals."
+    model = run.model()
+    other, named = _other(run, model, against)
+    rows = measure_divergence(model, other, run.normalise, run.batches(samples, BATCH))
+    note = f"KL( {folder.name} ‖ {named} ) of the vision tower's attention maps; bands are 95% intervals."
     return _answer(run, rows, "attention", "how far attention is apart by layer", note, out)
 
 
-def _run(folder: Path, split: str | None, samples: int) -> TrainedRun:
+def _other(run: Trained, model: Backbone, against: Path | None) -> tuple[Backbone, str]:
+    """What a run's model is held against, and its name."""
+    if against is not None and (against / "config.yaml").is_file():
+        return open_trained(against, run.split).model(), against.name
+    path = against or run.began.get("vision") or run.began.get("model")
+    if path is None:
+        raise UserError(
+            f"{run.folder} does not say of weights that its vision tower began from: give those of a vision-only "
+            "model, or another run, with --against"
+        )
+    if not path.exists():
+        raise UserError(f"{path} is no run folder, and no file or folder of weights; give one that is, with --against")
+    other = build_model(model.config)
+    try:
+        load_vision(other.visual_encoder, read_foreign(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}; give other weights, or a run folder, with --against") from error
+    return other.to(run.device).eval(), path.stem
+
+
+def _run(folder: Path, split: str | None, samples: int) -> Trained:
     if samples < 1:
         raise UserError(f"--samples {samples} must be at least 1")
-    return TrainedRun.of(folder, split)
+    return open_trained(folder, split)
 
 
-def _answer(run: TrainedRun, rows: list[Row], name: str, title: str, note: str, out: Path | None) -> Answer:
-    place = run.folder / FIGURES if out is None else out
+def _answer(run: Trained, rows: list[Row], name: str, title: str, note: str, out: Path | None) -> Answer:
+    place = run.folder / ANALYSES if out is None else out
     _drawing(name, title, note, rows).save(place)
     seen = [] if run.held_out else [f"not held out: {run.folder} was trained on this split"]
     lines = [f"split {run.split}, {rows[0]['samples']} pairs", *seen, *_table(rows)]

@@ -22,6 +22,7 @@ from launch.bench_options import (
     add_trim_bench_options,
     name_list,
 )
+from launch.cli_analyse import add_analyse_commands
 from launch.cli_cluster import SUBMIT_OPTIONS, add_cluster_commands
 from launch.cli_data import add_data_commands
 from launch.cli_evaluate import add_export_options, evaluate_export_handler, of_export, refuse_folders
@@ -150,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_score_command(commands)
     _add_compare_command(commands)
     _add_scale_command(commands)
-    _add_analyse_commands(commands)
+    add_analyse_commands(commands)
     add_weight_commands(commands)
     add_cluster_commands(commands)
     return parser
@@ -183,8 +184,9 @@ def _add_run(commands: Any, name: str, text: str) -> None:
 
 
 def _add_run_folder_commands(commands: Any) -> None:
-    parser = add_command(commands, "report", "write a run's report.html anew", "report runs/demo", _report)
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    text = "write the report.html of a run, or of a comparison, anew"
+    parser = add_command(commands, "report", text, "report runs/demo", _report)
+    parser.add_argument("run", metavar="RUN", help="run folder, or folder of a comparison")
     text = "say how far a run is, from another terminal"
     parser = add_command(commands, "status", text, "status runs/demo --watch", _status)
     parser.add_argument("run", metavar="RUN", help="run folder")
@@ -243,35 +245,6 @@ def _add_score_command(commands: Any) -> None:
     parser.add_argument("--annotations", required=True, metavar="FILE", help="the data set's published file")
     subset = "score what is predicted, instead of refusing where predictions are missing"
     parser.add_argument("--subset", action="store_true", help=subset)
-
-
-def _add_analyse_commands(commands: Any) -> None:
-    text = "look into a trained model"
-    example = "example: trimline analyse leak runs/demo"
-    parser = commands.add_parser("analyse", help=text, description=text, epilog=example, allow_abbrev=False)
-    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    leak = "what pruning images by captions tells pre-training's tasks that they should not know"
-    parser = add_command(kinds, "leak", leak, "analyse leak runs/demo-0 runs/demo-1 --split unseen", _leak)
-    several = "run folders; those that differ in nothing but seed and data are averaged"
-    parser.add_argument("runs", metavar="RUN", nargs="+", help=several)
-    split = "held-out split, or a folder of indexed shards (the first split that the first run evaluates)"
-    parser.add_argument("--split", help=split)
-    parser.add_argument("--samples", type=int, default=512, metavar="N", help="pairs to look at (%(default)s)")
-    similarity = "how alike the tokens that enter each layer are, and what its heads attend to"
-    _add_layer_options(add_command(kinds, "similarity", similarity, "analyse similarity runs/demo", _similarity))
-    attention = "how far the attention maps of two runs' vision towers are apart, layer by layer"
-    example = "analyse attention runs/demo --against runs/before"
-    parser = add_command(kinds, "attention", attention, example, _attention)
-    parser.add_argument("--against", required=True, type=Path, metavar="RUN", help="the other run's folder")
-    _add_layer_options(parser)
-
-
-def _add_layer_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
-    parser.add_argument("--split", help="a split of the run, or a folder of indexed shards (the first it evaluates)")
-    parser.add_argument("--samples", type=int, default=256, metavar="N", help="pairs to look at (%(default)s)")
-    out = "folder of the figure (SVG) and its numbers (CSV); RUN/analyses if not given"
-    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
 
 
 def _add_compare_command(commands: Any) -> None:
@@ -368,21 +341,3 @@ def _scale(options: argparse.Namespace, overrides: list[str]) -> Answer:
     from launch.commands import scale_command
 
     return scale_command(options.configs, overrides)
-
-
-def _leak(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.analyse_leak import leak_command
-
-    return leak_command([Path(run) for run in options.runs], options.split, options.samples)
-
-
-def _similarity(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.analyse_layers import similarity_command
-
-    return similarity_command(options.run, options.split, options.samples, options.out)
-
-
-def _attention(options: argparse.Namespace, _: list[str]) -> Answer:
-    from launch.analyse_layers import divergence_command
-
-    return divergence_command(options.run, options.against, options.split, options.samples, options.out)

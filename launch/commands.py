@@ -174,10 +174,12 @@ def shard_help(source: str | None) -> str:
 
 
 def report_command(run: Path) -> Answer:
-    """`trimline report`."""
+    """`trimline report`: of a run, or of a comparison."""
+    from launch.compare_table import COMPARISON
     from launch.report import write_report
+    from launch.report.comparison import write_comparison
 
-    report = write_report(run)
+    report = write_comparison(run) if (run / COMPARISON).is_file() else write_report(run)
     return 0, {"report": str(report)}, str(report)
 
 

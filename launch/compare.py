@@ -6,6 +6,7 @@ stopped. Two questions may be asked at once: with the same samples seen, and wit
 
 import concurrent.futures
 import json
+import logging
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from typing import Any, Literal
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from data_prep.lock import FolderLock
+from launch import machine
+from launch.compare_table import COMPARISON
 from launch.config import RunConfig
 from launch.reading import read_config
 from launch.recipes import find_recipe
@@ -26,8 +29,9 @@ from launch.stages import RESULTS
 from pipeline.limits import above_zero, at_least
 from pipeline.progress import read_metrics
 
+log = logging.getLogger(__name__)
+
 Budget = Literal["samples", "minutes"]
-COMPARISON = "comparison.json"
 _ENDLESS = 10**9
 
 
@@ -148,6 +152,7 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
                     failures[trial.name] = error
                 told(f"{trial.name}: {error or 'done'}")
                 write_json(out / COMPARISON, gathered(config, failures))
+                _report(out)
         except BaseException:
             # The pool would otherwise go on with every run that has not begun.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -155,6 +160,16 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
                 runs.stop()
             raise
     return gathered(config, failures)
+
+
+def _report(out: Path) -> None:
+    """Writes what there is so far; no report is worth the runs that are still to come."""
+    from launch.report.comparison import write_comparison  # matplotlib comes with it
+
+    try:
+        write_comparison(out)
+    except (OSError, UserError) as error:
+        log.warning("the comparison's report could not be written: %s", error)
 
 
 def settled(files: Sequence[Path], overrides: list[str], trial: Trial) -> list[str]:
@@ -243,4 +258,6 @@ def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, An
                 "results": read_json(folder / RESULTS),
             }
         )
-    return {"reference": config.reference, "runs": runs, "failures": dict(failures)}
+    facts = {"command": machine.command(), "commit": machine.git_commit(), "hardware": machine.hardware()}
+    planned = {"reference": config.reference, "trials": len(trials(config))}
+    return {**planned, "runs": runs, "failures": dict(failures), "facts": facts}

@@ -11,20 +11,26 @@ from launch.report.table import aligned
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _T95_MANY = 1.96
 
+COMPARISON = "comparison.json"
 COST = "MMACs"  # billions are too coarse for the small models that are compared on one machine
 
 Key = tuple[str, str, str]
 """Task, split and metric (with the target where there is one)."""
 
 
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95% interval of a mean; None for a single value."""
+    if len(values) < 2:
+        return None
+    freedom = len(values) - 1
+    point = _T95[freedom - 1] if freedom <= len(_T95) else _T95_MANY
+    return point * stdev(values) / math.sqrt(len(values))
+
+
 def paired_interval(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float | None]:
     """Mean of paired differences, and the half width of its 95% interval; None for a single pair."""
     differences = [value - other for value, other in zip(values, reference, strict=True)]
-    if len(differences) < 2:
-        return differences[0], None
-    freedom = len(differences) - 1
-    point = _T95[freedom - 1] if freedom <= len(_T95) else _T95_MANY
-    return mean(differences), point * stdev(differences) / math.sqrt(len(differences))
+    return mean(differences), half_width(differences)
 
 
 def lines_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -51,7 +57,8 @@ def _line(
     for key in sorted({key for run in runs.values() for key in _metrics(run)}):
         values = {seed: _metrics(run)[key] for seed, run in runs.items() if key in _metrics(run)}
         shared = [seed for seed in values if seed in reference and key in _metrics(reference[seed])]
-        cell: dict[str, Any] = {"mean": mean(values.values()), "values": list(values.values())}
+        cell: dict[str, Any] = dict(zip(("task", "split", "metric"), key, strict=True))
+        cell |= {"mean": mean(values.values()), "values": list(values.values()), "seeds": list(values)}
         if shared:
             others = [_metrics(reference[seed])[key] for seed in shared]
             cell["difference"], cell["half_width"] = paired_interval([values[seed] for seed in shared], others)

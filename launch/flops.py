@@ -1,12 +1,15 @@
-"""`trimline flops`: multiply-accumulates of a model on a task, by module."""
+"""`trimline flops` and `trimline analyse flops`: multiply-accumulates of models on a task, by module."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from data_prep.errors import UserError
 from launch.answers import Answer
 from launch.reading import read_config
 from launch.recipes import find_recipe
+from launch.report.instances import bar_drawing
 from launch.report.table import aligned
 from pipeline.measure.model_flops import FlopsConfig, count_macs
 from pipeline.models.config import ModelConfig
@@ -76,3 +79,34 @@ def _text(data: Mapping[str, Any], asked: FlopsConfig, config: ModelConfig) -> s
     head = f"{data['model']}, {asked.task}, {config.vision.height} x {config.vision.width_px} px, "
     head += f"{asked.text_length} text tokens; matrix products of one instance without padding"
     return "\n".join([head, *aligned([["part", "GMACs", "share"], *lines], left=1)])
+
+
+def shares_command(models: Sequence[str], task: str, image_size: int | None, text_length: int, out: Path) -> Answer:
+    """`trimline analyse flops`: a bar for each model.
+
+    Args:
+        models: Each as in `read_model`.
+        task: What they do.
+        image_size: As in `read_model`, of all of them.
+        text_length: Tokens of the text.
+        out: Folder of the figure and its numbers.
+
+    Raises:
+        UserError: As in `flops_command`, or a model is named twice.
+    """
+    if len(set(models)) < len(models):
+        raise UserError(f"a model is named twice among {', '.join(models)}; leave one out")
+    bars, sizes = {}, set()
+    for model in models:
+        _, data, _ = flops_command(model, image_size, {"task": task, "text_length": text_length})
+        assert data is not None
+        name = Path(model).stem
+        bars[name] = {part: gmacs for part, gmacs in data["gmacs"].items() if part != "total"}
+        sizes.add(str(data["image_size"]))
+    note = f"{text_length} text tokens, {' or '.join(sorted(sizes))} px; matrix products of one instance, no padding."
+    drawing = bar_drawing(f"flops-{task}", f"{task}: where multiply-accumulates go", note, bars)
+    drawing.save(out)
+    lines = [[str(cell) for cell in drawing.columns]]
+    lines += [[str(row[0]), str(row[1]), f"{row[2]:.2f}", f"{row[3]:.0%}"] for row in drawing.rows]
+    text = "\n".join([*aligned(lines, left=2), f"{note} Figure and numbers: {out / drawing.name}.svg, .csv"])
+    return 0, {"task": task, "text_length": text_length, "gmacs": bars}, text

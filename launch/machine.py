@@ -95,5 +95,7 @@ def _git(folder: Path, *words: str) -> str | None:
 
 def command() -> str:
     """The command line that started this process, without secrets."""
-    words = [Path(sys.argv[0]).name, *map(redact, sys.argv[1:])]
+    program = Path(sys.argv[0]).name
+    # `python -m launch` has the name of its file there, which nobody could run.
+    words = ["trimline" if program == "__main__.py" else program, *map(redact, sys.argv[1:])]
     return " ".join(f"'{word}'" if " " in word else word for word in words)

@@ -39,7 +39,8 @@ RUN = "run.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
 LOG = "launch.log"
-_OURS = (RUN, "config.yaml", "data", "tokenizer", "stages", "ray", "ray_logs", "figures", METRICS, RESULTS, REPORT, LOG)
+_FOLDERS = ("data", "tokenizer", "stages", "ray", "ray_logs", "figures", "analyses")
+_OURS = (RUN, "config.yaml", *_FOLDERS, METRICS, RESULTS, REPORT, LOG)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,12 @@
 """A run folder whose pre-trained model is looked into, and the split that it is looked at with."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data_prep.errors import UserError
 from data_prep.index import INDEX
@@ -76,6 +77,16 @@ class TrainedRun:
     def tokenizer(self) -> Tokenizer:
         """The run's."""
         return self.inputs.load_tokenizer()
+
+    @property
+    def normalise(self) -> Callable[[Tensor], Tensor]:
+        """uint8 pixels -> the model's input."""
+        return self.inputs.normalise
+
+    @property
+    def began(self) -> Mapping[str, Path]:
+        """The weights that pre-training began from, by part; empty where they were drawn."""
+        return {} if self.config.pretrain.init is None else self.config.pretrain.init.paths
 
     @cached_property
     def device(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
@@ -25,9 +26,9 @@ _TITLES = {
     "data_wait": "share of time waiting for data",
     "cache_hits": "share of parts read that were there",
     "fetched_mb": "fetched between lines, MB",
-    "read_ms": "reading, ms/sample of a worker",
-    "decode_ms": "decoding, ms/sample of a worker",
-    "text_ms": "tokenising, ms/sample of a worker",
+    "read_ms": "reading, ms a sample",
+    "decode_ms": "decoding, ms a sample",
+    "text_ms": "tokenising, ms a sample",
     "tflops_per_device": "TFLOP/s of a device",
     "mfu": "model FLOPs utilisation",
     "memory_gib": "peak of main memory, GiB",
@@ -58,6 +59,10 @@ class Curve:
         values = self.columns.get(name, np.empty(0))
         known = values[np.isfinite(values)]
         return float(known[-1]) if known.size else None
+
+    def total(self, name: str) -> float:
+        """The sum of a column; 0 where it never was reported."""
+        return float(np.nansum(self.columns.get(name, np.zeros(1))))
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -154,8 +159,9 @@ def draw_curve(stage: str, curve: Curve) -> Drawing:
     size = (2.65 * _COLUMNS, 1.9 * rows)
 
     def paint(figure: Figure) -> None:
+        places = _places(figure, size, rows)
         for at, name in enumerate(names):
-            axes = figure.add_subplot(rows, _COLUMNS, at + 1)
+            axes = figure.add_subplot(places[divmod(at, _COLUMNS)])
             axes.set_title(_panel_title(name), loc="left")
             colour, dashes = _look(name)
             known = np.isfinite(columns[name])
@@ -180,6 +186,14 @@ def draw_curve(stage: str, curve: Curve) -> Drawing:
     if curve.resumed_at:
         note += " Dotted lines: training went on from a checkpoint."
     return draw(f"curves-{stage}", f"Training curves of {stage}", note, size, paint, order, table)
+
+
+def _places(figure: Figure, size: tuple[float, float], rows: int) -> GridSpec:
+    """Where panels stand, with room for ticks and titles: for matplotlib to find that out takes as long as the rest."""
+    width, height = size
+    figure.set_layout_engine("none")
+    sides = {"left": 0.62 / width, "right": 1 - 0.08 / width, "bottom": 0.42 / height, "top": 1 - 0.24 / height}
+    return figure.add_gridspec(rows, _COLUMNS, wspace=0.34, hspace=0.42, **sides)
 
 
 def _panel_title(name: str) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from data_prep.errors import UserError
 from data_prep.files import write_atomic
 
 # Okabe and Ito's colours, without black and yellow: each can be told from the others by colour-blind readers
@@ -28,6 +30,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # Text and axes: drawn in a colour that occurs nowhere else, which becomes the page's own ink.
 INK = "#1a2b3c"
 _INK_IN_FILES = "#222222"
+_SVG = "{http://www.w3.org/2000/svg}"
+_FOREIGN = ("script", "foreignObject", "image", "a", "iframe")
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -73,6 +77,35 @@ class Drawing:
         write_atomic(folder / f"{self.name}.svg", self.svg.replace("currentColor", _INK_IN_FILES))
         write_atomic(folder / f"{self.name}.csv", self.csv)
 
+    @classmethod
+    def load(cls, path: Path) -> "Drawing":
+        """What `save` has written.
+
+        Args:
+            path: NAME.svg, with NAME.csv beside it.
+
+        Raises:
+            UserError: The files were not written by `save`, or hold what a report may not: scripts, outside addresses.
+        """
+        try:
+            svg, numbers = (path.with_suffix(end).read_text(encoding="utf-8") for end in (".svg", ".csv"))
+            root = ElementTree.fromstring(svg)
+        except (OSError, ValueError, ElementTree.ParseError) as error:
+            raise UserError(f"{path} cannot be shown: {error}") from error
+        note = root.find(f"{_SVG}desc")
+        if note is None or not root.get("aria-label") or not all(_is_plain(part) for part in root.iter()):
+            raise UserError(f"{path} cannot be shown: it is no figure of trimline's own")
+        columns, *rows = csv.reader(io.StringIO(numbers))
+        return cls(
+            name=path.stem,
+            title=str(root.get("aria-label")),
+            note=note.text or "",
+            svg=svg.replace(_INK_IN_FILES, "currentColor"),
+            csv=numbers,
+            columns=tuple(columns),
+            rows=tuple(map(tuple, rows)),
+        )
+
 
 def draw(
     name: str,
@@ -100,7 +133,7 @@ def draw(
         figure = Figure(figsize=size)
         FigureCanvasSVG(figure)
         paint(figure)
-        svg = _svg(figure, title)
+        svg = _svg(figure, title, note)
     cells = tuple(tuple(_cell(value) for value in row) for row in rows)
     return Drawing(
         name=name,
@@ -113,15 +146,27 @@ def draw(
     )
 
 
-def _svg(figure: Figure, title: str) -> str:
+def _is_plain(part: ElementTree.Element) -> bool:
+    """Whether an element of a figure only draws: no script, and no address but those inside the figure."""
+    values = {name.rpartition("}")[2].lower(): value for name, value in part.items()}
+    inside = all(value.startswith("#") for name, value in values.items() if name in ("href", "src"))
+    return part.tag.rpartition("}")[2] not in _FOREIGN and inside and not any(name.startswith("on") for name in values)
+
+
+def _svg(figure: Figure, title: str, note: str) -> str:
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same in every figure, and nothing refers to them
-    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{_escaped(title)}" ', 1)
+    begin = text.index(">", text.index("<svg")) + 1
+    return f"{text[:begin]}<desc>{_escaped(note)}</desc>{text[begin:]}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -11,17 +11,24 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from data_prep.errors import UserError
 from data_prep.files import write_atomic
 from launch.report import words
 from launch.report.curves import draw_curve
+from launch.report.faults import Fault, faults_of
 from launch.report.figures import Drawing
+from launch.report.instances import Extremes, Told, drawings, extremes, told
 from launch.report.pareto import draw_pareto
+from launch.report.quoted import SOURCE, Quoted, comparable, quoted
 from launch.report.results import TaskTable, group_results
 from launch.report.run_folder import RunFolder, Stage, read_run
 from launch.report.survivors import Frame, Panel, Picture, read_pictures
 from launch.report.words import as_moment
 
 _log = logging.getLogger(__name__)
+
+ANALYSES = "analyses"
+"""Folder inside a run folder where `trimline analyse` leaves figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +39,22 @@ class Page:
     tables: list[TaskTable]
     curves: list[Drawing]
     fronts: list[Drawing]
+    published: Mapping[str, list[Quoted]]
+    """By task what `quoted_source` says of the run's backbone."""
+    instances: list[Drawing]
+    """What trimming does with single instances."""
+    extremes: list[Extremes]
     pictures: list[Picture]
+    analyses: list[Drawing]
+    """Figures of `trimline analyse`, which lie in the run folder."""
+    faults: list[Fault]
+    mixed: list[tuple[str, str, Mapping[str, Any]]]
+    """(stage, data set, {"units", "share", "epochs"}) of what training drew."""
+    pretrained: bool
+    """Whether there is a model to analyse."""
     missing: list[str]
     """Sentences on what a reader would expect and does not find, each with its reason."""
+    quoted_source: str = SOURCE
 
 
 def write_report(run: Path) -> Path:
@@ -52,7 +72,7 @@ def write_report(run: Path) -> Path:
         UserError: where `run` is not a run folder, or the disk is full.
     """
     page = _page(read_run(run))
-    for drawing in (*page.curves, *page.fronts):
+    for drawing in (*page.curves, *page.fronts, *page.instances):
         drawing.save(run / "figures")
     target = run / "report.html"
     write_atomic(target, _render(page))
@@ -62,19 +82,58 @@ def write_report(run: Path) -> Path:
 
 def _page(run: RunFolder) -> Page:
     tables = group_results(run.results)
-    fronts = [drawing for table in tables if (drawing := draw_pareto(table)) is not None]
+    published = {table.task: quoted(_backbone(run), table.task) for table in tables}
+    fronts = [draw_pareto(table, published=comparable(table, published[table.task])) for table in tables]
+    drawn = [drawing for drawing in fronts if drawing is not None]
     pictures, problems = read_pictures(run.survivors, run.survivors_folder)
+    analyses, unshown = _analyses(run.path / ANALYSES)
+    models, untold = _told(run)
+    shown, lost = extremes(models)
     return Page(
         run=run,
         tables=tables,
         curves=[draw_curve(stage.name, stage.curve) for stage in run.stages if stage.curve is not None],
-        fronts=fronts,
+        fronts=drawn,
+        published={task: rows for task, rows in published.items() if rows},
+        instances=drawings(models),
+        extremes=shown,
         pictures=pictures,
-        missing=[*_missing(run, fronts, pictures), *problems, *run.unreadable],
+        analyses=analyses,
+        faults=faults_of(run.stages),
+        mixed=_mixed(run.stages),
+        pretrained=any(stage.name == "pretrain" and stage.state == "done" for stage in run.stages),
+        missing=[*_missing(run, drawn, pictures, analyses), *problems, *unshown, *untold, *lost, *run.unreadable],
     )
 
 
-def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture]) -> list[str]:
+def _analyses(folder: Path) -> tuple[list[Drawing], list[str]]:
+    """The figures of a folder, and a sentence for each one that cannot be shown."""
+    found, problems = [], []
+    for path in sorted(folder.glob("*.svg")):
+        try:
+            found.append(Drawing.load(path))
+        except UserError as error:
+            problems.append(f"{error}.")
+    return found, problems
+
+
+def _told(run: RunFolder) -> tuple[list[Told], list[str]]:
+    """What evaluation saw of single instances, and a sentence for each file that does not say it."""
+    found, problems = [], []
+    for path, value in run.instances:
+        try:
+            found.append(told(value, path.parent))
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"{path.relative_to(run.path)} does not tell of instances: {error!r}.")
+    return found, problems
+
+
+def _backbone(run: RunFolder) -> str:
+    model = run.config.get("model")
+    return str(model.get("backbone", "")) if isinstance(model, Mapping) else ""
+
+
+def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture], analyses: list[Drawing]) -> list[str]:
     found = [_unfinished(stage) for stage in run.stages if stage.state != "done"]
     if not run.stages:
         found.append("No stage has begun.")
@@ -87,6 +146,13 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture]) -> 
         found.append("No trimmed models: no trim stage has begun.")
     elif run.results and not fronts:
         found.append("No accuracy against computation: fewer than two models with different costs were measured.")
+    accounted = run.instances or any(each.name.startswith("cost-") for each in analyses)
+    captions = any(stage.name.startswith("trim-captioning") for stage in run.stages)  # of which there is none
+    if trims and run.results and not accounted and not captions:
+        found.append(
+            "No account of single instances: it was evaluated before there was one; "
+            f"trimline analyse trimming {run.path} makes it."
+        )
     if not pictures:
         found.append(f"No surviving patches: {_why_no_pictures(run)}.")
     if not run.splits:
@@ -264,11 +330,22 @@ def _training_skips(stages: tuple[Stage, ...]) -> list[tuple[str, str, int]]:
     """(stage, reason, samples) that training left out because they could not be read."""
     found = []
     for stage in stages:
-        skipped = stage.outputs.get("skipped")
+        skipped = stage.outputs.get("bad_samples") or stage.outputs.get("skipped")
         if skipped is None and stage.curve is not None:
             skipped = stage.curve.last("skipped")
         if isinstance(skipped, Mapping):
             found += [(stage.name, str(reason), int(count)) for reason, count in skipped.items()]
-        elif isinstance(skipped, int | float):
+        elif isinstance(skipped, int | float) and skipped:
             found.append((stage.name, "all reasons", int(skipped)))
     return found
+
+
+def _mixed(stages: tuple[Stage, ...]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(stage, data set, {"units", "share", "epochs"}) of what training drew from each of its data sets."""
+    return [
+        (stage.name, str(name), drawn)
+        for stage in stages
+        if isinstance(mix := stage.outputs.get("mix"), Mapping)
+        for name, drawn in mix.items()
+        if isinstance(drawn, Mapping)
+    ]

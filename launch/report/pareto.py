@@ -7,11 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
+from launch.report.quoted import SOURCE, Quoted, split_name
 from launch.report.results import Line, TaskTable
 from launch.report.words import metric_name, metric_number
 from pipeline.trimming.target import Target
 
-_CSV = ("task", "split", "method", "target", "seed", "metric", "gmacs", "value", "low", "high", "on_front")
+_MOST_NAMED = 8
+"""Points whose values stand beside them; those of more would lie on each other."""
+_CSV = ("task", "split", "method", "target", "seed", "metric", "gmacs", "value", "low", "high", "on_front", "quoted")
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -31,37 +34,57 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept
 
 
-def draw_pareto(table: TaskTable) -> Drawing | None:
-    """A panel per split, a marker per method; None where fewer than two costs were measured."""
+def draw_pareto(table: TaskTable, named: str = "", published: Sequence[Quoted] = ()) -> Drawing | None:
+    """A panel per split, a marker per method; None where no split has two costs.
+
+    Args:
+        table: What was measured.
+        named: What its name ends with, where a page has several of one task.
+        published: Drawn beside it, apart from the front.
+    """
     metric = table.main_metric
     lines = [line for line in table.lines if line.gmacs is not None and metric in line.cells]
-    if len({line.gmacs for line in lines}) < 2:
-        return None
     splits = list(dict.fromkeys(line.split for line in lines))
-    looks = _looks(lines)
+    if all(len({line.gmacs for line in lines if line.split == split}) < 2 for split in splits):
+        return None
+    # Of many points, those of one method look alike: their targets stand above the dotted lines.
+    many = len({line.label for line in lines}) > _MOST_NAMED
+    looks = _looks(lines, many)
+    size = (max(5.0, min(10.6, 4.4 * len(splits))), 3.6)
+    columns = int(size[0] / 1.8)
     rows: list[list[Any]] = []
     for split in splits:
         rows += _rows(table.task, metric, [line for line in lines if line.split == split])
+        rows += [_quoted_row(table.task, split, row) for row in published if row.split == split_name(split)]
 
     def paint(figure: Figure) -> None:
         for at, split in enumerate(splits):
             axes = figure.add_subplot(1, len(splits), at + 1)
             _panel(axes, metric, [line for line in lines if line.split == split], looks)
+            _quoted_points(axes, [row for row in published if row.split == split_name(split)])
             axes.set_title(split, loc="left")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+        marks: dict[str, Any] = {}
+        for axes in figure.axes:
+            handles, labels = axes.get_legend_handles_labels()
+            marks |= dict(zip(labels, handles, strict=True))
+        figure.legend(list(marks.values()), list(marks), loc="outside lower center", ncols=min(columns, len(marks)))
 
     note = "Solid line: the front, what no other one beats. Dotted: the cost that each target asks for."
+    if published:
+        note += f" Hollow: quoted from {SOURCE}, not measured here."
     title = f"{table.task}: {metric_name(metric)} against computation"
-    size = (max(5.0, min(10.6, 4.4 * len(splits))), 3.6)
-    return draw(f"pareto-{table.task}", title, note, size, paint, _CSV, rows)
+    return draw(f"pareto-{table.task}{named}", title, note, size, paint, _CSV, rows)
 
 
-def _looks(lines: Sequence[Line]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each method and target."""
+def _looks(lines: Sequence[Line], by_method: bool) -> dict[str, tuple[str, str, str]]:
+    """For the label of each line a colour, a marker, and what the legend says."""
     colours = list(OKABE_ITO.values())
-    labels = dict.fromkeys(line.label for line in lines)
-    return {label: (colours[at % len(colours)], MARKERS[at % len(MARKERS)]) for at, label in enumerate(labels)}
+    names = {line.label: line.method if by_method else line.label for line in lines}
+    order = list(dict.fromkeys(names.values()))
+    return {
+        label: (colours[order.index(name) % len(colours)], MARKERS[order.index(name) % len(MARKERS)], name)
+        for label, name in names.items()
+    }
 
 
 def _points(lines: Sequence[Line], metric: str) -> list[tuple[float, float]]:
@@ -74,11 +97,23 @@ def _rows(task: str, metric: str, lines: Sequence[Line]) -> list[list[Any]]:
     for at, line in enumerate(lines):
         cell = line.cells[metric]
         which = (task, line.split, line.method, line.target, line.seed, metric)
-        rows.append([*which, line.gmacs, cell.value, cell.low, cell.high, int(at in kept)])
+        rows.append([*which, line.gmacs, cell.value, cell.low, cell.high, int(at in kept), 0])
     return rows
 
 
-def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tuple[str, str]]) -> None:
+def _quoted_row(task: str, split: str, row: Quoted) -> list[Any]:
+    return [task, split, row.label, None, None, row.metric, row.gmacs, row.value, None, None, 0, 1]
+
+
+def _quoted_points(axes: Axes, rows: Sequence[Quoted]) -> None:
+    for at, name in enumerate(dict.fromkeys(row.method for row in rows)):
+        own = [row for row in rows if row.method == name]
+        costs, values = [row.gmacs or 0.0 for row in own], [row.value for row in own]
+        axes.plot(costs, values, linestyle=(0, (1, 2)), linewidth=0.8, color=INK, zorder=2, markerfacecolor="none",
+                  marker=MARKERS[at % len(MARKERS)], label=f"{name}, quoted")  # fmt: skip
+
+
+def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tuple[str, str, str]]) -> None:
     points = _points(lines, metric)
     best = [points[at] for at in front(points)]
     axes.plot([x for x, _ in best], [y for _, y in best], color=INK, linewidth=0.9, zorder=1)
@@ -88,12 +123,13 @@ def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tupl
         low, high = (cell.low, cell.high) if cell.low is not None and cell.high is not None else (y, y)
         # An interval may miss its own value (bootstrap of a rare event); a bar has no negative length.
         error = [[max(0.0, y - low)], [max(0.0, high - y)]]
-        colour, marker = looks[line.label]
-        label = line.label if line.label not in seen else None
-        seen.add(line.label)
+        colour, marker, name = looks[line.label]
+        label = name if name not in seen else None
+        seen.add(name)
         axes.errorbar([x], [y], yerr=error, color=colour, marker=marker, markersize=7, capsize=3,
                       linestyle="none", label=label, zorder=3)  # fmt: skip
-        axes.annotate(metric_number(metric, y), (x, y), xytext=(7, -10), textcoords="offset points")
+        if len(lines) <= _MOST_NAMED:
+            axes.annotate(metric_number(metric, y), (x, y), xytext=(7, -10), textcoords="offset points")
     _targets(axes, lines)
     axes.margins(x=0.15, y=0.2)
     axes.set_xlim(left=0.0)

@@ -94,6 +94,11 @@ class TaskTable:
         return any(line.reached is not None for line in self.lines)
 
     @property
+    def shows_ratio(self) -> bool:
+        """Whether there is an untrimmed model to hold any cost against."""
+        return any(line.ratio is not None for line in self.lines)
+
+    @property
     def shows_pruning(self) -> bool:
         """Whether any line's backbone keeps pre-training's pruning, so that both add to its speed."""
         return any(line.by_pruning is not None for line in self.lines)

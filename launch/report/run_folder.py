@@ -32,8 +32,10 @@ class Stage:
     done_share: float | None
     """How far an unfinished stage came, 0 to 1."""
     curve: Curve | None
+    restart_log: tuple[Mapping[str, Any], ...]
+    """restarts.jsonl: when a lost process was noticed, why, from which step it went on, with how many workers."""
     log_tail: str
-    """The last lines of the log of a stage that is not done."""
+    """The last lines of each log of a stage that is not done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class RunFolder:
     stages: tuple[Stage, ...]
     splits: tuple[Split, ...]
     results: tuple[Mapping[str, Any], ...]
+    instances: tuple[tuple[Path, Mapping[str, Any]], ...]
+    """What evaluation saw of single instances: each file with what it says."""
     survivors: tuple[Mapping[str, Any], ...]
     survivors_folder: Path
     unreadable: tuple[str, ...]
@@ -95,6 +99,18 @@ class _Reader:
         if not isinstance(value, type(default)):
             return self._note(path, f"holds no JSON {type(default).__name__}", default)
         return value
+
+    def lines(self, path: Path) -> tuple[Mapping[str, Any], ...]:
+        """The objects of a file of JSON lines; the last one may be cut short by a kill."""
+        found, broken = [], 0
+        for line in self.text(path).splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                broken += 1
+        if broken > 1:
+            self._note(path, f"{broken} of its lines are no JSON", None)
+        return tuple(value for value in found if isinstance(value, dict))
 
     def yaml(self, path: Path) -> Mapping[str, Any]:
         try:
@@ -138,6 +154,7 @@ def read_run(path: Path) -> RunFolder:
         stages=stages,
         splits=_splits(reader),
         results=_results(reader, stages),
+        instances=_instances(reader, stages),
         survivors=tuple(reader.json(survivors_folder / "survivors.json", [])),
         survivors_folder=survivors_folder,
         unreadable=tuple(reader.unreadable),
@@ -160,7 +177,7 @@ def _began(stage: Stage) -> tuple[bool, float]:
 def _stage(reader: _Reader, folder: Path) -> Stage:
     status = reader.json(folder / "status.json", {})
     state = str(status.get("state", "not finished"))
-    log = "" if state == "done" else reader.text(folder / "log.txt")
+    logs = [] if state == "done" else [reader.text(path).splitlines() for path in sorted(folder.glob("log*.txt"))]
     return Stage(
         name=folder.name,
         folder=folder,
@@ -172,7 +189,8 @@ def _stage(reader: _Reader, folder: Path) -> Stage:
         error=str(status.get("error") or ""),
         done_share=_done_share(reader.json(folder / "progress.json", {})) if state != "done" else None,
         curve=read_curve(folder / "metrics.jsonl"),
-        log_tail="\n".join(log.splitlines()[-_LOG_LINES:]),
+        restart_log=reader.lines(folder / "restarts.jsonl"),
+        log_tail="\n\n".join("\n".join(log[-_LOG_LINES:]) for log in logs if log),
     )
 
 
@@ -206,3 +224,12 @@ def _results(reader: _Reader, stages: tuple[Stage, ...]) -> tuple[Mapping[str, A
     if whole:
         return tuple(whole)
     return tuple(row for stage in stages for row in reader.json(stage.folder / "results.json", []))
+
+
+def _instances(reader: _Reader, stages: tuple[Stage, ...]) -> tuple[tuple[Path, Mapping[str, Any]], ...]:
+    """Of stages that are done, in the order of the stages; the untrimmed model first."""
+    paths = [
+        path for stage in stages if stage.state == "done" for path in sorted(stage.folder.glob("instances/*.json"))
+    ]
+    found = [(path, value) for path in paths if (value := reader.json(path, {}))]
+    return tuple(sorted(found, key=lambda pair: pair[1].get("target") != 1.0))

@@ -78,7 +78,7 @@ def read_pictures(entries: Iterable[Mapping[str, Any]], folder: Path) -> tuple[l
             continue  # no model of this recipe removes patches
         name = str(entry["image"])
         try:
-            source, (width, height) = _embed(folder, name)
+            source, (width, height) = embed(folder, name)
         except (OSError, ValueError) as error:
             problems.append(f"picture {name} of the survivors cannot be shown: {error}")
             continue
@@ -87,7 +87,7 @@ def read_pictures(entries: Iterable[Mapping[str, Any]], folder: Path) -> tuple[l
     return pictures, problems
 
 
-def _embed(folder: Path, name: str) -> tuple[str, tuple[int, int]]:
+def embed(folder: Path, name: str) -> tuple[str, tuple[int, int]]:
     """A picture as a data: address, made smaller only where it is large, and its size as shown."""
     path = folder / name
     if path.resolve().parent != folder.resolve():

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from pipeline.evaluation.config import EvaluateConfig, Row, source_of
 from pipeline.evaluation.source import Source
 from pipeline.exports import load_classification_model, method_of
 from pipeline.gathering import all_objects
+from pipeline.measure.instances import INSTANCES, Instances, write_instances
 from pipeline.measure.latency import Latency, alike, alone, candidates, packed_latency
 from pipeline.metrics.tally import TALLIES, Tally
 from pipeline.metrics.tasks import Score
@@ -36,6 +37,7 @@ from pipeline.together import together
 from pipeline.train import Stage
 from pipeline.trim_settle import reached
 from pipeline.trimming.cost import Units, units_of
+from pipeline.trimming.smarttrim import Decision
 from pipeline.trimming.target import Target
 
 log = logging.getLogger(__name__)
@@ -82,12 +84,14 @@ class Said:
     Attributes:
         tally: Its answers.
         costs: Of each instance, in the order of the split.
+        instances: What was kept of them, and where their costs lie.
         samples: Instances that were used.
         skipped: Those that could not be.
     """
 
     tally: Tally
     costs: Costs
+    instances: Instances
     samples: int
     skipped: int
 
@@ -113,27 +117,34 @@ def said_on(model: ClassificationModel, source: Source, loader: StepLoader, proc
     Raises:
         UserError: Nothing could be used, results could not be told apart, or a score is not finite.
     """
-    parts = together(process, lambda: _own_part(model, source, loader, process), source.split)
+    parts, seen_by = zip(
+        *together(process, lambda: _own_part(model, source, loader, process), source.split), strict=True
+    )
     # Batches are dealt to ranks in turn; in this order the rows are those of the split.
     answered = [one for turn in itertools.zip_longest(*parts) for one in turn if one is not None]
     if not answered:
         raise UserError(f"{source.split}: no {model.classes.text} could be used; look at it with `trimline verify`")
-    tally, costs = TALLIES[model.classes.task](), Costs()
+    tally, costs, instances = TALLIES[model.classes.task](), Costs(), Instances()
     for one in answered:
         tally.add(one.batch, one.said, model.classes.names)
         costs.join(one.costs)
+    for each in seen_by:
+        instances.join(each)
     seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
-    return Said(tally, costs, seen, bad)
+    return Said(tally, costs, instances, seen, bad)
 
 
-def _own_part(model: ClassificationModel, source: Source, loader: StepLoader, process: Process) -> list[_Answered]:
-    part = []
-    for batch, scores_BA, macs_B in judged(model, loader, source.normalise, process.torch_device):
-        costs = Costs()
+def _own_part(
+    model: ClassificationModel, source: Source, loader: StepLoader, process: Process
+) -> tuple[list[_Answered], Instances]:
+    part, instances = [], Instances()
+    for batch, scores_BA, macs_B, decisions in judged(model, loader, source.normalise, process.torch_device):
+        costs, said = Costs(), scores_BA.argmax(1).tolist()
         costs.add(model, units_of(model.backbone, batch.token_mask), macs_B)
+        instances.join(Instances.of(model, batch, decisions, said, costs.macs))
         bare = dataclasses.replace(batch.to("cpu"), pixels=torch.empty(len(batch), 0))
-        part.append(_Answered(bare, scores_BA.argmax(1).tolist(), costs))
-    return part
+        part.append(_Answered(bare, said, costs))
+    return part, instances
 
 
 def classified(
@@ -166,6 +177,9 @@ def classified(
         "skipped": said.skipped,
         **reached(target, costs.macs, costs.full, partial(_latency, config, model, costs.macs, source)),
     }
+    if stage.process.is_main:
+        path = stage.folder / INSTANCES / f"{name}-{split.replace('/', '-')}.json"
+        write_instances(path, row, said.instances, costs.macs)
     return rows_of(row, tally.scores())
 
 
@@ -208,7 +222,7 @@ def _latency(config: EvaluateConfig, model: ClassificationModel, macs: list[floa
     """Time of instances whose costs are spread as those of the whole split; each rank takes its own."""
     device, count = next(model.parameters()).device, candidates(config.latency)
     loader = source.batches(model.classes.text, count, Process(), count, spread=True)
-    batch, _, macs_B = next(judged(model, loader, source.normalise, device))
+    batch, _, macs_B, _ = next(judged(model, loader, source.normalise, device))
     rows = alike(macs, macs_B.tolist(), config.latency.instances)
     return packed_latency(model, alone(batch, rows, source.normalise, device), config.latency)
 
@@ -219,8 +233,8 @@ def judged(
     batches: Iterable[ImageTextBatch],
     normalise: Callable[[Tensor], Tensor],
     device: torch.device,
-) -> Iterator[tuple[ImageTextBatch, Tensor, Tensor]]:
-    """Batches with their (B, A) scores and (B,) multiply-accumulates; what is trimmed is not computed.
+) -> Iterator[tuple[ImageTextBatch, Tensor, Tensor, Mapping[str, Decision]]]:
+    """Batches with their (B, A) scores, (B,) multiply-accumulates and decisions; what is trimmed is not computed.
 
     Raises:
         UserError: A score is not finite: whatever is largest among such says nothing.
@@ -233,5 +247,5 @@ def judged(
         methods: list[Intervention] = [] if trimming is None else [trimming]
         scores_BA = model.classify(normalise(batch.pixels), batch.token_ids, batch.token_mask, methods)
         check_finite(scores_BA.isfinite().all(1), batch.keys.__getitem__, f"scores of {model.classes.text}")
-        decisions = {} if trimming is None else trimming.decisions
-        yield batch, scores_BA, model.macs(decisions, units_of(model.backbone, batch.token_mask))
+        decisions: Mapping[str, Decision] = {} if trimming is None else trimming.decisions
+        yield batch, scores_BA, model.macs(decisions, units_of(model.backbone, batch.token_mask)), decisions

@@ -119,17 +119,29 @@ def _kept(sight: Sight, row: int) -> list[int]:
     return sorted(int(number) for number in origin[there & (origin >= 0)])
 
 
-def save_pictures(folder: Path, pixels_B3HW: Tensor, numbers: list[int], least_side: int = 256) -> list[Picture]:
-    """Write pictures as PNG, small ones enlarged by whole factors; returns name and size of each."""
+def save_pictures(folder: Path, pixels_B3HW: Tensor, numbers: list[int]) -> list[Picture]:
+    """Write pictures as PNG; returns name and size of each."""
     pictures = []
     for number in numbers:
-        image = np.ascontiguousarray(pixels_B3HW[number].permute(1, 2, 0).numpy()[..., ::-1])
-        factor = max(1, math.ceil(least_side / min(image.shape[:2])))
-        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
         name = f"picture_{number}.png"
-        write_atomic(folder / name, cv2.imencode(".png", image)[1].tobytes())
-        pictures.append({"image": name, "width": image.shape[1], "height": image.shape[0], "sentences": []})
+        height, width = write_picture(folder / name, pixels_B3HW[number])
+        pictures.append({"image": name, "width": width, "height": height, "sentences": []})
     return pictures
+
+
+def write_picture(path: Path, pixels_3HW: Tensor, least_side: int = 256) -> tuple[int, int]:
+    """Write a picture as PNG, a small one enlarged by a whole factor; returns its height and width there.
+
+    Args:
+        path: The file.
+        pixels_3HW: uint8, RGB.
+        least_side: What a small one's shorter side reaches.
+    """
+    image = np.ascontiguousarray(pixels_3HW.permute(1, 2, 0).numpy()[..., ::-1])
+    factor = max(1, math.ceil(least_side / min(image.shape[:2])))
+    image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    write_atomic(path, cv2.imencode(".png", image)[1].tobytes())
+    return image.shape[0], image.shape[1]
 
 
 def save_survivors(folder: Path, pictures: list[Picture]) -> None:

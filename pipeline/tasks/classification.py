@@ -205,10 +205,22 @@ class ClassificationModel(nn.Module):
 
     def full_macs(self, units: Units) -> Tensor:
         """(B,) MACs of the full model that this one is made from."""
+        return self._full_cost().full(units)
+
+    def full_macs_by_module(self, units: Units) -> dict[str, float]:
+        """Sums over instances of `full_macs`, by module."""
+        return self._full_cost().full_by_module(units)
+
+    def _full_cost(self) -> CostModel:
         if self.whole is None:
-            return self.cost_model().full(units)
+            return self.cost_model()
         with torch.device("meta"):
-            return CostModel(build_model(self.whole), self.cls_head, None).full(units)
+            return CostModel(build_model(self.whole), self.cls_head, None)
+
+    def macs_by_module(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, float]:
+        """Sums over instances of `macs`, by module."""
+        cost = self.cost_model()
+        return cost.full_by_module(units) if self.trimmers is None else cost.by_module(decisions, units)
 
     def macs(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of these decisions; without trimmers there are none, and the model has always the same."""

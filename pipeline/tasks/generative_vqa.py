@@ -238,6 +238,10 @@ class AnsweringCost(CostModel):
                 counts[site(step, advance)] = StepCounts(text_B, none_B, heads_B, heads_B)
         return super().full(units) - schedule_macs(self.model.text_steps, counts)
 
+    def full_by_module(self, units: Units) -> dict[str, float]:
+        """See the base, and above: no text alone."""
+        return {**super().full_by_module(units), "text": 0.0}
+
 
 class AnsweringTask(ClassificationTask):
     """Fine-tuning of the answer decoder on what annotators said.

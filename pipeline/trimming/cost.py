@@ -5,12 +5,22 @@ B batch, n tokens beside CLS, H heads. Costs are multiply-accumulates of one ins
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pipeline.measure.flops import Kept, StepCounts, Telling, joining_macs, linear_macs, patch_macs, schedule_macs
+from pipeline.measure.flops import (
+    Kept,
+    StepCounts,
+    Telling,
+    block_macs,
+    joining_macs,
+    linear_macs,
+    patch_macs,
+    schedule_macs,
+)
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import Advance, Step, site
 from pipeline.trimming.kept_pruning import KeptPruning
@@ -19,6 +29,22 @@ from pipeline.trimming.trimmers import TokenTrimmer, Trimmers, block_size
 from pipeline.trimming.vision_only import ReducedVision
 
 GROUPS = ("vision", "text", "msa", "mca")
+
+
+class Place(NamedTuple):
+    """Where units are kept or not.
+
+    Attributes:
+        part: Of the backbone.
+        layer: Of the part, from 0.
+        stream: That advances there.
+        group: Of its units, one of `GROUPS`.
+    """
+
+    part: str
+    layer: int
+    stream: str
+    group: str
 
 
 @dataclass(frozen=True)
@@ -68,12 +94,12 @@ class CostModel:
         self.trimmers = trimmers
         self.pruning = pruning
         self.speech = speech
-        self.fixed = patch_macs(model.config.vision) + linear_macs(head)
+        self.head = linear_macs(head)
+        self.fixed = patch_macs(model.config.vision) + self.head
 
     def full(self, units: Units) -> Tensor:
         """(B,) MACs with nothing trimmed and no trimmers."""
-        whole = {name: Kept(1.0 + self._there(step, advance, units)) for step, advance, name in self._sites()}
-        return self._layers(self._counts(whole, units), units)
+        return self._layers(self._counts(self._whole(units), units), units)
 
     def at_share(self, units: Units, share: float) -> Tensor:
         """(B,) MACs where every layer keeps the same share of what is trimmed, trimmers included.
@@ -99,16 +125,53 @@ class CostModel:
         """(B,) MACs of the trimmers alone."""
         return self._own(_decided(decisions), units)
 
-    def kept_by_instance(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
-        """(B,) for each group: mean over its layers of the kept units over those that are there untrimmed."""
-        shares: dict[str, list[Tensor]] = {group: [] for group in GROUPS}
+    def by_module(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, float]:
+        """Sums over instances of what `of` gives, by module: the backbone's parts, ``head`` and ``trimmers``."""
+        counts, own = self._counts(_decided(decisions), units), float(self.own(decisions, units).double().sum())
+        return {**self._split(counts, units, self.of(decisions, units), own), "trimmers": own}
+
+    def full_by_module(self, units: Units) -> dict[str, float]:
+        """Likewise of what `full` gives, which has no trimmers."""
+        return self._split(self._counts(self._whole(units), units), units, self.full(units), 0.0)
+
+    def _split(
+        self, counts: Mapping[str, StepCounts], units: Units, total_B: Tensor, trimmers: float
+    ) -> dict[str, float]:
+        """Blocks go by their part, patches and pruning to the tower, the ways into the fusion and out of it to that."""
+        parts = [advance.part or step.part for step, advance, _ in self._sites()]
+        macs = torch.stack([block_macs(a, counts[name]).double().sum() for _, a, name in self._sites()])
+        sums = dict.fromkeys(("vision", "text", "fusion"), 0.0)
+        for part, each in zip(parts, macs.tolist(), strict=True):
+            sums[part] = sums.get(part, 0.0) + each
+        sums |= {"head": float(self.head * len(total_B))}
+        if self.speech is not None:
+            sums["head"] += float(self.speech.words(units.text).double().sum())
+        sums["vision"] += (self.fixed - self.head) * len(total_B)
+        if self.pruning is not None:
+            leaving = {step.layer: _leaving(counts, step) for step in self.model.visual_encoder.steps}
+            sums["vision"] += float(self.pruning.macs(leaving).double().sum())
+        # What is left is little, and where there is no such way it may be less than a rounding error.
+        sums["fusion"] += max(0.0, float(total_B.double().sum()) - trimmers - sum(sums.values()))
+        return sums
+
+    def kept_by_place(self, decisions: Mapping[str, Decision], units: Units) -> dict[Place, Tensor]:
+        """(B,) for each place: the kept units over those that are there untrimmed."""
+        shares: dict[Place, Tensor] = {}
         for step, advance, name in self._sites():
             if (decision := decisions.get(name)) is None:
                 continue
-            shares[decision.group].append(decision.tokens_B / self._there(step, advance, units).clamp(min=1))
+            at = advance.part or step.part, step.layer, advance.stream
+            shares[Place(*at, decision.group)] = decision.tokens_B / self._there(step, advance, units).clamp(min=1)
             for group, heads_BH in (("msa", decision.self_BH), ("mca", decision.cross_BH)):
                 if heads_BH is not None:
-                    shares[group].append(heads_BH.mean(1))
+                    shares[Place(*at, group)] = heads_BH.mean(1)
+        return shares
+
+    def kept_by_instance(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
+        """(B,) for each group: mean over its layers of the kept units over those that are there untrimmed."""
+        shares: dict[str, list[Tensor]] = {group: [] for group in GROUPS}
+        for place, share_B in self.kept_by_place(decisions, units).items():
+            shares[place.group].append(share_B)
         return {group: torch.stack(values).mean(0) for group, values in shares.items() if values}
 
     def kept_shares(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
@@ -120,6 +183,10 @@ class CostModel:
         if self.pruning is None or advance.stream != "image":
             return units.of(group_of(advance.trimmed))
         return torch.full_like(units.vision, self.pruning.left(step))
+
+    def _whole(self, units: Units) -> dict[str, Kept]:
+        """Everything."""
+        return {name: Kept(1.0 + self._there(step, advance, units)) for step, advance, name in self._sites()}
 
     def _layers(self, counts: Mapping[str, StepCounts], units: Units) -> Tensor:
         """(B,) MACs of everything but the trimmers, with these tokens and heads."""

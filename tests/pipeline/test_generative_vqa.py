@@ -66,6 +66,19 @@ def test_masked_and_packed_ranking_agree(trimmers: TrimmerConfig) -> None:
 
 
 @torch.no_grad()
+def test_modules_sum_to_the_whole_cost() -> None:
+    model, batch = model_with(MIXED), small_batch(5)
+    units, trimming = units_of(model.backbone, batch.token_mask), model.trimming(batch.token_ids, batch.token_mask)
+    assert trimming is not None
+    model.classify(scale(batch.pixels), batch.token_ids, batch.token_mask, [trimming])
+    trimmed, full = model.macs_by_module(trimming.decisions, units), model.full_macs_by_module(units)
+    assert sum(trimmed.values()) == pytest.approx(float(model.macs(trimming.decisions, units).sum()), rel=1e-6)
+    assert sum(full.values()) == pytest.approx(float(model.full_macs(units).sum()), rel=1e-6)
+    assert full["text"] == 0 and trimmed["text"] > 0  # it guides the picture's trimmers
+    assert trimmed["decoder"] > 0 and full["head"] > 0
+
+
+@torch.no_grad()
 def test_a_question_is_answered_alike_in_any_company() -> None:
     model, batch = model_with(MIXED), small_batch(6)
     inputs = scale(batch.pixels), batch.token_ids, batch.token_mask

@@ -4,17 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
 
 from launch.report import write_report
+from tests.launch.report.compared import build_comparison
+from tests.launch.report.folders import draw_picture, instances, save
 
 COMMAND = "trimline run configs/runs/demo.yaml --seed 7"
 STEPS = 300
-
-
-def save(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
 
 
 def row(
@@ -88,16 +84,6 @@ def results() -> list[dict[str, Any]]:
             rows.append(row(name, "smarttrim", target, "statement", split, "accuracy", value + change, gmacs))
             rows.append(row(name, "smarttrim", target, "statement", split, "consistency", value / 2, gmacs))
     return rows
-
-
-def draw_picture(path: Path, size: tuple[int, int] = (96, 96)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.new("RGB", size, (214, 208, 196))
-    pen = ImageDraw.Draw(picture)
-    pen.ellipse((8, 12, 36, 40), fill=(200, 60, 40))
-    pen.rectangle((56, 50, 84, 78), fill=(40, 90, 180))
-    pen.polygon([(60, 34), (72, 10), (84, 34)], fill=(60, 140, 70))
-    picture.save(path)
 
 
 def sentence(text: str, label: bool, model: str, kept_last: set[int], layers: int = 6) -> dict[str, Any]:
@@ -182,6 +168,8 @@ def build_finished_run(run: Path) -> Path:
     stage(run, "evaluate", 7, 31.0)
     stage(run, "survivors", 8, 4.2)
     save(run / "stages" / "survivors" / "survivors.json", survivors(run))
+    instances(run, 2.0, [0.005, 0.006, 0.006, 0.0075])
+    instances(run, 1.0, [0.0122, 0.0124, 0.0124, 0.0126])
     save(run / "results.json", results())
     return run
 
@@ -210,3 +198,9 @@ def unfinished_run(tmp_path: Path) -> Path:
     save(run / "stages" / "pretrain" / "log.txt", "step 9\nstep 10\n")
     save(run / "stages" / "pretrain" / "metrics.jsonl", metric_lines(["itc"], 10) + '{"step": 11, "lo')
     return run
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Path:
+    """The folder of a comparison in which one run failed."""
+    return build_comparison(tmp_path / "pruning")

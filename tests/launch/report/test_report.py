@@ -1,5 +1,7 @@
+import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,12 @@ import pytest
 
 from data_prep.errors import UserError
 from launch.report import write_report
+from launch.report.figures import Drawing
+from launch.report.instances import bar_drawing
+from launch.report.pareto import draw_pareto
+from launch.report.quoted import comparable, quoted
+from launch.report.results import group_results
+from tests.launch.report.folders import instances
 
 
 def text_of(run: Path) -> str:
@@ -54,6 +62,9 @@ def test_every_figure_has_its_numbers_in_a_file(reported_run: Path) -> None:
         "curves-pretrain",
         "curves-trim-statement-1.0x",
         "curves-trim-statement-2.0x",
+        "cost-statement-test",
+        "modules-statement-test",
+        "retention-statement-test",
     )
     assert names == {f"{drawing}.{kind}" for drawing in drawings for kind in ("svg", "csv")}
     assert "currentColor" not in (reported_run / "figures" / "curves-pretrain.svg").read_text()
@@ -134,3 +145,119 @@ def test_the_report_needs_neither_torch_nor_ray() -> None:
     code = "import sys, launch.report; print(sorted({'torch', 'ray', 'deepspeed'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def plain(page: str) -> str:
+    return re.sub(r"(\s|\|)*\|(\s|\|)*", "|", re.sub(r"<[^>]+>", "|", page))
+
+
+def test_nothing_that_went_wrong_is_said_so(unfinished_run: Path) -> None:
+    assert "No process was lost, nothing was started again" in text_of(unfinished_run)
+
+
+def test_faults_are_told_with_what_followed_and_what_was_drawn_with_what_was_skipped(unfinished_run: Path) -> None:
+    folder = unfinished_run / "stages" / "pretrain"
+    (unfinished_run / "data" / "train").mkdir(parents=True)
+    (unfinished_run / "data" / "train" / "index.json").write_text('{"account": {"asked": 3, "written": 3}}')
+    status = json.loads((folder / "status.json").read_text())
+    mix = {"coco/train": {"units": 113000, "share": 0.75, "epochs": 1.5}}
+    outputs = {"left_out": 2, "skipped": 3, "bad_samples": {"image is truncated": 3}, "mix": mix}
+    (folder / "status.json").write_text(json.dumps({**status, "restarts": 3, "outputs": outputs}))
+    lost = {"detected": "2026-01-05T10:02:03.500+00:00", "why": "worker 1 lost", "step": 120, "workers": 2}
+    (folder / "restarts.jsonl").write_text(json.dumps(lost) + "\n" + '{"detected": "2026')
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('\n{"step": 301, "loss": null, "non_finite": 4}\n')
+    page = plain(text_of(unfinished_run))
+    assert "|pretrain|2026-01-05 10:02:03 UTC|worker 1 lost|120|2|" in page
+    assert "|the run was ended and started again, 2 times|" in page
+    assert "|2 updates left out: a loss or a gradient was not a number|" in page
+    assert "|4 values of the log were NaN or infinite|" in page
+    assert "|pretrain|image is truncated|3|" in page and "all reasons" not in page
+    assert "|pretrain|coco/train|113,000|0.75|1.5|" in page
+
+
+def test_the_figures_of_analyses_are_shown_and_others_are_refused(unfinished_run: Path) -> None:
+    drawing = bar_drawing("flops-vqa", "where <it> goes", 'a "note" & more', {"a": {"vision": 1.0, "text": 3.0}})
+    folder = unfinished_run / "analyses"
+    drawing.save(folder)
+    assert Drawing.load(folder / "flops-vqa.svg").svg == drawing.svg
+    svg = (folder / "flops-vqa.svg").read_text()
+    for name, end in (("script", "<script>1</script></svg>"), ("far", '<g href="https://example.org"/></svg>')):
+        (folder / f"{name}.svg").write_text(svg.replace("</svg>", end))
+        (folder / f"{name}.csv").write_text("a\n1\n")
+    (folder / "alone.svg").write_text(svg)
+    (folder / "cut.svg").write_text(svg[:200])
+    (folder / "cut.csv").write_text("")
+    page = text_of(unfinished_run)
+    assert 'id="figure-flops-vqa"' in page and "where &lt;it&gt; goes" in page and page.count("<script>") == 1
+    for name in ("script", "far", "alone", "cut"):
+        assert f"analyses/{name}.svg cannot be shown" in missing(page) and f"figure-{name}" not in page
+
+
+def test_what_trimming_does_with_instances_is_drawn_with_its_numbers(reported_run: Path) -> None:
+    figures = reported_run / "figures"
+    costs = list(csv.DictReader((figures / "cost-statement-test.csv").open()))
+    assert [each["model"] for each in costs[::30]] == ["1.0x", "2.0x"]
+    counted = {
+        model: sum(int(row["instances"]) for row in costs if row["model"] == model) for model in ("1.0x", "2.0x")
+    }
+    assert counted == {"1.0x": 4, "2.0x": 4}
+    modules = {(r["model"], r["module"]): r for r in csv.DictReader((figures / "modules-statement-test.csv").open())}
+    assert float(modules["untrimmed", "vision"]["share"]) == pytest.approx(0.009 / 0.0124)
+    assert float(modules["2.0x", "trimmers"]["gmacs"]) == 0.0001
+    kept = list(csv.DictReader((figures / "retention-statement-test.csv").open()))
+    assert len(kept) == 8 and {row["group"] for row in kept} == {"vision", "text", "msa", "mca"}
+    assert float(kept[0]["low"]) == 0.4
+    page = (reported_run / "report.html").read_text(encoding="utf-8")
+    assert "the cheapest one is &lt;red&gt;" in page and "dearest, 0.0075 GMACs, 1.22 of the mean" in page
+
+
+def test_runs_from_before_there_was_an_account_of_instances_say_how_to_get_it(finished_run: Path) -> None:
+    shutil.rmtree(finished_run / "stages" / "evaluate" / "instances")
+    assert f"trimline analyse trimming {finished_run}" in missing(text_of(finished_run))
+
+
+def test_an_account_of_instances_that_cannot_be_used_is_named(finished_run: Path) -> None:
+    folder = finished_run / "stages" / "evaluate" / "instances"
+    path = folder / "trim-statement-2.0x-test.json"
+    path.write_text(json.dumps({"target": 2.0}))
+    value = instances(finished_run, 1.5, [0.005, 0.006])
+    (folder / value["cheapest"][0]["image"]).write_bytes(b"no picture")
+    said = missing(text_of(finished_run))
+    assert f"instances/{path.name} does not tell of instances" in said
+    assert "of the cheapest and dearest instances cannot be shown" in said
+
+
+def test_published_figures_stand_beside_a_run_of_the_same_backbone_and_task(finished_run: Path) -> None:
+    (finished_run / "config.yaml").write_text("model: {backbone: meter}\ntrim: {targets: [1.0]}\n")
+    rows = [
+        {**row, "task": "snli_ve", "split": f"snli_ve/{'dev' if row['split'] == 'test' else 'other'}"}
+        for row in json.loads((finished_run / "results.json").read_text())
+        if row["task"] == "statement"
+    ]
+    (finished_run / "results.json").write_text(json.dumps(rows))
+    page = plain(text_of(finished_run))
+    assert "Published figures on snli_ve, for comparison" in page and "|SmartTrim 2.0x|dev|26.2|80.58|" in page
+    figure = finished_run / "figures" / "pareto-snli_ve.csv"
+    assert all(row["quoted"] == "0" for row in csv.DictReader(figure.open()))  # a thousandth of the size
+
+
+def test_published_points_are_drawn_where_models_are_of_one_size() -> None:
+    rows = [
+        {"stage": "s", "method": "smarttrim", "target": target, "task": "snli_ve", "split": "snli_ve/dev", "seed": 0,
+         "metric": "accuracy", "value": 70.0, "gmacs": gmacs} for target, gmacs in ((1.0, 44.0), (2.0, 22.0))
+    ]  # fmt: skip
+    (table,) = group_results(rows)
+    published = comparable(table, quoted("meter", "snli_ve"))
+    assert {(row.label, row.gmacs, row.value) for row in published} >= {
+        ("full 1.0x", 48.3, 80.87),
+        ("FTKD 3.0x", 17.7, 72.97),
+    }
+    assert comparable(table, quoted("albef", "snli_ve")) == []
+    (small,) = group_results([{**row, "gmacs": row["gmacs"] / 10} for row in rows])
+    assert comparable(small, quoted("meter", "snli_ve")) == []
+    drawing = draw_pareto(table, published=published)
+    assert drawing is not None and "not measured here" in drawing.note
+    drawn = [row for row in csv.DictReader(drawing.csv.splitlines()) if row["quoted"] == "1"]
+    assert {row["split"] for row in drawn} == {"snli_ve/dev"} and len(drawn) == 6
+    assert {row["on_front"] for row in drawn} == {"0"}

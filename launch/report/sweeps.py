@@ -1,0 +1,179 @@
+"""Ablations as figures: differences from a reference, and scores over a setting that several runs vary (a λ sweep)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from launch.compare_table import COST, half_width
+from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
+from launch.report.words import metric_name
+
+Line = Mapping[str, Any]
+"""Of `launch.compare_table.lines_of`."""
+
+_OWN = ("out", "name", "seed", "data.seed", "budget.minutes", "checkpoint.path")
+"""What runs of a comparison differ in though they are of one variant."""
+_FEWEST = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Variants that differ in one number."""
+
+    key: str
+    """Of the configuration."""
+    values: Mapping[str, float]
+    """For each variant its number, rising."""
+
+
+def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """A configuration as {dotted key: value}, without what tells runs of one variant apart."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{key}.")
+        elif f"{above}{key}" not in _OWN:
+            found[f"{above}{key}"] = value
+    return found
+
+
+def sweeps_of(configs: Mapping[str, Mapping[str, Any]]) -> list[Sweep]:
+    """The numbers that at least three variants differ in, and in nothing else.
+
+    Args:
+        configs: The configuration of each variant.
+    """
+    flats = {variant: flat(config) for variant, config in configs.items()}
+    found = []
+    for key in sorted({key for each in flats.values() for key in each}):
+        groups: dict[str, dict[str, float]] = {}
+        for variant, each in flats.items():
+            if _is_number(each.get(key)):
+                rest = repr(sorted((name, value) for name, value in each.items() if name != key))
+                groups.setdefault(rest, {})[variant] = float(each[key])
+        for values in groups.values():
+            if len(set(values.values())) >= _FEWEST:
+                ordered = dict(sorted(values.items(), key=lambda pair: pair[1]))
+                found.append(Sweep(key=key, values=ordered))
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _scores(lines: Sequence[Line]) -> list[str]:
+    """Names of what is scored; costs have figures of their own."""
+    names = dict.fromkeys(name for line in lines for name in line["metrics"])
+    return [name for name in names if not name.endswith(COST)]
+
+
+def draw_sweep(sweep: Sweep, budget: str, lines: Sequence[Line]) -> Drawing | None:
+    """A panel for each score over the number; None where fewer than three of its variants have results."""
+    own = {line["variant"]: line for line in lines if line["budget"] == budget and line["variant"] in sweep.values}
+    if len(own) < _FEWEST:
+        return None
+    points = [(value, own[variant]) for variant, value in sweep.values.items() if variant in own]
+    names = _scores([line for _, line in points])
+
+    def paint(figure: Figure) -> None:
+        for axes, name in _panels(figure, names):
+            there = [(value, line["metrics"][name]) for value, line in points if name in line["metrics"]]
+            for value, cell in there:
+                axes.plot([value] * len(cell["values"]), cell["values"], linestyle="", marker="_", color=INK)
+            axes.plot([v for v, _ in there], [cell["mean"] for _, cell in there],
+                      color=OKABE_ITO["blue"], marker=MARKERS[0])  # fmt: skip
+            axes.set_title(metric_name(name), loc="left", fontsize=7.5)
+            axes.set_xlabel(sweep.key, fontsize=7.5)
+
+    numbers = [
+        [line["variant"], value, name, seed, score]
+        for value, line in points
+        for name in names
+        if name in line["metrics"]
+        for seed, score in zip(line["metrics"][name]["seeds"], line["metrics"][name]["values"], strict=True)
+    ]
+    title = f"{sweep.key}, budget {budget}"
+    note = "Line: means over seeds. Dashes: single seeds."
+    columns = ("variant", sweep.key, "metric", "seed", "value")
+    return draw(f"sweep-{sweep.key}-{budget}", title, note, _size(names), paint, columns, numbers)
+
+
+def draw_differences(reference: str, budget: str, lines: Sequence[Line]) -> Drawing | None:
+    """A panel for each score: each variant's paired difference from the reference; None where there is none."""
+    own = [line for line in lines if line["budget"] == budget and line["variant"] != reference]
+    names = [name for name in _scores(own) if any("difference" in line["metrics"].get(name, {}) for line in own)]
+    if not names:
+        return None
+    variants = [line["variant"] for line in own]
+
+    def paint(figure: Figure) -> None:
+        for at, (axes, name) in enumerate(_panels(figure, names)):
+            _differences(axes, [line["metrics"].get(name, {}) for line in own])
+            axes.set_yticks(range(len(variants)), variants if at % _COLUMNS == 0 else [""] * len(variants))
+            axes.set_ylim(len(variants) - 0.5, -0.5)
+            axes.set_title(metric_name(name), loc="left", fontsize=7.5)
+
+    numbers = [
+        [line["variant"], name, len(cell["values"]), cell["mean"], cell["difference"], cell["half_width"]]
+        for line in own
+        for name in names
+        if "difference" in (cell := line["metrics"].get(name, {}))
+    ]
+    title = f"Differences from {reference}, budget {budget}"
+    note = "Means over pairs of the same seed, with 95% intervals (Student's t) where there are two pairs or more."
+    columns = ("variant", "metric", "seeds", "mean", "difference", "half_width")
+    width, height = _size(names)
+    size = width + 0.8, height / 1.9 * (0.7 + 0.21 * len(variants))
+    return draw(f"differences-{budget}", title, note, size, paint, columns, numbers)
+
+
+_COLUMNS = 4
+
+
+def _panels(figure: Figure, names: Sequence[str]) -> list[tuple[Axes, str]]:
+    columns = min(_COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    return [(figure.add_subplot(rows, columns, at + 1), name) for at, name in enumerate(names)]
+
+
+def _size(names: Sequence[str]) -> tuple[float, float]:
+    return max(4.0, 2.65 * min(_COLUMNS, len(names))), 1.9 * -(-len(names) // _COLUMNS)
+
+
+def _differences(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
+    axes.axvline(0.0, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+    for at, cell in enumerate(cells):
+        if "difference" in cell:
+            axes.errorbar([cell["difference"]], [at], xerr=[[cell["half_width"] or 0.0]] * 2, capsize=2.5, markersize=5,
+                          marker=MARKERS[0], color=OKABE_ITO["blue"], linestyle="none")  # fmt: skip
+
+
+def mean_rows(runs: Sequence[Mapping[str, Any]], budget: str) -> list[dict[str, Any]]:
+    """Rows as of results.json: means over seeds of what the variants reached at their targets, for a Pareto front.
+
+    Args:
+        runs: Of comparison.json.
+        budget: Which of them.
+    """
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for row in run["results"] if run["budget"] == budget else ():
+            if row["target"] is not None and row.get("gmacs") is not None:
+                key = run["variant"], row["target"], row["task"], row["split"], row["metric"]
+                groups.setdefault(key, []).append(row)
+    return [_mean_row(key, rows) for key, rows in groups.items()]
+
+
+def _mean_row(key: tuple[Any, ...], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    values = [float(row["value"]) for row in rows]
+    center, half = mean(values), half_width(values)
+    named = dict(zip(("method", "target", "task", "split", "metric"), key, strict=True))
+    numbers = {"value": center, "gmacs": mean(float(row["gmacs"]) for row in rows), "low": None, "high": None}
+    if half is not None:
+        numbers |= {"low": center - half, "high": center + half}
+    return {**named, "stage": named["method"], **numbers}

@@ -1,0 +1,126 @@
+"""An export folder by itself, such as an imported model, and the split that it is looked at with."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+from data_prep.index import INDEX
+from launch.trained_run import TrainedRun
+from pipeline.data.batch import ImageTextBatch
+from pipeline.evaluation.exported import TASKS, Evaluation, open_export
+from pipeline.evaluation.source import Source
+from pipeline.models.backbone import Backbone
+from pipeline.process import Process
+
+
+class Trained(Protocol):
+    """A pre-trained model and a split: of a run, or an export folder."""
+
+    @property
+    def folder(self) -> Path:
+        """What was given."""
+
+    @property
+    def split(self) -> str:
+        """Its name in the run, or its folder."""
+
+    @property
+    def held_out(self) -> bool:
+        """Whether pre-training has not seen the split, as far as is known."""
+
+    @property
+    def device(self) -> str:
+        """A GPU if there is one."""
+
+    @property
+    def normalise(self) -> Callable[[Tensor], Tensor]:
+        """uint8 pixels -> the model's input."""
+
+    @property
+    def began(self) -> Mapping[str, Path]:
+        """The weights that its training began from, by part; empty where they were drawn or nobody says."""
+
+    def model(self) -> Backbone:
+        """The model, in evaluation mode."""
+
+    def batches(self, samples: int, size: int) -> Iterator[ImageTextBatch]:
+        """The first pairs of the split, on the device."""
+
+
+@dataclass(frozen=True)
+class TrainedExport:
+    """An export folder and a split."""
+
+    folder: Path
+    split: str
+
+    @classmethod
+    def of(cls, folder: Path, split: str | None) -> "TrainedExport":
+        """Checks what is given.
+
+        Raises:
+            UserError: No split is named, or it is no folder of indexed shards.
+        """
+        if split is None or not (Path(split) / INDEX).is_file():
+            given = "none is given" if split is None else f"{split} is none"
+            raise UserError(
+                f"{folder} is a model without data: name a folder of indexed shards with --split; {given} (or give the "
+                "run that it is of)"
+            )
+        return cls(folder, str(Path(split).resolve()))
+
+    @property
+    def held_out(self) -> bool:
+        """A folder's data is taken to be new to the model."""
+        return True
+
+    @property
+    def began(self) -> Mapping[str, Path]:
+        """An export does not say."""
+        return {}
+
+    @cached_property
+    def device(self) -> str:
+        """A GPU if there is one."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def _opened(self) -> tuple[Backbone, Source]:
+        asked = Evaluation(model=self.folder, task="retrieval", split=self.split)
+        model, source = open_export(asked, TASKS["retrieval"])
+        return cast(Backbone, model).to(self.device).eval(), source
+
+    @property
+    def normalise(self) -> Callable[[Tensor], Tensor]:
+        """As the export says."""
+        return self._opened[1].normalise
+
+    def model(self) -> Backbone:
+        """The model, in evaluation mode."""
+        return self._opened[0]
+
+    def batches(self, samples: int, size: int) -> Iterator[ImageTextBatch]:
+        """The first pairs of the split, `size` at a time, on the device."""
+        for batch in self._opened[1].batches("captions", size, Process(), samples):
+            yield batch.to(self.device)
+
+
+def open_trained(folder: Path, split: str | None) -> Trained:
+    """A run folder or an export folder.
+
+    Args:
+        folder: Either.
+        split: Of the run's own, or a folder of indexed shards.
+
+    Raises:
+        UserError: It is neither, there is no pre-trained model, or no such split.
+    """
+    if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+        return TrainedExport.of(folder, split)
+    return TrainedRun.of(folder, split)

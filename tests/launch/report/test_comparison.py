@@ -1,0 +1,95 @@
+"""The report of a comparison: tables, differences, sweeps and fronts from runs made by hand."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from launch.cli import main
+from launch.compare_table import half_width
+from launch.report.comparison import write_comparison
+from launch.report.sweeps import sweeps_of
+from tests.launch.report.compared import WEIGHTS, config
+from tests.launch.report.folders import save
+
+
+def plain(page: str) -> str:
+    return re.sub(r"(\s|\|)*\|(\s|\|)*", "|", re.sub(r"<[^>]+>", "|", page))
+
+
+def numbers(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / "figures" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_have_means_and_paired_differences(comparison: Path) -> None:
+    page = write_comparison(comparison).read_text(encoding="utf-8")
+    text = plain(page)
+    assert "|lambda_0|3|79.0|-2.0 ± 0.0|12.0|+0.0 ± 0.0|" in text
+    assert "|unpruned|3|81.0|12.0|" in text  # the reference has no difference from itself
+    assert "|A CPU, 2 CPUs|" in text and "17 of 18 finished, 1 failed" in text
+    assert "|failed: the disk is &lt;full&gt;|" in text and '<span class="state failed">' in page
+    assert "trimline compare pruning.yaml" in page and "|lambda_0|pretrain.pruning.elip.vision_weight|0.0|0.8|" in text
+    addresses = {address for address in re.findall(r'href="([^"#]*)"', page) if not address.startswith("data:")}
+    assert len(addresses) == 17 and all((comparison / address).is_file() for address in addresses)
+
+
+def test_differences_are_drawn_with_their_numbers(comparison: Path) -> None:
+    write_comparison(comparison)
+    rows = {(row["variant"], row["metric"]): row for row in numbers(comparison, "differences-samples")}
+    gained = rows["query", "retrieval test R@10"]
+    assert (float(gained["mean"]), float(gained["difference"]), gained["seeds"]) == (61.0, 1.0, "3")
+    assert float(gained["half_width"]) == pytest.approx(4.303 / 3**0.5)
+    assert ("unpruned", "retrieval test R@10") not in rows
+
+
+def test_what_differs_in_one_number_is_a_sweep(comparison: Path) -> None:
+    configs = {name: config(name, 0) for name in ("unpruned", "prune_only", *WEIGHTS)}
+    (sweep,) = sweeps_of(configs)
+    assert (sweep.key, dict(sweep.values)) == ("pretrain.pruning.elip.vision_weight", WEIGHTS)
+    write_comparison(comparison)
+    rows = numbers(comparison, "sweep-pretrain.pruning.elip.vision_weight-samples")
+    own = [(row["variant"], float(row[sweep.key]), row["seed"], float(row["value"]))
+           for row in rows if row["metric"] == "statement 2x test accuracy"]  # fmt: skip
+    assert own[:4] == [
+        ("lambda_0", 0.0, "0", 76.0), ("lambda_0", 0.0, "1", 77.0), ("lambda_0", 0.0, "2", 78.0),
+        ("lambda_0.5", 0.5, "0", 78.5),
+    ]  # fmt: skip
+    two = {name: config(name, 0) for name in ("lambda_0", "query", "unpruned")}
+    assert sweeps_of(two) == []  # two points are no sweep
+
+
+def test_the_front_is_over_means_of_seeds(comparison: Path) -> None:
+    write_comparison(comparison)
+    rows = [row for row in numbers(comparison, "pareto-statement") if row["method"] == "query"]
+    assert [(row["target"], float(row["value"]), float(row["gmacs"])) for row in rows] == [
+        ("1", 82.0, 0.012), ("2", 80.0, 0.006),
+    ]  # fmt: skip
+    half = half_width([81.0, 82.0, 83.0])
+    assert half is not None
+    assert (float(rows[0]["low"]), float(rows[0]["high"])) == pytest.approx((82.0 - half, 82.0 + half))
+    assert {row["on_front"] for row in rows} == {"1"}
+    drawn = (comparison / "figures" / "pareto-statement.svg").read_text()
+    assert ">query</text>" in drawn and "query 2.0x" not in drawn  # of twelve points those of a variant look alike
+
+
+def test_a_comparison_that_has_just_begun_says_what_it_lacks(
+    comparison: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads((comparison / "comparison.json").read_text())
+    one = [each for each in data["runs"] if each["variant"] == "query" and each["seed"] == 0]
+    save(comparison / "comparison.json", {**data, "runs": one, "failures": {}})
+    (comparison / "query-samples-0" / "config.yaml").unlink()
+    assert main(["report", str(comparison)]) == 0
+    page = (comparison / "report.html").read_text()
+    assert capsys.readouterr().out.strip() == str(comparison / "report.html")
+    for said in ("no run of the reference, unpruned, is finished", "every variant has a single seed",
+                 "query-samples-0/config.yaml cannot be read", 'class="state unfinished"'):  # fmt: skip
+        assert said in page
+    save(comparison / "comparison.json", {**data, "runs": [], "failures": {}})
+    assert "no run is finished" in write_comparison(comparison).read_text()
+    with pytest.raises(UserError, match=r"has no comparison\.json"):
+        write_comparison(comparison / "query-samples-0")

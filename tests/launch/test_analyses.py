@@ -1,0 +1,179 @@
+"""`trimline analyse similarity`, `attention`, `trimming`, `flops`: figures and numbers from run folders; refusals."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+from launch.report.figures import Drawing
+
+TINY = str(Path(__file__).parent / "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A whole run, and one of another seed that has pre-trained only."""
+    place = tmp_path_factory.mktemp("runs")
+    whole, begun = (str(place / str(seed)) for seed in (0, 1))
+    assert main(["run", TINY, "--out", whole]) == 0
+    assert main(["pretrain", TINY, "--out", begun, "--seed", "1"]) == 0
+    return whole, begun
+
+
+@pytest.fixture(scope="module")
+def run(runs: tuple[str, str]) -> Path:
+    """The whole run."""
+    return Path(runs[0])
+
+
+@pytest.mark.parametrize("what", ["similarity", "attention"])
+def test_the_numbers_stand_in_json_table_and_figure(
+    what: str, runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    words = ["analyse", what, runs[0], "--samples", "8", "--out", str(tmp_path)]
+    words += ["--against", runs[1]] if what == "attention" else []
+    assert main([*words, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["layer"] for row in rows if row["part"] == "vision"} == {0, 1, 2, 3}
+    assert all(row["samples"] == 8 for row in rows)
+    with open(tmp_path / f"{what}.csv") as file:
+        saved = [float(row["value"]) for row in csv.DictReader(file)]
+    assert saved == [row["value"] for row in rows]
+    assert (tmp_path / f"{what}.svg").read_text().startswith("<svg")
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "split test, 8 pairs"
+    assert f"{rows[0]['value']:.3f} (" in "\n".join(lines)
+
+
+def test_an_export_folder_is_looked_at_as_the_run_that_it_is_of(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for folder in (run, run / "stages" / "pretrain" / "export"):
+        capsys.readouterr()
+        words = ["analyse", "similarity", str(folder), "--split", str(run / "data" / "test"), "--samples", "8"]
+        assert main([*words, "--out", str(tmp_path), "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out)["rows"])
+    assert told[0] == told[1]
+
+
+def test_wrong_words_are_told_in_a_line(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    for words, wanted in (
+        (["similarity", "/nowhere"], "is no run folder"),
+        (["similarity", runs[0], "--split", "nowhere"], "has no split 'nowhere'"),
+        (["similarity", runs[0], "--samples", "0"], "must be at least 1"),
+        (["attention", runs[0], "--against", "/nowhere"], "is no run folder"),
+        (["similarity", f"{runs[0]}/stages/pretrain/export"], "is a model without data"),
+    ):
+        capsys.readouterr()
+        assert main(["analyse", *words]) == 2
+        said = capsys.readouterr().err
+        assert wanted in said and len(said.splitlines()) == 1
+
+
+def test_a_tower_is_held_against_weights_as_against_the_run_that_has_them(
+    runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The vision-only model of the figure is a file, such as the one that pre-training began from."""
+    export = Path(runs[1]) / "stages" / "pretrain" / "export"
+    told = []
+    for against in (runs[1], str(export)):
+        capsys.readouterr()
+        words = ["analyse", "attention", runs[0], "--against", against, "--samples", "8", "--out", str(tmp_path)]
+        assert main([*words, "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out)["rows"])
+    assert told[0] == told[1]
+    begun = str(tmp_path / "begun")
+    assert main(["pretrain", TINY, "--out", begun, f"--pretrain.init.vision={export}"]) == 0
+    capsys.readouterr()
+    assert main(["analyse", "attention", begun, "--samples", "8", "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["layer"] for row in own} == {0, 1, 2, 3} and all(row["value"] > 0 for row in own)
+    drawing = Drawing.load(Path(begun) / "analyses" / "attention.svg")
+    assert drawing.note.startswith("KL( begun ‖ export )")
+
+
+def test_without_a_vision_only_model_there_is_nothing_to_hold_against(
+    runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("no weights")
+    for more, wanted in (
+        ([], "does not say of weights that its vision tower began from"),
+        (["--against", str(tmp_path)], "give other"),
+    ):
+        capsys.readouterr()
+        assert main(["analyse", "attention", runs[0], *more]) == 2
+        said = capsys.readouterr().err
+        assert wanted in said and len(said.splitlines()) == 1
+
+
+def test_evaluation_leaves_what_the_trimming_analysis_finds(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["analyse", "trimming", str(run), "--samples", "1000", "--out", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["split"] == "test" and told["held_out"]
+    full, trimmed = told["models"]
+    assert (full["stage"], trimmed["stage"]) == ("trim-statement-1.0x", "trim-statement-2.0x")
+    rows = {row["stage"]: row for row in json.loads((run / "results.json").read_text()) if row["metric"] == "accuracy"}
+    assert trimmed["gmacs"]["mean"] == pytest.approx(rows[trimmed["stage"]]["gmacs"], rel=1e-4)
+    assert sum(trimmed["modules"].values()) == pytest.approx(trimmed["gmacs"]["mean"], rel=1e-4)
+    assert full["kept"] == {} and set(trimmed["kept"]) == {"vision", "text", "msa", "mca"}
+    for path in (tmp_path / "instances").iterdir():
+        own = run / "stages" / f"evaluate-{path.name.split('x-')[0]}x" / "instances" / path.name
+        assert own.read_bytes() == path.read_bytes()
+    for name in ("cost", "modules", "retention"):
+        file = f"{name}-statement-test.csv"
+        assert (tmp_path / file).read_bytes() == (run / "figures" / file).read_bytes()
+    assert "Cheapest and dearest: 2.0x, test" in (run / "report.html").read_text()
+
+
+def test_another_split_is_drawn_into_the_run_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["analyse", "trimming", str(run), "--split", "train", "--samples", "8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "split train, 8 statement instances" and lines[1].startswith("not held out")
+    assert lines[2].split()[:2] == ["model", "mean"] and lines[4].startswith("1.0x") and "100%" not in lines[4]
+    with (run / "analyses" / "cost-statement-train.csv").open() as file:
+        assert sum(int(row["instances"]) for row in csv.DictReader(file)) == 16
+    assert Drawing.load(run / "analyses" / "retention-statement-train.svg").title.startswith(
+        "statement, train: what is"
+    )
+
+
+def test_what_has_nothing_to_trim_is_told_in_a_line(
+    runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, begun = runs
+    for words, wanted in (
+        (["trimming", begun], "has no fine-tuned model yet"),
+        (["trimming", run, "--samples", "0"], "must be at least 1"),
+        (["trimming", run, "--split", "nowhere"], "has no split 'nowhere'"),
+        (["flops", "albef_tiny", "albef_tiny", "--out", str(tmp_path)], "named twice"),
+        (["flops", "albef_tiny", "--task", "vqa", "--out", str(tmp_path)], "flops knows albef for retrieval"),
+    ):
+        capsys.readouterr()
+        assert main(["analyse", *words]) == 2
+        said = capsys.readouterr().err
+        assert wanted in said and len(said.splitlines()) == 1
+
+
+def test_shares_of_modules_are_those_of_the_flops_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--task", "retrieval", "--text-length", "10"]
+    models = ["albef_tiny", "clip_tiny"]
+    assert main(["analyse", "flops", *models, *words, "--out", str(tmp_path)]) == 0
+    assert "albef_tiny" in capsys.readouterr().out and (tmp_path / "flops-retrieval.svg").is_file()
+    with (tmp_path / "flops-retrieval.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for model in models:
+        assert main(["flops", "--model", model, *words, "--json"]) == 0
+        gmacs = json.loads(capsys.readouterr().out)["gmacs"]
+        own = {row["module"]: row for row in rows if row["model"] == model}
+        assert float(own["vision"]["gmacs"]) == gmacs["vision"]
+        assert float(own["vision"]["share"]) == pytest.approx(gmacs["vision"] / gmacs["total"])
+        assert sum(float(row["share"]) for row in own.values()) == pytest.approx(1.0)
