@@ -140,7 +140,7 @@ def _check_splits(config: RunConfig) -> None:
     if config.trim.targets:
         wanted["trim.splits"] = list(config.trim.splits)
         wanted["evaluate.statement_splits"] = list(config.evaluate.statement_splits)
-        if config.trim.validation is not None:
+        if config.trim.validation.every_steps:
             wanted["trim.validation.split"] = [config.trim.validation.split]
     for key, names in wanted.items():
         for name in names:
@@ -208,7 +208,7 @@ def needed_bytes(config: RunConfig) -> int:
     weights = 4 * _parameters(config)
     rules = config.checkpoint
     # One more than are kept, for it is written before another goes; those of `keep_every_steps` nobody can foresee.
-    validated = config.trim.validation is not None
+    validated = bool(config.trim.validation.every_steps)
     checkpoints = 0 if rules.path is not None else rules.keep_last + rules.keep_best + validated + 1
     return _shard_bytes(config) + models * weights * (1 + _STATE_COPIES * checkpoints) + _SPARE_BYTES
 

@@ -56,7 +56,7 @@ class TrimConfig(MethodsConfig):
         smarttrim: Constants; its curriculum and self-distillation hold for the baselines too, where they have none of
             their own.
         latency: How milliseconds are taken, where a target is a time.
-        validation: Held-out data that fine-tuning is scored on, to export the best weights; None exports the last.
+        validation: Held-out data that fine-tuning is scored on, to export the best weights.
     """
 
     task: TaskName = "statement"
@@ -75,7 +75,7 @@ class TrimConfig(MethodsConfig):
     trimmer_scale: float = 1.0
     smarttrim: SmartTrimConfig = field(default_factory=SmartTrimConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
-    validation: ValidationConfig | None = None
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         weights_above_zero(self.splits, "trim.splits")

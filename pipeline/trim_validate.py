@@ -67,7 +67,7 @@ def validation_of(
     Raises:
         UserError: The metric is none of the task's.
     """
-    if config.validation is None:
+    if not config.validation.every_steps:
         return None
     wanted, known = config.validation, TALLIES[config.task].metrics
     if known and not wanted.metric.startswith(known):

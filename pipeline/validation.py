@@ -30,21 +30,22 @@ class ValidationConfig:
 
     Attributes:
         split: Split folder; none that is trained on, or that results are reported on.
-        every_steps: Updates between two scores; the end is scored too. With trimming only once the curriculum has
-            reached its target: a model that still keeps everything would win.
+        every_steps: Updates between two scores; the end is scored too. 0 for none: the last weights are exported. With
+            trimming only once the curriculum has reached its target: a model that still keeps everything would win.
         metric: By which the best is told, the highest; the first of equal ones.
         samples: How many statements or questions, from all over the split; None for all.
         batch_size: Instances at once; scores do not depend on it.
     """
 
     split: str = "val"
-    every_steps: int
+    every_steps: int = 0
     metric: str = "accuracy"
     samples: int | None = None
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        at_least(self, "trim.validation", 1, "every_steps", "batch_size")
+        at_least(self, "trim.validation", 0, "every_steps")
+        at_least(self, "trim.validation", 1, "batch_size")
         if self.samples is not None:
             at_least(self, "trim.validation", 1, "samples")
 

@@ -32,7 +32,9 @@ __all__ = ["data", "pretrained"]  # fixtures
 
 
 def trimmed(data: Path, pretrained: Path, folder: Path, **run: Any) -> dict[str, Any]:
-    given = {"target": 1.4, "backbone": str(pretrained / "export"), "run": {f"trim.{k}": v for k, v in run.items()}}
+    brief = {"trim.loop.samples": 24, "trim.smarttrim": {"trimmers": {"width_share": 0.1}, "calibrate": 64}}
+    run = {**brief, **{f"trim.{key}": value for key, value in run.items()}}
+    given = {"target": 1.4, "backbone": str(pretrained / "export"), "run": run}
     counts: dict[str, Any] = run_job(job_of(data, folder, "trim", **given), Process())
     return counts
 
@@ -116,6 +118,7 @@ def test_parts_learn_at_their_own_rates(data: Path, pretrained: Path, tmp_path: 
 
 def test_keys_that_say_nothing_leave_finished_stages_finished() -> None:
     plain = {"task": "statement", "targets": [1.0], "method": "smarttrim", "image_size": None, "lr_scales": {}}
+    plain["validation"] = {"every_steps": 0, "split": "val"}
     full = Target.parse(1.0)
     assert what_counts(plain, full) == {"task": "statement"}
     assert what_counts({**plain, "image_size": 48}, full) == {"task": "statement", "image_size": 48}

@@ -174,8 +174,8 @@ def test_mistakes_are_told(data: Path, pretrained: Path, tmp_path: Path) -> None
     assert not (tmp_path / "a" / "metrics.jsonl").exists()
     with pytest.raises(UserError, match=r"metric=consistency is no score of 'test'; it has accuracy"):
         tuned(data, pretrained, tmp_path / "b", metric="consistency", samples=5)
-    with pytest.raises(UserError, match=r"trim\.validation\.every_steps=0 must be at least 1"):
-        ValidationConfig(every_steps=0)
+    with pytest.raises(UserError, match=r"trim\.validation\.samples=0 must be at least 1"):
+        ValidationConfig(every_steps=2, samples=0)
 
 
 def test_status_tells_the_last_and_the_best_score(tmp_path: Path) -> None:
