@@ -22,6 +22,7 @@ from pipeline.tasks.task import EachPartAlone, Losses
 from pipeline.train import LoopConfig, Stage, train
 from pipeline.validation import Validation, ValidationConfig
 from pipeline.worker import run_job
+from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import small_batch
 from tests.pipeline.test_train import data, interrupt_after, job_of, losses, pretrained
 
@@ -187,3 +188,20 @@ def test_status_tells_the_last_and_the_best_score(tmp_path: Path) -> None:
         "step": 8, "accuracy": 5.0, "other": 1.0, "best": 30.0, "best_step": 4.0
     }  # fmt: skip
     assert "validation: accuracy 5.00, other 1.00 after step 8; best 30.00 after step 4" in state_text(state)
+
+
+def tuned_on(process: Process, data: Path, pretrained: Path, folder: Path) -> dict[str, Any]:
+    run = {"trim.validation": {"split": "test", "every_steps": 1}, "trim.loop.samples": 24}
+    run |= {"engine.name": "deepspeed", "engine.zero_stage": 2} if process.world_size > 1 else {}
+    given = {"target": 1.5, "backbone": str(pretrained / "export"), "run": run}
+    counts: dict[str, Any] = run_job(job_of(data, folder, "trim", **given), process)
+    return counts
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_processes_that_train_together_score_together(data: Path, pretrained: Path, tmp_path: Path) -> None:
+    alone = tuned_on(Process(), data, pretrained, tmp_path / "alone")
+    both = run_ranks(tuned_on, 2, data, pretrained, tmp_path / "both", timeout=120.0)
+    assert both[0]["best"] == both[1]["best"]
+    assert both[0]["best"]["value"] == pytest.approx(alone["best"]["value"], abs=5.0)
