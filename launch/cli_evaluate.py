@@ -45,7 +45,8 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     written = "vqa, snli_ve, captioning: file to write as the task's server takes it"
     group.add_argument("--predictions", metavar="FILE", help=written)
     group.add_argument("--tokenizer", metavar="DIR", help="where the folder has none, as imported weights")
-    group.add_argument("--processes", **whole, default=1, help="of this machine; the scores are the same (%(default)s)")
+    processes = "of this machine (1); under torchrun leave it out. The scores are the same"
+    group.add_argument("--processes", **whole, help=processes)
     group.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="bf16 is autocast")
     group.add_argument("--device", choices=("cpu", "cuda"), help="where to run (a GPU if there is one)")
 

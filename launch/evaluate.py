@@ -1,5 +1,6 @@
 """`trimline evaluate CKPT --task T`: scores, costs and times of an export folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from data_prep.remote import is_url
 from launch.answers import Answer
 from launch.local_processes import run_processes
 from launch.report.table import aligned
+from launch.torchrun import process_of, run_here
 from pipeline.evaluation.exported import Evaluation, evaluate_export
 from pipeline.process import Process
 
@@ -24,11 +26,11 @@ def evaluate_command(
     split: str | None,
     classes: Path | None,
     templates: Path | None,
-    processes: int,
+    processes: int | None,
     device: str | None,
     **options: Any,
 ) -> Answer:
-    """Evaluates, in as many processes as are asked for, and prints one table.
+    """Evaluates, in as many processes as are asked for or torchrun has started, and prints one table.
 
     Args:
         folder: An export.
@@ -36,23 +38,29 @@ def evaluate_command(
         split: Its name, or a folder of indexed shards; None for the one in `data`, or test.
         classes: File of class names.
         templates: File of prompts.
-        processes: How many.
+        processes: How many; None for those of torchrun's, or one.
         device: ``cpu`` or ``cuda``; None for a GPU if there is one.
         options: Of `Evaluation`.
 
     Raises:
         UserError: Something that is asked for is not there or does not fit.
     """
-    if processes < 1:
+    here = process_of(_gpus(device) > 0)
+    if here.world_size > 1 and processes is not None:
+        raise UserError(
+            f"--processes {processes} starts processes of its own, and torchrun has started {here.world_size}; give one"
+        )
+    if processes is not None and processes < 1:
         raise UserError(f"--processes {processes} must be at least 1")
     texts = {"classes": classes, "templates": templates}
     options |= {name: _lines(name, file) for name, file in texts.items() if file is not None}
     evaluation = Evaluation(model=folder, split=find_split(data, split), **options)
-    ranks = _ranks(processes, device)
-    if processes == 1:
-        result = evaluate_export(evaluation, ranks[0])
-    else:
-        result = run_processes(evaluate_export, (evaluation,), ranks)
+    if here.world_size > 1:
+        result = run_here(evaluate_export, (evaluation,), replace(here, device=_device(here.local_rank, device)))
+        return (0, result, _table(result)) if here.is_main else (0, None, "")
+    ranks = _ranks(processes or 1, device)
+    one = len(ranks) == 1
+    result = evaluate_export(evaluation, ranks[0]) if one else run_processes(evaluate_export, (evaluation,), ranks)
     return 0, result, _table(result)
 
 
@@ -95,14 +103,22 @@ def _lines(name: str, file: Path) -> tuple[str, ...]:
 
 
 def _ranks(count: int, device: str | None) -> list[Process]:
+    return [
+        Process(rank=rank, world_size=count, local_rank=rank, device=_device(rank, device)) for rank in range(count)
+    ]
+
+
+def _device(local_rank: int, device: str | None) -> str:
+    gpus = _gpus(device)
+    return f"cuda:{local_rank % gpus}" if gpus else "cpu"
+
+
+def _gpus(device: str | None) -> int:
+    """How many are to be used of those that this machine has."""
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if where == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no GPU that torch can use; leave it out, or give cpu")
-    gpus = torch.cuda.device_count() if where == "cuda" else 0
-    return [
-        Process(rank=rank, world_size=count, local_rank=rank, device=f"cuda:{rank % gpus}" if gpus else "cpu")
-        for rank in range(count)
-    ]
+    return torch.cuda.device_count() if where == "cuda" else 0
 
 
 def _table(result: dict[str, Any]) -> str:

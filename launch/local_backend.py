@@ -14,11 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
-from data_prep.errors import UserError
 from launch.backend import Backend
 from launch.job import Job, carry_out
+from launch.torchrun import meet, process_of
 from pipeline.process import Process
 from pipeline.pulse import LEAVE, Left, kill
 
@@ -44,7 +43,7 @@ class LocalBackend(Backend):
 
     def __init__(self, gpus: float, threads: int, environment: Mapping[str, str] = os.environ) -> None:
         super().__init__()
-        self._process = _process(gpus, environment)
+        self._process = process_of(gpus > 0, environment)
         self._threads = threads
         self._store: Store | None = None
         self._jobs = 0
@@ -68,7 +67,7 @@ class LocalBackend(Backend):
         if self._process.world_size == 1 or self._store is not None:
             return
         self._process.claim_device()  # before nccl meets, which takes the one that is current
-        store, rank, world_size = _meet()
+        store, rank, world_size = meet()
         self._store = PrefixStore("jobs", store)
         mine = PrefixStore(self._agree_on_name(store), store)
         self._store = PrefixStore("jobs", mine)
@@ -202,38 +201,3 @@ def _attempt(job: Job, process: Process) -> BaseException | None:
     except Exception as error:
         return error
     return None
-
-
-def _meet() -> tuple[Store, int, int]:
-    """Joins the others where torchrun's variables say; returns the store, this process's rank, and their number.
-
-    Raises:
-        UserError: A variable is missing, the port is somebody else's, or the others do not come.
-    """
-    try:
-        return next(iter(rendezvous("env://")))
-    except (ValueError, dist.DistError) as error:
-        where = " ".join(f"{name}={os.environ.get(name)}" for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-        raise UserError(
-            f"the processes of {where} cannot meet ({' '.join(str(error).split())[:200]}); start them with torchrun "
-            "--standalone, or with a free port: torchrun --master-port PORT"
-        ) from error
-
-
-def _process(gpus: float, environment: Mapping[str, str]) -> Process:
-    rank, world_size, local_rank = (
-        _number(environment, name, start) for name, start in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
-    return Process(
-        rank=rank,
-        world_size=world_size,
-        local_rank=local_rank,
-        device=f"cuda:{local_rank}" if gpus else "cpu",
-    )
-
-
-def _number(environment: Mapping[str, str], name: str, start: int) -> int:
-    text = environment.get(name, str(start))
-    if not text.isdecimal() or int(text) < start:
-        raise UserError(f"{name}={text} must be a number of at least {start}; torchrun sets it, else leave it out")
-    return int(text)

@@ -23,7 +23,7 @@ from pipeline.engine import preflight_deepspeed
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.build import build_model
-from pipeline.pretrain import check_lr_scales
+from pipeline.param_groups import check_lr_scales
 from pipeline.process import Process
 from pipeline.setup import check_batch, check_padding
 from pipeline.tasks.classes import has_task
@@ -58,6 +58,7 @@ def check(config: RunConfig, out: Path) -> None:
     _check_task(config)
     _check_words(config)
     check_lr_scales(_meta_model(config), config.pretrain.lr_scales)
+    check_lr_scales(_meta_model(config), config.trim.lr_scales, "trim.lr_scales")
     if config.checkpoint.path is not None:
         open_place(config.checkpoint.path, Process(world_size=_processes(config)))
     _check_disk(config, out)
@@ -94,7 +95,8 @@ def _check_training(config: RunConfig) -> None:
             )
         trimming = workers if config.launcher == "local" else 1
         check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
-        check_targets(config.trim, _meta_model(config), config.pretrain.pruning, config.loader.max_tokens)
+        tuned = _meta_model(config, config.trim.image_size)
+        check_targets(config.trim, tuned, config.pretrain.pruning, config.loader.max_tokens)
 
 
 def _processes(config: RunConfig) -> int:
@@ -138,6 +140,8 @@ def _check_splits(config: RunConfig) -> None:
     if config.trim.targets:
         wanted["trim.splits"] = list(config.trim.splits)
         wanted["evaluate.statement_splits"] = list(config.evaluate.statement_splits)
+        if config.trim.validation.every_steps:
+            wanted["trim.validation.split"] = [config.trim.validation.split]
     for key, names in wanted.items():
         for name in names:
             if name not in splits:
@@ -204,7 +208,8 @@ def needed_bytes(config: RunConfig) -> int:
     weights = 4 * _parameters(config)
     rules = config.checkpoint
     # One more than are kept, for it is written before another goes; those of `keep_every_steps` nobody can foresee.
-    checkpoints = 0 if rules.path is not None else rules.keep_last + rules.keep_best + 1
+    validated = bool(config.trim.validation.every_steps)
+    checkpoints = 0 if rules.path is not None else rules.keep_last + rules.keep_best + validated + 1
     return _shard_bytes(config) + models * weights * (1 + _STATE_COPIES * checkpoints) + _SPARE_BYTES
 
 
@@ -226,9 +231,9 @@ def _parameters(config: RunConfig) -> int:
     return sum(parameter.numel() for parameter in _meta_model(config).parameters())
 
 
-def _meta_model(config: RunConfig) -> Backbone:
-    """The model without memory for its weights."""
-    text = config.model.text
-    words = max(text.vocab_size, config.tokenizer.vocab_size + EXTRA_WORDS)
+def _meta_model(config: RunConfig, image_size: int | None = None) -> Backbone:
+    """The model without memory for its weights; for pictures of another size where one is given."""
+    model = config.model.at_image_size(image_size)
+    words = max(model.text.vocab_size, config.tokenizer.vocab_size + EXTRA_WORDS)
     with torch.device("meta"):
-        return build_model(replace(config.model, text=replace(text, vocab_size=words)))
+        return build_model(replace(model, text=replace(model.text, vocab_size=words)))

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from pipeline.progress import NON_FINITE, read_line
 
 RUN = "run.json"
 _METRICS = "metrics.jsonl"
-_TAIL_BYTES = 1 << 16
+_SCORE = "validation/"  # of pipeline.validation, which takes torch to import
+_TAIL_BYTES = 1 << 18
 _SIGNS = (PROGRESS, _METRICS, "log.txt", STATUS)
 _CHECKPOINTS = "checkpoints/step_*/COMPLETE"
 _NOTE = "checkpoint.json"  # of pipeline.train, which takes torch to import
@@ -97,31 +98,40 @@ def _stage(folder: Path, alive: bool, now: float) -> dict[str, Any]:
 
 
 def _numbers(metrics: Path) -> dict[str, Any]:
-    """Of the last line of a training's log."""
-    line = _last_line(metrics)
+    """Of the last line of a training's log, and the last scores on held-out data."""
+    line = next(_last_lines(metrics), None)
     if line is None:
-        return {"step": None, "losses": {}, "speed": {}, NON_FINITE: 0}
+        return {"step": None, "losses": {}, "speed": {}, NON_FINITE: 0, "validation": None}
     losses = {name: value for name, value in line.items() if name == "loss" or name.startswith("loss/")}
     speed = {name: line[name] for name in _SPEEDS if name in line}
-    return {"step": line.get("step"), "losses": losses, "speed": speed, NON_FINITE: line.get(NON_FINITE, 0)}
+    more = {NON_FINITE: line.get(NON_FINITE, 0), "validation": _validation(metrics)}
+    return {"step": line.get("step"), "losses": losses, "speed": speed, **more}
 
 
-def _last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line that is a JSON object; only the end of the file is read."""
+def _validation(metrics: Path) -> dict[str, Any] | None:
+    """``step``, each score by its metric, ``best`` and ``best_step``; None where the end of the log has none."""
+    for line in _last_lines(metrics):
+        scores = {name.removeprefix(_SCORE): value for name, value in line.items() if name.startswith(_SCORE)}
+        if scores:
+            return {"step": line.get("step"), **scores}
+    return None
+
+
+def _last_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The last whole lines that are JSON objects, the last one first; only the end of the file is read."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             tail = file.read()
     except FileNotFoundError:
-        return None
+        return
     for text in reversed(tail.split(b"\n")[:-1]):
         try:
             line = read_line(text)
         except ValueError:
             continue
         if isinstance(line, dict):
-            return line
-    return None
+            yield line
 
 
 def _checkpoint(folder: Path, now: float) -> dict[str, Any] | None:

@@ -102,9 +102,17 @@ def _details(stage: Mapping[str, Any]) -> list[str]:
             age = clock(stage["checkpoint"]["age_seconds"])
             where = f", in {stage['checkpoint']['where']}" if stage["checkpoint"]["where"] else ""
             lines.append(f"last checkpoint: step {stage['checkpoint']['step']:,}, {age} ago{where}")
+    if (scored := stage.get("validation")) is not None and stage["state"] != "waiting":
+        lines.append(f"validation: {_scores(scored)}")
     if stage["state"] not in ("done", "waiting", "not begun", "blocked"):
         lines += [f"log: {stage['logs'][-1]}{_others(len(stage['logs']) - 1)}"] if stage["logs"] else []
     return lines + ([stage["wandb_problem"]] if stage["wandb_problem"] else [])
+
+
+def _scores(scored: Mapping[str, Any]) -> str:
+    named = {name: value for name, value in scored.items() if name not in ("step", "best", "best_step")}
+    words = ", ".join(f"{name} {value:.2f}" for name, value in named.items() if value is not None)
+    return f"{words} after step {scored['step']:,}; best {scored['best']:.2f} after step {int(scored['best_step']):,}"
 
 
 def _others(ranks: int) -> str:

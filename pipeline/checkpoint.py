@@ -140,6 +140,7 @@ class CheckpointStore:
         guard: Guard | None = None,
     ) -> None:
         self.fingerprint = fingerprint
+        self.chosen_by: str | None = None  # a metric of which the highest stays too
         self.note = note
         self._guard = guard or Guard()
         self.config = config or CheckpointConfig()
@@ -339,7 +340,7 @@ class CheckpointStore:
         try:
             # A damaged one, such as a run has just passed over, must not take the place of one that can be read.
             saved = [entry for entry in self.place.saved() if self.place.is_whole(entry.name)]
-            stay = kept(saved, self.config) | {name}
+            stay = kept(saved, self.config, self.chosen_by) | {name}
             for entry in saved:
                 if entry.name not in stay:
                     self.place.remove(entry.name)

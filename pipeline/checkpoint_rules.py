@@ -1,7 +1,7 @@
 """Where checkpoints go, which of them stay, and who is asked and told while one is written."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -86,12 +86,13 @@ class Saved:
     metrics: Mapping[str, float]
 
 
-def kept(saved: Sequence[Saved], config: CheckpointConfig) -> set[str]:
+def kept(saved: Sequence[Saved], config: CheckpointConfig, chosen_by: str | None = None) -> set[str]:
     """Names of those that stay.
 
     Args:
         saved: All, the newest first.
         config: The rules; one that any of them keeps stays.
+        chosen_by: A metric of which the highest stays too; None for none.
     """
     names = {entry.name for entry in saved[: config.keep_last]}
     if config.keep_every_steps:
@@ -99,7 +100,14 @@ def kept(saved: Sequence[Saved], config: CheckpointConfig) -> set[str]:
     sign = 1 if config.best_is == "lowest" else -1
     told = [entry for entry in saved if math.isfinite(entry.metrics.get(config.best_metric, math.nan))]
     best = sorted(told, key=lambda entry: sign * entry.metrics[config.best_metric])
-    return names | {entry.name for entry in best[: config.keep_best]}
+    highest = None if chosen_by is None else highest_of(saved, chosen_by)
+    return names | {entry.name for entry in best[: config.keep_best]} | ({highest.name} if highest else set())
+
+
+def highest_of(saved: Iterable[Saved], metric: str) -> Saved | None:
+    """The one with the highest value of a metric, of equal ones the first that was made; None where none has it."""
+    told = [entry for entry in saved if math.isfinite(entry.metrics.get(metric, math.nan))]
+    return max(told, key=lambda entry: (entry.metrics[metric], -entry.step), default=None)
 
 
 class Means:

@@ -26,22 +26,29 @@ from pipeline.tasks.generative_vqa import RankedAnswers
 from pipeline.trimming.trimmers import Policy, TrimmerConfig, Trimmers
 from pipeline.trimming.vision_only import ReducedVision, ReductionConfig
 from pipeline.weights.mapping import fill
+from pipeline.weights.positions import fit_positions
+from pipeline.weights.sizes import POSITIONS
 
 
-def load_backbone(folder: Path) -> Backbone:
+def load_backbone(folder: Path, image_size: int | None = None) -> Backbone:
     """The model of a pre-training stage's export, in evaluation mode.
 
     An imported BLIP for retrieval, all of BLIP that transformers has a class for, is taken for a pre-trained one: the
     decoder that it lacks stays as drawn.
 
+    Args:
+        folder: The export.
+        image_size: Side of the square pictures that it is to take, its positions interpolated; None leaves them alone.
+
     Raises:
-        UserError: The folder holds something else.
+        UserError: The folder holds something else, or the size is no whole number of patches.
     """
     tensors, described = _load(folder, ("backbone", "blip_retrieval"), "a pre-trained backbone")
     drawn = ("text_decoder.",) if described["kind"] == "blip_retrieval" else ()
     with _named(folder):
-        model = build_model(ModelConfig.from_dict(described.get("model", {})))
-        fill(model, tensors, drawn)
+        found = ModelConfig.from_dict(described.get("model", {}))
+        model = build_model(found.at_image_size(image_size))
+        fill(model, fit_positions(tensors, POSITIONS, model.config.vision.grid, found.vision.grid), drawn)
     return model.eval()
 
 

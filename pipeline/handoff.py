@@ -1,6 +1,9 @@
-"""Whether a checkpoint of pre-training is one for this run: its backbone, its tokenizer, the size of its pictures."""
+"""Whether a checkpoint of pre-training is one for this run: its backbone, its tokenizer, the size of its pictures.
 
-from collections.abc import Iterator, Mapping
+Pictures of another size are no hindrance where `trim.image_size` asks for them: positions are interpolated then.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,29 +17,34 @@ from pipeline.models.config import ModelConfig
 
 _BEGINNINGS = ("temperature", "dropout", "vocab_size")
 """What a run's configuration says of how a model begins, or leaves to the tokenizer."""
+_PICTURES = ("vision.height", "vision.width_px")
 _SHOWN = 5
 
 
 def check_fits(
-    folder: Path, found: ModelConfig, wanted: ModelConfig, tokenizer: Tokenizer, loader: LoaderConfig
-) -> None:
+    folder: Path, wanted: ModelConfig, tokenizer: Tokenizer, loader: LoaderConfig, image_size: int | None = None
+) -> str:
     """Refuses a checkpoint that was made for another run.
 
     Args:
         folder: Of the export.
-        found: Sizes of its model.
         wanted: Sizes in this run's configuration.
         tokenizer: Of this run.
         loader: Of this run.
+        image_size: Side of the pictures that it is to take from now on; None for those that it was trained for.
+
+    Returns:
+        What becomes of its positions where the size of its pictures changes; empty where it stays.
 
     Raises:
         UserError: Naming what differs, with both values.
     """
-    made_with = read_json(folder / "config.json").get("tokenizer")
+    described = read_json(folder / "config.json")
+    found = ModelConfig.from_dict(described.get("model", {}))
     lines = [
-        *_sizes(found, wanted),
-        *_pictures(found, loader),
-        *_words(found, tokenizer, made_with),
+        *_sizes(found, wanted, () if image_size is None else _PICTURES),
+        *(_pictures(found, loader) if image_size is None else ()),
+        *_words(found, tokenizer, described.get("tokenizer")),
     ]
     if lines:
         more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
@@ -44,15 +52,26 @@ def check_fits(
             f"{folder} does not fit this run: {'; '.join(lines[:_SHOWN])}{more}. Pre-train again, or give this run "
             "what the checkpoint was made with"
         )
+    return _interpolated(found, image_size)
 
 
-def _sizes(found: ModelConfig, wanted: ModelConfig) -> Iterator[str]:
+def _interpolated(found: ModelConfig, image_size: int | None) -> str:
+    old, new = found.vision, found.at_image_size(image_size).vision
+    if old.grid == new.grid:
+        return ""
+    return (
+        f"pictures of {new.height} x {new.width_px} instead of {old.height} x {old.width_px} pixels: the positions of "
+        f"{old.grid[0]} x {old.grid[1]} patches are interpolated to {new.grid[0]} x {new.grid[1]}"
+    )
+
+
+def _sizes(found: ModelConfig, wanted: ModelConfig, free: Collection[str]) -> Iterator[str]:
     if found.backbone != wanted.backbone:
         yield f"its backbone is {found.backbone}, this run's is {wanted.backbone}"
         return  # no size means the same in both
     theirs, ours = dict(_flat(asdict(found))), dict(_flat(asdict(wanted)))
     for key, value in ours.items():
-        if theirs[key] != value and key.rpartition(".")[2] not in _BEGINNINGS:
+        if theirs[key] != value and key not in free and key.rpartition(".")[2] not in _BEGINNINGS:
             yield f"its {key} is {theirs[key]}, this run's model.{key} is {value}"
 
 
@@ -67,7 +86,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _pictures(found: ModelConfig, loader: LoaderConfig) -> Iterator[str]:
     trained, given = (found.vision.height, found.vision.width_px), (loader.height, loader.width)
     if trained != given:
-        yield f"it was trained for {trained[0]} x {trained[1]} pixels, the loader gives {given[0]} x {given[1]}"
+        size = f" (trim.image_size={given[0]} interpolates its positions)" if given[0] == given[1] else ""
+        yield f"it was trained for {trained[0]} x {trained[1]} pixels, the loader gives {given[0]} x {given[1]}{size}"
 
 
 def _words(found: ModelConfig, tokenizer: Tokenizer, made_with: str | None) -> Iterator[str]:

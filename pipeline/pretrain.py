@@ -1,12 +1,10 @@
 """The pre-training stage: shards -> a backbone with pruning -> checkpoints -> export."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from data_prep.errors import UserError
 from data_prep.files import write_json
@@ -15,7 +13,7 @@ from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.sources import describe_mix, weigh_sources
 from pipeline.data.text import Tokenizer
-from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine, split_decay
+from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine
 from pipeline.limits import weights_above_zero
 from pipeline.log_facts import LogFacts, device_peak, kept_tokens
 from pipeline.measure.step_macs import pretraining_macs
@@ -26,6 +24,7 @@ from pipeline.models.build import build_model
 from pipeline.models.compiling import compile_blocks
 from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
 from pipeline.objectives.mlm import Vocabulary
+from pipeline.param_groups import check_lr_scales, check_scales, scaled_groups
 from pipeline.pruning.config import PruningConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, check_sizes, describe_update, export_config, sized_model
@@ -66,9 +65,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         weights_above_zero(self.splits, "pretrain.splits")
-        for part, scale in self.lr_scales.items():
-            if not 0 < scale < float("inf"):
-                raise UserError(f"pretrain.lr_scales.{part}={scale} must be above 0")
+        check_scales("pretrain.lr_scales", self.lr_scales)
 
 
 @dataclass(frozen=True)
@@ -227,40 +224,14 @@ def _prepare_towers(task: Pretraining, engine: EngineConfig) -> None:
 
 
 def _param_groups(model: Backbone, config: PretrainConfig) -> list[ParamGroup]:
-    """Weights with decay, biases and norms without, each at its part's rate; the temperature between its limits."""
-    scales = {id(p): _lr_scale(name, config.lr_scales) for name, p in model.named_parameters()}
-    groups = []
-    for scale in sorted(set(scales.values())):
-        for group in split_decay(model, scale):
-            params = tuple(p for p in group.params if scales[id(p)] == scale and not _is_temperature(p, model))
-            groups += [replace(group, params=params)] if params else []
+    """Each part at its own rate; the temperature between its limits."""
+    groups = scaled_groups(model, config.lr_scales)
     if not model.has_contrast:
         return groups
+    groups = [replace(group, params=tuple(p for p in group.params if p is not model.temp)) for group in groups]
     scale = config.objectives.temperature_lr
-    return [*groups, ParamGroup(params=(model.temp,), decay=False, lr_scale=scale, limits=TEMPERATURE_LIMITS)]
-
-
-def _is_temperature(parameter: nn.Parameter, model: Backbone) -> bool:
-    return model.has_contrast and parameter is model.temp
-
-
-def _lr_scale(name: str, scales: Mapping[str, float]) -> float:
-    """The scale of the longest part that a parameter's name begins with; 1 where none does."""
-    parts = [part for part in scales if name == part or name.startswith(f"{part}.")]
-    return scales[max(parts, key=len)] if parts else 1.0
-
-
-def check_lr_scales(model: Backbone, scales: Mapping[str, float]) -> None:
-    """Refuses parts that the model does not have.
-
-    Raises:
-        UserError: Naming the parts that there are.
-    """
-    known = [name for name, _ in model.named_modules() if name] + [name for name, _ in model.named_parameters()]
-    for part in scales:
-        if part not in known:
-            parts = ", ".join(name for name, _ in model.named_children())
-            raise UserError(f"pretrain.lr_scales names {part!r}, which {model.config.backbone} has not; it has {parts}")
+    temperature = ParamGroup(params=(model.temp,), decay=False, lr_scale=scale, limits=TEMPERATURE_LIMITS)
+    return [*(group for group in groups if group.params), temperature]
 
 
 def check_pretrain(

@@ -76,6 +76,19 @@ class MetricsLog:
             raise
         return line
 
+    def amend(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds values to the last line, or appends a line of their own where that is of another step; returns them.
+
+        Args:
+            values: With their ``step``.
+        """
+        lines = read_metrics(self.path)
+        if not lines or lines[-1]["step"] != values["step"]:
+            return self.write(values)
+        added = _finite(values)
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in [*lines[:-1], lines[-1] | added]))
+        return added
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines; a last line cut short by a crash is left out."""

@@ -42,6 +42,10 @@ class Inputs:
         """Folders of splits with their weights, for a loader."""
         return [(self.data / name, weight) for name, weight in splits.items()]
 
+    def sized_for(self, model: ModelConfig) -> "Inputs":
+        """The same with pictures of a model's size, which fine-tuning may have changed."""
+        return replace(self, loader=replace(self.loader, height=model.vision.height, width=model.vision.width_px))
+
     def load_tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""
         return Tokenizer.load(self.tokenizer)

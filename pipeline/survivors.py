@@ -55,7 +55,7 @@ def draw_survivors(
     if trained.pretrained is not None and pruning.looks:
         _draw_pruned(trained, pruning, batch, pixels, rows, pictures)
     for folder in trained.trimmed.values():
-        _draw_trimmed(folder, inputs, batch, pixels, rows, pictures)
+        _draw_trimmed(folder, config, trained, inputs, pictures)
     save_survivors(stage.folder, pictures)
     return len(pictures)
 
@@ -100,17 +100,13 @@ def _draw_pruned(
 
 @torch.no_grad()
 def _draw_trimmed(
-    folder: Path,
-    inputs: Inputs,
-    batch: ImageTextBatch,
-    pixels: Tensor,
-    rows: list[list[int]],
-    pictures: list[Picture],
+    folder: Path, config: EvaluateConfig, trained: Trained, inputs: Inputs, pictures: list[Picture]
 ) -> None:
     model, described = load_classification_model(folder)
     if model.trimmers is None:
         return
-    image, text, macs_B = trimmed_sights(model, pixels, batch)
+    batch, rows = _chosen(config, trained, inputs.sized_for(model.backbone.config))  # the same samples
+    image, text, macs_B = trimmed_sights(model, inputs.normalise(batch.pixels), batch)
     tokenizer = inputs.load_tokenizer()
     for picture, row in _each(rows, pictures):
         words = text_overlay(batch, row, tokenizer, text)

@@ -31,6 +31,7 @@ from pipeline.progress import MetricsLog, ProgressFile
 from pipeline.pulse import Left, Pulse
 from pipeline.tasks.task import Losses, Task
 from pipeline.tracking import Tracker
+from pipeline.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,13 @@ Batches = Callable[[int, int], Iterable[ImageTextBatch]]
 
 
 def train(
-    task: Task, engine: Engine, batches: Batches, config: LoopConfig, stage: Stage, facts: LogFacts | None = None
+    task: Task,
+    engine: Engine,
+    batches: Batches,
+    config: LoopConfig,
+    stage: Stage,
+    facts: LogFacts | None = None,
+    validation: Validation | None = None,
 ) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start, to the end.
 
@@ -137,11 +144,12 @@ def train(
         config: Durations.
         stage: Folder, process and budget.
         facts: What the log says besides what steps compute.
+        validation: Scores that tell which state training ends with; None for the last one.
 
     Returns:
         Steps, samples and seconds of the whole training, samples that no process could use (each time it was to be
-        used), how many samples that are by reason, updates that were left out as they were not numbers, and the main
-        process's peak memory.
+        used), how many samples that are by reason, updates that were left out as they were not numbers, the main
+        process's peak memory, and which state was scored best.
 
     Raises:
         NonFiniteError: On every process, where a loss or gradient is not a number and the run is not to go on.
@@ -150,11 +158,13 @@ def train(
     """
     rules, note = stage.checkpoint, stage.checkpoint_note
     store = CheckpointStore(stage.checkpoints, rules, stage.process, stage.fingerprint, note, stage.guard)
+    if validation is not None:
+        validation.begin(store)
     bad = BadUpdates(config.bad_updates)
     try:
         while True:
             try:
-                return _train(task, engine, batches, config, stage, facts, store, bad)
+                return _train(task, engine, batches, config, stage, facts, store, bad, validation)
             except Rewind as rewind:
                 store.finish()
                 if store.latest() is None:  # the weights are no longer those of a beginning
@@ -175,6 +185,7 @@ def _train(
     facts: LogFacts | None,
     store: CheckpointStore,
     bad: BadUpdates,
+    validation: Validation | None,
 ) -> dict[str, Any]:
     """The loop itself, from the last checkpoint on."""
     stage.pulse.rest()
@@ -199,13 +210,17 @@ def _train(
         tick = clock.tick(step, store.failed, stage.pulse.asked_to_leave())
         if tick.failed:
             store.finish(must=False)
-        ends = tick.progress >= 1
-        if (tick.save or ends or tick.leave or store.wants(step)) and step > start:
+        ends, scores = tick.progress >= 1, dict[str, float]()
+        if validation is not None and step > start and validation.due(step, tick.progress):
+            stage.pulse.rest()
+            scores = validation.scores(step)
+            log.amend(step, clock.seconds, scores)
+        if (tick.save or ends or tick.leave or scores or store.wants(step)) and step > start:
             values = {
                 "seconds": clock.seconds, "skipped": skipped(), "left_out": bad.left_out, "log": log.begun_line(),
                 "noise": noise.state(),
             }  # fmt: skip
-            store.begin(step, engine, task.tensors(), values, means.take())
+            store.begin(step, engine, task.tensors(), values, means.take() | scores)
         if ends or tick.leave:
             store.finish()
         if ends:
@@ -243,6 +258,7 @@ def _train(
         "left_out": bad.left_out,
         "bad_samples": count_reasons(stage.folder / QUARANTINE),
         "peak_bytes": peak_bytes(stage.process.device),
+        **({} if validation is None else {"best": validation.take_best(store, step, engine, task, stage.process)}),
     }
 
 
@@ -346,6 +362,13 @@ class StepLog:
             self._write(step, seconds)
         if self.main:
             self.progress.show(progress, f"loss {float(values['loss']):.3f}{self.fed}")
+
+    def amend(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Add to this step's line, which ends with it."""
+        if self.count:
+            self._write(step, seconds)
+        if self.main:
+            self.tracker.log(self.metrics.amend({"step": step, "seconds": round(seconds, 2), **values}))
 
     def finish(self, step: int, seconds: float) -> None:
         """Write what is left."""

@@ -18,7 +18,7 @@ from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.engine import build_engine, split_decay
-from pipeline.exports import build_classification_model, captions_of, describe_method, load_backbone
+from pipeline.exports import captions_of, describe_method, load_backbone
 from pipeline.generation import prompt_ids
 from pipeline.handoff import check_fits
 from pipeline.log_facts import LogFacts, device_peak
@@ -26,6 +26,7 @@ from pipeline.measure.step_macs import classification_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import recompute_activations
 from pipeline.models.config import ModelConfig
+from pipeline.param_groups import check_lr_scales, scaled_groups
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
@@ -41,6 +42,7 @@ from pipeline.trim_begin import Beginning
 from pipeline.trim_config import TrimConfig
 from pipeline.trim_plan import Examples, Plan, check_before, plan_target
 from pipeline.trim_settle import Settled, Settler
+from pipeline.trim_validate import Weights, exported_model, validation_of
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.guides import guides_in_words
 from pipeline.trimming.target import Target
@@ -109,15 +111,17 @@ def trim(
         UserError: The target cannot be reached, or the checkpoint does not fit the run.
     """
     process = stage.process
-    if config.max_tokens is not None:
-        inputs = replace(inputs, loader=replace(inputs.loader, max_tokens=config.max_tokens))
+    pretrained, inputs = inputs.loader, replace(inputs, loader=config.loader(inputs.loader))
     settled = check_batch("trim", config.loop.global_batch, process.world_size, inputs.engine, inputs.loader)
     seed_everything(inputs.seed, 1000)
     tokenizer = inputs.load_tokenizer()
-    trained = load_backbone(backbone)
-    check_fits(backbone, trained.config, model_config, tokenizer, inputs.loader)
+    trained = load_backbone(backbone, config.image_size)
+    resized = check_fits(backbone, model_config, tokenizer, pretrained, config.image_size)
+    if resized and process.is_main:
+        log.info("%s", resized)
+    check_lr_scales(trained, config.lr_scales, "trim.lr_scales")
     reader = tokenizer.behind(config.captions.prompt) if config.task == "captioning" else tokenizer
-    examples, classes = _examples(config, inputs, reader), _classes(config, inputs, tokenizer)
+    examples, classes = _examples(config, inputs, reader), _classes(config, inputs, tokenizer, process)
     beginning = Beginning(config, target, teacher, inputs, examples, process, pruning, classes)
     begun = beginning.model(trained)
     drawn = examples.draw(TYPICAL_TEXTS)
@@ -129,7 +133,7 @@ def trim(
     _log_guides(model, process)
     if inputs.engine.recompute:
         recompute_activations(model)
-    groups = [*split_decay(model.backbone), *split_decay(model.cls_head, config.head_scale)]
+    groups = [*scaled_groups(model.backbone, config.lr_scales), *split_decay(model.cls_head, config.head_scale)]
     if model.trimmers is not None:
         groups += split_decay(model.trimmers, config.trimmer_scale)
     facts = _log_facts(config, task, inputs, stage)  # counted before an engine may split the weights
@@ -154,16 +158,23 @@ def trim(
             quarantine=stage.folder / QUARANTINE,
         )
 
-    counts = train(task, engine, batches, config.loop, stage, facts)
+    def exported(weights: Weights) -> ClassificationModel:
+        described = _described(config, target, task, inputs)
+        return exported_model(described, classes, weights, task.curriculum.shift, process.torch_device)
+
+    scored = validation_of(
+        config, target, task, inputs, pretrained.max_tokens, process, lambda: exported(engine.weights())
+    )
+    counts = train(task, engine, batches, config.loop, stage, facts, scored)
     weights = engine.weights()
     if process.is_main:
         described = _described(config, target, task, inputs)
         counts["training"] = described["training"] = _training(counts["samples"], facts, teacher)
+        if scored is not None:
+            described["validation"] = counts["best"]
         if not target.is_full:
-            plain = build_classification_model(described, classes)
-            plain.load_state_dict(weights)
-            plain.to(process.torch_device).eval()
-            counts["calibration"] = asdict(_settle(plain, task.curriculum.shift, config, target, plan, examples))
+            plain = exported(weights)
+            counts["calibration"] = asdict(_settle(plain, config, target, plan, examples))
             weights = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
         beside = {ANSWERS: list(classes.names)} if config.task in ANSWERING else {}
         export_weights(stage.folder / "export", weights, described, tokenizer, beside)
@@ -171,14 +182,14 @@ def trim(
     return counts
 
 
-def _classes(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer) -> Classes:
+def _classes(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, process: Process) -> Classes:
     """What the head is to tell apart; an answer list is made from the training splits."""
     if config.task == "captioning":
         return captions_of(config.captions, prompt_ids(tokenizer, config.captions.prompt).shape[1])
     if config.task not in ANSWERING:
         return classes_of(config.task)
     folders = [ShardFolder(path, inputs.loader) for path, _ in inputs.sources(config.splits)]
-    answers = make_answers(folders, config.answers)
+    answers = make_answers(folders, config.answers, process)
     if config.task == "vqa_generative":
         return RankedAnswers.of(answers, tokenizer, config.answers.candidates)
     return classes_of(config.task, answers)
@@ -197,7 +208,9 @@ def _log_guides(model: ClassificationModel, process: Process) -> None:
 def _log_facts(config: TrimConfig, task: ClassificationTask, inputs: Inputs, stage: Stage) -> LogFacts:
     """What the log says besides losses; what is kept of tokens and heads is among the task's own numbers."""
     model = task.model
-    scales = {"head": config.head_scale} | ({} if model.trimmers is None else {"trimmers": config.trimmer_scale})
+    scales = {**config.lr_scales, "head": config.head_scale} | (
+        {} if model.trimmers is None else {"trimmers": config.trimmer_scale}
+    )
     if model.trimmers is not None:
         model.trimmers.set_share(task.curriculum.share)
     return LogFacts(
@@ -252,12 +265,8 @@ def _training(samples: int, facts: LogFacts, full: Path | None) -> dict[str, Any
     return {"samples": samples, "gmacs": samples * facts.macs / 1e9, "gmacs_of_full": of_full}
 
 
-def _settle(
-    model: ClassificationModel, shift: float, config: TrimConfig, target: Target, plan: Plan, examples: Examples
-) -> Settled:
-    """Puts training's shift into the trimmers and settles it on training's instances; while other processes wait."""
-    if isinstance(model.trimmers, Trimmers):
-        model.trimmers.shift(shift)  # of what is scored; what is not has no shift
+def _settle(model: ClassificationModel, config: TrimConfig, target: Target, plan: Plan, examples: Examples) -> Settled:
+    """Settles the trimmers' shift on training's instances; while other processes wait."""
     count = config.smarttrim.calibrate
     if not count:
         return Settled(0.0, None, None, target.amount, None, target.unit)

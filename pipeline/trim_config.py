@@ -1,13 +1,15 @@
 """Settings of the trimming stage."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from data_prep.errors import UserError
+from pipeline.data.loader import LoaderConfig
 from pipeline.engine import OptimizerConfig
 from pipeline.generation import CaptionConfig
 from pipeline.limits import above_zero, weights_above_zero
 from pipeline.measure.latency import LatencyConfig
+from pipeline.param_groups import check_scales
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.answer_list import AnswersConfig
@@ -18,6 +20,7 @@ from pipeline.trimming.methods import MethodsConfig
 from pipeline.trimming.target import Target
 from pipeline.trimming.trimmers import TrimmerConfig
 from pipeline.trimming.vision_only import ReductionConfig
+from pipeline.validation import ValidationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +43,20 @@ class TrimConfig(MethodsConfig):
         answers: Which answers ``vqa`` and ``vqa_generative`` tell apart.
         captions: How ``captioning`` tells of pictures; the prompt stands before every caption in training, and its
             tokens count among `max_tokens`.
+        image_size: Side in pixels of the square pictures of fine-tuning and ever after, where that is another one than
+            pre-training's: positions are interpolated. None for pre-training's own.
         max_tokens: Length of statements and questions in training, where they are shorter than what the loader pads
             captions to; None for the loader's. Longer ones are cut.
         loop: Durations and learning-rate schedule.
         optimizer: AdamW; the rate of the backbone.
+        lr_scales: Learning rates of the backbone's parts over that, by the beginning of their parameters' names:
+            METER's fusion layers learn five times as fast as its encoders.
         head_scale: Learning rate of the head over the backbone's.
         trimmer_scale: Learning rate of the trimmers over the backbone's: they begin far on the side of keeping.
         smarttrim: Constants; its curriculum and self-distillation hold for the baselines too, where they have none of
             their own.
         latency: How milliseconds are taken, where a target is a time.
+        validation: Held-out data that fine-tuning is scored on, to export the best weights.
     """
 
     task: TaskName = "statement"
@@ -58,18 +66,22 @@ class TrimConfig(MethodsConfig):
     keep_pruning: bool | None = None
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     captions: CaptionConfig = field(default_factory=CaptionConfig)
+    image_size: int | None = None
     max_tokens: int | None = None
     loop: LoopConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lr_scales: dict[str, float] = field(default_factory=dict)
     head_scale: float = 1.0
     trimmer_scale: float = 1.0
     smarttrim: SmartTrimConfig = field(default_factory=SmartTrimConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         weights_above_zero(self.splits, "trim.splits")
         self._check_targets([Target.parse(target) for target in self.targets])
         above_zero(self, "trim", "head_scale", "trimmer_scale")
+        check_scales("trim.lr_scales", self.lr_scales)
         if self.task in ("captioning", "vqa_generative"):
             self._check_decoder([Target.parse(target) for target in self.targets])
 
@@ -79,6 +91,8 @@ class TrimConfig(MethodsConfig):
             raise UserError(f"trim.task={self.task} goes with trim.method smarttrim or local, not {self.method}")
         if self.keep_pruning:
             raise UserError(f"trim.keep_pruning=true does not go with trim.task={self.task}; leave it out")
+        if self.task == "captioning" and self.validation.every_steps:
+            raise UserError("trim.validation scores answers, not captions; leave trim.validation.every_steps out")
         timed = next((target for target in targets if target.unit == "ms"), None)
         if timed is not None:
             raise UserError(f"trim.targets: {timed} is not timed for decoders; give a speed-up such as 2.0x")
@@ -97,6 +111,17 @@ class TrimConfig(MethodsConfig):
                 f"trim.targets: a target of {timed} is settled by trimmers' scores, but trim.method={self.method} has "
                 "none as it is set; give a speed-up such as 2.0x or multiply-accumulates such as '12 GFLOPs'"
             )
+
+    def loader(self, loader: LoaderConfig) -> LoaderConfig:
+        """How fine-tuning reads its data: pictures and texts of its own sizes.
+
+        Args:
+            loader: Of the run.
+        """
+        side, tokens = self.image_size, self.max_tokens
+        if side is not None:
+            loader = replace(loader, height=side, width=side)
+        return loader if tokens is None else replace(loader, max_tokens=tokens)
 
     def kept_pruning(self, backbone: str, pruning: PruningConfig) -> ElipConfig | None:
         """Pre-training's pruning where the backbone keeps it.

@@ -17,7 +17,8 @@ from pipeline.progress import NON_FINITE, read_line
 # More points than this cannot be told apart in a panel; each then stands for the mean of several steps.
 MAX_POINTS = 150
 _POSITIONS = ("step", "samples", "seconds")
-_NOT_DRAWN = ("lr/", "tokens/", "restarts", "samples_per_second_per_device")  # they repeat others, or do not change
+# They repeat others, or do not change.
+_NOT_DRAWN = ("lr/", "tokens/", "restarts", "samples_per_second_per_device", "validation/best")
 _COLUMNS = 4
 _TITLES = {
     "loss": "loss, all parts",

@@ -269,9 +269,10 @@ def train_loader(
         UserError: folders cannot be read, sizes do not divide, or there is too little data.
     """
     folders = [ShardFolder(path, config) for path, _ in sources]
-    weighted = [(_units(folder, text, unit), weight) for folder, (_, weight) in zip(folders, sources, strict=True)]
-    for folder, (units, _) in zip(folders, weighted, strict=True):
-        _check_not_empty(folder, units.total, text)
+    units = [_units(folder, text, unit, process) for folder in folders]
+    weighted = [(each, weight) for each, (_, weight) in zip(units, sources, strict=True)]
+    for folder, each in zip(folders, units, strict=True):
+        _check_not_empty(folder, each.total, text)
     order = TrainOrder(weighted, config.order(unit), seed, global_batch)
     order.slots(0, process.rank, process.world_size)  # the batch must divide: say so before any worker starts
     digests = [folder.digest for folder in folders]
@@ -318,7 +319,7 @@ def eval_loader(
         UserError: the folder cannot be read or has no such texts.
     """
     folder = ShardFolder(source, config)
-    units = _units(folder, text, unit)
+    units = _units(folder, text, unit, process)
     _check_not_empty(folder, units.total, text)
     order = EvalOrder(units, batch_size, process.world_size, limit, spread)
     draws, steps = _draws_nothing, order.steps
@@ -326,8 +327,8 @@ def eval_loader(
     return StepLoader(dataset, range(steps), batch_size, config, process, [str(source)], quarantine)
 
 
-def _units(folder: ShardFolder, text: TextKind, unit: Unit) -> Units:
-    return question_units(folder, unit) if text == "questions" else folder.units(text, unit)
+def _units(folder: ShardFolder, text: TextKind, unit: Unit, process: Process) -> Units:
+    return question_units(folder, unit, process) if text == "questions" else folder.units(text, unit)
 
 
 def _check_not_empty(folder: ShardFolder, total: int, text: TextKind) -> None:

@@ -1,6 +1,6 @@
 """Questions of a split: how many each sample has, and what most annotators answered.
 
-The index of a split counts captions and statements alone, so the split is read once for it, by each process.
+The index of a split counts captions and statements alone, so the split is read once for it, by one process for all.
 """
 
 import logging
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from pipeline.data.decode import BadSample
 from pipeline.data.order import Unit, Units
 from pipeline.data.shards import ShardFolder
+from pipeline.gathering import all_objects
+from pipeline.process import Process
+from pipeline.together import together
 
 log = logging.getLogger(__name__)
 
@@ -35,19 +38,30 @@ class Questions:
     answers: Counter[str]
 
 
-def question_units(folder: ShardFolder, unit: Unit) -> Units:
+def question_units(folder: ShardFolder, unit: Unit, process: Process) -> Units:
     """What order needs to know of a folder's questions; the counterpart of `ShardFolder.units`."""
-    return Units(folder.digest, folder.shard_rows, questions_of(folder).counts, unit)
+    return Units(folder.digest, folder.shard_rows, questions_of(folder, process).counts, unit)
 
 
-def questions_of(folder: ShardFolder) -> Questions:
-    """Reads the whole split, the first time that this process asks; an index stands for its data.
+def questions_of(folder: ShardFolder, process: Process) -> Questions:
+    """Has the whole split read, the first time that it is asked for; an index stands for its data.
 
     A sample that cannot be read has no questions, and the log tells how many there are.
+
+    Args:
+        folder: The split.
+        process: This rank. All ranks ask together: the main one reads, and tells the others.
     """
-    if folder.digest not in _known:
-        _known[folder.digest] = _read(folder)
-    return _known[folder.digest]
+    digest = folder.digest
+    if not all(all_objects(process, digest in _known)):
+
+        def read() -> Questions | None:
+            return _known.get(digest) or _read(folder) if process.is_main else None
+
+        found = together(process, read, folder.path)[0]
+        assert found is not None
+        _known[digest] = found
+    return _known[digest]
 
 
 def _read(folder: ShardFolder) -> Questions:

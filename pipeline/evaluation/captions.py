@@ -132,7 +132,7 @@ def captioned(config: EvaluateConfig, name: str, folder: Path, split: str, input
         UserError: The export or the split cannot be used, or results could not be told apart.
     """
     captioner = Captioner.from_pretrained(folder, device=stage.process.torch_device)
-    source = source_of(inputs, split, captioner.tokenizer, stage)
+    source = source_of(inputs.sized_for(captioner.model.backbone.config), split, captioner.tokenizer, stage)
     loader = source.batches(PICTURES, config.batch_size, stage.process)
     with torch.inference_mode():
         told = told_on(captioner, source, loader, stage.process)

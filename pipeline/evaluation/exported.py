@@ -39,6 +39,7 @@ from pipeline.tasks.classes import TEXTS
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.generative_vqa import AnsweringModel, RankedAnswers
 from pipeline.tasks.retrieval import pair_score
+from pipeline.together import together
 from pipeline.trimmed_model import prepared_input
 from pipeline.trimming.trimmers import SMARTTRIM
 from pipeline.weights.folders import load_model
@@ -283,8 +284,10 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
         UserError: The folder cannot do the task, the split has nothing for it, or an option does not fit.
     """
     process.claim_device()
-    task = TASKS[evaluation.task]
-    model, source = open_export(evaluation, task)
+    task, opened = TASKS[evaluation.task], list[tuple[nn.Module, Source]]()
+    # All of them refuse what one cannot open.
+    together(process, lambda: opened.append(open_export(evaluation, task)), evaluation.model)
+    model, source = opened[0]
     model = model.to(process.torch_device).eval()
     job = Job(evaluation=evaluation, model=model, source=source, process=process)
     bf16 = evaluation.precision == "bf16"

@@ -22,6 +22,8 @@ class Tally(ABC):
 
     ending = ""
     """Of the result file; empty where no server takes one."""
+    metrics: tuple[str, ...] = ()
+    """Names of its scores, or how they begin; empty where nobody can say beforehand."""
 
     @abstractmethod
     def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
@@ -47,6 +49,8 @@ class Tally(ABC):
 
 class StatementTally(Tally):
     """Statements; no server takes them."""
+
+    metrics = ("accuracy", "consistency")
 
     def __init__(self) -> None:
         self.right: list[float] = []
@@ -83,6 +87,7 @@ class SnliVeTally(Tally):
     """Relations of SNLI-VE."""
 
     ending = ".jsonl"
+    metrics = ("accuracy",)
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
@@ -108,6 +113,7 @@ class VqaTally(Tally):
     """Answers of VQA v2."""
 
     ending = ".json"
+    metrics = ("accuracy",)
 
     def __init__(self) -> None:
         self.found: dict[Any, str] = {}  # question ids are numbers, and the server wants them so

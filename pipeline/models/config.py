@@ -1,7 +1,7 @@
 """Sizes of a backbone, the same keys for all four."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from data_prep.errors import UserError
@@ -70,6 +70,20 @@ class ModelConfig:
                 f"model.text.fusion_layers={self.text.fusion_layers} does not fit model.backbone={self.backbone}: "
                 + ("it needs at least one, 6 are usual" if layered else "it has none; set it to 0")
             )
+
+    def at_image_size(self, side: int | None) -> "ModelConfig":
+        """The same for square pictures of another size; None changes nothing.
+
+        Raises:
+            UserError: The side is no whole number of patches.
+        """
+        if side is None:
+            return self
+        patch = self.vision.patch
+        if side < 1 or side % patch:
+            near = max(1, round(side / patch)) * patch
+            raise UserError(f"trim.image_size={side} must be a multiple of model.vision.patch={patch}; try {near}")
+        return replace(self, vision=replace(self.vision, height=side, width_px=side))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":

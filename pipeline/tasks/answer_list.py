@@ -15,6 +15,7 @@ from pipeline.data.questions import questions_of
 from pipeline.data.shards import ShardFolder
 from pipeline.limits import at_least
 from pipeline.metrics.vqa import normalised
+from pipeline.process import Process
 
 ANSWERS = "answers.json"
 """Of an export folder: the list, in the order of the head's scores."""
@@ -36,12 +37,13 @@ class AnswersConfig:
         at_least(self, "trim.answers", 1, "at_least", "candidates")
 
 
-def make_answers(folders: Iterable[ShardFolder], config: AnswersConfig) -> tuple[str, ...]:
+def make_answers(folders: Iterable[ShardFolder], config: AnswersConfig, process: Process) -> tuple[str, ...]:
     """The list: the most frequent answers first, equally frequent ones by the alphabet.
 
     Args:
         folders: Training splits with questions and their answers.
         config: Which of them count.
+        process: This rank; all ranks call it together.
 
     Raises:
         UserError: Fewer than two answers are frequent enough.
@@ -49,7 +51,7 @@ def make_answers(folders: Iterable[ShardFolder], config: AnswersConfig) -> tuple
     folders = list(folders)
     found = Counter[str]()
     for folder in folders:
-        for answer, count in questions_of(folder).answers.items():
+        for answer, count in questions_of(folder, process).answers.items():
             found[normalised(answer)] += count
     found.pop("", None)
     often = [answer for answer, count in found.items() if count >= config.at_least]

@@ -16,6 +16,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.gathering import assemble, dealt, places_of
+from pipeline.metrics.ranks import Right
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import TokenStream
 from pipeline.process import Process
@@ -66,9 +67,17 @@ class Gallery:
         """(Q, T) which texts are these images'."""
         return images_Q[:, None] == self.owner_T
 
-    def images_right_for(self, texts_Q: Tensor) -> Tensor:
-        """(Q, I) which image is these texts'."""
-        return self.owner_T[texts_Q][:, None] == torch.arange(len(self.images), device=self.owner_T.device)
+    def texts_of(self, images_Q: Tensor) -> Right:
+        """The same as pairs; the texts of an image lie side by side."""
+        begin_Q, end_Q = (torch.searchsorted(self.owner_T, images_Q, right=right) for right in (False, True))
+        count_Q = end_Q - begin_Q
+        row_P = torch.arange(len(images_Q), device=images_Q.device).repeat_interleave(count_Q)
+        first_P = (count_Q.cumsum(0) - count_Q)[row_P]  # the first pair of the same image
+        return Right(row_P, begin_Q[row_P] + torch.arange(len(row_P), device=row_P.device) - first_P)
+
+    def image_of(self, texts_Q: Tensor) -> Right:
+        """Which image is these texts', as pairs."""
+        return Right(torch.arange(len(texts_Q), device=texts_Q.device), self.owner_T[texts_Q])
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.gathering import assemble, dealt, places_of, total
-from pipeline.metrics.ranks import ahead, best_right, ranks_of, reranked, top_candidates
+from pipeline.metrics.ranks import Right, ahead, best_right, ranks_among, ranks_of, reranked, top_among
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import TokenStream
 from pipeline.precision import at_least_float32
@@ -28,6 +28,9 @@ ROWS_AT_ONCE = 256
 
 STRIP = 1 << 25
 """Similarities that are held at once: some queries with all candidates."""
+
+PART = 1 << 19
+"""Of these, how many are looked through at once: they are gone through several times, from the processor's cache."""
 
 
 class Ranks(NamedTuple):
@@ -54,8 +57,8 @@ def rank_split(model: Backbone, gallery: Gallery, top: int, process: Process) ->
         return _rank_all_pairs(model, gallery, process)
     matching = top if model.fusion_steps else 0
     texts_T = torch.arange(len(gallery.owner_T), device=gallery.owner_T.device)
-    by_image = contrast(gallery.image_IE, gallery.text_TE, gallery.asking, gallery.texts_right_for, matching, process)
-    by_text = contrast(gallery.text_TE, gallery.image_IE, texts_T, gallery.images_right_for, matching, process)
+    by_image = contrast(gallery.image_IE, gallery.text_TE, gallery.asking, gallery.texts_of, matching, process)
+    by_text = contrast(gallery.text_TE, gallery.image_IE, texts_T, gallery.image_of, matching, process)
     if not matching:
         return Ranks(by_image.rank_Q, by_text.rank_Q)
     pairs = _matched_pairs(model, gallery, by_image, by_text, process)
@@ -76,7 +79,7 @@ def contrast(
     query: Tensor,
     candidate_CE: Tensor,
     rows_Q: Tensor,
-    right: Callable[[Tensor], Tensor],
+    right: Callable[[Tensor], Right],
     top: int,
     process: Process,
 ) -> Contrast:
@@ -86,19 +89,20 @@ def contrast(
         query: (., E) features, of which `rows_Q` ask.
         candidate_CE: Features.
         rows_Q: Which rows ask.
-        right: (Q',) of those rows -> (Q', C) which candidates are right.
+        right: (Q',) of those rows -> which candidates are right.
         top: K, as far as there are so many.
         process: This rank.
     """
     top = min(top, len(candidate_CE))
-    size = max(1, STRIP // len(candidate_CE))
+    size, part = (max(1, numbers // len(candidate_CE)) for numbers in (STRIP, PART))
     ranks, found = [rows_Q[:0]], [rows_Q.new_empty(0, top, dtype=torch.int32)]
     for block in dealt(len(rows_Q), size, process):
         with torch.autocast(query.device.type, enabled=False):  # 8 bits of a product would tie what differs
             scores_QC = query[rows_Q[block]] @ candidate_CE.T
-        right_QC = right(rows_Q[block])
-        ranks.append(ranks_of(scores_QC, right_QC))
-        found += [top_candidates(scores_QC, right_QC, top).int()] if top else []
+        for scores, rows in zip(scores_QC.split(part), rows_Q[block].split(part), strict=True):
+            belonging = right(rows)
+            ranks.append(ranks_among(scores, belonging))
+            found += [top_among(scores, belonging, top).int()] if top else []
     places = places_of(dealt(len(rows_Q), size, process), rows_Q.device)
     rank_Q = assemble(process, torch.cat(ranks), places, len(rows_Q))
     found_QK = assemble(process, torch.cat(found), places, len(rows_Q)) if top else rows_Q.new_empty(len(rows_Q), 0)

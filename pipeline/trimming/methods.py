@@ -20,6 +20,9 @@ _SECTIONS: Mapping[str, str] = {
     "trips": "trips", "evit": "evit", "tome": "tome", "ftkd": "ftkd",
 }  # fmt: skip
 
+_LATER = ("image_size", "lr_scales")
+"""Keys that say nothing unless they are given, as `validation`: what was finished before there were any stays so."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBaselineConfig:
@@ -165,4 +168,7 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
         left_out.add("answers")
     if trim.get("task") != "captioning":
         left_out.add("captions")
+    left_out |= {key for key in _LATER if not trim.get(key)}
+    if not trim.get("validation", {}).get("every_steps"):
+        left_out.add("validation")
     return {key: value for key, value in trim.items() if key not in left_out}

@@ -124,8 +124,9 @@ def test_every_variant_of_every_experiment_reads() -> None:
     known = {name for name in recipes() if name.startswith("configs/experiments/")}
     first = "configs/experiments/pruning.yaml"
     variants = {first: 11, "configs/experiments/pruning_minutes.yaml": 6, "configs/experiments/pruning_leak.yaml": 7}
-    whole = {first, "configs/experiments/trimming.yaml"}
+    whole = {first, "configs/experiments/trimming.yaml", "configs/experiments/resolution.yaml"}
     variants |= {"configs/experiments/pruning_minutes_more.yaml": 7, "configs/experiments/trimming.yaml": 9}
+    variants["configs/experiments/resolution.yaml"] = 3
     assert known == set(variants)
     for name in variants:
         layers = [name] if name in whole else [first, name]

@@ -1,6 +1,9 @@
 """`trimline evaluate CKPT --task T`: one table, the same numbers on several processes, and mistakes in one line."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from pipeline.exports import load_backbone, load_classification_model
 from pipeline.process import Process
 from pipeline.together import RankFailedError
 from tests.launch.test_cli import trimline
+from tests.launch.test_run import ROOT
 from tests.pipeline.evaluation.exports import COLOURS, caption_export, export, split, statement_export
 
 SCORES = ["TR R@1", "TR R@5", "TR R@10", "IR R@1", "IR R@5", "IR R@10", "R@10", "TR mean", "IR mean", "mean_recall"]
@@ -51,6 +55,33 @@ def test_the_documented_command_on_two_processes(root: Path, capsys: pytest.Capt
     assert two.pop("batch_size") == 1 and one.pop("batch_size") == 64
     assert two.pop("latency")["instances"] == one.pop("latency")["instances"] == 8  # those with a caption
     assert two == one
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(("processes", "batch_size"), [(2, 1), (2, 64), (3, 1), (3, 64)])
+def test_torchruns_processes_share_an_evaluation(
+    root: Path, capsys: pytest.CaptureFixture[str], processes: int, batch_size: int
+) -> None:
+    given = [str(root / "albef"), "--task", "retrieval", "--data", str(root / "data"), "--rerank", "3"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    words = ["-m", "launch", "evaluate", *given, "--batch-size", str(batch_size), "--device", "cpu", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*start, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    many, one = json.loads(done.stdout), answer(capsys, *given)  # one object: the first process alone prints
+    assert (many.pop("processes"), one.pop("processes")) == (processes, 1)
+    assert (many.pop("batch_size"), one.pop("batch_size")) == (batch_size, 64)
+    assert many.pop("latency")["instances"] == one.pop("latency")["instances"]
+    assert many == one
+
+
+def test_processes_of_its_own_do_not_go_with_torchruns(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["--task", "retrieval", "--data", root / "data", "--processes", "2", "--device", "cpu"]
+    assert "torchrun has started 2" in refused(capsys, root / "albef", *words)
 
 
 def test_one_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

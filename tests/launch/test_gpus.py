@@ -27,7 +27,7 @@ def test_each_of_torchruns_processes_claims_its_own_before_they_meet(monkeypatch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", claimed.append)
-    monkeypatch.setattr("launch.local_backend.rendezvous", met)
+    monkeypatch.setattr("launch.torchrun.rendezvous", met)
     backend = LocalBackend(1.0, 1, {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"})
     with pytest.raises(ConnectionError, match="only now"):
         backend.start()

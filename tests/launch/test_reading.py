@@ -13,7 +13,8 @@ from launch.config import RunConfig
 from launch.reading import as_json, dump_config, known_keys, read_config
 from launch.recipes import find_recipe, recipe_folder, recipes
 from pipeline.models.build import BACKBONES, build_model
-from pipeline.pretrain import check_lr_scales, check_pretrain
+from pipeline.param_groups import check_lr_scales
+from pipeline.pretrain import check_pretrain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.data.questions import questions_of
 from pipeline.data.shards import ShardFolder
 from pipeline.objectives.answers import answer_loss
+from pipeline.process import Process
 from pipeline.tasks.answer_list import AnswersConfig, make_answers
 from pipeline.tasks.classes import SNLI_VE, STATEMENT, classes_of, soft_scores
 from pipeline.trimming.methods import what_counts
@@ -100,12 +101,12 @@ def test_an_answer_list_holds_what_is_frequent_the_most_frequent_first(split: Pa
     told = [question for row in range(80) for question in folder.read(row).fields["questions"]]
     counts = Counter(question["answer"] for question in told)
     wanted = sorted((a for a, n in counts.items() if n >= 5), key=lambda answer: (-counts[answer], answer))
-    assert make_answers([folder], AnswersConfig(at_least=5)) == tuple(wanted)
+    assert make_answers([folder], AnswersConfig(at_least=5), Process()) == tuple(wanted)
     assert 2 < len(wanted) < len(counts)
-    assert make_answers([folder, folder], AnswersConfig(at_least=10)) == tuple(wanted)
-    assert questions_of(folder).counts.sum() == len(told)
+    assert make_answers([folder, folder], AnswersConfig(at_least=10), Process()) == tuple(wanted)
+    assert questions_of(folder, Process()).counts.sum() == len(told)
     with pytest.raises(UserError, match=r"0 of \d+ answers occur at least trim.answers.at_least=1000 times in .*train"):
-        make_answers([folder], AnswersConfig(at_least=1000))
+        make_answers([folder], AnswersConfig(at_least=1000), Process())
     with pytest.raises(UserError, match="at_least"):
         AnswersConfig(at_least=0)
 

@@ -55,6 +55,7 @@ def test_curves_and_status_read_null_as_nothing(tmp_path: Path) -> None:
     log.write({"step": 2, "loss": math.inf, "loss/itm": math.nan, "samples_per_second": 8.0})
     assert _numbers(log.path) == {
         "step": 2, "losses": {"loss": None, "loss/itm": None}, "speed": {"samples_per_second": 8.0}, "non_finite": 2,
+        "validation": None,
     }  # fmt: skip
     curve = read_curve(log.path)
     assert curve is not None and curve.scalars == ["loss", "non_finite", "samples_per_second"]

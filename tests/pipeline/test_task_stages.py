@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from data_prep.errors import UserError
 from data_prep.shapes_published import write_published
 from data_prep.sources import SourceConfig, prepare
 from pipeline.checkpoint import export_weights, load_weights
+from pipeline.data import questions
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.evaluation.exported import Evaluation
 from pipeline.exports import load_classification_model
 from pipeline.measure.model_flops import FlopsConfig, count_macs
 from pipeline.metrics.tasks import SCORED
@@ -33,6 +35,8 @@ from pipeline.trimming.cost import units_of
 from pipeline.trimming.smarttrim import threshold
 from pipeline.trimming.trimmers import TrimmerConfig
 from pipeline.worker import parse, run_job
+from tests.pipeline.distributed import run_ranks
+from tests.pipeline.evaluation.test_retrieval import on_rank
 from tests.pipeline.small import OTHER_BACKBONES, scale, small_batch, small_config, small_model
 from tests.pipeline.test_train import job_of
 from tests.pipeline.test_trim_stages import picture
@@ -109,6 +113,31 @@ def test_a_task_trains_exports_and_is_scored_as_its_result_file_is(
     said = TrimmedModel.from_pretrained(tmp_path / "trim/export").predict([picture()], [TEXT[task]])[0]
     assert said.answer in load_classification_model(tmp_path / "trim/export")[0].classes.names
     assert 0 < said.probability <= 1 and said.gmacs < said.full_gmacs
+
+
+def counted(process: Process, evaluation: Evaluation) -> tuple[dict[str, Any], int]:
+    """What a rank gets of a split, and how often it read the whole of it to count questions."""
+    questions._known.clear()
+    read, reads = questions._read, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(questions, "_read", lambda folder: (reads.append(folder), read(folder))[1])
+        return on_rank(process, evaluation), len(reads)
+
+
+def test_processes_and_batches_change_no_score_and_one_process_counts_the_questions(
+    drawn: tuple[str, Path], tmp_path: Path
+) -> None:
+    task, root = drawn
+    trained(drawn, "albef", tmp_path / "trim", target=1.4)
+    asked = Evaluation(model=tmp_path / "trim/export", task=task, split=str(root / "data" / EVALUATED[task]))
+    wanted, once = counted(Process(), asked)
+    assert once == (task == "vqa")
+    for world_size, batch_size in ((2, 1), (3, 1), (2, 64), (3, 64)):
+        found = run_ranks(counted, world_size, replace(asked, batch_size=batch_size))
+        assert [reads for _, reads in found] == [once, *[0] * (world_size - 1)]
+        for result, _ in found:
+            assert result["scores"] == wanted["scores"] and result["samples"] == wanted["samples"]
+            assert result["gmacs"] == pytest.approx(wanted["gmacs"])
 
 
 @pytest.mark.timeout(300)

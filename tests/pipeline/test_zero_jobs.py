@@ -44,6 +44,10 @@ def test_pretraining_with_pruning_and_recomputation(
 
 def test_trimming(data: Path, pretrained: Path, tmp_path: Path) -> None:  # noqa: F811
     more = {"target": 1.5, "backbone": str(pretrained / "export")}
-    for name, engine in {"plain": {}, "split": ZERO_3}.items():
-        run_job(job_of(data, tmp_path / name, "trim", run={"trim.loop.samples": 24, **engine}, **more), Process())
+    scored = {"trim.loop.samples": 24, "trim.validation": {"split": "test", "every_steps": 1}}
+    best = [
+        run_job(job_of(data, tmp_path / name, "trim", run={**scored, **engine}, **more), Process())["best"]
+        for name, engine in {"plain": {}, "split": ZERO_3}.items()
+    ]
+    assert best[0] == best[1]
     same(tmp_path / "split", tmp_path / "plain")

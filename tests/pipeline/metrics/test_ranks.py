@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.metrics import ranks as ranks_module
 from pipeline.metrics.ranks import ahead, best_right, ranks_of, recalls, reranked, top_candidates
 
 
@@ -84,3 +85,20 @@ def test_nothing_is_found_by_a_model_that_tells_nothing_apart(top: int) -> None:
     scores, right = torch.zeros(3, 3), torch.eye(3).bool()
     assert ranks_of(scores, right).tolist() == [2, 2, 2]
     assert not right.gather(1, top_candidates(scores, right, top)).any()
+
+
+@pytest.mark.parametrize("levels", [2, 7, 40, 10_000])
+@pytest.mark.parametrize("candidates", [199, 200])
+def test_the_best_of_many_candidates_are_those_of_a_sort(
+    levels: int, candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks_module, "_MEMBERS", 8)  # of 24 groups the best 5 are looked into
+    generator = torch.Generator().manual_seed(levels)
+    scores = torch.randint(0, levels, (30, candidates), generator=generator).float()
+    right = torch.rand(scores.shape, generator=generator) < 0.1
+    right[0] = False
+    found = top_candidates(scores, right, 5)
+    for row, said in enumerate(found.tolist()):
+        assert set(said) == set(order_of(scores[row].tolist(), right[row].tolist())[:5])
+    wanted = [rank_by_sort(*pair) for pair in zip(scores[1:].tolist(), right[1:].tolist(), strict=True)]
+    assert ranks_of(scores, right).tolist() == [candidates, *wanted]
