@@ -23,7 +23,7 @@ PROGRAMS = frozenset(
 )
 _NEEDS = re.compile(rf"needs ({'|'.join(NEEDS)})\b")
 _FENCE = re.compile(r"^ {0,3}```(\w*)")
-_SHELLS = ("bash", "sh")
+_SHELLS = ("bash", "sh", "")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,9 @@ import yaml
 
 from launch.cli import _TAKING_OVERRIDES, _split, command_parser
 from launch.cli_evaluate import of_export
-from launch.commands import ShardConfig
-from launch.compare import CompareConfig
-from launch.config import RunConfig
 from launch.reading import known_keys, read_config
 from launch.recipes import find_recipe
+from launch.reference import CONFIGURATIONS
 from tests.docs.pages import PAGES, ROOT, Command, commands_of, fenced, inline_code, links_of
 from tests.docs.sandbox import filled_in
 
@@ -40,9 +38,9 @@ def test_a_command_is_one_that_trimline_takes(command: Command) -> None:
     options = command_parser().parse_args(own)
     configs = [*getattr(options, "configs", ()), *getattr(options, "config", ())]
     if own[0] == "shard":
-        read_config(ShardConfig, [], ["--name", options.source, *overrides])
-    elif configs and not of_export(own):
-        kind = CompareConfig if own[0] == "compare" else RunConfig
+        overrides = ["--name", options.source, *overrides]
+    if (configs or own[0] == "shard") and not of_export(own):
+        (kind,) = [kind for names, kind in CONFIGURATIONS.values() if own[0] in {name.split()[0] for name in names}]
         read_config(kind, [find_recipe(name) for name in configs], overrides)
 
 
@@ -57,7 +55,7 @@ def test_other_programs_of_ours_are_there(command: Command) -> None:
         assert module.is_dir() or module.with_suffix(".py").is_file()
 
 
-KEYS = {key for kind in (RunConfig, ShardConfig, CompareConfig) for key in known_keys(kind)}
+KEYS = {key for _, kind in CONFIGURATIONS.values() for key in known_keys(kind)}
 NAMED = {key for key in KEYS if not any(other.startswith(f"{key}.") for other in KEYS)}
 KEYS |= {"exclude", "max-side"}  # shorter words of `trimline shard`
 
