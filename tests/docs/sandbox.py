@@ -199,8 +199,8 @@ def _overlay(folder: Path, configs: Sequence[str]) -> Path:
         small["data"]["sizes"] = SIZES
     else:
         del small["data"]
-    if any("blip" in config for config in configs):
-        small["model"]["text"] |= {"text_layers": 2, "fusion_layers": 0}
+    if any("blip" in config or "captioning" in config for config in configs):
+        small["model"]["text"] |= {"text_layers": 2, "fusion_layers": 0, "max_positions": 40}
     path = folder / f"overlay-{name}.yaml"
     path.write_text(yaml.safe_dump(small))
     return path

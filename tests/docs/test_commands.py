@@ -23,6 +23,7 @@ ELSEWHERE = {
     "trimline download": "tests/launch/test_download.py",
     "trimline cluster": "tests/launch/cluster/test_jobs.py",
     "trimline bench launch": "tests/launch/test_bench_launch.py",
+    "trimline evaluate runs/captions": "tests/launch/test_evaluate.py",
 }
 """Beginning of a command -> the test that runs it, where what it needs takes more than a folder of tiny files."""
 _QUICK = frozenset({"shard", "draw", "index", "verify", "stats", "exclusions", "flops", "score"})
@@ -44,8 +45,9 @@ def sections() -> dict[Section, list[Command]]:
 
 
 def unit(command: Command) -> Section:
-    """What is run in one folder: a section, of guides the whole page, whose steps build on each other."""
-    return command.page, "" if command.page.startswith("docs/guides/") else command.heading
+    """What is run in one folder: a section, or the whole page where sections build on each other."""
+    whole = command.page.startswith(("docs/guides/", "docs/tasks.md"))
+    return command.page, "" if whole else command.heading
 
 
 SECTIONS = sections()
@@ -83,7 +85,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def execute(command: Command, folder: Path) -> None:
-    if command.text.startswith("trimline score captions") and missing_for_captions():
+    if "caption" in command.text and command.words[1] not in _QUICK - {"score"} and missing_for_captions():
         return
     words = [word.replace("~", str(folder / "home"), 1) for word in filled_in(command.words[1:])]
     assert main(made_small(words, folder)) == 0, command
