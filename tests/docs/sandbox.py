@@ -146,7 +146,7 @@ def made_small(words: list[str], folder: Path) -> list[str]:
     for option, value in (_VALUES.get(tuple(words[:2])) or _VALUES.get((words[0],), {})).items():
         words = with_option(words, option, value)
     if words[0] == "draw":
-        words = [re.sub(r"^(\w+)=\d+$", lambda m: f"{m[1]}={120 if m[1] == 'train' else 8}", word) for word in words]
+        words = [re.sub(r"^(\w+)=\d+$", lambda m: f"{m[1]}={120 if m[1] == 'train' else 24}", word) for word in words]
         words = with_option(words, "--image-size", "32")
     if words[0] in _TRAINING and "--task" not in words:
         words = _trained_small(words, folder)
