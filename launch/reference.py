@@ -20,11 +20,13 @@ from launch.compare import CompareConfig
 from launch.config import RunConfig
 from launch.key_texts import key_texts, kind_text
 from launch.reading import members
+from launch.scaling.config import ScaleConfig
 from launch.shard_help import source_titles
 
 CONFIGURATIONS: Mapping[str, tuple[tuple[str, ...], type[Any]]] = {
     "A run": (("run", "pretrain", "trim", "evaluate", "cluster submit"), RunConfig),
     "A comparison": (("compare",), CompareConfig),
+    "A scaling experiment": (("scale",), ScaleConfig),
     "Shards of a data set": (("shard",), ShardConfig),
 }
 """Title of a configuration -> the commands that read it, and its dataclass."""

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "trimline download": "tests/launch/test_download.py",
     "trimline cluster": "tests/launch/cluster/test_jobs.py",
     "trimline bench launch": "tests/launch/test_bench_launch.py",
+    "trimline scale": "tests/launch/test_scale.py",
     "trimline evaluate runs/captions": "tests/launch/test_evaluate.py",
 }
 """Beginning of a command -> the test that runs it, where what it needs takes more than a folder of tiny files."""
