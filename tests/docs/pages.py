@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _DIARY = "docs/experiments.md"  # each entry is of the commit that it names
 PAGES = tuple(
     path
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("examples/*.md")]
     if path.is_file() and path.relative_to(ROOT).as_posix() != _DIARY
 )
 NEEDS = ("a cluster", "GPUs", "the internet")

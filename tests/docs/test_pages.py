@@ -53,6 +53,8 @@ def test_other_programs_of_ours_are_there(command: Command) -> None:
     if program == "python" and words[0] == "-m":
         module = ROOT / words[1].replace(".", "/")
         assert module.is_dir() or module.with_suffix(".py").is_file()
+    elif program == "python":
+        assert (ROOT / words[0]).is_file()
 
 
 KEYS = {key for _, kind in CONFIGURATIONS.values() for key in known_keys(kind)}
