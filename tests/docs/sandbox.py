@@ -27,7 +27,7 @@ _VALUES: Mapping[tuple[str, ...], Mapping[str, str]] = {
     ("verify",): {"--workers": "1"},
     ("stats",): {"--workers": "1"},
     ("index",): {"--workers": "1"},
-    ("analyse",): {"--samples": "16"},
+    **{("analyse", what): {"--samples": "16"} for what in ("similarity", "attention", "trimming", "leak")},
     ("bench", "vision"): {"--model": "tiny", "--image-size": "32", "--batch": "2", "--rounds": "1", "--warmup": "1"},
     ("bench", "step"): {"--model": "tiny", "--image-size": "32", "--batch": "2", "--rounds": "1", "--warmup": "1"},
     ("bench", "trim"): {"--model": "meter_tiny", "--image-size": "64", "--rounds": "1", "--warmup": "1"},

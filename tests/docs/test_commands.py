@@ -23,6 +23,7 @@ ELSEWHERE = {
     "trimline download": "tests/launch/test_download.py",
     "trimline cluster": "tests/launch/cluster/test_jobs.py",
     "trimline bench launch": "tests/launch/test_bench_launch.py",
+    "trimline report COMPARISON": "tests/launch/report/test_comparison.py",
     "trimline scale": "tests/launch/test_scale.py",
     "trimline evaluate runs/captions": "tests/launch/test_evaluate.py",
 }
@@ -116,7 +117,7 @@ def test_commands_that_train_or_use_a_model_do_what_they_say(
 def test_what_is_run_elsewhere_is_run_there(test: str) -> None:
     text = (ROOT / test).read_text("utf-8")
     for command in [command for command, where in ELSEWHERE.items() if where == test]:
-        last = Path(command.split()[-1]).name
+        last = Path(command.split()[-1]).name.lower()
         assert last in text, (command, test)
 
 
