@@ -37,6 +37,10 @@ _VALUES: Mapping[tuple[str, ...], Mapping[str, str]] = {
     },
 }  # fmt: skip
 """Options that make a command small; the longest beginning that fits counts."""
+_TRAINED = {
+    "--data.sizes": json.dumps(SIZES), "--trim.validation.every_steps": "2", "--trim.validation.samples": "8",
+}  # fmt: skip
+"""Options of trainings that are made small where they are given."""
 
 
 def furnish(folder: Path) -> None:
@@ -179,6 +183,8 @@ def _trained_small(words: list[str], folder: Path) -> list[str]:
     end = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
     configs = words[1:end]
     words = [*words[:end], str(_overlay(folder, configs)), *words[end:]]
+    for option in [option for option in _TRAINED if option in words]:
+        words = with_option(words, option, _TRAINED[option])
     if "GFLOPs" in " ".join(words):  # those of the demo's model
         words = with_option(words, "--trim.targets", "[1.0, 2.0x]")
     if "evit" in words:  # with it a model of 4 layers can reach 1.86x
