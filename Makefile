@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Files of tests go to as many processes; each may start two ranks, so more cores than two take more of them.
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test test-long lint format env clean
+.PHONY: demo test test-long lint format reference env clean
 
 demo: $(STAMP)
 	$(BIN)/trimline run configs/runs/demo.yaml
@@ -27,6 +27,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format data_prep pipeline launch tests benchmarks examples
 	$(BIN)/ruff check --fix data_prep pipeline launch tests benchmarks examples
+
+reference: $(STAMP)
+	$(BIN)/python -m launch.reference docs/reference
 
 env: $(STAMP)
 

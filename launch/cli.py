@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
+    parser = command_parser()
     own, overrides = _split(words)
     options = parser.parse_args(own)
     if options.handler is None:
@@ -132,7 +132,8 @@ _FLAGS = frozenset({"--help", "--json", "--verbose", "--fresh", "--print_config"
 _OPTIONS = _FLAGS | {"--config", "--take_from"}
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = Parser(
         prog="trimline",
         description="Pre-train vision-language models with fewer vision tokens, then make them adaptive.",

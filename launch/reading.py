@@ -86,7 +86,7 @@ def as_json(config: Any) -> dict[str, Any]:
 def known_keys(kind: type[Any], prefix: str = "") -> list[str]:
     """Every key of a configuration, dotted, those of groups too."""
     keys = []
-    for name, inner in _members(kind):
+    for name, inner in members(kind):
         keys.append(prefix + name)
         if inner is not None:
             keys.extend(known_keys(inner, f"{prefix}{name}."))
@@ -105,7 +105,7 @@ def _fields(kind: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
     return tuple(field for field in dataclasses.fields(kind) if field.init)
 
 
-def _members(kind: type[Any]) -> Iterator[tuple[str, type[Any] | None]]:
+def members(kind: type[Any]) -> Iterator[tuple[str, type[Any] | None]]:
     """The fields of a dataclass, each with the dataclass that it holds, or None."""
     hints = typing.get_type_hints(kind)
     for field in _fields(kind):
@@ -129,13 +129,13 @@ def _load(file: Path) -> Mapping[str, Any]:
 
 
 def _check_keys(kind: type[Any], content: Mapping[str, Any], where: str, prefix: str, known: Sequence[str]) -> None:
-    members = dict(_members(kind))
+    inside = dict(members(kind))
     for key, value in content.items():
         dotted = f"{prefix}{key}"
         name, _, rest = str(key).partition(".")
-        if name not in members or (rest and dotted not in known):
+        if name not in inside or (rest and dotted not in known):
             raise UserError(_unknown(dotted, where, known))
-        inner = members[name]
+        inner = inside[name]
         if inner is not None and isinstance(value, Mapping):
             _check_keys(inner, value, where, f"{dotted}.", known)
 

@@ -6,10 +6,9 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-import docstring_parser
-
 from data_prep.sources import SOURCES, SourceConfig, source_module
 from data_prep.sources.published import DataSet, Expected
+from launch.key_texts import key_texts
 
 _WIDTH = 110
 # Options that mean something for these sources only.
@@ -25,12 +24,15 @@ _WITHOUT_FILES = ("annotations", "images", "cache")
 
 def sources_text() -> str:
     """All sources, a line each."""
-    lines = ["sources:"]
-    for name in SOURCES:
-        lines.append(_item(name, _title(name)))
+    lines = ["sources:", *(_item(name, title) for name, title in source_titles().items())]
     return "\n".join(
         [*lines, "", "`trimline shard SOURCE --help` says which files a source wants and which options it has"]
     )
+
+
+def source_titles() -> dict[str, str]:
+    """What each source is, in a few words."""
+    return {name: _title(name) for name in SOURCES}
 
 
 def source_text(name: str, config: type[SourceConfig]) -> str:
@@ -96,11 +98,7 @@ def _expected(option: str, one: Expected) -> str:
 
 def _options(name: str, config: type[Any], prefix: str = "") -> Iterator[str]:
     """The options with their descriptions, which stand in the docstrings of the dataclasses."""
-    texts = {
-        one.arg_name: one.description or ""
-        for base in reversed(config.__mro__)
-        for one in docstring_parser.parse(base.__doc__ or "").params
-    }
+    texts = key_texts(config)
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         hidden = field.name == "name" and not prefix
@@ -110,7 +108,7 @@ def _options(name: str, config: type[Any], prefix: str = "") -> Iterator[str]:
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _options(name, hints[field.name], f"{field.name}.")
         else:
-            text = " ".join(texts.get(field.name, "").split())
+            text = texts.get(field.name, "")
             label = f"{field.name}.SPLIT" if field.name == "sizes" else field.name
             yield _item(f"--{prefix}{label}", text + _default(field))
 

@@ -193,6 +193,13 @@ class OptimizerConfig:
     """AdamW. The learning rate is the peak; `Engine.step` is told which share of it holds now.
 
     With `lr_scaling` it is that for another batch, and `scaled` gives the one that holds.
+
+    Attributes:
+        lr: Peak of the learning rate.
+        weight_decay: Of matrices; biases, norms and other vectors have none.
+        betas: How slowly the means of the gradient and of its square follow.
+        eps: Added to the root of the latter.
+        lr_scaling: How `lr` follows the global batch.
     """
 
     lr: float = 1e-4

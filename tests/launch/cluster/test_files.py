@@ -16,7 +16,7 @@ import pytest
 import ray
 import yaml
 
-from launch.cli import _parser, _split
+from launch.cli import _split, command_parser
 from launch.cluster.package import check_portable
 from launch.config import RunConfig
 from launch.reading import read_config
@@ -45,7 +45,7 @@ def test_every_command_of_the_files_is_one_that_trimline_takes(path: Path) -> No
     for words in commands:
         assert words[0] == "trimline"
         own, overrides = _split(words[1:])
-        options = _parser().parse_args(own)
+        options = command_parser().parse_args(own)
         config = read_config(RunConfig, [find_recipe(name) for name in options.configs], overrides)
         assert config.launcher == "ray"
         assert config.out.startswith("/")
