@@ -26,6 +26,8 @@ SIZES = {
     "vqa": {"train": 2000, "val": 300}, "snli_ve": {"train": 3000, "test": 600}, "nlvr2": {"train": 1000, "test1": 200},
 }  # fmt: skip
 TEST = {"vqa": "val", "snli_ve": "test", "nlvr2": "test1"}
+# A head that begins from nothing wants updates, that of many answers most of all.
+LOOPS = {"nlvr2": {"samples": 8000}, "vqa": {"samples": 20000, "global_batch": 8}}
 RUN: dict[str, Any] = {
     "engine": {"name": "torch", "grad_clip": 0},
     "loader": {
@@ -49,7 +51,7 @@ RUN: dict[str, Any] = {
         "pruning": {"method": "none"},
     },
     "trim": {
-        "loop": {"samples": 6000, "global_batch": 16, "schedule": {"warmup_share": 0.05, "final_scale": 0.02}},
+        "loop": {"samples": 12000, "global_batch": 16, "schedule": {"warmup_share": 0.05, "final_scale": 0.02}},
         "optimizer": {"lr": 5e-4, "weight_decay": 0.02, "betas": [0.9, 0.98]},
         "head_scale": 5, "trimmer_scale": 10, "max_tokens": 20,
         "smarttrim": {"trimmers": {"noise": 0.3}, "curriculum": {"share": 0.4}},
@@ -140,7 +142,8 @@ def _by_words(train: list[dict[str, Any]], val: list[dict[str, Any]], words: int
 def test_a_task_is_learned(root: Path, pretrained: tuple[BackboneName, Path], task: str, target: float) -> None:
     backbone, export = pretrained
     name = f"{backbone}-{task}-{target}"
-    run = {"trim": {"task": task, "splits": {f"{task}/train": 1.0}}}
+    loop = {**RUN["trim"]["loop"], **LOOPS.get(task, {})}
+    run = {"trim": {"task": task, "splits": {f"{task}/train": 1.0}, "loop": loop}}
     did(root, backbone, "trim", name, backbone=str(export), target=target, run=run)
     splits = {"evaluate": {"statement_splits": [f"{task}/{TEST[task]}"]}}
     given = {"pretrained": None, "trimmed": {name: str(root / name / "export")}, "run": splits}
