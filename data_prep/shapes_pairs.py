@@ -12,7 +12,7 @@ from data_prep.records import Record
 from data_prep.shapes import PAIRS_REALM, describe
 from data_prep.shapes_draw import draw_picture
 from data_prep.shapes_language import NUMBER_WORDS, Thing, thing
-from data_prep.shapes_world import Dice, Scene, draw_scene, edits
+from data_prep.shapes_world import Dice, Realm, Scene, draw_scene, edits
 
 Two = tuple[Scene, Scene]
 
@@ -112,14 +112,14 @@ class ShapesPairsSplit:
         )
 
 
-def draw_quartet(dice: Dice) -> tuple[Two, Two, list[tuple[PairClaim, str]]]:
-    """Draws two pairs and statements that are true of one of them and false of the other, evenly."""
+def draw_quartet(dice: Dice, realm: Realm = PAIRS_REALM) -> tuple[Two, Two, list[tuple[PairClaim, str]]]:
+    """Draws two pairs of a realm and statements that are true of one of them and false of the other, evenly."""
     first = dice.weighted(_FORMS)
     forms = [first, dice.weighted([form for form in _FORMS if form[0] != first])]
     while True:
-        one, changed = _draw_two(dice), dice.chance(0.5)
+        one, changed = _draw_two(dice, realm), dice.chance(0.5)
         for _ in range(_OTHERS):
-            other = _changed(one, forms, dice) if changed else _draw_two(dice)
+            other = _changed(one, forms, dice, realm) if changed else _draw_two(dice, realm)
             claims = _claims(forms, one, other, dice)
             if len(set(claims)) == 2 * len(forms):
                 return one, other, [(claim, claim.text(dice)) for claim in claims]
@@ -137,27 +137,27 @@ def _claims(forms: list[str], one: Two, other: Two, dice: Dice) -> list[PairClai
     return claims
 
 
-def _draw_two(dice: Dice) -> Two:
+def _draw_two(dice: Dice, realm: Realm) -> Two:
     """Two scenes that often have a look in common, so that there is something to say of both."""
-    left, right = draw_scene(PAIRS_REALM, dice), draw_scene(PAIRS_REALM, dice)
+    left, right = draw_scene(realm, dice), draw_scene(realm, dice)
     if dice.chance(0.6):
         model, index = dice.pick(left), dice.below(len(right))
         new = replace(right[index], colour=model.colour, kind=model.kind)
         shared = (*right[:index], new, *right[index + 1 :])
-        right = shared if PAIRS_REALM.has(shared) else right
+        right = shared if realm.has(shared) else right
     return (left, right)
 
 
-def _changed(two: Two, forms: list[str], dice: Dice) -> Two:
+def _changed(two: Two, forms: list[str], dice: Dice, realm: Realm) -> Two:
     """The pair with its sides exchanged where that makes a difference, or with one shape of one side changed."""
     left, right = two
     if set(forms) <= {"only", "more"} and dice.chance(0.6):
         return (right, left)
     change = dice.pick(("look", "look", "number"))
     if dice.chance(0.5):
-        edit = next(edits(left, change, PAIRS_REALM, dice), None)
+        edit = next(edits(left, change, realm, dice), None)
         return two if edit is None else (edit.scene, right)
-    edit = next(edits(right, change, PAIRS_REALM, dice), None)
+    edit = next(edits(right, change, realm, dice), None)
     return two if edit is None else (left, edit.scene)
 
 

@@ -1,6 +1,6 @@
-"""Drawn shapes in the files that data sets are published as: VQA v2, SNLI-VE, COCO captions and NoCaps.
+"""Drawn shapes in the files that data sets are published as: VQA v2, SNLI-VE, NLVR2, COCO captions and NoCaps.
 
-From there they go the way of the real ones: `trimline shard vqa`, `trimline shard snli_ve`, `trimline score`.
+From there they go the way of the real ones: `trimline shard vqa`, `trimline shard nlvr2`, `trimline score`.
 """
 
 import json
@@ -10,13 +10,15 @@ from typing import Any, Literal, get_args
 
 from data_prep.errors import UserError
 from data_prep.files import atomic_dir
-from data_prep.shapes import ShapesSplit
+from data_prep.shapes import REALMS, ShapesSplit
+from data_prep.shapes_draw import draw_picture
 from data_prep.shapes_language import NUMBER_WORDS, PLACES
+from data_prep.shapes_pairs import draw_quartet
 from data_prep.shapes_relations import TOGETHER, draw_related
 from data_prep.shapes_told import COCO_SPLITS, DOMAINS, NOCAPS_SPLITS, write_coco, write_nocaps
 from data_prep.shapes_world import COLOURS, Dice
 
-PublishedName = Literal["vqa", "snli_ve", "coco", "nocaps"]
+PublishedName = Literal["vqa", "snli_ve", "nlvr2", "coco", "nocaps"]
 PUBLISHED: tuple[str, ...] = get_args(PublishedName)
 
 _ANNOTATORS = 10
@@ -25,6 +27,8 @@ _DOUBT = 0.1  # of each of the others
 _VQA_SPLITS = {"train": ("train", "train2014"), "val": ("val", "val2014"), "test": ("test", "test2015")}
 """By split: the realm that is drawn, and the name in COCO's files; annotations of test are not published."""
 _VE_SPLITS = {"train": "train", "dev": "val", "test": "test"}
+_NLVR2_SPLITS = {"train": "train", "dev": "val", "test1": "test"}
+_SETS = 100  # in a folder of the training pictures
 _APART = 1_000_000  # from one split's picture numbers to the next's
 
 Counted = Callable[[int], None]
@@ -38,10 +42,10 @@ def write_published(
     Args:
         name: One of `PUBLISHED`.
         out: Folder to write; not there yet, or empty.
-        sizes: Pictures by split, under the data set's own names of splits.
+        sizes: Pictures by split, or pairs of them, under the data set's own names of splits.
         image_size: Width and height in pixels.
         seed: Decides everything.
-        drawn: Called with 1 for each picture.
+        drawn: Called with 1 for each picture or pair.
 
     Raises:
         UserError: Sizes that cannot be, or a folder that is in use.
@@ -51,9 +55,7 @@ def write_published(
         if split not in splits:
             raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
         if size < unit or size % unit:
-            raise UserError(
-                f"{split}={size} must be a multiple of {unit}, for pictures come by {unit}s; try {6 * unit}"
-            )
+            raise UserError(f"{split}={size} must be a multiple of {unit}, for they come by {unit}s; try {6 * unit}")
     if not 16 <= image_size <= 4096:
         raise UserError(f"image_size={image_size} must be from 16 to 4096 pixels; try 64")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -129,6 +131,37 @@ def _write_snli_ve(out: Path, split: str, size: int, image_size: int, seed: int,
     (out / f"snli_ve_{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
+def _write_nlvr2(out: Path, split: str, size: int, image_size: int, seed: int, drawn: Counted) -> None:
+    """Sets of two pairs with four sentences, each true of one pair: an identifier is split-set-pair-sentence."""
+    lines = []
+    for number in range(size // 2):
+        # The authors' training pictures lie in numbered folders, the others side by side.
+        place = {"directory": number // _SETS} if split == "train" else {}
+        folder = out / "images" / Path(*(str(part) for part in (split, *place.values())))
+        folder.mkdir(parents=True, exist_ok=True)
+        dice = Dice(f"shapes/{seed}/nlvr2/{split}/{number}")
+        one, other, claims = draw_quartet(dice, REALMS[_NLVR2_SPLITS[split]])
+        for pair, scenes in enumerate((one, other)):
+            for side, scene in enumerate(scenes):
+                # JPEG, whatever the name says, as most of the real ones.
+                (folder / f"{split}-{number}-{pair}-img{side}.png").write_bytes(draw_picture(scene, image_size, dice))
+            lines += [
+                {
+                    "identifier": f"{split}-{number}-{pair}-{told}",
+                    "sentence": text,
+                    "label": str(claim.holds(scenes)),
+                    "writer": 0,
+                    "synset": claim.form,
+                    "left_url": "",
+                    "right_url": "",
+                    **place,
+                }
+                for told, (claim, text) in enumerate(claims)
+            ]
+            drawn(1)
+    (out / f"{split}.json").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
 def _write_coco(out: Path, split: str, size: int, image_size: int, seed: int, drawn: Counted) -> None:
     for _ in write_coco(out, split, size, image_size, seed):
         drawn(1)
@@ -147,7 +180,8 @@ _Write = Callable[[Path, str, int, int, int, Counted], None]
 _DRAWN: Mapping[str, tuple[Collection[str], int, _Write]] = {
     "vqa": (_VQA_SPLITS, 2, _write_vqa),
     "snli_ve": (_VE_SPLITS, TOGETHER, _write_snli_ve),
+    "nlvr2": (_NLVR2_SPLITS, 2, _write_nlvr2),
     "coco": (COCO_SPLITS, 1, _write_coco),
     "nocaps": (NOCAPS_SPLITS, len(DOMAINS), _write_nocaps),
 }
-"""Splits, how many pictures come together, and who writes them."""
+"""Splits, how many pictures or pairs come together, and who writes them."""

@@ -105,7 +105,7 @@ def _exclusions(options: argparse.Namespace, _: list[str]) -> Answer:
     return exclusions_command([Path(folder).expanduser() for folder in options.folders], Path(options.out).expanduser())
 
 
-DRAWN = ("vqa", "snli_ve", "coco", "nocaps")
+DRAWN = ("vqa", "snli_ve", "nlvr2", "coco", "nocaps")
 """Those of data_prep.shapes_published, which takes OpenCV to import."""
 
 
@@ -114,7 +114,7 @@ def _add_draw(commands: Any) -> None:
     parser = add_command(commands, "draw", text, "draw vqa --out drawn/vqa --size train=2000 --size val=500", _draw)
     parser.add_argument("name", choices=DRAWN, help="whose files: then `trimline shard NAME --root DIR`")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; not there yet, or empty")
-    parser.add_argument("--size", action="append", required=True, metavar="SPLIT=N", help="pictures of a split")
+    parser.add_argument("--size", action="append", required=True, metavar="SPLIT=N", help="pictures or pairs of it")
     parser.add_argument("--image-size", type=int, default=64, help="width and height in pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="decides everything (%(default)s)")
 

@@ -9,7 +9,7 @@ from data_prep.errors import UserError
 from launch.answers import Answer
 from launch.cli_search import add_search, given_search
 
-TASK_NAMES = ("retrieval", "zero_shot", "statement", "snli_ve", "vqa", "vqa_generative", "captioning")
+TASK_NAMES = ("retrieval", "zero_shot", "statement", "snli_ve", "vqa", "vqa_generative", "nlvr2", "captioning")
 """Those of pipeline.evaluation.exported, which takes torch to import."""
 
 EXAMPLE = "evaluate runs/demo/stages/pretrain/export --task retrieval --data runs/demo/data --split test"

@@ -41,7 +41,8 @@ def _add_predict(commands: Any) -> None:
     parser = add_command(commands, "predict", text, example, _predict)
     folder = "export folder of a trimming stage, or of a captioner that `trimline import` has read"
     parser.add_argument("folder", metavar="EXPORT", help=folder)
-    parser.add_argument("--image", action="append", required=True, metavar="FILE", help="one for all texts or each")
+    shown = "one for all texts or each; for pairs two: left, right"
+    parser.add_argument("--image", action="append", required=True, metavar="FILE", help=shown)
     given = "a statement or question; can be given several times; none for a captioner"
     parser.add_argument("--text", action="append", default=[], help=given)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="where to run (a GPU if there is one)")

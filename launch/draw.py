@@ -17,7 +17,7 @@ def draw_command(name: str, out: Path, sizes: Sequence[str], image_size: int, se
     Args:
         name: Of the data set.
         out: Folder to write.
-        sizes: ``SPLIT=N``, pictures of each split.
+        sizes: ``SPLIT=N``, pictures of each split, or pairs.
         image_size: Width and height in pixels.
         seed: Decides everything.
 
@@ -30,6 +30,7 @@ def draw_command(name: str, out: Path, sizes: Sequence[str], image_size: int, se
         if not number.isdecimal():
             raise UserError(f"--size {size} is not SPLIT=N; give such as train=2000")
         wanted[split] = int(number)
-    with tqdm(total=sum(wanted.values()), unit="picture", file=sys.stderr, disable=None) as bar:
+    unit = "pair" if name == "nlvr2" else "picture"
+    with tqdm(total=sum(wanted.values()), unit=unit, file=sys.stderr, disable=None) as bar:
         write_published(name, out, wanted, image_size, seed, bar.update)
-    return 0, {"name": name, "out": str(out), "sizes": wanted}, f"{sum(wanted.values())} pictures of {name} in {out}"
+    return 0, {"name": name, "out": str(out), "sizes": wanted}, f"{sum(wanted.values())} {unit}s of {name} in {out}"

@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from launch.answers import Answer
 from launch.report.table import aligned
 from pipeline.captioner import Captioner, is_captioner
-from pipeline.tasks.classes import STATEMENT
+from pipeline.tasks.classes import JUDGING
 from pipeline.trimmed_model import Prediction, TrimmedModel
 
 
@@ -24,6 +24,8 @@ def predict_command(
     tokenizer: str | None,
 ) -> Answer:
     """Judges text i of picture i, or every text of the one picture; a captioner tells of each picture.
+
+    Where a model judges pairs, pictures come in twos: left, right, left, right.
 
     A statement has also whether it is true.
 
@@ -59,13 +61,14 @@ def _captions(model: Captioner, folder: Path, pictures: Sequence[str]) -> Answer
 
 
 def _judged(model: TrimmedModel, folder: Path, pictures: Sequence[str], texts: Sequence[str]) -> Answer:
-    found, judges = model.predict(pictures, texts), model.model.classes == STATEMENT
-    names = list(pictures) * (len(texts) if len(pictures) == 1 else 1)
+    found, judges = model.predict(pictures, texts), model.model.classes in JUDGING
+    each = [list(pictures[at : at + model.pictures]) for at in range(0, len(pictures), model.pictures)]
+    names = each * (len(texts) if len(each) == 1 else 1)
     data = {
         "model": str(folder),
         "predictions": [
-            {"image": name, "text": text, **({"true": each.true} if judges else {}), **asdict(each)}
-            for name, text, each in zip(names, texts, found, strict=True)
+            {**_named(name), "text": text, **({"true": said.true} if judges else {}), **asdict(said)}
+            for name, text, said in zip(names, texts, found, strict=True)
         ],
     }
     rows = [_row(*row) for row in zip(names, texts, found, strict=True)]
@@ -73,6 +76,10 @@ def _judged(model: TrimmedModel, folder: Path, pictures: Sequence[str], texts: S
     return 0, data, "\n".join(aligned([head, *rows], left=3))
 
 
-def _row(name: str, text: str, said: Prediction) -> list[str]:
+def _named(pictures: Sequence[str]) -> dict[str, Any]:
+    return {"image": pictures[0]} if len(pictures) == 1 else {"images": list(pictures)}
+
+
+def _row(pictures: Sequence[str], text: str, said: Prediction) -> list[str]:
     ratio = f"{said.full_gmacs / said.gmacs:.2f}"
-    return [Path(name).name, text, said.answer, f"{said.probability:.3f}", ratio]
+    return [", ".join(Path(name).name for name in pictures), text, said.answer, f"{said.probability:.3f}", ratio]

@@ -5,7 +5,6 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from launch.machine import available_cpus, available_gpus
 from launch.stages import plan_source, pretrain_counts
 from pipeline.checkpoint_places import open_place
 from pipeline.data.decode import BadSample
+from pipeline.data.sample import Sample
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.deepspeed_json import check_settings
@@ -36,6 +36,7 @@ _LOOKED_AT = 8  # samples of a split
 _WANTED = {
     "snli_ve": ("statements with a relation", "snli_ve"),
     "vqa": ("questions with annotators' answers", "vqa"),
+    "nlvr2": ("statements about pairs of pictures", "nlvr2"),
     "vqa_generative": ("questions with annotators' answers", "vqa"),
 }
 """What a task learns, and the data set that has it."""
@@ -159,8 +160,8 @@ def _check_task(config: RunConfig) -> None:
     plan, (wanted, source) = plan_source(config.data), _WANTED[task]
     for split in config.trim.splits:
         folder = plan[split].folder
-        first = [] if folder is None else _first_fields(folder)
-        if not (any(has_task(fields, task) for fields in first) or config.data.name == source):
+        first = [] if folder is None else _first_samples(folder)
+        if not (any(has_task(sample, task) for sample in first) or config.data.name == source):
             if config.data.name == "shards" and folder is None:
                 continue  # behind a URL; the stage looks itself
             raise UserError(
@@ -169,12 +170,12 @@ def _check_task(config: RunConfig) -> None:
             )
 
 
-def _first_fields(folder: Path) -> list[dict[str, Any]]:
+def _first_samples(folder: Path) -> list[Sample]:
     shards = ShardFolder(folder)
     found = []
     for row in range(min(_LOOKED_AT, len(shards))):
         try:
-            found.append(shards.read(row).fields)
+            found.append(shards.read(row))
         except BadSample as error:
             log.warning("%s: sample %d cannot be read: %s", folder, row, error)
     return found

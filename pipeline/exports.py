@@ -134,7 +134,8 @@ def describe_method(model: ClassificationModel, name: str) -> dict[str, Any]:
     elif isinstance(model.trimmers, ReducedVision):
         method |= {"reduction": asdict(model.trimmers.config), "share": model.trimmers.share}
     pruning = None if model.pruning is None else asdict(model.pruning.elip)
-    return {"trimmers": trimmers, "method": method, "pruning": pruning}
+    pair = {} if model.backbone.pair is None else {"pair": model.backbone.pair}
+    return {"trimmers": trimmers, "method": method, "pruning": pruning, **pair}
 
 
 def build_classification_model(described: dict[str, Any], classes: Classes = STATEMENT) -> ClassificationModel:
@@ -167,7 +168,7 @@ def build_classification_model(described: dict[str, Any], classes: Classes = STA
     whole = None if whole is None else ModelConfig.from_dict(whole)
     together = bool(method.get("together", False))
     decodes = isinstance(classes, Captions | RankedAnswers)
-    more = {} if decodes else {"whole": whole, "pruning": pruning, "together": together}
+    more = {} if decodes else {"whole": whole, "pruning": pruning, "together": together, "pair": described.get("pair")}
     model = fine_tuned(backbone, trimmers, policy, classes=classes, **more)
     if model.trimmers is not None:
         model.trimmers.set_share(share)

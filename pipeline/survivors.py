@@ -42,10 +42,10 @@ def draw_survivors(
         stage: Where to write.
 
     Returns:
-        How many pictures were drawn.
+        How many pictures were drawn; none of pairs.
     """
     stage.folder.mkdir(parents=True, exist_ok=True)
-    if not config.pictures:
+    if not config.pictures or "pairs" in {task_text(folder) for folder in trained.trimmed.values()}:
         save_survivors(stage.folder, [])
         return 0
     batch, rows = _chosen(config, trained, inputs)

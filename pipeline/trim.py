@@ -67,7 +67,8 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
     """
     kept = config.kept_pruning(backbone.config.backbone, pruning)
     with next(backbone.parameters()).device:
-        more = {} if kept is None else {"pruning": kept}
+        more: dict[str, Any] = {} if kept is None else {"pruning": kept}
+        more |= config.of_pairs
         model = fine_tuned(backbone, config.trims, config.policy, classes=_supposed(config), **more)
     longest = max_tokens if config.max_tokens is None else config.max_tokens
     if config.task == "captioning":

@@ -59,12 +59,12 @@ class Beginning:
         """The full model, one with what trims it, or the teacher of a student."""
         device = self.process.torch_device
         if self.target.is_full:
-            return fine_tuned(trained, None, classes=self.classes, **self._pruned).to(device)
+            return fine_tuned(trained, None, classes=self.classes, **self._kept).to(device)
         if self.config.trims is None:
             return self._teacher()
         begun = self._teacher() if self.config.init == "finetuned" else None
         backbone, config = trained if begun is None else begun.backbone, self.config
-        model = fine_tuned(backbone, config.trims, config.policy, classes=self.classes, **self._pruned).to(device)
+        model = fine_tuned(backbone, config.trims, config.policy, classes=self.classes, **self._kept).to(device)
         if begun is not None:
             model.cls_head = begun.cls_head
         if isinstance(model.trimmers, Trimmers) and model.trimmers.policy.heads == "ranked":
@@ -72,8 +72,9 @@ class Beginning:
         return model
 
     @property
-    def _pruned(self) -> dict[str, Any]:
-        return {} if self.pruning is None else {"pruning": self.pruning}
+    def _kept(self) -> dict[str, Any]:
+        """What a model has whatever trims it."""
+        return ({} if self.pruning is None else {"pruning": self.pruning}) | self.config.of_pairs
 
     def task(self, model: ClassificationModel, plan: Plan, typical: Units) -> ClassificationTask:
         """What is trained of what `model` gave.

@@ -1,7 +1,7 @@
 """Settings of the trimming stage."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from data_prep.errors import UserError
 from pipeline.data.loader import LoaderConfig
@@ -9,6 +9,7 @@ from pipeline.engine import OptimizerConfig
 from pipeline.generation import CaptionConfig
 from pipeline.limits import above_zero, weights_above_zero
 from pipeline.measure.latency import LatencyConfig
+from pipeline.models.backbone import PairWay
 from pipeline.param_groups import check_scales
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
@@ -31,6 +32,7 @@ class TrimConfig(MethodsConfig):
         task: ``statement``: is a sentence true of a picture? ``snli_ve``: does a picture entail a sentence,
             contradict it, or neither? ``vqa``: which answer of a list? ``vqa_generative``: the same by a
             decoder that ranks the list (BLIP). ``captioning``: what is to be told of a picture (BLIP)?
+            ``nlvr2``: is a sentence true of two pictures?
         splits: Split folders to train on, and the weight of each in every batch.
         targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
             same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
@@ -45,6 +47,9 @@ class TrimConfig(MethodsConfig):
             tokens count among `max_tokens`.
         image_size: Side in pixels of the square pictures of fine-tuning and ever after, where that is another one than
             pre-training's: positions are interpolated. None for pre-training's own.
+        pair: How ``nlvr2`` reads two pictures. ``passes``: the text is fused with each, and the head sees the features
+            of both; ``both``: the text attends to both at once, which METER cannot. None for the backbone's own way:
+            ``passes`` of METER, ``both`` of the others.
         max_tokens: Length of statements and questions in training, where they are shorter than what the loader pads
             captions to; None for the loader's. Longer ones are cut.
         loop: Durations and learning-rate schedule.
@@ -67,6 +72,7 @@ class TrimConfig(MethodsConfig):
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     captions: CaptionConfig = field(default_factory=CaptionConfig)
     image_size: int | None = None
+    pair: PairWay | None = None
     max_tokens: int | None = None
     loop: LoopConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -82,6 +88,8 @@ class TrimConfig(MethodsConfig):
         self._check_targets([Target.parse(target) for target in self.targets])
         above_zero(self, "trim", "head_scale", "trimmer_scale")
         check_scales("trim.lr_scales", self.lr_scales)
+        if self.task == "nlvr2" and self.method == "ftkd":
+            raise UserError("trim.method=ftkd is not made for trim.task=nlvr2, which has two pictures; use another")
         if self.task in ("captioning", "vqa_generative"):
             self._check_decoder([Target.parse(target) for target in self.targets])
 
@@ -142,6 +150,11 @@ class TrimConfig(MethodsConfig):
             )
         keep = backbone == "meter" if self.keep_pruning is None else self.keep_pruning
         return elip if keep else None
+
+    @property
+    def of_pairs(self) -> dict[str, Any]:
+        """What a model of pairs is told besides."""
+        return {"pair": self.pair} if self.task == "nlvr2" else {}
 
     @property
     def needs_full(self) -> bool:

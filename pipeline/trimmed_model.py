@@ -13,10 +13,11 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.data.decode import BadSample
+from pipeline.data.sample import pictures_of
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, eval_image, normalise
 from pipeline.exports import load_classification_model
-from pipeline.tasks.classes import STATEMENT
+from pipeline.tasks.classes import JUDGING
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.cost import units_of
 
@@ -31,8 +32,8 @@ class Prediction:
     """What a model says of one picture and one text.
 
     Attributes:
-        answer: ``true`` or ``false`` of a statement, ``entailment``, ``neutral`` or ``contradiction``, or the answer to
-            a question.
+        answer: ``true`` or ``false`` of a statement (NLVR2's too), ``entailment``, ``neutral`` or ``contradiction``, or
+            the answer to a question.
         probability: Of the answer; of a statement, of true.
         gmacs: Billions of multiply-accumulates that this instance took.
         full_gmacs: That the untrimmed model takes.
@@ -109,28 +110,43 @@ class TrimmedModel:
         """Judges text i of picture i; one picture serves for any number of texts.
 
         Args:
-            pictures: As many as texts, or one.
+            pictures: As many as texts, or one; where the model judges pairs, two for each of these, left and right.
             texts: Statements or questions.
             batch_size: Instances that are computed together.
 
         Raises:
             UserError: The numbers differ, or a picture cannot be read.
         """
-        if len(pictures) not in (1, len(texts)):
-            raise UserError(f"{len(pictures)} pictures and {len(texts)} texts: give one picture for each text, or one")
-        one = read_picture(pictures[0], self.transform) if len(pictures) == 1 else None
+        each = self.pictures
+        if len(pictures) not in (each, each * len(texts)):
+            wanted = (
+                "one picture for each text, or one" if each == 1 else "a left and a right one for each text, or two"
+            )
+            raise UserError(f"{len(pictures)} pictures and {len(texts)} texts: give {wanted}")
+        one = self._read(pictures) if len(pictures) == each else None
         found: list[Prediction] = []
         for begin in range(0, len(texts), batch_size):
             end = min(begin + batch_size, len(texts))
-            own = [one if one is not None else read_picture(pictures[row], self.transform) for row in range(begin, end)]
+            rows = (pictures[each * row : each * (row + 1)] for row in range(begin, end))
+            own = [self._read(row) if one is None else one for row in rows]
             found += self._judged(torch.stack(own), texts[begin:end])
         return found
 
-    def _judged(self, pixels_B3HW: Tensor, texts: Sequence[str]) -> Iterator[Prediction]:
+    @property
+    def pictures(self) -> int:
+        """How many pictures a text is told of."""
+        return pictures_of(self.model.classes.text)
+
+    def _read(self, pictures: Sequence[Picture]) -> Tensor:
+        """(3, H, W), or (2, 3, H, W) of a pair."""
+        pixels = torch.stack([read_picture(picture, self.transform) for picture in pictures])
+        return pixels if self.pictures > 1 else pixels[0]
+
+    def _judged(self, pixels: Tensor, texts: Sequence[str]) -> Iterator[Prediction]:
         ids_BL, mask_BL = (part.to(self.device) for part in self.tokenizer.encode(texts, self.max_tokens))
         length = int(mask_BL.sum(1).max())
         ids_BL, mask_BL = ids_BL[:, :length], mask_BL[:, :length]
-        pixels = normalise(pixels_B3HW.to(self.device), self.transform.mean, self.transform.std)
+        pixels = normalise(pixels.to(self.device), self.transform.mean, self.transform.std)
         trimming = self.model.trimming(ids_BL, mask_BL)
         scores_BA = self.model.classify(pixels, ids_BL, mask_BL, [] if trimming is None else [trimming])
         units = units_of(self.model.backbone, mask_BL)
@@ -139,7 +155,7 @@ class TrimmedModel:
         kept = self.model.cost_model().kept_by_instance(decisions, units)
         classes = self.model.classes
         said_B, chance_BA = scores_BA.argmax(1), classes.probabilities(scores_BA)
-        told_B = torch.ones_like(said_B) if classes == STATEMENT else said_B
+        told_B = torch.ones_like(said_B) if classes in JUDGING else said_B
         for row, said in enumerate(said_B.tolist()):
             shares, chance = (
                 {group: float(share_B[row]) for group, share_B in kept.items()},

@@ -60,7 +60,7 @@ class ImageTextBatch:
     """A batch of B images with one text each. L is the fixed text length, so that shapes never change.
 
     Attributes:
-        pixels: (B, 3, H, W) uint8, RGB; see `transforms.normalise`.
+        pixels: (B, 3, H, W) uint8, RGB; of pairs (B, 2, 3, H, W), left and right; see `transforms.normalise`.
         token_ids: (B, L) int64, padded at the end.
         token_mask: (B, L) bool, True for tokens that are not padding.
         labels: (B,) int64, 1 where the text is true of the image, 0 where it is not, -1 where nobody says; with

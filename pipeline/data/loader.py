@@ -337,12 +337,16 @@ def _check_not_empty(folder: ShardFolder, total: int, text: TextKind) -> None:
         raise UserError(f"{folder.path} has {said}; choose data that has them")
 
 
-def _augment(config: TransformConfig, seed: int, digests: list[str], data: Encoded, text: str, pick: Pick) -> Pixels:
-    rng = generator(seed, digests[pick.source], pick.epoch, pick.row, pick.text, "augment")
+def _augment(
+    config: TransformConfig, seed: int, digests: list[str], data: Encoded, text: str, pick: Pick, number: int
+) -> Pixels:
+    """The second picture of a pair has draws of its own."""
+    purpose = f"augment {number}" if number else "augment"
+    rng = generator(seed, digests[pick.source], pick.epoch, pick.row, pick.text, purpose)
     return train_image(data, text, config, rng)
 
 
-def _plain(config: TransformConfig, data: Encoded, text: str, pick: Pick) -> Pixels:
+def _plain(config: TransformConfig, data: Encoded, text: str, pick: Pick, number: int) -> Pixels:
     return eval_image(data, config)
 
 

@@ -10,7 +10,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalise(pixels_B3HW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 pixels -> float32 with mean and deviation taken out, (B, 3, H, W), on the pixels' device."""
+    """uint8 pixels -> float32 with mean and deviation taken out, (B, 3, H, W) or (B, 2, 3, H, W), where they are."""
     centre, spread = (_channels(tuple(values), pixels_B3HW.device) for values in (mean, std))
     return (pixels_B3HW.float() - centre) / spread
 

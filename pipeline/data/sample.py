@@ -1,4 +1,7 @@
-"""A sample as it lies in its shard, and what is read of it: a caption, statement, relation or question, or an image."""
+"""A sample as it lies in its shard, and what is read of it: a caption, statement, relation or question, or an image.
+
+Of pairs it is a statement with both pictures.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,8 +28,17 @@ class EveryImage:
         return "images"
 
 
-TextKind = Literal["captions", "statements", "relations", "questions"] | EveryImage
-"""What goes with a picture; a relation is a statement with its label of three classes (SNLI-VE)."""
+TextKind = Literal["captions", "statements", "relations", "questions", "pairs"] | EveryImage
+"""What goes with a picture; a relation is a statement with its label of three classes (SNLI-VE), and ``pairs`` are the
+statements about two pictures (NLVR2)."""
+
+SIDES = ("left", "right")
+"""Of the pictures of a pair, in their order."""
+
+
+def pictures_of(kind: TextKind) -> int:
+    """How many pictures go with one text."""
+    return len(SIDES) if kind == "pairs" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +62,18 @@ class Sample:
         if "" not in self.images:
             raise BadSample(f"has the pictures {sorted(self.images)} where one is wanted")
         return self.images[""]
+
+    def pictures(self, kind: TextKind) -> tuple[Encoded, ...]:
+        """What goes with one text: the only picture, or the left and the right one.
+
+        Raises:
+            BadSample: there are others.
+        """
+        if kind != "pairs":
+            return (self.image,)
+        if set(self.images) != set(SIDES):
+            raise BadSample(f"has {len(self.images)} picture where a left and a right one are wanted")
+        return tuple(self.images[side] for side in SIDES)
 
     @property
     def captions(self) -> list[str]:
@@ -89,7 +113,7 @@ class Sample:
 
 
 def _label(kind: TextKind, statement: Mapping[str, Any]) -> int:
-    if kind == "statements":
+    if kind in ("statements", "pairs"):
         return int(bool(statement["label"]))
     if statement.get("relation") not in LABELS:
         raise BadSample(f"has a statement whose relation is none of {', '.join(LABELS)}")

@@ -18,13 +18,13 @@ from pipeline.data.batch import ImageTextBatch, LoadWork, Skip
 from pipeline.data.board import Activity, Note, WorkerBoard
 from pipeline.data.decode import BadSample, Encoded, Pixels
 from pipeline.data.order import Order, Pick, Slot
-from pipeline.data.sample import Sample, TextKind
+from pipeline.data.sample import Sample, TextKind, pictures_of
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-Transform = Callable[[Encoded, str, Pick], Pixels]
+Transform = Callable[[Encoded, str, Pick, int], Pixels]
 DrawSeed = Callable[[Pick], int]
 _FURTHEST = 64  # steps that are announced in advance at most
 # Samples that are read before they are decoded. Decoding drives all else out of the processor's caches, and with them
@@ -55,10 +55,10 @@ class Item:
 
 
 class _Found(NamedTuple):
-    """A sample that was read, and its encoded picture."""
+    """A sample that was read, and its encoded picture, or those of a pair."""
 
     item: Item
-    image: Encoded
+    images: tuple[Encoded, ...]
 
 
 @dataclass(kw_only=True)
@@ -111,7 +111,7 @@ class StepDataset(Dataset[ImageTextBatch]):
         Args:
             folders: the sources that the order numbers.
             order: which samples a step has.
-            transform: encoded image, its text and its place in the order -> pixels.
+            transform: encoded image, its text, its place in the order, and its number in a pair (else 0) -> pixels.
             draw_seed: place in the order -> what random choices about the sample derive from, in [0, 2**63).
             tokenizer: of the texts.
             text: which of a sample's texts go with it.
@@ -145,16 +145,17 @@ class StepDataset(Dataset[ImageTextBatch]):
         return self.make(step)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of a picture: channels, height, width."""
-        return (3, *self._size)
+    def shape(self) -> tuple[int, ...]:
+        """Of what goes with a text: channels, height, width; of a pair 2 before them."""
+        pictures = pictures_of(self._text)
+        return (3, *self._size) if pictures == 1 else (pictures, 3, *self._size)
 
     def make(self, step: int, room: NDArray[np.uint8] | None = None) -> ImageTextBatch:
         """Makes the batch of a step.
 
         Args:
             step: global step.
-            room: where its pixels go, (at least B, 3, H, W); None for new memory.
+            room: where its pixels go, at least B times `shape`; None for new memory.
 
         Raises:
             UserError: no sample of a slot's range can be read, or a shard cannot be opened.
@@ -233,7 +234,7 @@ class StepDataset(Dataset[ImageTextBatch]):
         try:
             sample = folder.read(pick.row)
             key = sample.key
-            return _Found(self._described(sample, pick), sample.image)
+            return _Found(self._described(sample, pick), sample.pictures(self._text))
         except BadSample as error:
             return Skip(*folder.shard_of(pick.row), key, str(error), pick.source)
         finally:
@@ -262,7 +263,7 @@ class StepDataset(Dataset[ImageTextBatch]):
     ) -> Item | None:
         """The sample of a slot or, where it is bad, its first good stand-in; None where there may be none.
 
-        Its pixels go into `planes`, (3, H, W).
+        Its pixels go into `planes`, of `shape`.
         """
         attempt = 0
         while pick is not None:
@@ -286,9 +287,11 @@ class StepDataset(Dataset[ImageTextBatch]):
         begin = time.perf_counter()
         self._board.write(making.worker, Activity.DECODING, making.step, pick.source, pick.row)
         try:
-            pixels = self._transform(found.image, found.item.text, pick)
-            assert pixels.shape == (*self._size, 3)  # else OpenCV would write elsewhere, and say nothing
-            cv2.split(pixels, list(planes))  # eight times as fast as NumPy's transpose
+            for number, image in enumerate(found.images):
+                pixels = self._transform(image, found.item.text, pick, number)
+                assert pixels.shape == (*self._size, 3)  # else OpenCV would write elsewhere, and say nothing
+                room = planes if planes.ndim == 3 else planes[number]
+                cv2.split(pixels, list(room))  # eight times as fast as NumPy's transpose
             return found.item
         except BadSample as error:
             return Skip(*self._folders[pick.source].shard_of(pick.row), found.item.key, str(error), pick.source)

@@ -64,6 +64,16 @@ def write_captions(path: Path, found: Mapping[str, str]) -> None:
     write_json(path, rows)
 
 
+def write_nlvr2(path: Path, found: Mapping[str, str]) -> None:
+    """Writes the corpus's CSV: identifier,True or False.
+
+    Args:
+        path: The file.
+        found: ``true`` or ``false`` by identifier.
+    """
+    write_atomic(path, "".join(f"{name},{said.capitalize()}\n" for name, said in found.items()).encode())
+
+
 def write_snli_ve(path: Path, found: Mapping[str, str]) -> None:
     """Writes an object a line: {"pairID", "prediction"}.
 

@@ -13,8 +13,8 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.sources.snli_ve import LABELS
 from pipeline.data.batch import ImageTextBatch
-from pipeline.metrics.result_files import write_captions, write_snli_ve, write_vqa
-from pipeline.metrics.tasks import Asked, Score, mean_score, snli_ve_scores, told_scores, vqa_scores
+from pipeline.metrics.result_files import write_captions, write_nlvr2, write_snli_ve, write_vqa
+from pipeline.metrics.tasks import Asked, Score, mean_score, nlvr2_scores, snli_ve_scores, told_scores, vqa_scores
 
 
 class Tally(ABC):
@@ -189,6 +189,33 @@ def _by_distance(domain: str) -> tuple[int, str]:
     return known.index(domain) if domain in known else len(known), domain
 
 
+class Nlvr2Tally(Tally):
+    """Statements about pairs of pictures."""
+
+    ending = ".csv"
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+        self.labels: dict[str, str] = {}
+
+    def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
+        """Takes a batch."""
+        for row, label in enumerate(batch.labels.tolist()):
+            name = batch.ids[row]
+            if name.count("-") != 3:
+                raise UserError(f"{batch.keys[row]}: its id {name!r} is not NLVR2's split-set-pair-sentence")
+            _refuse_twice(batch, row, "id", name, self.found)
+            self.found[name], self.labels[name] = names[said[row]], names[label]
+
+    def scores(self) -> list[Score]:
+        """Accuracy and consistency."""
+        return nlvr2_scores(self.found, self.labels, self.labels)
+
+    def write(self, path: Path) -> None:
+        """The corpus's CSV."""
+        write_nlvr2(path, self.found)
+
+
 def _name(batch: ImageTextBatch, row: int, key: str, known: dict[Any, str]) -> Any:
     """The id of an instance.
 
@@ -198,11 +225,15 @@ def _name(batch: ImageTextBatch, row: int, key: str, known: dict[Any, str]) -> A
     name = batch.told[row].get(key)
     if name is None:
         raise UserError(f"{batch.keys[row]}: {batch.texts[row]!r} has no {key}, by which results are told apart")
+    _refuse_twice(batch, row, key, name, known)
+    return name
+
+
+def _refuse_twice(batch: ImageTextBatch, row: int, key: str, name: Any, known: dict[Any, str]) -> None:
     if name in known:
         raise UserError(
             f"{batch.keys[row]}: {key} {name!r} stands twice in this split, so results cannot be told apart"
         )
-    return name
 
 
 TALLIES: dict[str, type[Tally]] = {
@@ -210,5 +241,6 @@ TALLIES: dict[str, type[Tally]] = {
     "snli_ve": SnliVeTally,
     "vqa": VqaTally,
     "vqa_generative": VqaTally,
+    "nlvr2": Nlvr2Tally,
 }
 """By task."""

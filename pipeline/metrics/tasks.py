@@ -184,7 +184,18 @@ def score_nlvr2(predictions: Path, annotations: Path, subset: bool) -> list[Scor
         labels[row["identifier"]] = str(row["label"]).lower()
 
     annotated(annotations, "", read)
-    names = answered(predictions, found, labels, subset)
+    return nlvr2_scores(found, labels, answered(predictions, found, labels, subset))
+
+
+def nlvr2_scores(found: Mapping[str, str], labels: Mapping[str, str], names: Iterable[str]) -> list[Score]:
+    """Accuracy, and the share of sentences that are judged rightly of every pair that they are told of.
+
+    Args:
+        found: Whether each example was said to be true, in any case.
+        labels: Whether it is, in lower case.
+        names: Those that count, in any order.
+    """
+    names = sorted(names)
     right = {name: float(found[name].lower() == labels[name]) for name in names}
     consistent: dict[str, float] = defaultdict(lambda: 1.0)
     for name in names:

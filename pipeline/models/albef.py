@@ -34,7 +34,7 @@ class Albef(Backbone):
     @property
     def fusion_steps(self) -> list[Step]:
         """The layers on top, in which the text attends to the image."""
-        return self.text_encoder.bert.steps("fusion", slice(self.config.text.text_layers, None), ("image",))
+        return self.text_encoder.bert.steps("fusion", slice(self.config.text.text_layers, None), self.pictures)
 
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
         """Words and positions."""

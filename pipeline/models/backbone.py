@@ -6,6 +6,7 @@ B batch, L text tokens, D width, E width of the shared embedding, F width of the
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,10 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.schedule import NO_STREAMS, Intervention, Step, TokenStream, execute, side_by_side
 from pipeline.models.vision import VisionTower
 from pipeline.precision import at_least_float32
+
+PairWay = Literal["passes", "both"]
+"""How a pair of pictures is read: ``passes`` fuses the text with each and puts both features side by side (METER);
+``both`` has every cross-attention look at both (BLIP, and ALBEF likewise)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class Backbone(nn.Module, ABC):
 
     encodes_together = False
     """Whether trimmers have text and image encoded side by side, where nothing in the image waits for the text."""
+
+    pair: PairWay | None = None
+    """How it reads two pictures, once `models.pairs.begin_pairs` made it read such; None for one picture."""
 
     # Of the backbones that have them: contrast (all but METER), matching and words (all but CLIP).
     vision_proj: nn.Linear
@@ -126,6 +134,11 @@ class Backbone(nn.Module, ABC):
     def sentence(self, text: TokenStream) -> Tensor:
         """(B, D of vision) the vector that guides pruning (METHODS.md section 1), from the encoded text."""
         return text.cls
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Streams that fusion attends to where images do not change with the text (ALBEF, BLIP)."""
+        return ("image", "other") if self.pair == "both" else ("image",)
 
     def begin_fusion(self, text: TokenStream, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
         """The text stream that fusion begins with, from the encoded text or from its ids."""

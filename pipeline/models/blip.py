@@ -94,7 +94,7 @@ class GroundedBlip(Backbone):
     @property
     def fusion_steps(self) -> list[Step]:
         """The same layers, now attending to the image."""
-        return self.text_encoder.steps("fusion", slice(None), ("image",))
+        return self.text_encoder.steps("fusion", slice(None), self.pictures)
 
     def embed_text(self, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
         """Words and positions."""

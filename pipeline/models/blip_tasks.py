@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.backbone import Backbone, Fused, matching_head
+from pipeline.models.backbone import Backbone, matching_head
 from pipeline.models.blip import Blip, GroundedBlip, begin_with, decode, decoder_steps
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
 from pipeline.models.packing import unpack
 from pipeline.models.past import Past
-from pipeline.models.schedule import Intervention, Step, TokenStream, execute
+from pipeline.models.schedule import Intervention, Step, TokenStream
 from pipeline.models.text import TextTower, text_block
 
 FIRST_MERGING_LAYER = 6
@@ -146,6 +146,8 @@ class BlipPair(GroundedBlip):
         config: Sizes; `text.vocab_size` is set and counts [DEC] and [ENC].
     """
 
+    pair = "both"
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         width = config.text.width
@@ -158,18 +160,6 @@ class BlipPair(GroundedBlip):
             text_block(config.text, config.vision.width, "merge" if layer >= FIRST_MERGING_LAYER else "average")
             for layer in range(config.text.text_layers)
         ]
-
-    @property
-    def fusion_steps(self) -> list[Step]:
-        """All layers, attending to both images."""
-        return self.text_encoder.steps("fusion", slice(None), ("image", "other"))
-
-    def fuse_pair(
-        self, text: TokenStream, image: TokenStream, other: TokenStream, interventions: Sequence[Intervention] = ()
-    ) -> Fused:
-        """Fusion layers on the stream of `begin_fusion` and two images from `encode_image`."""
-        streams = execute(self.fusion_steps, {"text": text, "image": image, "other": other}, interventions)
-        return Fused(streams["text"], streams["text"].cls)
 
 
 BlipKind = Literal["blip", "blip_retrieval", "blip_vqa", "blip_caption", "blip_nlvr"]

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.blocks import init_transformer
-from pipeline.models.meter import Meter
-from pipeline.models.schedule import TokenStream
 
 CLASSIFIER_EPS = 1e-5
 
@@ -28,22 +26,6 @@ class TaskClassifier(nn.Sequential):
             nn.Linear(features, hidden), nn.LayerNorm(hidden, eps=eps), nn.GELU(), nn.Linear(hidden, classes)
         )
         init_transformer(self, hidden)
-
-
-def pair_features(model: Meter, text: TokenStream, first: TokenStream, second: TokenStream) -> Tensor:
-    """One sentence with each of two pictures (NLVR2).
-
-    Args:
-        model: METER.
-        text: From `begin_fusion`.
-        first: The first pictures, from `encode_image`.
-        second: The second ones.
-
-    Returns:
-        (B, 2 F): features with the first picture, then with the second, which has a token type of its own.
-    """
-    fused = [model.fuse(text, image, image_type=number) for number, image in enumerate((first, second), start=1)]
-    return torch.cat([each.features_BF for each in fused], -1)
 
 
 def rank_head_of(matching: nn.Linear) -> nn.Linear:

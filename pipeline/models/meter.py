@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.models.backbone import Backbone, Fused, matching_head
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
+from pipeline.models.packing import spread
 from pipeline.models.schedule import Advance, Intervention, Step, Streams, TokenStream, execute
 from pipeline.models.text import Bert, Predictions, text_block
 
@@ -92,7 +93,7 @@ class Meter(Backbone):
         text: TokenStream,
         image: TokenStream,
         interventions: Sequence[Intervention] = (),
-        image_type: int = 1,
+        image_type: int | Tensor = 1,
     ) -> Fused:
         """Co-attention.
 
@@ -100,7 +101,7 @@ class Meter(Backbone):
             text: From `begin_fusion`.
             image: From `encode_image`. The image stream changes with the text, so `rows` are gathered here.
             interventions: Methods that act on these layers.
-            image_type: Row of the token types: 1, or 2 for a pair's second image.
+            image_type: Row of the token types: 1, or 2 for a pair's second image; (B,) where rows differ.
 
         Returns:
             Features: the pooled text and the pooled image side by side.
@@ -110,7 +111,7 @@ class Meter(Backbone):
         pooled = [self.text_pooler(done["text"]), self.image_pooler(done["image"])]
         return Fused(done["text"], torch.cat(pooled, -1))
 
-    def begin_streams(self, text: TokenStream, image: TokenStream, image_type: int = 1) -> Streams:
+    def begin_streams(self, text: TokenStream, image: TokenStream, image_type: int | Tensor = 1) -> Streams:
         """Both streams as the first layer of co-attention sees them; arguments as in `fuse`."""
         if image.rows is not None:
             present = None if image.present is None else image.present[image.rows]
@@ -118,9 +119,11 @@ class Meter(Backbone):
             size = None if image.size is None else image.size[image.rows]
             image = replace(image, x=image.x[image.rows], present=present, origin=origin, size=size, rows=None)
         types = self.token_type_embeddings.weight
+        own = types[image_type]
+        own = spread(own, image) if own.ndim > 1 else own
         return {
             "text": text.with_x(self.text_transform(text.x) + types[0]),
-            "image": image.with_x(self.image_transform(image.x) + types[image_type]),
+            "image": image.with_x(self.image_transform(image.x) + own),
         }
 
     def word_scores(self, x: Tensor) -> Tensor:

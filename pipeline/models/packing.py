@@ -38,6 +38,53 @@ def keep_packed(stream: TokenStream, kept_T: Tensor) -> TokenStream:
     return replace(stream, x=stream.x[kept_T], origin=origin, offsets=(0, *ends.tolist()), memo=None)
 
 
+def stacked(first: TokenStream, second: TokenStream) -> TokenStream:
+    """The rows of two streams of one layout and length, one after the other."""
+    x = torch.cat([first.x, second.x])
+    origin = _both(first.origin, second.origin)
+    if first.offsets is None:
+        present, size = _both(first.present, second.present), _both(first.size, second.size)
+        return TokenStream(x, present, origin, causal=first.causal, size=size)
+    assert second.offsets is not None, "both are packed, or none"
+    offsets = (*first.offsets, *(len(first.x) + end for end in second.offsets[1:]))
+    return TokenStream(x, None, origin, offsets, causal=first.causal)
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else torch.cat([first, second])
+
+
+def halves(stream: TokenStream) -> tuple[TokenStream, TokenStream]:
+    """The first and the second half of the rows, each for itself."""
+    if stream.offsets is None:
+        half = len(stream.x) // 2
+        return _rows(stream, slice(0, half)), _rows(stream, slice(half, None))
+    half = len(stream.offsets) // 2
+    ends = (0, stream.offsets[half], len(stream.x))
+    parts = stream.offsets[: half + 1], tuple(end - ends[1] for end in stream.offsets[half:])
+    first, second = (
+        TokenStream(
+            stream.x[begin:end], None, None if stream.origin is None else stream.origin[begin:end], offsets,
+            causal=stream.causal,
+        )
+        for begin, end, offsets in zip(ends, ends[1:], parts, strict=False)
+    )  # fmt: skip
+    return first, second
+
+
+def _rows(stream: TokenStream, rows: slice) -> TokenStream:
+    origin, present, size = (None if t is None else t[rows] for t in (stream.origin, stream.present, stream.size))
+    return TokenStream(stream.x[rows], present, origin, causal=stream.causal, size=size)
+
+
+def spread(per_instance_BD: Tensor, stream: TokenStream) -> Tensor:
+    """One row per instance -> something that broadcasts over its tokens, padded or packed."""
+    if stream.offsets is None:
+        return per_instance_BD[:, None]
+    lengths = torch.tensor(stream.offsets, device=per_instance_BD.device).diff()
+    return per_instance_BD.repeat_interleave(lengths, 0)
+
+
 def unpack(stream: TokenStream) -> TokenStream:
     """Packed -> padded to the longest instance. A padded stream stays as it is."""
     if stream.offsets is None:

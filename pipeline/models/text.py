@@ -140,13 +140,15 @@ class Bert(nn.Module):
     def steps(self, part: str, layers: slice, sources: tuple[str, ...] = (), tells: bool = False) -> list[Step]:
         """Some of the layers as steps of the stream ``text``; what they attend to guides them, if anything does.
 
+        A pair of images has a stream ``pair`` for it.
+
         Args:
             part: Name of the part.
             layers: Which.
             sources: What they attend to.
             tells: Whether every token is an output, so that methods may take out the source's alone.
         """
-        guide = sources[0] if sources else "text"
+        guide = "text" if not sources else sources[0] if len(sources) == 1 else "pair"
         tells_of = guide if tells else ""
         return [
             Step(part, number, (Advance("text", block, sources, guide, tells_of=tells_of),))

@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from data_prep.errors import UserError
 from data_prep.sources.snli_ve import LABELS
 from pipeline.data.batch import ImageTextBatch
-from pipeline.data.sample import TextKind
+from pipeline.data.sample import SIDES, Sample, TextKind
 from pipeline.metrics.vqa import normalised
 from pipeline.objectives.answers import answer_loss
 from pipeline.objectives.gather import mean_over_global_count
 from pipeline.objectives.lm import caption_loss, next_words
 from pipeline.trimming.distillation import answer_divergence, class_divergence
 
-TaskName = Literal["statement", "snli_ve", "vqa", "vqa_generative", "captioning"]
+TaskName = Literal["statement", "snli_ve", "vqa", "vqa_generative", "captioning", "nlvr2"]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 TEXTS: Mapping[TaskName, TextKind] = {
     "statement": "statements",
@@ -32,6 +32,7 @@ TEXTS: Mapping[TaskName, TextKind] = {
     "vqa": "questions",
     "vqa_generative": "questions",
     "captioning": "captions",
+    "nlvr2": "pairs",
 }
 """What each task reads of a sample."""
 ANSWERING: tuple[TaskName, ...] = ("vqa", "vqa_generative")
@@ -198,7 +199,10 @@ class Captions(Classes):
 
 STATEMENT = OneOf("statement", ("false", "true"))
 SNLI_VE = OneOf("snli_ve", LABELS)
-_FIXED: Mapping[str, Classes] = {"statement": STATEMENT, "snli_ve": SNLI_VE}
+NLVR2 = OneOf("nlvr2", ("false", "true"))
+JUDGING: tuple[Classes, ...] = (STATEMENT, NLVR2)
+"""Whether a sentence is true of what is shown."""
+_FIXED: Mapping[str, Classes] = {"statement": STATEMENT, "snli_ve": SNLI_VE, "nlvr2": NLVR2}
 
 
 def classes_of(task: str, answers: Sequence[str] = ()) -> Classes:
@@ -217,13 +221,15 @@ def word_divergence(trimmed_MV: Tensor, full_MV: Tensor) -> Tensor:
     return mean_over_global_count(class_divergence(trimmed_MV, full_MV) * count, count)
 
 
-def has_task(fields: Mapping[str, Any], task: TaskName) -> bool:
-    """Whether a sample's JSON says what a task learns."""
+def has_task(sample: Sample, task: TaskName) -> bool:
+    """Whether a sample has what a task learns."""
     if task == "captioning":
-        return bool(fields.get("captions"))
-    statements, questions = fields.get("statements", ()), fields.get("questions", ())
+        return bool(sample.fields.get("captions"))
+    statements, questions = sample.fields.get("statements", ()), sample.fields.get("questions", ())
     if task in ANSWERING:
         return any(question.get("answers") for question in questions)
+    if task == "nlvr2":
+        return bool(statements) and set(sample.images) == set(SIDES)
     return any(task == "statement" or statement.get("relation") in LABELS for statement in statements)
 
 

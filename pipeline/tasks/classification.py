@@ -1,4 +1,4 @@
-"""Classification of a picture with a text (`classes`): a head on the fused features, with or without trimmers.
+"""Classification of a picture or a pair with a text (`classes`): a head on fused features, with or without trimmers.
 
 B batch, L text tokens, D width, A classes or answers.
 """
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.limits import at_least
-from pipeline.models.backbone import Backbone
+from pipeline.models.backbone import Backbone, PairWay
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.models.heads import TaskClassifier
+from pipeline.models.pairs import begin_pairs, both_features, own_way, pair_features, rows_of_pairs, twice
 from pipeline.models.schedule import Intervention, TokenStream
 from pipeline.objectives.gather import global_means
 from pipeline.precision import at_least_float32
 from pipeline.pruning.elip import ElipConfig
-from pipeline.tasks.classes import STATEMENT, Classes
+from pipeline.tasks.classes import NLVR2, STATEMENT, Classes
 from pipeline.tasks.task import EachPartAlone, Losses
 from pipeline.trimming.cost import CostModel, Units, cost_loss, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
@@ -82,7 +83,7 @@ class ClassificationModel(nn.Module):
     """A pre-trained backbone with a classifier, and trimmers if it is to be trimmed.
 
     Args:
-        backbone: Shared, not copied.
+        backbone: Shared, not copied; for pairs it is changed into one that reads them.
         trimmers: Sizes of what trims, or a method that reduces the vision tower, or None for the full model.
         policy: Who decides on tokens and heads: SmartTrim or one of its baselines.
         whole: Sizes of the model that costs are compared with, where that is not the backbone: a student's teacher.
@@ -90,9 +91,10 @@ class ClassificationModel(nn.Module):
         together: Whether trimmers have both encoders advance side by side; None where the backbone says so and no
             pruning has the image wait for the text.
         classes: What the head tells apart.
+        pair: How pairs of pictures are read, where the classes are told of such; None for the backbone's own way.
 
     Raises:
-        UserError: The backbone cannot judge statements, or the pruning does not fit it.
+        UserError: The backbone cannot judge statements, or not pairs in this way, or the pruning does not fit it.
     """
 
     def __init__(
@@ -104,12 +106,15 @@ class ClassificationModel(nn.Module):
         pruning: ElipConfig | None = None,
         together: bool | None = None,
         classes: Classes = STATEMENT,
+        pair: PairWay | None = None,
     ) -> None:
         super().__init__()
         if not backbone.fusion_steps:
             raise UserError(
                 f"{backbone.config.backbone} has no fusion layers, so it cannot judge statements; use another"
             )
+        if classes == NLVR2:
+            begin_pairs(backbone, pair or own_way(backbone))
         self.backbone = backbone
         self.classes = classes
         self.cls_head: nn.Module = self.make_head()
@@ -128,7 +133,8 @@ class ClassificationModel(nn.Module):
             # Whether a statement is true of a picture is what matching asked of captions: the head begins so.
             return copy.deepcopy(self.backbone.itm_head)
         features = self.backbone.itm_head.in_features
-        return TaskClassifier(features, features, len(self.classes.names))
+        seen = 2 * features if self.backbone.pair == "passes" else features
+        return TaskClassifier(seen, features, len(self.classes.names))
 
     def trimming(
         self, ids_BL: Tensor, mask_BL: Tensor, gate: Gate | None = None
@@ -152,24 +158,41 @@ class ClassificationModel(nn.Module):
         """(B, A) scores of the classes.
 
         Args:
-            pixels: (B, 3, height, width), normalised.
+            pixels: (B, 3, height, width), normalised; of pairs (B, 2, 3, height, width).
             ids_BL: Token ids.
             mask_BL: True at real tokens.
             interventions: Trimming, masked or packed, or none.
         """
         text, image = self._encode(pixels, ids_BL, mask_BL, interventions)
-        text = self.backbone.begin_fusion(text, ids_BL, mask_BL)
-        scores: Tensor = self.cls_head(self.backbone.fuse(text, image, interventions).features_BF)
+        scores: Tensor = self.cls_head(self._fused(text, image, interventions))
         return at_least_float32(scores)  # the losses are computed outside of autocast
 
     def _encode(
         self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: list[Intervention]
     ) -> tuple[TokenStream, TokenStream]:
+        """What fusion begins with; of pairs the image has 2 B rows, and the text too where each is fused apart."""
+        pair = self.backbone.pair
+        if pair is not None:
+            pixels = rows_of_pairs(pixels)
         if isinstance(self.trimmers, Trimmers) and self.trimmers.together:
-            return self.backbone.encode_together(pixels, ids_BL, mask_BL, interventions)
+            if pair is not None:
+                ids_BL, mask_BL = ids_BL.repeat(2, 1), mask_BL.repeat(2, 1)
+            text, image = self.backbone.encode_together(pixels, ids_BL, mask_BL, interventions)
+            return self.backbone.begin_fusion(text, ids_BL, mask_BL), image
         text = self.backbone.encode_text(ids_BL, mask_BL, interventions)
-        pruning: list[Intervention] = [] if self.pruning is None else [self.pruning.begin(text)]
-        return text, self.backbone.encode_image(pixels, [*pruning, *interventions], text)
+        guide = text if pair is None else twice(text)
+        pruning: list[Intervention] = [] if self.pruning is None else [self.pruning.begin(guide)]
+        image = self.backbone.encode_image(pixels, [*pruning, *interventions], guide)
+        text = self.backbone.begin_fusion(text, ids_BL, mask_BL)
+        return (twice(text) if pair == "passes" else text), image
+
+    def _fused(self, text: TokenStream, image: TokenStream, interventions: list[Intervention]) -> Tensor:
+        """What the head looks at."""
+        if self.backbone.pair == "passes":
+            return pair_features(self.backbone, text, image, interventions)
+        if self.backbone.pair == "both":
+            return both_features(self.backbone, text, image, interventions)
+        return self.backbone.fuse(text, image, interventions).features_BF
 
     def forward(
         self,

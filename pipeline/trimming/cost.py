@@ -11,16 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pipeline.measure.flops import (
-    Kept,
-    StepCounts,
-    Telling,
-    block_macs,
-    joining_macs,
-    linear_macs,
-    patch_macs,
-    schedule_macs,
-)
+from pipeline.measure.flops import Kept, StepCounts, Telling, block_macs, joining_macs, linear_macs, patch_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import Advance, Step, site
 from pipeline.trimming.kept_pruning import KeptPruning
@@ -73,6 +64,8 @@ def cost_loss(shares: Mapping[str, Tensor], wanted: Mapping[str, float]) -> Tens
 class CostModel:
     """MACs of a statement's way through a backbone, its head and its trimmers.
 
+    What a pair goes through twice, once for each picture, has 2 B rows of decisions: first all left ones.
+
     Args:
         model: The backbone.
         head: The task head.
@@ -95,7 +88,8 @@ class CostModel:
         self.pruning = pruning
         self.speech = speech
         self.head = linear_macs(head)
-        self.fixed = patch_macs(model.config.vision) + self.head
+        self.pictures = 1 if model.pair is None else 2
+        self.fixed = self.pictures * patch_macs(model.config.vision) + self.head
 
     def full(self, units: Units) -> Tensor:
         """(B,) MACs with nothing trimmed and no trimmers."""
@@ -161,10 +155,11 @@ class CostModel:
             if (decision := decisions.get(name)) is None:
                 continue
             at = advance.part or step.part, step.layer, advance.stream
-            shares[Place(*at, decision.group)] = decision.tokens_B / self._there(step, advance, units).clamp(min=1)
+            there = self._there(step, advance, units).clamp(min=1)
+            shares[Place(*at, decision.group)] = _by_instance(decision.tokens_B / there, units).mean(0)
             for group, heads_BH in (("msa", decision.self_BH), ("mca", decision.cross_BH)):
                 if heads_BH is not None:
-                    shares[Place(*at, group)] = heads_BH.mean(1)
+                    shares[Place(*at, group)] = _by_instance(heads_BH.mean(1), units).mean(0)
         return shares
 
     def kept_by_instance(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
@@ -178,28 +173,42 @@ class CostModel:
         """β of each group: mean over its layers and the batch."""
         return {group: shares_B.mean() for group, shares_B in self.kept_by_instance(decisions, units).items()}
 
-    def _there(self, step: Step, advance: Advance, units: Units) -> Tensor:
-        """(B,) tokens beside CLS at a step where nothing is trimmed."""
-        if self.pruning is None or advance.stream != "image":
-            return units.of(group_of(advance.trimmed))
-        return torch.full_like(units.vision, self.pruning.left(step))
+    def _there(self, step: Step, advance: Advance, units: Units, whole: bool = False) -> Tensor:
+        """(B,) tokens beside CLS at a step where nothing is trimmed; (2 B,) where a pair goes through it twice."""
+        there_B = units.of(group_of(advance.trimmed))
+        if self.pruning is not None and advance.stream == "image":
+            there_B = torch.full_like(units.vision, self.pruning.left(step))
+        return there_B.repeat(self._times(step, advance, whole))
+
+    def _times(self, step: Step, advance: Advance, whole: bool) -> int:
+        """How often an instance goes through a block; `whole` for the untrimmed model, whose text is encoded once."""
+        if self.model.pair is None:
+            return 1
+        if (advance.part or step.part) == "text":  # with each picture only where its trimmers look at that
+            return 2 if step.part != "text" and not whole else 1
+        return 2 if advance.stream == "image" or self.model.pair == "passes" else 1
 
     def _whole(self, units: Units) -> dict[str, Kept]:
         """Everything."""
-        return {name: Kept(1.0 + self._there(step, advance, units)) for step, advance, name in self._sites()}
+        return {
+            name: Kept(1.0 + self._there(step, advance, units, whole=True)) for step, advance, name in self._sites()
+        }
 
     def _layers(self, counts: Mapping[str, StepCounts], units: Units) -> Tensor:
         """(B,) MACs of everything but the trimmers, with these tokens and heads."""
         vision = self.model.visual_encoder.steps
-        macs = self.fixed + schedule_macs(self.steps, counts)
+        blocks = [block_macs(advance, counts[name]) for _, advance, name in self._sites()]
+        macs = self.fixed + torch.stack([_by_instance(each, units).sum(0) for each in blocks]).sum(0)
         if self.model.text_steps:
-            text_B, image_B = (_leaving(counts, step) for step in (self.model.text_steps[-1], vision[-1]))
-            macs = macs + joining_macs(self.model, text_B, image_B)
+            text, image = (_leaving(counts, step) for step in (self.model.text_steps[-1], vision[-1]))
+            joining = joining_macs(self.model, text.repeat(len(image) // len(text)), image)
+            macs = macs + _by_instance(joining, units).sum(0)
         if self.speech is not None:
             macs = macs + self.speech.words(units.text)
         if self.pruning is None:
             return macs
-        return macs + self.pruning.macs({step.layer: _leaving(counts, step) for step in vision})
+        pruned = self.pruning.macs({step.layer: _leaving(counts, step) for step in vision})
+        return macs + _by_instance(pruned, units).sum(0)
 
     def _sites(self) -> list[tuple[Step, Advance, str]]:
         return [(step, advance, site(step, advance)) for step in self.steps for advance in step.advances]
@@ -210,6 +219,8 @@ class CostModel:
         for step, advance, name in self._sites():
             # Streams that advance together have all decided before any of them attends to another.
             last |= {a.trimmed: kept[site(step, a)].left for a in step.advances}
+            if self.model.pair == "both" and step.part == "fusion":
+                last["image"], last["other"] = kept[site(*_last_vision(self.model))].left.chunk(2)
             own = kept[name]
             every = torch.full_like(own.tokens, block_size(advance)[1])
             told = self._told(units) if advance.tells_of else (own.tokens, None)
@@ -230,9 +241,9 @@ class CostModel:
 
     def _own(self, kept: Mapping[str, Kept], units: Units, share: float | None = None) -> Tensor:
         """(B,) MACs of what decides: token scores on the tokens that enter a step, the rest once an instance."""
-        total = torch.zeros_like(next(iter(kept.values())).tokens)
+        total = next(iter(kept.values())).tokens.new_zeros(len(units.text))
         if isinstance(self.trimmers, ReducedVision):
-            return total + self.trimmers.own_macs(share)
+            return total + self.pictures * self.trimmers.own_macs(share)
         if self.trimmers is None:
             return total
         entering: dict[str, Tensor] = {}
@@ -244,14 +255,25 @@ class CostModel:
             if advance.tells_of and advance.trimmed not in entering:  # a question, read under another name
                 entering[advance.trimmed] = entering[advance.stream]
             if advance.trimmed in entering:  # pruning may take some of them out before they are scored
-                tokens = torch.minimum(tokens, entering[advance.trimmed])
+                before = entering[advance.trimmed]
+                tokens = torch.minimum(tokens, before.repeat(len(tokens) // len(before)))
             once = sum(linear_macs(heads) for heads in (part.self_heads, part.cross_heads) if heads is not None)
             if isinstance(part.tokens, TokenTrimmer):
                 per_token, asked = _token_macs(part.tokens)
-                total, once = total + tokens * per_token, once + asked
-            total = total + once
+                total, once = total + _by_instance(tokens * per_token, units).sum(0), once + asked
+            total = total + len(tokens) // len(total) * once
             entering[advance.trimmed] = kept[name].tokens
         return total
+
+
+def _by_instance(values: Tensor, units: Units) -> Tensor:
+    """(1, B), or (2, B) of what a pair goes through twice."""
+    return values.reshape(-1, len(units.text))
+
+
+def _last_vision(model: Backbone) -> tuple[Step, Advance]:
+    step = model.visual_encoder.steps[-1]
+    return step, step.advances[0]
 
 
 def _leaving(counts: Mapping[str, StepCounts], step: Step) -> Tensor:

@@ -68,6 +68,8 @@ class RandomTokens(nn.Module):
         """Scores of all tokens, (B, N) or packed (T,); a token stays where it is >= 0, and CLS whatever it is."""
         assert stream.origin is not None, "tokens are drawn by where they come from"
         origin = stream.origin.clamp(min=0)
+        rows = len(stream.x) if stream.offsets is None else len(stream.offsets) - 1
+        ranks_BN = ranks_BN.repeat(rows // len(ranks_BN), 1)  # both pictures of a pair have the draw of its text
         if stream.offsets is None:
             return self.level(self.share) - ranks_BN.gather(1, origin)
         lengths_B = torch.tensor(stream.offsets, device=origin.device).diff()

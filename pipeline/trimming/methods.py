@@ -171,4 +171,6 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
     left_out |= {key for key in _LATER if not trim.get(key)}
     if not trim.get("validation", {}).get("every_steps"):
         left_out.add("validation")
+    if trim.get("task") != "nlvr2":
+        left_out.add("pair")
     return {key: value for key, value in trim.items() if key not in left_out}

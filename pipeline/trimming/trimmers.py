@@ -18,6 +18,7 @@ from pipeline.limits import a_share, above_zero, at_least
 from pipeline.measure.flops import Kept
 from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import PostNormBlock, PreNormBlock
+from pipeline.models.packing import spread
 from pipeline.models.schedule import Advance, Step, TokenStream, site
 from pipeline.trimming.fixed import Place, RandomTokens, RankedHeads, places, random_ranks
 
@@ -150,14 +151,6 @@ class HeadTrimmer(nn.Module):
         _shift(self.score, by)
 
 
-def spread(per_instance_BD: Tensor, stream: TokenStream) -> Tensor:
-    """One row per instance -> something that broadcasts over its tokens, padded or packed."""
-    if stream.offsets is None:
-        return per_instance_BD[:, None]
-    lengths = torch.tensor(stream.offsets, device=per_instance_BD.device).diff()
-    return per_instance_BD.repeat_interleave(lengths, 0)
-
-
 class StepTrimmers(nn.Module):
     """What decides on one stream at one step: on its tokens, its self-attention's heads, its cross-attention's.
 
@@ -218,8 +211,8 @@ class Trimmers(nn.ModuleDict):
         self, backbone: Backbone, config: TrimmerConfig, policy: Policy = SMARTTRIM, together: bool = False
     ) -> None:
         steps, at = backbone.schedule_for(together), places(backbone)
-        text = backbone.config.text.width
-        widths = {"image": backbone.config.vision.width, "text": text, "source": text}
+        image, text = backbone.config.vision.width, backbone.config.text.width
+        widths = {"image": image, "pair": image, "text": text, "source": text}
         super().__init__(
             {
                 name: StepTrimmers(advance, _guide_width(step, advance, widths), config, policy, at[name])

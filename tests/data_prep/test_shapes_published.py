@@ -8,6 +8,7 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.shapes import REALMS
+from data_prep.shapes_pairs import draw_quartet
 from data_prep.shapes_published import write_published
 from data_prep.shapes_relations import TOGETHER, draw_related, draw_two, relation
 from data_prep.shapes_told import DOMAINS
@@ -65,6 +66,31 @@ def test_vqa_is_written_as_published(tmp_path: Path) -> None:
     assert not any("answer" in question for fields in found["test"].values() for question in fields["questions"])
     ids = [question["question_id"] for split in found.values() for f in split.values() for question in f["questions"]]
     assert len(set(ids)) == len(ids)
+
+
+def test_nlvr2_is_written_as_published(tmp_path: Path) -> None:
+    write_published("nlvr2", tmp_path / "raw", {"train": 12, "dev": 4, "test1": 2}, 32, 3)
+    lines = [json.loads(line) for line in (tmp_path / "raw/train.json").read_text().splitlines()]
+    by_sentence = defaultdict[str, set[str]](set)
+    for line in lines:
+        split, number, _, told = line["identifier"].split("-")
+        by_sentence[f"{split}-{number}-{told}"].add(line["label"])
+    # Each sentence is true of one pair and false of the other, so it alone tells nothing.
+    assert len(lines) == 48 and len(by_sentence) == 24
+    assert all(labels == {"True", "False"} for labels in by_sentence.values())
+    account, found = shards(tmp_path, "nlvr2", root=str(tmp_path / "raw"))
+    assert (account["written"], account["skipped"]) == (72, {})
+    assert {name: len(split) for name, split in found.items()} == {"train": 48, "dev": 16, "test1": 8}
+    group = Counter(fields["group"] for fields in found["dev"].values())
+    assert set(group.values()) == {2} and len(group) == 8
+    assert {fields["presentation"] for fields in found["dev"].values()} == {"dev-0", "dev-1"}
+
+
+def test_pairs_of_a_realm_are_of_its_scenes_and_their_statements_hold_where_they_say() -> None:
+    for number in range(6):
+        one, other, claims = draw_quartet(Dice(f"pairs/{number}"), REALMS["val"])
+        assert all(REALMS["val"].has(scene) for two in (one, other) for scene in two)
+        assert sum(claim.holds(one) for claim, _ in claims) == sum(claim.holds(other) for claim, _ in claims) == 2
 
 
 def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from launch.flops import flops_command
 from pipeline.measure.model_flops import FlopsConfig, count_macs
 from pipeline.models.blip_tasks import BlipPair
 from pipeline.models.config import BackboneName
+from pipeline.models.pairs import fuse_both
 from tests.pipeline.small import MAX_TOKENS, WORDS, small_config, small_model
 
 
@@ -69,7 +70,7 @@ def test_a_pair_of_images_costs_what_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         first, other = (model.encode_image(torch.randn(1, 3, 32, 32)) for _ in range(2))
         text = model.begin_fusion(model.embed_text(ids, mask), ids, mask)
-        model.cls_head(model.fuse_pair(text, first, other).features_BF)
+        model.cls_head(fuse_both(model, text, first, other).features_BF)
     assert (
         counter.get_total_flops() == 2 * count_macs(config, FlopsConfig(task="nlvr2", text_length=MAX_TOKENS))["total"]
     )

@@ -12,9 +12,14 @@ from launch.cli import main
 from launch.cli_data import DRAWN as OFFERED
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
-DRAWN = {"vqa": ("train=60", "val=10"), "snli_ve": ("train=24", "dev=8", "test=8")}
+DRAWN = {
+    "vqa": ("train=60", "val=10"),
+    "snli_ve": ("train=24", "dev=8", "test=8"),
+    "nlvr2": ("train=12", "dev=2", "test1=4"),
+}
 GOLD = {"vqa": {"val": "v2_mscoco_val2014_annotations.json"},
-        "snli_ve": {"dev": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"}}  # fmt: skip
+        "snli_ve": {"dev": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"},
+        "nlvr2": {"dev": "dev.json", "test1": "test1.json"}}  # fmt: skip
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
@@ -41,7 +46,7 @@ def test_a_drawn_task_goes_through_a_whole_run_and_its_file_has_the_runs_scores(
     rows = [row for row in json.loads((run / "results.json").read_text()) if row["task"] == task]
     for stage in (f"trim-{task}-1.0x", f"trim-{task}-2.0x"):
         for split, gold in GOLD[task].items():
-            (file,) = (run / "stages" / f"evaluate-{stage}" / "predictions").glob(f"*-{task}-{split}.json*")
+            (file,) = (run / "stages" / f"evaluate-{stage}" / "predictions").glob(f"*-{task}-{split}.*")
             given = ["--predictions", str(file), "--annotations", str(raw / gold)]
             scores = answer(capsys, "score", task, *given)["scores"]
             own = [row for row in rows if row["stage"] == stage and row["split"] == f"{task}/{split}"]
@@ -52,10 +57,12 @@ def test_a_drawn_task_goes_through_a_whole_run_and_its_file_has_the_runs_scores(
             assert [(score["metric"], score["value"]) for score in again["scores"]] == [each[:2] for each in wanted]
     words = json.loads((run / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
     assert ("how" in words) == (task == "vqa")
-    picture = next(raw.rglob("*.jpg"))
+    two = task == "nlvr2"
+    pictures = sorted(map(str, raw.rglob("*.png" if two else "*.jpg")))[: 1 + two]
     export = str(run / "stages" / f"trim-{task}-2.0x" / "export")
-    said = answer(capsys, "predict", export, "--image", str(picture), "--text", "is there a star?", "--device", "cpu")
-    assert said["predictions"][0]["answer"] and "true" not in said["predictions"][0]
+    shown = [word for picture in pictures for word in ("--image", picture)]
+    said = answer(capsys, "predict", export, *shown, "--text", "is there a star?", "--device", "cpu")["predictions"]
+    assert said[0]["answer"] and ("true" in said[0]) == two and said[0].get("images") == (pictures if two else None)
     shutil.rmtree(run)
 
 
@@ -86,7 +93,7 @@ def test_captions_go_through_a_whole_run(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize("name", ["shapes", "shards"])
 @pytest.mark.parametrize(
     ("task", "wanted"),
-    [("vqa", "annotators' answers"), ("snli_ve", "with a relation")],
+    [("vqa", "annotators' answers"), ("snli_ve", "with a relation"), ("nlvr2", "about pairs of pictures")],
 )
 def test_data_without_a_tasks_labels_is_refused_before_anything_runs(
     task: str, wanted: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

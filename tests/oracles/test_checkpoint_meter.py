@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.config import FusionConfig, ModelConfig
-from pipeline.models.heads import TaskClassifier, candidate_scores, pair_features, rank_head_of
+from pipeline.models.heads import TaskClassifier, candidate_scores, rank_head_of
 from pipeline.models.meter import Meter
+from pipeline.models.packing import stacked
+from pipeline.models.pairs import pair_features, twice
 from pipeline.models.schedule import TokenStream, execute
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
@@ -140,7 +142,7 @@ def test_answers_and_entailment_are_the_originals(path: Path | None) -> None:
 def test_pairs_are_the_originals(path: Path | None) -> None:
     reference = Reference(path)
     first, second = reference.image(), reference.image("in/image_1")
-    features = pair_features(reference.model, reference.text(), first, second)
+    features = pair_features(reference.model, twice(reference.text()), stacked(first, second))
     assert_same(features, reference["out/nlvr2_cls_feats"])
     scores_B2 = reference.classifiers["nlvr2"](features)
     assert_same(scores_B2, reference["out/nlvr2_logits"])

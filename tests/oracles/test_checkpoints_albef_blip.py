@@ -15,6 +15,7 @@ from pipeline.models.albef import Albef
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import Blip, GroundedBlip
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner, BlipPair, BlipRetrieval
+from pipeline.models.pairs import fuse_both
 from pipeline.models.schedule import InBlock, Step, Streams, TokenStream
 from pipeline.objectives.itc import FeatureQueue, SameImage, contrast, similarity
 from pipeline.objectives.lm import caption_loss, next_words
@@ -294,7 +295,7 @@ def test_blip_pairs_of_images(path: Path | None) -> None:
     ids, mask = vectors["in/input_ids"], vectors["in/attention_mask"]
     text = model.begin_fusion(model.embed_text(ids, mask), ids, mask)
     look = Look()
-    fused = model.fuse_pair(text, first, second, [look])
+    fused = fuse_both(model, text, first, second, [look])
     scores = model.cls_head(fused.features_BF)
     outputs = {f"hidden_{layer}": x for layer, x in enumerate([*look.seen, fused.text.x])}
     check(

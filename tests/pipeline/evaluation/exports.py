@@ -13,13 +13,14 @@ from data_prep.writer import write_split
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.exports import describe_method
 from pipeline.generation import prompt_ids
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName, ModelConfig
 from pipeline.setup import export_config
 from pipeline.tasks.captioning import CaptioningModel
-from pipeline.tasks.classes import Captions
+from pipeline.tasks.classes import STATEMENT, Captions, Classes
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.trimmers import TrimmerConfig
 from tests.pipeline.data.samples import Listed, png
@@ -86,13 +87,13 @@ def export(folder: Path, backbone: BackboneName = "albef") -> Path:
     return folder
 
 
-def statement_export(folder: Path) -> Path:
+def statement_export(folder: Path, classes: Classes = STATEMENT, backbone_name: BackboneName = "albef") -> Path:
     """Of a model whose trimmers keep about half."""
     trimmers = TrimmerConfig(keep_bias=0.1, last_std=0.5)
-    backbone = lively("albef")
-    model = ClassificationModel(backbone, trimmers)
-    described = export_config("statement", backbone.config, loader_of(backbone.config), target=2.0,
-                              trimmers=asdict(trimmers))  # fmt: skip
+    backbone = lively(backbone_name)
+    model = ClassificationModel(backbone, trimmers, classes=classes)
+    described = export_config(classes.task, backbone.config, loader_of(backbone.config), target=2.0,
+                              **describe_method(model, "smarttrim"))  # fmt: skip
     export_weights(folder, model.state_dict(), json.loads(json.dumps(described)), TOKENIZER)
     return folder
 

@@ -1,13 +1,18 @@
 """Statements of a trimmed model, dealt to ranks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_prep.errors import UserError
+from data_prep.shapes_published import write_published
+from data_prep.sources import SourceConfig, prepare
 from pipeline.evaluation.exported import Evaluation
+from pipeline.models.config import BackboneName
 from pipeline.process import Process
+from pipeline.tasks.classes import NLVR2
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.evaluation.exports import split, statement_export
 from tests.pipeline.evaluation.test_retrieval import on_rank, spoil
@@ -22,6 +27,23 @@ def test_processes_and_batches_change_no_score(tmp_path: Path) -> None:
     for world_size in (2, 3):
         given = Evaluation(model=folder, task="statement", split=str(data), batch_size=1)
         for result in run_ranks(on_rank, world_size, given):
+            assert result["scores"] == wanted["scores"]
+            assert sorted(result["gmacs"]) == sorted(wanted["gmacs"])
+
+
+@pytest.mark.parametrize("backbone", ["blip", "meter"])
+def test_pairs_too(backbone: BackboneName, tmp_path: Path) -> None:
+    folder = statement_export(tmp_path / "export", NLVR2, backbone)
+    write_published("nlvr2", tmp_path / "raw", {"dev": 6}, 32, 0)
+    prepare(SourceConfig(name="nlvr2", root=str(tmp_path / "raw"), shard_samples=5), tmp_path / "data", workers=1)
+    asked = Evaluation(model=folder, task="nlvr2", split=str(tmp_path / "data/dev"))
+    wanted = on_rank(Process(), asked)
+    assert [score["metric"] for score in wanted["scores"]] == ["accuracy", "consistency"]
+    assert (wanted["samples"], len(wanted["gmacs"])) == (24, 24) and np.std(wanted["gmacs"]) > 0
+    for world_size, batch_size in ((1, 1), (2, 1), (2, 64), (3, 5)):
+        given = replace(asked, batch_size=batch_size)
+        results = [on_rank(Process(), given)] if world_size == 1 else run_ranks(on_rank, world_size, given)
+        for result in results:
             assert result["scores"] == wanted["scores"]
             assert sorted(result["gmacs"]) == sorted(wanted["gmacs"])
 
