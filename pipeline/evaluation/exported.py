@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,6 +126,14 @@ class Job:
     source: Source
     process: Process
 
+    @cached_property
+    def captioner(self) -> Captioner:
+        """The model as a captioner; made once, for its time is that of telling."""
+        assert isinstance(self.model, CaptioningModel | BlipCaptioner)
+        _, described = load_weights(self.evaluation.model)
+        config = replace(caption_config(described), **self.evaluation.captions)
+        return Captioner(self.model, self.source.tokenizer, config)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -197,7 +205,7 @@ def _classes(job: Job) -> Evaluated:
 
 
 def _captioning(job: Job) -> Evaluated:
-    what, captioner = job.evaluation, _captioner(job)
+    what, captioner = job.evaluation, job.captioner
     missing = missing_for_captions()
     if missing is not None and what.predictions is None:
         raise UserError(f"{missing}; or have the captions written with --predictions FILE")
@@ -221,13 +229,6 @@ def _captioning(job: Job) -> Evaluated:
     )
 
 
-def _captioner(job: Job) -> Captioner:
-    assert isinstance(job.model, CaptioningModel | BlipCaptioner)
-    _, described = load_weights(job.evaluation.model)
-    config = replace(caption_config(described), **job.evaluation.captions)
-    return Captioner(job.model, job.source.tokenizer, config)
-
-
 def _one_pair(job: Job, instance: Instance) -> object:
     assert isinstance(job.model, Backbone)
     return pair_score(job.model, *instance)
@@ -239,7 +240,7 @@ def _one_image(job: Job, instance: Instance) -> object:
 
 
 def _one_caption(job: Job, instance: Instance) -> object:
-    return _captioner(job).tell(instance.pixels)
+    return job.captioner.tell(instance.pixels)
 
 
 def _one_text(job: Job, instance: Instance) -> object:

@@ -1,0 +1,26 @@
+"""Captioners of an export: made once, what each domain costs, and what is refused before a model is loaded."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.captioner import Captioner
+from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
+from pipeline.measure.latency import Instance
+from pipeline.process import Process
+from tests.pipeline.evaluation.exports import caption_export
+
+
+def test_a_timed_caption_reads_no_file(tmp_path: Path) -> None:
+    folder = caption_export(tmp_path / "export")
+    what, task = Evaluation(model=folder, task="captioning", split=str(tmp_path)), TASKS["captioning"]
+    model, source = open_export(what, task)
+    job = Job(evaluation=what, model=model, source=source, process=Process())
+    vision = Captioner.from_pretrained(folder).transform
+    pixels, none_1L = torch.zeros(1, 3, vision.height, vision.width), torch.zeros(1, 1, dtype=torch.long)
+    instance = Instance(pixels, none_1L, none_1L)
+    first = task.instance(job, instance)
+    shutil.rmtree(folder)
+    assert torch.equal(task.instance(job, instance).ids_BM, first.ids_BM)  # type: ignore[attr-defined]
