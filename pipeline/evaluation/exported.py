@@ -104,6 +104,8 @@ class Evaluation:
             raise UserError("--task zero_shot needs --label-field, the field of KEY.json that holds an image's class")
         if self.captions and self.task != "captioning":
             raise UserError(f"--{next(iter(self.captions)).replace('_', '-')} is for --task captioning; leave it out")
+        if self.answers is not None and not self.answers.is_file():
+            raise UserError(f"--answers {self.answers}: no such file; give a JSON list of different texts")
         if self.predictions is not None and self.task not in RESULT_FILES:
             raise UserError(
                 f"--predictions: there is no server for {self.task}, whose scores are printed; leave it out"
@@ -356,7 +358,7 @@ def open_export(evaluation: Evaluation, task: Task) -> tuple[nn.Module, Source]:
 
 
 def _given_answers(evaluation: Evaluation, tokenizer: Tokenizer) -> RankedAnswers:
-    if evaluation.answers is None or not evaluation.answers.is_file():
+    if evaluation.answers is None:
         raise UserError(
             f"{evaluation.model} holds imported weights, which have no list of answers; give --answers FILE, a JSON "
             f"list of texts such as {ANSWERS} of an export"

@@ -1,4 +1,4 @@
-"""Captioners of an export: made once, what each domain costs, and what is refused before a model is loaded."""
+"""Captioners of an export: made once; what is refused before a model is loaded."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_prep.errors import UserError
 from pipeline.captioner import Captioner
 from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
 from pipeline.measure.latency import Instance
@@ -24,3 +25,8 @@ def test_a_timed_caption_reads_no_file(tmp_path: Path) -> None:
     first = task.instance(job, instance)
     shutil.rmtree(folder)
     assert torch.equal(task.instance(job, instance).ids_BM, first.ids_BM)  # type: ignore[attr-defined]
+
+
+def test_answers_that_are_not_there_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--answers .*gone.json: no such file; give"):
+        Evaluation(model=tmp_path, task="vqa_generative", split="", answers=tmp_path / "gone.json")
