@@ -165,4 +165,7 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
         left_out.add("answers")
     if trim.get("task") != "captioning":
         left_out.add("captions")
-    return {key: value for key, value in trim.items() if key not in left_out}
+    counts = {key: value for key, value in trim.items() if key not in left_out}
+    if trim.get("task") == "vqa":  # only a decoder's answers are chosen among candidates
+        counts["answers"] = {key: value for key, value in trim["answers"].items() if key != "candidates"}
+    return counts
