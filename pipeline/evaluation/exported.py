@@ -27,6 +27,7 @@ from pipeline.exports import caption_config, load_classification_model
 from pipeline.measure.latency import Instance, alone
 from pipeline.measure.single import SingleLatency, single_latency
 from pipeline.metrics.captions import missing_for_captions
+from pipeline.metrics.tally import check_result_file
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner
@@ -48,9 +49,6 @@ TIMED = 16
 
 IMPORTED: Mapping[str, tuple[str, ...]] = {"vqa_generative": ("blip_vqa",)}
 """Exports of `trimline import` that do a task of fine-tuning."""
-
-RESULT_FILES = ("snli_ve", "vqa", "vqa_generative", "captioning")
-"""Tasks with a server that takes results."""
 
 _MAX_TOKENS = {"albef": 25, "blip": 30, "meter": 50, "clip": 77}
 """Of the reference recipes, for weights from elsewhere that do not say."""
@@ -106,10 +104,8 @@ class Evaluation:
             raise UserError(f"--{next(iter(self.captions)).replace('_', '-')} is for --task captioning; leave it out")
         if self.answers is not None and not self.answers.is_file():
             raise UserError(f"--answers {self.answers}: no such file; give a JSON list of different texts")
-        if self.predictions is not None and self.task not in RESULT_FILES:
-            raise UserError(
-                f"--predictions: there is no server for {self.task}, whose scores are printed; leave it out"
-            )
+        if self.predictions is not None:
+            check_result_file(self.task, self.predictions)
 
 
 @dataclass(frozen=True, kw_only=True)

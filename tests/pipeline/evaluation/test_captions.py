@@ -28,5 +28,32 @@ def test_a_timed_caption_reads_no_file(tmp_path: Path) -> None:
 
 
 def test_answers_that_are_not_there_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--answers .*gone.json: no such file; give"):
+    with pytest.raises(UserError, match=r"--answers .*gone\.json: no such file; give"):
         Evaluation(model=tmp_path, task="vqa_generative", split="", answers=tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "said"),
+    [
+        ("retrieval", "x.json", "there is no server for retrieval"),
+        ("captioning", "x.jsonl", r"x\.jsonl must end in \.json, as captioning's server takes it"),
+        ("snli_ve", "x.json", r"must end in \.jsonl"),
+        ("captioning", "folder.json", r"folder\.json is a folder; give a file"),
+        ("captioning", "file.txt/x.json", r"file\.txt is no folder that you may write to"),
+        ("captioning", "new/deeper/x.json", None),
+    ],
+)
+def test_a_result_file_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    task: str, file: str, said: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file.txt").touch()
+
+    def ask() -> Evaluation:
+        return Evaluation(model=tmp_path / "gone", task=task, split="", predictions=tmp_path / file)
+
+    if said is None:
+        assert ask().predictions == tmp_path / file and not (tmp_path / "new").exists()
+        return
+    with pytest.raises(UserError, match=said):
+        ask()
