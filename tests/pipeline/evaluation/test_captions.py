@@ -1,4 +1,4 @@
-"""Captioners of an export: made once; what is refused before a model is loaded."""
+"""Captioners of an export: made once, what each domain costs; what is refused before a model is loaded."""
 
 import shutil
 from pathlib import Path
@@ -8,8 +8,11 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline.captioner import Captioner
+from pipeline.evaluation.captions import ToldSplit
+from pipeline.evaluation.classes import Costs
 from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
 from pipeline.measure.latency import Instance
+from pipeline.metrics.tally import CaptionTally
 from pipeline.process import Process
 from tests.pipeline.evaluation.exports import caption_export
 
@@ -57,3 +60,12 @@ def test_a_result_file_that_cannot_be_written_is_refused_before_a_model_is_loade
         return
     with pytest.raises(UserError, match=said):
         ask()
+
+
+def test_each_domain_has_its_own_costs() -> None:
+    tally = CaptionTally()
+    tally.found = {"a": "red", "b": "blue", "c": "two", "d": "one"}
+    tally.domains = {"a": "in-domain", "b": "out-domain", "c": "in-domain"}
+    told = ToldSplit(tally, Costs([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [9.0] * 4), 4, 0)
+    assert told.costs_of("in-domain") == Costs([1.0, 3.0], [5.0, 7.0], [9.0, 9.0])
+    assert told.costs_of("out-domain") == Costs([2.0], [6.0], [9.0])
