@@ -55,6 +55,10 @@ class ToldSplit:
     samples: int
     skipped: int
 
+    def costs_of(self, domain: str) -> Costs:
+        """Of a domain's pictures alone."""
+        return self.costs.only([self.tally.domains.get(name) == domain for name in self.tally.found])
+
 
 @dataclass(frozen=True)
 class _Batch:
@@ -136,25 +140,31 @@ def captioned(config: EvaluateConfig, name: str, folder: Path, split: str, input
     loader = source.batches(PICTURES, config.batch_size, stage.process)
     with torch.inference_mode():
         told = told_on(captioner, source, loader, stage.process)
-    if stage.process.is_main:
-        told.tally.write(predictions_file(stage, name, split, told.tally.ending))
-    described, costs = read_json(folder / "config.json"), told.costs
-    target = Target.parse(described["target"])
-    row = {
-        **row_of(name, described, split, costs),
-        "samples": told.samples,
-        "skipped": told.skipped,
-        **reached(target, costs.macs, costs.full, _untimed),
-    }
+    described = read_json(folder / "config.json")
+
+    def row(domain: str, scores: list[Score]) -> Row:
+        costs = told.costs_of(domain) if domain else told.costs
+        counts = {"samples": scores[0].samples if scores else told.samples}
+        if not domain:  # what could not be used has not said of which domain it is
+            counts["skipped"] = told.skipped
+        shared = row_of(name, described, f"{split} {domain}".strip(), costs)
+        return {**shared, **counts, **reached(Target.parse(described["target"]), costs.macs, costs.full, _untimed)}
+
+    # One rank looks for the programs, writes and scores: others might find something else.
+    scores = together(stage.process, lambda: _scored(told, stage, name, split), stage.folder)[0]
+    return [one for domain, found in scores.items() for one in rows_of(row(domain, found), found)]
+
+
+def _scored(told: ToldSplit, stage: Stage, name: str, split: str) -> dict[str, list[Score]]:
+    """Rank 0's part: writes the captions and scores them by domain; nothing where the programs for it are missing."""
+    if not stage.process.is_main:
+        return {}
+    told.tally.write(predictions_file(stage, name, split, told.tally.ending))
     missing = missing_for_captions()
     if missing is not None:
         log.warning("%s on %s is not scored: %s", name, split, missing)
-        return []
-    rows: list[Row] = []
-    for domain, scores in (told_scores_of(told, stage.process) or {"": []}).items():
-        own = {"split": f"{split} {domain}".strip(), "samples": scores[0].samples} if scores else {}
-        rows += rows_of({**row, **own}, scores)
-    return rows
+        return {}
+    return told.tally.scores() or {"": []}
 
 
 def _untimed() -> NoReturn:

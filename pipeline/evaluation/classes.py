@@ -71,6 +71,11 @@ class Costs:
         for each in dataclasses.fields(self):
             getattr(self, each.name).extend(getattr(others, each.name))
 
+    def only(self, which: Sequence[bool]) -> "Costs":
+        """Those of some of the instances."""
+        lists = (getattr(self, each.name) for each in dataclasses.fields(self))
+        return Costs(*(list(itertools.compress(values, which)) for values in lists))
+
     def row(self) -> Row:
         """Means, in 10^9."""
         means = {"gmacs": self.macs, "full_gmacs": self.full, "unpruned_gmacs": self.unpruned}

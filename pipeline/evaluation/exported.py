@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from pipeline.exports import caption_config, load_classification_model
 from pipeline.measure.latency import Instance, alone
 from pipeline.measure.single import SingleLatency, single_latency
 from pipeline.metrics.captions import missing_for_captions
+from pipeline.metrics.tally import check_result_file
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner
@@ -49,9 +50,6 @@ TIMED = 16
 
 IMPORTED: Mapping[str, tuple[str, ...]] = {"vqa_generative": ("blip_vqa",)}
 """Exports of `trimline import` that do a task of fine-tuning."""
-
-RESULT_FILES = ("snli_ve", "vqa", "vqa_generative", "captioning")
-"""Tasks with a server that takes results."""
 
 _MAX_TOKENS = {"albef": 25, "blip": 30, "meter": 50, "clip": 77}
 """Of the reference recipes, for weights from elsewhere that do not say."""
@@ -105,10 +103,10 @@ class Evaluation:
             raise UserError("--task zero_shot needs --label-field, the field of KEY.json that holds an image's class")
         if self.captions and self.task != "captioning":
             raise UserError(f"--{next(iter(self.captions)).replace('_', '-')} is for --task captioning; leave it out")
-        if self.predictions is not None and self.task not in RESULT_FILES:
-            raise UserError(
-                f"--predictions: there is no server for {self.task}, whose scores are printed; leave it out"
-            )
+        if self.answers is not None and not self.answers.is_file():
+            raise UserError(f"--answers {self.answers}: no such file; give a JSON list of different texts")
+        if self.predictions is not None:
+            check_result_file(self.task, self.predictions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +124,14 @@ class Job:
     model: nn.Module
     source: Source
     process: Process
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        """The model as a captioner; made once, for its time is that of telling."""
+        assert isinstance(self.model, CaptioningModel | BlipCaptioner)
+        _, described = load_weights(self.evaluation.model)
+        config = replace(caption_config(described), **self.evaluation.captions)
+        return Captioner(self.model, self.source.tokenizer, config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +204,7 @@ def _classes(job: Job) -> Evaluated:
 
 
 def _captioning(job: Job) -> Evaluated:
-    what, captioner = job.evaluation, _captioner(job)
+    what, captioner = job.evaluation, job.captioner
     missing = missing_for_captions()
     if missing is not None and what.predictions is None:
         raise UserError(f"{missing}; or have the captions written with --predictions FILE")
@@ -222,13 +228,6 @@ def _captioning(job: Job) -> Evaluated:
     )
 
 
-def _captioner(job: Job) -> Captioner:
-    assert isinstance(job.model, CaptioningModel | BlipCaptioner)
-    _, described = load_weights(job.evaluation.model)
-    config = replace(caption_config(described), **job.evaluation.captions)
-    return Captioner(job.model, job.source.tokenizer, config)
-
-
 def _one_pair(job: Job, instance: Instance) -> object:
     assert isinstance(job.model, Backbone)
     return pair_score(job.model, *instance)
@@ -240,7 +239,7 @@ def _one_image(job: Job, instance: Instance) -> object:
 
 
 def _one_caption(job: Job, instance: Instance) -> object:
-    return _captioner(job).tell(instance.pixels)
+    return job.captioner.tell(instance.pixels)
 
 
 def _one_text(job: Job, instance: Instance) -> object:
@@ -358,7 +357,7 @@ def open_export(evaluation: Evaluation, task: Task) -> tuple[nn.Module, Source]:
 
 
 def _given_answers(evaluation: Evaluation, tokenizer: Tokenizer) -> RankedAnswers:
-    if evaluation.answers is None or not evaluation.answers.is_file():
+    if evaluation.answers is None:
         raise UserError(
             f"{evaluation.model} holds imported weights, which have no list of answers; give --answers FILE, a JSON "
             f"list of texts such as {ANSWERS} of an export"

@@ -4,6 +4,7 @@ The scores are those that `trimline score` gives of the file and the data set's 
 """
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
@@ -244,3 +245,29 @@ TALLIES: dict[str, type[Tally]] = {
     "nlvr2": Nlvr2Tally,
 }
 """By task."""
+
+_ENDINGS = {
+    **{task: tally.ending for task, tally in TALLIES.items() if tally.ending},
+    "captioning": CaptionTally.ending,
+}
+
+
+def check_result_file(task: str, path: Path) -> None:
+    """Refuses, before anything runs, a result file that nobody takes or that cannot be written.
+
+    Args:
+        task: What it is of.
+        path: Given with ``--predictions``.
+
+    Raises:
+        UserError: The task has no server, the file another ending, or its folder cannot be written.
+    """
+    if task not in _ENDINGS:
+        raise UserError(f"--predictions: there is no server for {task}, whose scores are printed; leave it out")
+    if path.suffix != _ENDINGS[task]:
+        raise UserError(f"--predictions {path} must end in {_ENDINGS[task]}, as {task}'s server takes it; rename it")
+    if path.is_dir():
+        raise UserError(f"--predictions {path} is a folder; give a file in it")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--predictions {path}: {there} is no folder that you may write to; give another file")

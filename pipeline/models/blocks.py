@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.attention import Asked, Keys, attention, cls_probabilities
 from pipeline.models.schedule import InBlock, TokenStream
-from pipeline.models.working_heads import HeadMaps, Map, Source, attend_with_working_heads
+from pipeline.models.working_heads import HeadMaps, Map, Source, attend_with_working_heads, keys_of_working_heads
 
 Activation = Literal["gelu", "quick_gelu"]
 """GELU in its erf form, or OpenAI's x * sigmoid(1.702 x)."""
@@ -250,10 +250,12 @@ class PairAttention(nn.Module):
         return stream.with_x(self.output(first, second, stream.x))
 
 
-def keys_of(projections: Projections, source: TokenStream) -> Keys:
+def keys_of(
+    projections: Projections, source: TokenStream, make: Callable[[], tuple[Tensor, Tensor]] | None = None
+) -> Keys:
     """Keys and values of a stream, made once however many rows attend to it, and however many passes with a memo."""
     made = None if source.memo is None else source.memo.get(id(projections))
-    k, v = made or (projections.key(source.x), projections.value(source.x))
+    k, v = made or (make() if make else (projections.key(source.x), projections.value(source.x)))
     if source.memo is not None:
         source.memo[id(projections)] = k, v
     offsets = source.offsets
@@ -275,8 +277,8 @@ def attended(
     if stream.offsets is not None and head_mask_BH is not None:
         query, key, value = map(Map.of, (projections.query, projections.key, projections.value))
         maps = HeadMaps(query, key, value, Map.of(dense), heads)
-        packed, each = _packed_source(projections, source), source.queries
-        offsets, mask_BH = stream.offsets[::each], head_mask_BH[::each]
+        offsets, mask_BH = stream.offsets[:: source.queries], head_mask_BH[:: source.queries]
+        packed = _packed_source(projections, maps, source, mask_BH)
         return attend_with_working_heads(maps, stream.x, offsets, packed, mask_BH, source.causal)
     context: Tensor = attention(
         projections.query(stream.x),
@@ -290,12 +292,18 @@ def attended(
     return found
 
 
-def _packed_source(projections: Projections, source: TokenStream) -> Source | Keys:
-    """Keys that several rows or passes share are made whole, for each of them has its own working heads."""
-    if source.rows is not None or source.memo is not None or source.past is not None:
-        return keys_of(projections, source)
-    assert source.offsets is not None, "packed queries need a packed source"
-    return Source(source.x, source.offsets)
+def _packed_source(projections: Projections, maps: HeadMaps, source: TokenStream, mask_BH: Tensor) -> Source | Keys:
+    """Keys that several rows or passes share are made for the heads that work in any of the rows.
+
+    Passes with one memo have the same heads: a decoder's are decided once (`PackedTrimming`).
+    """
+    x_SD, offsets = source.x, source.offsets
+    assert offsets is not None, "packed queries need a packed source"
+    if source.rows is None and source.memo is None and source.past is None:
+        return Source(x_SD, offsets)
+    if source.rows is not None:
+        mask_BH = mask_BH.new_zeros(len(offsets) - 1, mask_BH.shape[1]).index_add_(0, source.rows, mask_BH)
+    return keys_of(projections, source, lambda: keys_of_working_heads(maps, x_SD, offsets, mask_BH))
 
 
 class Intermediate(nn.Module):

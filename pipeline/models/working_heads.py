@@ -4,6 +4,7 @@ B batch, T packed tokens of all instances, n of one, S packed source tokens, m o
 d = D / H.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -78,7 +79,8 @@ def attend_with_working_heads(
         maps: The attention's weights.
         x_TD: Tokens that ask.
         offsets: B + 1 starts of the instances in `x_TD`.
-        source: What they attend to; `Keys` where those are made already, because several rows or passes share them.
+        source: What they attend to; `Keys` where those are made already (`keys_of_working_heads`), because several rows
+            or passes share them.
         head_mask_BH: 1 for heads that work.
         causal: Whether a token sees only those up to its own place, the last one being at the last key.
 
@@ -94,6 +96,40 @@ def attend_with_working_heads(
         else:
             out_TD[own] = 0.0 if maps.output.bias is None else maps.output.bias
     return out_TD
+
+
+def keys_of_working_heads(
+    maps: HeadMaps, x_SD: Tensor, offsets: Sequence[int], working_BH: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Keys and values (S, D) to be shared by several rows or passes; of heads that do not work they are 0, not made.
+
+    Args:
+        maps: The attention's weights.
+        x_SD: Packed tokens that are attended to.
+        offsets: B + 1 starts of the instances.
+        working_BH: (B, H), 1 for heads of an instance that work in any of the rows.
+    """
+    made: list[list[Tensor]] = [[], []]
+    # Neighbours with the same heads, such as the beams of a picture, go through one product.
+    for working, rows in itertools.groupby(enumerate(working_BH.bool().tolist()), lambda each: each[1]):
+        numbers, spans = [row for row, _ in rows], spans_of(working)
+        own_mD = x_SD[offsets[numbers[0]] : offsets[numbers[-1] + 1]]
+        for part, found in zip((maps.key, maps.value), made, strict=True):
+            found.append(_in_place(part, own_mD, spans, _head_size(maps)))
+    return torch.cat(made[0]), torch.cat(made[1])
+
+
+def _in_place(part: Map, x_mD: Tensor, spans: list[Span], size: int) -> Tensor:
+    """(m, D) what a map makes for the heads of some spans, each head where it stands; 0 elsewhere."""
+    if not spans:
+        return x_mD.new_zeros(len(x_mD), len(part.weight))
+    made_mh = _into_heads(part, x_mD, spans, size)
+    if made_mh.shape[1] == len(part.weight):
+        return made_mh
+    whole_mD = made_mh.new_zeros(len(x_mD), len(part.weight))
+    columns = [head * size + place for start, stop in spans for head in range(start, stop) for place in range(size)]
+    whole_mD[:, columns] = made_mh
+    return whole_mD
 
 
 def spans_of(working: Sequence[bool]) -> list[Span]:

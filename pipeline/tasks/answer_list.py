@@ -83,9 +83,11 @@ def read_answer_list(file: Path, mend: str) -> tuple[str, ...]:
         mend: What to do where it is no such list.
 
     Raises:
-        UserError: It is no list of different texts.
+        UserError: It is no list of different texts, or it is empty.
     """
     answers = read_json(file)
+    if answers == []:
+        raise UserError(f"{file} is an empty list; {mend}")
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise UserError(f"{file} is no list of texts; {mend}")
     if twice := [answer for answer, count in Counter(answers).items() if count > 1]:

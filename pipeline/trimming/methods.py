@@ -173,4 +173,7 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
         left_out.add("validation")
     if trim.get("task") != "nlvr2":
         left_out.add("pair")
-    return {key: value for key, value in trim.items() if key not in left_out}
+    counts = {key: value for key, value in trim.items() if key not in left_out}
+    if trim.get("task") == "vqa":  # only a decoder's answers are chosen among candidates
+        counts["answers"] = {key: value for key, value in trim["answers"].items() if key != "candidates"}
+    return counts

@@ -188,6 +188,29 @@ def test_telling_costs_what_torchs_flop_counter_counts(beams: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("extreme", list(EXTREMES))
+def test_trimmed_telling_costs_what_torchs_flop_counter_counts(extreme: str, beams: int) -> None:
+    config, change = EXTREMES[extreme]
+    model = model_with(config, beams)
+    change(model)
+    search, counter = BeamConfig(beams=beams, min_length=8, max_length=8), FlopCounterMode(display=False)
+    uncounted = []  # a token's product with what is asked for is no matrix product to the counter
+
+    def note(module: TokenTrimmer, _: object, scores: Tensor) -> None:
+        uncounted.append(scores.numel() * module.inner)
+
+    for module in model.modules():
+        if isinstance(module, TokenTrimmer):
+            module.register_forward_hook(note)
+    with counter:
+        told = model.tell(scale(small_batch(1).pixels), PROMPT, search, END)
+    patches = model.backbone.config.vision.patches
+    units = Units(torch.full_like(told.lengths_B, patches), told.lengths_B - 1)
+    assert counter.get_total_flops() + 2 * sum(uncounted) == 2 * int(model.macs(told.decisions, units))
+
+
+@torch.no_grad()
 def test_learning_a_caption_costs_as_much_as_telling_it_with_one_beam() -> None:
     many, one = model_with(None, beams=3), model_with(None, beams=1)
     units = units_of(one.backbone, small_batch(3).token_mask)

@@ -112,6 +112,8 @@ def test_an_answer_list_holds_what_is_frequent_the_most_frequent_first(split: Pa
 
 
 def test_the_answer_list_counts_for_stages_of_vqa_alone() -> None:
-    given = {"answers": {"at_least": 9}, "method": "smarttrim"}
+    given = {"answers": {"at_least": 9, "candidates": 128}, "method": "smarttrim"}
+    ranked = what_counts({**given, "task": "vqa_generative"}, Target(1.0, "x"))
+    assert ranked == {"task": "vqa_generative", "answers": given["answers"]}
     assert what_counts({**given, "task": "vqa"}, Target(1.0, "x")) == {"task": "vqa", "answers": {"at_least": 9}}
     assert what_counts({**given, "task": "snli_ve"}, Target(1.0, "x")) == {"task": "snli_ve"}

@@ -89,6 +89,8 @@ def test_zero_shot_captions_are_scored_by_domain_too(root: Path, captioner: Path
     splits = list(dict.fromkeys(row["split"] for row in rows))
     assert splits == ["nocaps/val", *(f"nocaps/val {domain}" for domain in DOMAINS)]
     assert [next(row["samples"] for row in rows if row["split"] == split) for split in splits] == [6, 2, 2, 2]
+    costs = [next(row["gmacs"] for row in rows if row["split"] == split) for split in splits]
+    assert sum(costs[1:]) / 3 == pytest.approx(costs[0]) and len(set(costs)) > 1
     given = {"model": captioner / "export", "task": "captioning", "split": str(root / "data/nocaps/val")}
     found = evaluate_export(Evaluation(**given, batch_size=1, predictions=tmp_path / "said.json"), Process())
     assert [score["value"] for score in found["scores"]] == [row["value"] for row in rows]

@@ -239,6 +239,7 @@ def test_an_answer_list_that_does_not_fit_the_head_is_refused(vqa_export: Path) 
         (["a", "b", "c"], r"answers\.json lists 3 answers, but the head scores 7"),
         (list("abcdefa"), "has 1 answers twice, such as 'a'"),
         ({"a": 1}, "is no list of texts"),
+        ([], "is an empty list"),
     ]:
         (vqa_export / "answers.json").write_text(json.dumps(value))
         with pytest.raises(UserError, match=said):

@@ -1,0 +1,71 @@
+"""Captioners of an export: made once, what each domain costs; what is refused before a model is loaded."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.errors import UserError
+from pipeline.captioner import Captioner
+from pipeline.evaluation.captions import ToldSplit
+from pipeline.evaluation.classes import Costs
+from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
+from pipeline.measure.latency import Instance
+from pipeline.metrics.tally import CaptionTally
+from pipeline.process import Process
+from tests.pipeline.evaluation.exports import caption_export
+
+
+def test_a_timed_caption_reads_no_file(tmp_path: Path) -> None:
+    folder = caption_export(tmp_path / "export")
+    what, task = Evaluation(model=folder, task="captioning", split=str(tmp_path)), TASKS["captioning"]
+    model, source = open_export(what, task)
+    job = Job(evaluation=what, model=model, source=source, process=Process())
+    vision = Captioner.from_pretrained(folder).transform
+    pixels, none_1L = torch.zeros(1, 3, vision.height, vision.width), torch.zeros(1, 1, dtype=torch.long)
+    instance = Instance(pixels, none_1L, none_1L)
+    first = task.instance(job, instance)
+    shutil.rmtree(folder)
+    assert torch.equal(task.instance(job, instance).ids_BM, first.ids_BM)  # type: ignore[attr-defined]
+
+
+def test_answers_that_are_not_there_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--answers .*gone\.json: no such file; give"):
+        Evaluation(model=tmp_path, task="vqa_generative", split="", answers=tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "said"),
+    [
+        ("retrieval", "x.json", "there is no server for retrieval"),
+        ("captioning", "x.jsonl", r"x\.jsonl must end in \.json, as captioning's server takes it"),
+        ("snli_ve", "x.json", r"must end in \.jsonl"),
+        ("captioning", "folder.json", r"folder\.json is a folder; give a file"),
+        ("captioning", "file.txt/x.json", r"file\.txt is no folder that you may write to"),
+        ("captioning", "new/deeper/x.json", None),
+    ],
+)
+def test_a_result_file_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    task: str, file: str, said: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file.txt").touch()
+
+    def ask() -> Evaluation:
+        return Evaluation(model=tmp_path / "gone", task=task, split="", predictions=tmp_path / file)
+
+    if said is None:
+        assert ask().predictions == tmp_path / file and not (tmp_path / "new").exists()
+        return
+    with pytest.raises(UserError, match=said):
+        ask()
+
+
+def test_each_domain_has_its_own_costs() -> None:
+    tally = CaptionTally()
+    tally.found = {"a": "red", "b": "blue", "c": "two", "d": "one"}
+    tally.domains = {"a": "in-domain", "b": "out-domain", "c": "in-domain"}
+    told = ToldSplit(tally, Costs([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [9.0] * 4), 4, 0)
+    assert told.costs_of("in-domain") == Costs([1.0, 3.0], [5.0, 7.0], [9.0, 9.0])
+    assert told.costs_of("out-domain") == Costs([2.0], [6.0], [9.0])
