@@ -1,9 +1,7 @@
 """`trimline scale`: which trials there are, how they end, and what is made of them."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from data_prep.errors import UserError
 from data_prep.files import write_json
@@ -28,7 +25,7 @@ from launch.scaling.recommend import recommendation
 from launch.scaling.rows import MEASURED, at_chance, goal_of, reached, with_goal
 from launch.scaling.trial import TrialFailed, outcome
 from pipeline.measure.largest_batch import Bounds, Probe, search
-from pipeline.measure.memory_limit import read_over
+from tests.launch.gone import gone
 
 TINY = Path(__file__).parent / "tiny.yaml"
 GIB = 2**30
@@ -175,14 +172,6 @@ def test_each_end_has_its_word(tmp_path: Path) -> None:
     assert over["reason"] == "2.000 GiB before the end of its first step, more than the 1 GiB that it may have"
 
 
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-
-
 def is_gone_soon(pid: int) -> bool:
     """A killed process is there until the system has cleared it away."""
     end = time.monotonic() + 5
@@ -312,112 +301,3 @@ def test_an_experiment_of_which_nothing_came_says_so() -> None:
     asked = config(largest=LargestConfig(memory_gib=0.25))
     with pytest.raises(UserError, match=r"largest\.memory_gib=0\.25: not even 8 samples fit \(0\.5 GiB before"):
         refuse_nothing(asked, data)
-
-
-# The whole of it.
-
-
-def experiment(tmp_path: Path, **more: Any) -> Path:
-    asked = {
-        "name": "tiny", "out": str(tmp_path / "scale"), "base": [str(TINY)],
-        "shared": {"data.sizes": {"train": 64, "val": 16, "test": 0, "unseen": 0}, "evaluate.retrieval_splits": [],
-                   "evaluate.statement_splits": [], "trim.targets": []},
-        "grid": {"global_batch": [8], "micro_batch": [4], "pruning": [False, "query"]},
-        "samples": 32, "judge": {"batch": 16, "every_samples": 8}, "limits": {"seconds": 100}, **more,
-    }  # fmt: skip
-    path = tmp_path / "scale.yaml"
-    path.write_text(yaml.safe_dump(asked, sort_keys=False))
-    return path
-
-
-def start(path: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "launch", "scale", str(path), "--json", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def result(path: Path, *words: str) -> tuple[int, dict[str, Any], str]:
-    process = start(path, *words)
-    printed, errors = process.communicate()
-    return process.returncode, json.loads(printed), errors
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_whole_experiment_and_one_more_point(tmp_path: Path) -> None:
-    largest = {"memory_gib": 4.0, "first": [4, 8], "most": 8, "pruning": [False, "query"]}
-    path = experiment(tmp_path, largest=largest)
-    code, data, errors = result(path)
-    assert code == 0, errors
-    rows = {row["name"]: row for row in data["rows"]}
-    assert list(rows) == ["b8-off-m4", "b8-query-m4"]
-    for row_ in rows.values():
-        assert row_["status"] == "ok" and row_["steps"] == 4 and row_["accumulation"] == 2
-        assert row_["samples_per_second"] > 0 and row_["peak_bytes"] > 0 and row_["gmacs_per_sample"] > 0
-        assert row_["fixed_loss"] > 0 and row_["goal"] >= row_["fixed_loss"]
-    off, query = data["largest"]["found"]
-    assert off["largest"] == query["largest"] == 8 and not off["settled"]  # `most` is met first
-    assert query["saved_bytes"]["visual_encoder"] < off["saved_bytes"]["visual_encoder"]
-    assert query["predicted_gain"] > 1
-    out = tmp_path / "scale"
-    assert {"scale.json", "scale.csv", "report.html", "figures", "scale.yaml"} <= {path.name for path in out.iterdir()}
-    assert not list(out.glob("trials/*/checkpoints/*/COMPLETE"))
-
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/status.json")}
-    code, data, errors = result(path, "--points", '[{"global_batch": 16, "micro_batch": 4, "pruning": "query"}]')
-    assert code == 0 and [row["name"] for row in data["rows"]][2] == "b16-query-m4"
-    after = {path: path.stat().st_mtime_ns for path in out.glob("*/*/status.json")}
-    assert set(after) - set(before) == {out / "trials" / "b16-query-m4" / "status.json"}
-    assert {path: after[path] for path in before} == before  # nothing else ran
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_limits_that_nothing_fits_into_end_with_a_line(tmp_path: Path) -> None:
-    path = experiment(
-        tmp_path, limits={"memory_gib": 0.1, "seconds": 100}, grid={"global_batch": [8], "pruning": ["query"]}
-    )
-    code, data, errors = result(path)
-    assert code == 2 and "Traceback" not in errors
-    assert data["error"].startswith("none of 1 trials came to its end (1 out of memory); b8-query: ")
-    record = read_over(tmp_path / "scale" / "trials" / "b8-query")
-    assert record is not None and record["peak_bytes"] > record["limit_bytes"] and record["step"] == 0
-    assert (tmp_path / "scale" / "report.html").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_experiment_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
-    path = experiment(tmp_path, samples=10**7)
-    process = start(path)
-    trial = tmp_path / "scale" / "trials" / "b8-off-m4"
-    while not (trial / "metrics.jsonl").exists() or not (trial / "metrics.jsonl").read_text():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert children
-    process.send_signal(number)
-    process.communicate()
-    end = time.monotonic() + 30
-    while not all(gone(int(pid)) for pid in children):
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    assert process.returncode == (130 if number == signal.SIGTERM else -9)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("launcher", ["local", "ray"])
-def test_trials_of_two_workers_under_either_launcher(tmp_path: Path, launcher: str) -> None:
-    shared = {
-        "data.sizes": {"train": 64, "val": 16, "test": 0, "unseen": 0}, "evaluate.retrieval_splits": [],
-        "evaluate.statement_splits": [], "trim.targets": [], "engine.name": "deepspeed", "launcher": launcher,
-    }  # fmt: skip
-    grid = {"global_batch": [8], "micro_batch": [4], "pruning": ["query"], "workers": [2], "zero_stage": [2]}
-    code, data, errors = result(experiment(tmp_path, shared=shared, grid=grid))
-    assert code == 0, errors
-    (row_,) = data["rows"]
-    assert (row_["status"], row_["workers"], row_["zero_stage"], row_["accumulation"]) == ("ok", 2, 2, 1)
-    assert row_["noise_scale"] is None or row_["noise_scale"] > 0  # two workers are two parts
-    trial = tmp_path / "scale" / "trials" / row_["name"]
-    assert "gradient/noise" in json.loads((trial / "metrics.jsonl").read_text().splitlines()[0])
