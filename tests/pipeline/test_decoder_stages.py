@@ -128,6 +128,11 @@ def test_a_decoder_answers_questions_by_ranking_the_list(root: Path, tmp_path: P
         ({"trim.method": "evit"}, "goes with trim.method smarttrim or local, not evit"),
         ({"trim.targets": ["5 ms"]}, "5 ms is not timed for decoders"),
         ({"trim.keep_pruning": True}, "keep_pruning=true does not go with trim.task=captioning"),
+        (
+            {"trim.captions": {"max_length": 9, "prompt": "red,red,red,red,red"}},
+            "trim.captions.max_length=9 leaves no room behind the 10 tokens of .*; make it 11 at least",
+        ),
+        ({"trim.max_tokens": 5}, "trim.max_tokens=5 leaves no room behind the 4 tokens of .*; make it 6 at least"),
     ],
 )
 def test_what_captions_cannot_have_is_refused(root: Path, run: dict[str, Any], said: str, tmp_path: Path) -> None:
