@@ -20,6 +20,7 @@ from pipeline.progress import read_metrics
 from pipeline.tasks.generative_vqa import AnsweringModel
 from pipeline.trimmed_model import TrimmedModel
 from pipeline.worker import run_job
+from tests.pipeline.evaluation.exports import split
 from tests.pipeline.test_task_stages import evaluated, trained
 from tests.pipeline.test_train import job_of
 from tests.pipeline.test_trim_stages import picture
@@ -80,6 +81,26 @@ def told_rows(root: Path, captioner: Path, folder: Path, split: str) -> list[dic
     run = {"evaluate.statement_splits": [split]}
     rows: list[dict[str, Any]] = run_job(job_of(root / "data", folder, "evaluate", run=run, **given), Process())["rows"]
     return rows
+
+
+@pytest.mark.timeout(300)
+def test_pictures_that_nobody_told_of_are_drawn_with_what_the_captioner_told(
+    root: Path, captioner: Path, tmp_path: Path
+) -> None:
+    split(root / "data" / "silent", 3, captions=[0])
+    assert told_rows(root, captioner, tmp_path, "silent") == []
+    told = json.loads((tmp_path / "predictions" / "trim-silent.json").read_text())
+    trained = {"pretrained": None, "trimmed": {"trim": str(captioner / "export")}}
+    run = {"evaluate.statement_splits": ["silent"], "evaluate.pictures": 2}
+    given = {"tokenizer": str(root / "tokenizer"), **trained}
+    run_job(job_of(root / "data", tmp_path, "survivors", run=run, **given), Process())
+    drawn = json.loads((tmp_path / "survivors.json").read_text())
+    assert [[one["text"] for one in each["sentences"]] for each in drawn] == [[one["caption"]] for one in told[:2]]
+    for each in drawn:
+        (said,) = each["sentences"]
+        kept = [len(step["kept"]) for step in said["steps"]]
+        assert said["steps"][-1]["name"].startswith("decoder layer") and sorted(kept, reverse=True) == kept
+        assert said["gmacs"] > 0 and said["model"] == "1.4x"
 
 
 @pytest.mark.slow  # scores four corpora twice, each by Java programs that take seconds to start
