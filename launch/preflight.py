@@ -20,6 +20,7 @@ from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.deepspeed_json import check_settings
 from pipeline.engine import preflight_deepspeed
+from pipeline.metrics.captions import missing_for_captions
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.build import build_model
@@ -155,6 +156,10 @@ def _check_splits(config: RunConfig) -> None:
 def _check_task(config: RunConfig) -> None:
     """Looks whether the data says what the task learns: by its source, or in the first samples of shards at hand."""
     task = config.trim.task
+    if config.trim.targets and task == "captioning" and (missing := missing_for_captions()):
+        log.warning(
+            "captions will be told, but not scored, and their evaluation is done again once they can: %s", missing
+        )
     if task in _TOLD_OF_ALL or not config.trim.targets:
         return
     plan, (wanted, source) = plan_source(config.data), _WANTED[task]

@@ -24,6 +24,7 @@ from pipeline.data.shards import ShardFolder
 from pipeline.data.storage import STORAGE_KEYS, StorageConfig
 from pipeline.data.text import Tokenizer
 from pipeline.engine_config import LAYOUT_KEYS
+from pipeline.metrics.captions import missing_for_captions
 from pipeline.metrics.vqa import normalised
 from pipeline.pretrain import check_pretrain, describe_pretrain_update
 from pipeline.progress import ProgressFile
@@ -287,8 +288,10 @@ class _Builder:
     def _evaluate(self, of: str) -> Stage:
         name = f"evaluate-{of}"
         job = self._job(name, "evaluate", **self._models([of]))
-        inputs = ("shard", of)
-        return self._single(name, job, inputs, self._parts("loader", "evaluate"), (self._folder(name) / RESULTS,))
+        inputs, parts = ("shard", of), self._parts("loader", "evaluate")
+        if of != "pretrain" and self._config.trim.task == "captioning" and missing_for_captions():
+            parts["unscored"] = True  # it is done again where the programs that score are there
+        return self._single(name, job, inputs, parts, (self._folder(name) / RESULTS,))
 
     def _survivors(self, trims: tuple[str, ...]) -> Stage:
         job = self._job("survivors", "survivors", **self._models(["pretrain", *trims]))

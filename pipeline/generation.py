@@ -68,6 +68,28 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> Tensor:
     return ids_1L[:, : int(mask_1L.sum()) - 1]
 
 
+def check_prompt(config: CaptionConfig, given: int, max_tokens: int) -> None:
+    """Refuses, before training, a prompt behind which there is no room for a word.
+
+    Args:
+        config: The search.
+        given: Tokens of the prompt, [DEC] too; its words where there is no tokenizer yet, for they are never more.
+        max_tokens: Of a caption in training, with prompt and end.
+
+    Raises:
+        UserError: Naming the lengths.
+    """
+    for key, most, wanted in (
+        ("captions.max_length", config.max_length, given + 1),
+        ("max_tokens", max_tokens, given + 2),
+    ):
+        if most < wanted:
+            raise UserError(
+                f"trim.{key}={most} leaves no room behind the {given} tokens of the prompt {config.prompt!r}; "
+                f"make it {wanted} at least, or give a shorter trim.captions.prompt"
+            )
+
+
 class Speaker(Protocol):
     """A model that continues texts about images."""
 

@@ -19,7 +19,7 @@ from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.engine import build_engine, split_decay
 from pipeline.exports import captions_of, describe_method, load_backbone
-from pipeline.generation import prompt_ids
+from pipeline.generation import check_prompt, prompt_ids
 from pipeline.handoff import check_fits
 from pipeline.log_facts import LogFacts, device_peak
 from pipeline.measure.step_macs import classification_macs
@@ -74,6 +74,7 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
     if config.task == "captioning":
         check_room(backbone.config.text, longest, "trim.max_tokens")
         check_room(backbone.config.text, config.captions.max_length, "trim.captions.max_length")
+        check_prompt(config.captions, 1 + len(config.captions.prompt.split()), longest)
     check_before([Target.parse(target) for target in config.targets], model, longest)
 
 
@@ -186,7 +187,9 @@ def trim(
 def _classes(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, process: Process) -> Classes:
     """What the head is to tell apart; an answer list is made from the training splits."""
     if config.task == "captioning":
-        return captions_of(config.captions, prompt_ids(tokenizer, config.captions.prompt).shape[1])
+        given = prompt_ids(tokenizer, config.captions.prompt).shape[1]
+        check_prompt(config.captions, given, inputs.loader.max_tokens)
+        return captions_of(config.captions, given)
     if config.task not in ANSWERING:
         return classes_of(config.task)
     folders = [ShardFolder(path, inputs.loader) for path, _ in inputs.sources(config.splits)]

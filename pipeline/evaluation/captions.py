@@ -30,7 +30,6 @@ from pipeline.tasks.gallery import check_finite
 from pipeline.together import together
 from pipeline.train import Stage
 from pipeline.trim_settle import reached
-from pipeline.trimming.cost import Units
 from pipeline.trimming.target import Target
 
 log = logging.getLogger(__name__)
@@ -101,9 +100,7 @@ def _own_part(captioner: Captioner, source: Source, loader: StepLoader) -> list[
             continue
         told = captioner.tell(source.normalise(batch.pixels.to(captioner.device)))
         check_finite(told.finite_B, batch.keys.__getitem__, "scores of words")
-        text_B = told.lengths_B - 1
-        units = Units(torch.full_like(text_B, model.backbone.config.vision.patches), text_B)
-        costs = Costs()
+        units, costs = model.units(told), Costs()
         costs.add(model, units, model.macs(told.decisions, units))
         bare = replace(batch, pixels=torch.empty(len(batch), 0))
         part.append(_Batch(bare, captioner.words(told), costs))

@@ -1,6 +1,7 @@
 """Which patches and words survive: pictures and numbers for the report's overlays."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from data_prep.files import write_atomic, write_json
 from pipeline.data.batch import ImageTextBatch
@@ -80,6 +82,18 @@ def trimmed_sights(
 def _sight(part: str, layer: int, decision: Decision) -> Sight:
     assert decision.origin is not None
     return Sight(part, layer, decision.origin, decision.present_BN)
+
+
+def told_sights(decisions: Mapping[str, Decision]) -> list[Sight]:
+    """What a captioner kept of each picture, layer by layer, from the decisions of its telling."""
+    sights = []
+    for name, decision in decisions.items():
+        assert decision.origin is not None and decision.offsets is not None
+        lengths_B = torch.tensor(decision.offsets).diff()
+        origin_BN = pad_sequence(decision.origin.split(lengths_B.tolist()), batch_first=True)
+        part, layer, _ = name.split("_")
+        sights.append(Sight(part, int(layer), origin_BN, torch.arange(origin_BN.shape[1]) < lengths_B[:, None]))
+    return sights
 
 
 def overlay(

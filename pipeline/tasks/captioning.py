@@ -24,7 +24,7 @@ from pipeline.models.schedule import Intervention, TokenStream
 from pipeline.precision import at_least_float32
 from pipeline.tasks.classes import Captions
 from pipeline.tasks.classification import ClassificationModel
-from pipeline.trimming.cost import CostModel
+from pipeline.trimming.cost import CostModel, Units
 from pipeline.trimming.smarttrim import Decision, PackedTrimming
 from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig, Trimmers
 
@@ -140,6 +140,11 @@ class CaptioningModel(ClassificationModel):
         ids_BM = generate(speaker, prompt_1L, image, config, end)
         lengths_B = ((ids_BM != end).sum(1) + 1).clamp(max=ids_BM.shape[1])
         return Told(ids_BM, lengths_B, speaker.finite_B, {} if trimming is None else trimming.decisions)
+
+    def units(self, told: Told) -> Units:
+        """What costs are counted from: the patches of the pictures, and the texts' own tokens."""
+        text_B = told.lengths_B - 1
+        return Units(torch.full_like(text_B, self.backbone.config.vision.patches), text_B)
 
     @property
     def _scoring(self) -> Trimmers:

@@ -15,6 +15,9 @@ from launch.reading import read_config
 TINY = Path(__file__).with_name("tiny.yaml")
 
 
+CAPTIONS = ["--trim.task=captioning", "--model.backbone=blip", "--model.text.fusion_layers=0", "--trim.targets=[1.0]"]
+
+
 def config(*overrides: str) -> RunConfig:
     return read_config(RunConfig, [TINY], overrides)
 
@@ -50,6 +53,11 @@ def test_a_sound_run_passes(tmp_path: Path) -> None:
         (["--trim.targets=[1e-5 GFLOPs]"], ["1e-05 GMACs cannot be reached", "which is"]),
         (["--trim.targets=[2.0x, 1 GFLOPs]"], ["1 GMACs asks for no trimming", "1.0x"]),
         (["--trim.targets=[2.0, 2x]"], ["trim.targets=[2.0, '2x']", "different"]),
+        (
+            [*CAPTIONS, "--trim.captions.max_length=5", "--trim.captions.prompt=a picture of the"],
+            ["trim.captions.max_length=5 leaves no room behind the 5 tokens", "make it 6 at least"],
+        ),
+        ([*CAPTIONS, "--trim.max_tokens=5"], ["trim.max_tokens=5 leaves no room behind the 4 tokens"]),
         (["--trim.targets=[fast]"], ["'fast' is no target", "2.0x", "12 GFLOPs", "35 ms"]),
         (["--trim.image_size=50"], ["trim.image_size=50", "model.vision.patch=8", "try 48"]),
         (["--trim.image_size=64", "--trim.targets=[1.0, 500x]"], ["cannot be reached", "the highest target is "]),
@@ -114,3 +122,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
 def test_the_machine_describes_itself() -> None:
     assert hardware()["cpus"] == available_cpus() >= 1
     assert versions()["torch"][0].isdigit()
+
+
+def test_captions_that_nothing_can_score_are_told_of_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Java
+    preflight.check(config(*CAPTIONS), tmp_path / "run")
+    assert "captions will be told, but not scored" in caplog.text and "install a Java runtime" in caplog.text

@@ -57,3 +57,19 @@ def test_a_stage_says_how_an_update_is_dealt_out(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2" if "2 workers" in words else "1")  # torchrun's processes are the workers
     assert pretrain_of(tmp_path, *overrides)[1] == words
+
+
+def test_captions_that_nothing_could_score_are_evaluated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def digests(task: str) -> dict[str, str]:
+        config = read_config(
+            RunConfig, [TINY], [f"--trim.task={task}", "--model.backbone=blip", "--model.text.fusion_layers=0"]
+        )
+        return fingerprints(build_stages(config, tmp_path, LocalBackend(0, 1)))
+
+    (tmp_path / "java").touch(mode=0o755)
+    tasks = ("captioning", "statement")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    scored = {task: digests(task) for task in tasks}
+    (tmp_path / "java").unlink()
+    changed = {name for task in tasks for name, digest in digests(task).items() if digest != scored[task][name]}
+    assert changed == {name for name in scored["captioning"] if name.startswith("evaluate-trim-captioning")} != set()

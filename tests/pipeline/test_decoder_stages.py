@@ -20,6 +20,7 @@ from pipeline.progress import read_metrics
 from pipeline.tasks.generative_vqa import AnsweringModel
 from pipeline.trimmed_model import TrimmedModel
 from pipeline.worker import run_job
+from tests.pipeline.evaluation.exports import split
 from tests.pipeline.test_task_stages import evaluated, trained
 from tests.pipeline.test_train import job_of
 from tests.pipeline.test_trim_stages import picture
@@ -82,6 +83,26 @@ def told_rows(root: Path, captioner: Path, folder: Path, split: str) -> list[dic
     return rows
 
 
+@pytest.mark.timeout(300)
+def test_pictures_that_nobody_told_of_are_drawn_with_what_the_captioner_told(
+    root: Path, captioner: Path, tmp_path: Path
+) -> None:
+    split(root / "data" / "silent", 3, captions=[0])
+    assert told_rows(root, captioner, tmp_path, "silent") == []
+    told = json.loads((tmp_path / "predictions" / "trim-silent.json").read_text())
+    trained = {"pretrained": None, "trimmed": {"trim": str(captioner / "export")}}
+    run = {"evaluate.statement_splits": ["silent"], "evaluate.pictures": 2}
+    given = {"tokenizer": str(root / "tokenizer"), **trained}
+    run_job(job_of(root / "data", tmp_path, "survivors", run=run, **given), Process())
+    drawn = json.loads((tmp_path / "survivors.json").read_text())
+    assert [[one["text"] for one in each["sentences"]] for each in drawn] == [[one["caption"]] for one in told[:2]]
+    for each in drawn:
+        (said,) = each["sentences"]
+        kept = [len(step["kept"]) for step in said["steps"]]
+        assert said["steps"][-1]["name"].startswith("decoder layer") and sorted(kept, reverse=True) == kept
+        assert said["gmacs"] > 0 and said["model"] == "1.4x"
+
+
 @pytest.mark.slow  # scores four corpora twice, each by Java programs that take seconds to start
 @pytest.mark.timeout(300)
 def test_zero_shot_captions_are_scored_by_domain_too(root: Path, captioner: Path, tmp_path: Path) -> None:
@@ -128,6 +149,11 @@ def test_a_decoder_answers_questions_by_ranking_the_list(root: Path, tmp_path: P
         ({"trim.method": "evit"}, "goes with trim.method smarttrim or local, not evit"),
         ({"trim.targets": ["5 ms"]}, "5 ms is not timed for decoders"),
         ({"trim.keep_pruning": True}, "keep_pruning=true does not go with trim.task=captioning"),
+        (
+            {"trim.captions": {"max_length": 9, "prompt": "red,red,red,red,red"}},
+            "trim.captions.max_length=9 leaves no room behind the 10 tokens of .*; make it 11 at least",
+        ),
+        ({"trim.max_tokens": 5}, "trim.max_tokens=5 leaves no room behind the 4 tokens of .*; make it 6 at least"),
     ],
 )
 def test_what_captions_cannot_have_is_refused(root: Path, run: dict[str, Any], said: str, tmp_path: Path) -> None:
