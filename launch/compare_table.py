@@ -12,6 +12,7 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _T95_MANY = 1.96
 
 COMPARISON = "comparison.json"
+_COMPARED = ("R@10", "accuracy", "CIDEr")
 COST = "MMACs"  # billions are too coarse for the small models that are compared on one machine
 
 Key = tuple[str, str, str]
@@ -78,7 +79,7 @@ def _line(
 def _metrics(run: Mapping[str, Any]) -> dict[Key, float]:
     found = {}
     for row in run["results"]:
-        if row["metric"] in ("R@10", "accuracy"):
+        if row["metric"] in _COMPARED:
             task, target = row["task"], row["target"]
             if target is not None:
                 task += f" {target}" if isinstance(target, str) else f" {target:g}x"

@@ -53,7 +53,8 @@ class TrainedRun:
             return cls(folder, config, chosen)
         if (Path(chosen) / INDEX).is_file():
             return cls(folder, config, str(Path(chosen).resolve()))
-        known = ", ".join(sorted(path.parent.name for path in data.glob(f"*/{INDEX}"))) or "none"
+        there = [*data.glob(f"*/{INDEX}"), *data.glob(f"*/*/{INDEX}")]
+        known = ", ".join(sorted(path.parent.relative_to(data).as_posix() for path in there)) or "none"
         raise UserError(f"{folder} has no split {chosen!r}, nor is that a folder of indexed shards; it has {known}")
 
     @property

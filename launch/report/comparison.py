@@ -95,7 +95,8 @@ def _page(folder: Path, data: Mapping[str, Any]) -> Page:
     lines, reference, facts = lines_of(data), str(data["reference"]), data.get("facts") or {}
     budgets = list(dict.fromkeys(line["budget"] for line in lines))
     configs, unread = _configs(folder, data["runs"])
-    sweeps = [draw_sweep(sweep, budget, lines) for sweep in sweeps_of(configs) for budget in budgets]
+    swept = enumerate(sweeps_of(configs), 1)
+    sweeps = [draw_sweep(sweep, budget, lines, number) for number, sweep in swept for budget in budgets]
     runs = _runs(folder, data)
     return Page(
         name=folder.resolve().name,

@@ -165,6 +165,8 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture], ana
 
 
 def _why_no_pictures(run: RunFolder) -> str:
+    if any(stage.name == "survivors" and stage.state == "done" for stage in run.stages) and not run.survivors:
+        return "none were asked for (evaluate.pictures), or the task shows two pictures at once"
     if run.survivors:
         return "no model of this recipe removes any"
     return "the stage that records them has not finished"

@@ -200,8 +200,9 @@ def _done_share(progress: Mapping[str, Any]) -> float | None:
 
 
 def _splits(reader: _Reader) -> tuple[Split, ...]:
-    paths = (reader.root / "data").glob("*/index.json")
-    training_first = sorted(paths, key=lambda path: (path.parent.name != "train", path.parent.name))
+    data = reader.root / "data"
+    paths = [*data.glob("*/index.json"), *data.glob("*/*/index.json")]  # of one data set, and of several
+    training_first = sorted(paths, key=lambda path: (path.parent.name != "train", path.parent))
     return tuple(_split(reader, path) for path in training_first)
 
 
@@ -210,7 +211,7 @@ def _split(reader: _Reader, path: Path) -> Split:
     account = index.get("account") or {}
     skipped = account.get("skipped") or {}
     return Split(
-        name=path.parent.name,
+        name=path.parent.relative_to(reader.root / "data").as_posix(),
         asked=account.get("asked"),
         written=account.get("written"),
         skipped=skipped if isinstance(skipped, Mapping) else {"all reasons": int(skipped)},

@@ -72,13 +72,22 @@ def _scores(lines: Sequence[Line]) -> list[str]:
     return [name for name in names if not name.endswith(COST)]
 
 
-def draw_sweep(sweep: Sweep, budget: str, lines: Sequence[Line]) -> Drawing | None:
-    """A panel for each score over the number; None where fewer than three of its variants have results."""
+def draw_sweep(sweep: Sweep, budget: str, lines: Sequence[Line], number: int = 1) -> Drawing | None:
+    """A panel for each score over the number; None where fewer than three variants have scores.
+
+    Args:
+        sweep: What is varied.
+        budget: Of the runs.
+        lines: Of the comparison.
+        number: Of the sweep, which keeps names apart where one key is swept twice.
+    """
     own = {line["variant"]: line for line in lines if line["budget"] == budget and line["variant"] in sweep.values}
     if len(own) < _FEWEST:
         return None
     points = [(value, own[variant]) for variant, value in sweep.values.items() if variant in own]
     names = _scores([line for _, line in points])
+    if not names:
+        return None
 
     def paint(figure: Figure) -> None:
         for axes, name in _panels(figure, names):
@@ -97,10 +106,10 @@ def draw_sweep(sweep: Sweep, budget: str, lines: Sequence[Line]) -> Drawing | No
         if name in line["metrics"]
         for seed, score in zip(line["metrics"][name]["seeds"], line["metrics"][name]["values"], strict=True)
     ]
-    title = f"{sweep.key}, budget {budget}"
-    note = "Line: means over seeds. Dashes: single seeds."
+    title, told = f"{sweep.key}, budget {budget}", "" if number == 1 else f"-{number}"
+    note = f"Of {', '.join(sweep.values)}. Line: means over seeds. Dashes: single seeds."
     columns = ("variant", sweep.key, "metric", "seed", "value")
-    return draw(f"sweep-{sweep.key}-{budget}", title, note, _size(names), paint, columns, numbers)
+    return draw(f"sweep-{sweep.key}-{budget}{told}", title, note, _size(names), paint, columns, numbers)
 
 
 def draw_differences(reference: str, budget: str, lines: Sequence[Line]) -> Drawing | None:

@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from launch.cli import main
 from launch.compare_table import half_width
 from launch.report.comparison import write_comparison
-from launch.report.sweeps import sweeps_of
+from launch.report.sweeps import draw_sweep, sweeps_of
 from tests.launch.report.compared import WEIGHTS, config
 from tests.launch.report.folders import save
 
@@ -60,6 +60,12 @@ def test_what_differs_in_one_number_is_a_sweep(comparison: Path) -> None:
     ]  # fmt: skip
     two = {name: config(name, 0) for name in ("lambda_0", "query", "unpruned")}
     assert sweeps_of(two) == []  # two points are no sweep
+
+
+def test_a_sweep_without_scores_is_not_drawn() -> None:
+    (sweep,) = sweeps_of({name: config(name, 0) for name in WEIGHTS})
+    lines = [{"budget": "samples", "variant": name, "metrics": {}} for name in WEIGHTS]
+    assert draw_sweep(sweep, "samples", lines) is None
 
 
 def test_the_front_is_over_means_of_seeds(comparison: Path) -> None:

@@ -126,6 +126,14 @@ def test_skips_that_only_the_jobs_result_tells_are_shown(unfinished_run: Path) -
     assert "|pretrain||all reasons||5|" in page
 
 
+def test_splits_of_several_data_sets_are_in_the_account_by_their_whole_names(unfinished_run: Path) -> None:
+    for name in ("coco/train", "nocaps/val"):
+        (unfinished_run / "data" / name).mkdir(parents=True)
+        (unfinished_run / "data" / name / "index.json").write_text('{"account": {"asked": 5, "written": 4}}')
+    page = re.sub(r"\s*<[^>]+>\s*", "|", text_of(unfinished_run))
+    assert re.search(r"\|coco/train\|+5\|+4\|", page) and "|nocaps/val|" in page
+
+
 def test_texts_of_a_run_cannot_become_markup(finished_run: Path) -> None:
     facts = json.loads((finished_run / "run.json").read_text())
     evil = "</script><script>alert(1)</script>"
