@@ -6,9 +6,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from data_prep.errors import UserError
 from data_prep.files import write_json
@@ -25,6 +27,8 @@ from launch.scaling.recommend import recommendation
 from launch.scaling.rows import MEASURED, at_chance, goal_of, reached, with_goal
 from launch.scaling.trial import TrialFailed, outcome
 from pipeline.measure.largest_batch import Bounds, Probe, search
+from pipeline.measure.memory_limit import MemoryLimit
+from pipeline.process import Process
 from tests.launch.gone import gone
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -167,9 +171,28 @@ def test_each_end_has_its_word(tmp_path: Path) -> None:
         outcome(words_of(tmp_path, "first\nthe last line\n\n"), Ended(1, False, 1.0), 60)
     with pytest.raises(TrialFailed, match="ended with code 3"):
         outcome(words_of(tmp_path, ""), Ended(3, False, 1.0), 60)
-    write_json(tmp_path / "over_memory.rank1.json", {"peak_bytes": 2 * GIB, "limit_bytes": GIB, "step": 0})
+    write_json(
+        tmp_path / "over_memory.rank1.json", {"peak_bytes": 2 * GIB, "limit_bytes": GIB, "total_bytes": None, "step": 0}
+    )
     over = outcome(tmp_path, Ended(1, False, 1.0), 60)
     assert over["reason"] == "2.000 GiB before the end of its first step, more than the 1 GiB that it may have"
+
+
+def test_a_gpu_without_room_is_out_of_memory_with_a_limit_and_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * GIB)  # no GPU is here to be asked
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 * GIB))
+    with pytest.raises(torch.OutOfMemoryError), MemoryLimit(tmp_path, Process(), None) as limit:
+        limit.step = 2
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    found = outcome(tmp_path, Ended(1, False, 1.0), 60)
+    assert (found["status"], found["peak_bytes"], found["step"]) == ("out of memory", 3 * GIB, 2)
+    assert found["reason"] == "did not fit into the GPU's 8.0 GiB in step 3; it held 3.000 GiB"
+    record = {"peak_bytes": 3 * GIB, "limit_bytes": 4 * GIB, "total_bytes": 8 * GIB, "step": 0}
+    write_json(tmp_path / "over_memory.rank0.json", record)
+    reason = outcome(tmp_path, Ended(1, False, 1.0), 60)["reason"]
+    assert reason == "did not fit into the 4 GiB that it may have before the end of its first step; it held 3.000 GiB"
 
 
 def is_gone_soon(pid: int) -> bool:
