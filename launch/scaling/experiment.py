@@ -21,7 +21,7 @@ from launch.reading import as_json, dump_config, read_config
 from launch.recipes import find_recipe
 from launch.scaling.config import ScaleConfig
 from launch.scaling.grid import LeftOut, Settled, settle, steps_of, trials
-from launch.scaling.probing import Prober
+from launch.scaling.probing import Prober, settle_probes
 from launch.scaling.recommend import recommendation
 from launch.scaling.rows import curve_of, goal_of, row_of, settings_of, with_goal
 from launch.scaling.trial import FAILED, OK, Work, carried_out
@@ -69,6 +69,7 @@ def scale(config: ScaleConfig) -> dict[str, Any]:
     files = [find_recipe(name) for name in config.base]
     settled, left_out = settle(config, files, trials(config))
     check_limits(config, [each.run for each in settled])
+    searched = search_of(config, files)
     out = Path(config.out).expanduser().resolve()
     out.mkdir(parents=True, exist_ok=True)
     with FolderLock(out), stopped_by_sigterm(), ProgressDisplay() as display:
@@ -77,20 +78,18 @@ def scale(config: ScaleConfig) -> dict[str, Any]:
         ground = Ground(config, files, out, display, _write_shards(settled[0].run, out, display))
         _check_split(config, out / "data")
         rows, curves = _try_all(ground, settled)
-        largest = _search(ground)
-    data = {
-        "name": config.name,
-        "started": started,
-        "seconds": round(time.monotonic() - began, 1),
-        **_facts(),
-        "rows": rows,
-        "curves": curves,
-        "left_out": [{"name": each.trial.name, "reason": each.reason} for each in left_out],
-        "largest": largest,
-        "recommendation": recommendation(rows, largest),
-        "notes": notes(config, settled[0].run),
-    }
-    _write(out, data)
+        data = {
+            "name": config.name,
+            "started": started,
+            **_facts(),
+            "rows": rows,
+            "curves": curves,
+            "left_out": [{"name": each.trial.name, "reason": each.reason} for each in left_out],
+            "notes": notes(config, settled[0].run),
+        }
+        data = _write(out, data, began, None)  # what the trials gave stays, whatever becomes of the search
+        if searched is not None:
+            data = _write(out, data, began, _search(ground, searched))
     if config.track:
         _track(settled[0].run, config, out, data)
     refuse_nothing(config, data)
@@ -193,12 +192,31 @@ def _in_words(row: Mapping[str, Any]) -> str:
     return f"{row['samples_per_second']:.1f} samples/s, {row['peak_bytes'] / _GIB:.2f} GiB{loss}"
 
 
-def _search(ground: Ground) -> dict[str, Any] | None:
-    config = ground.config
+@dataclass(frozen=True)
+class SearchOf:
+    """The search for the largest batch: how many processes train together, and what each must stay within."""
+
+    workers: int
+    limit_bytes: int
+
+
+def search_of(config: ScaleConfig, files: Sequence[Path]) -> SearchOf | None:
+    """The search that is asked for; None for none.
+
+    Raises:
+        UserError: Its probes cannot be made.
+    """
     if config.largest.memory_gib is None:
         return None
-    shared = read_config(RunConfig, ground.files, _words(config))
-    prober = Prober(config, ground.files, ground.out, ground.digest, ground.display, shared.cluster.most)
+    workers = read_config(RunConfig, files, _words(config)).cluster.most
+    settle_probes(config, files, workers)
+    return SearchOf(workers, int(config.largest.memory_gib * _GIB))
+
+
+def _search(ground: Ground, of: SearchOf) -> dict[str, Any]:
+    prober = Prober(
+        ground.config, ground.files, ground.out, ground.digest, ground.display, of.workers, of.limit_bytes
+    )  # fmt: skip
     return prober.compared()
 
 
@@ -240,8 +258,11 @@ def notes(config: ScaleConfig, run: RunConfig) -> list[str]:
     return told
 
 
-def _write(out: Path, data: Mapping[str, Any]) -> None:
-    write_json(out / RESULT, dict(data))
+def _write(out: Path, trials: Mapping[str, Any], began: float, largest: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Writes all tables and the report; returns what stands in scale.json."""
+    more = {"largest": largest, "recommendation": recommendation(trials["rows"], largest)}
+    data = {**trials, "seconds": round(time.monotonic() - began, 1), **more}
+    write_json(out / RESULT, data)
     text = io.StringIO()
     rows: list[dict[str, Any]] = data["rows"]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -251,6 +272,7 @@ def _write(out: Path, data: Mapping[str, Any]) -> None:
     from launch.report.scale import write_scale_report  # matplotlib comes with it
 
     write_scale_report(out, data)
+    return data
 
 
 def _track(run: RunConfig, config: ScaleConfig, out: Path, data: Mapping[str, Any]) -> None:
@@ -290,6 +312,9 @@ def refuse_nothing(config: ScaleConfig, data: Mapping[str, Any]) -> None:
             f"none of {len(rows)} trials came to its end ({told}); {first['name']}: {first['reason']}; {mend}"
         )
     if largest is not None and all(entry["largest"] is None for entry in largest["found"]):
+        faults = [entry["fault"] for entry in largest["found"] if entry["fault"]]
+        if faults:
+            raise UserError(f"no largest batch was found: {faults[0]}; {Path(config.out) / 'largest'} has the details")
         raise UserError(
             f"largest.memory_gib={config.largest.memory_gib:g}: not even {config.largest.first[0]} samples fit "
             f"({largest['found'][0]['reason']}); give more memory, or a smaller largest.first"

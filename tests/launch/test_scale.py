@@ -11,27 +11,32 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from data_prep.errors import UserError
 from data_prep.files import write_json
 from launch.config import RunConfig
+from launch.progress import ProgressDisplay
 from launch.reading import read_config
 from launch.recipes import find_recipe, recipes
 from launch.report.scale import largest_cells, part_cells, scale_text, write_scale_report
-from launch.scaling.config import GridConfig, JudgeConfig, LargestConfig, ScaleConfig
-from launch.scaling.experiment import check_limits, refuse_nothing
+from launch.scaling.config import GridConfig, JudgeConfig, LargestConfig, LimitConfig, ScaleConfig
+from launch.scaling.experiment import check_limits, refuse_nothing, search_of
 from launch.scaling.grid import Trial, overrides_of, settle, trials
 from launch.scaling.limited import Ended, run_limited
-from launch.scaling.probing import entry_of, with_gain
+from launch.scaling.probing import Prober, entry_of, with_gain
 from launch.scaling.recommend import recommendation
 from launch.scaling.rows import MEASURED, at_chance, goal_of, reached, with_goal
 from launch.scaling.trial import TrialFailed, outcome
 from pipeline.measure.largest_batch import Bounds, Probe, search
 from pipeline.measure.memory_limit import MemoryLimit
 from pipeline.process import Process
+from pipeline.worker import parse
+from tests.docs.pages import fenced
 from tests.launch.gone import gone
 
 TINY = Path(__file__).parent / "tiny.yaml"
+ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 
 
@@ -148,6 +153,44 @@ def test_gains_are_held_against_the_bytes_kept() -> None:
     both = {"limit_bytes": 1000, "workers": 1, "found": [with_gain(off, off), query]}
     assert largest_cells(both)[1][-3:] == ["1.200x", "1.250x", "0.960"]
     assert [line[0] for line in part_cells(both)] == ["part", "visual_encoder", "losses", "whole"]
+
+
+def test_what_a_probe_cannot_be_made_of_is_refused_before_anything_starts() -> None:
+    two = config(shared={"cluster.workers": 2}, largest=LargestConfig(memory_gib=1.0))
+    with pytest.raises(
+        UserError, match=r"largest: a micro-batch of 8 with pruning off: workers=2 do not go with engin"
+    ):
+        search_of(two, [TINY])
+
+
+def test_a_probe_that_is_too_slow_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    asked = config(limits=LimitConfig(seconds=0.01))
+    with ProgressDisplay() as display:
+        found = Prober(asked, [TINY], tmp_path, "", display, 1, GIB).compared()["found"]
+    assert [entry["pruning"] for entry in found] == ["off", "query"]
+    for entry in found:
+        assert entry["fault"] == (
+            "the bytes kept could not be counted: not done after 0.01 s; "
+            "a micro-batch of 8 was too slow: not done after 0.01 s"
+        )
+        assert entry["largest"] is None and entry["predicted_gain"] is None
+    data = {**whole(), "largest": {"limit_bytes": GIB, "workers": 1, "found": found}}
+    assert "largest, query: not all found: the bytes kept" in scale_text(data)
+    assert "a micro-batch of 8 was too slow" in write_scale_report(tmp_path, data).read_text()
+    with pytest.raises(UserError, match="no largest batch was found: the bytes kept could not be counted"):
+        refuse_nothing(asked, data)
+
+
+def test_the_experiment_of_the_documentation_has_trials_and_probes() -> None:
+    values = yaml.safe_load(fenced(ROOT / "docs" / "scaling.md", "yaml")[0])
+    asked = parse(ScaleConfig, {"name": "docs", "out": "scale", **values})
+    files = [find_recipe(base) for base in asked.base]
+    wanted = trials(asked)
+    some = [trial for trial in wanted if trial.global_batch == 64 and trial.pruning == "query" and trial.recompute]
+    settled, left_out = settle(asked, files, [*some, wanted[-1]])
+    assert len(settled) == 9 and not left_out  # two each of ZeRO, precision and workers, and the point
+    check_limits(asked, [each.run for each in settled])
+    assert search_of(asked, files) is not None
 
 
 # How a trial ends.
