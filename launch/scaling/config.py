@@ -101,7 +101,8 @@ class LargestConfig:
     """The search for the largest micro-batch.
 
     Attributes:
-        memory_gib: The limit, as of `LimitConfig.memory_gib`; null for no search on a CPU, and for all of a GPU.
+        memory_gib: The limit, as of `LimitConfig.memory_gib`; null for no search on a CPU, and for all of the
+            smallest GPU that nvidia-smi lists where the experiment is started (no search where it lists none).
         pruning: Which prunings are compared; the first one is the reference.
         first: The two micro-batches that the line of memory is drawn through.
         step: Between micro-batches that are told apart.

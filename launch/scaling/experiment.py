@@ -104,10 +104,13 @@ def check_limits(config: ScaleConfig, runs: Sequence[RunConfig]) -> None:
     """
     if any(run.engine.name == "deepspeed" for run in runs):
         preflight_deepspeed()
+    on_gpu = bool(runs[0].cluster.gpus_per_worker)
+    whole, whose = (
+        (machine.gpu_memory_gib(), "this machine's GPU") if on_gpu else (machine.memory_gib(), "this machine")
+    )
     for key, gib in (("limits", config.limits.memory_gib), ("largest", config.largest.memory_gib)):
-        whole = machine.memory_gib()
-        if gib is not None and gib > whole and not runs[0].cluster.gpus_per_worker:
-            raise UserError(f"{key}.memory_gib={gib:g} is more than the {whole:.1f} GiB of this machine; give less")
+        if gib is not None and whole is not None and gib > whole:
+            raise UserError(f"{key}.memory_gib={gib:g} is more than the {whole:.1f} GiB of {whose}; give less")
     if config.judge.split is None:
         return
     for run in runs:
@@ -201,16 +204,18 @@ class SearchOf:
 
 
 def search_of(config: ScaleConfig, files: Sequence[Path]) -> SearchOf | None:
-    """The search that is asked for; None for none.
+    """The search that is asked for; None for none: on a CPU without a limit, or where the GPU cannot be seen from here.
 
     Raises:
         UserError: Its probes cannot be made.
     """
-    if config.largest.memory_gib is None:
+    cluster, gib = read_config(RunConfig, files, _words(config)).cluster, config.largest.memory_gib
+    if gib is None and cluster.gpus_per_worker:
+        gib = machine.gpu_memory_gib()
+    if gib is None:
         return None
-    workers = read_config(RunConfig, files, _words(config)).cluster.most
-    settle_probes(config, files, workers)
-    return SearchOf(workers, int(config.largest.memory_gib * _GIB))
+    settle_probes(config, files, cluster.most)
+    return SearchOf(cluster.most, int(gib * _GIB))
 
 
 def _search(ground: Ground, of: SearchOf) -> dict[str, Any]:
@@ -316,7 +321,7 @@ def refuse_nothing(config: ScaleConfig, data: Mapping[str, Any]) -> None:
         if faults:
             raise UserError(f"no largest batch was found: {faults[0]}; {Path(config.out) / 'largest'} has the details")
         raise UserError(
-            f"largest.memory_gib={config.largest.memory_gib:g}: not even {config.largest.first[0]} samples fit "
+            f"largest.memory_gib={largest['limit_bytes'] / _GIB:g}: not even {config.largest.first[0]} samples fit "
             f"({largest['found'][0]['reason']}); give more memory, or a smaller largest.first"
         )
 

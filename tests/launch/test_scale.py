@@ -163,6 +163,22 @@ def test_what_a_probe_cannot_be_made_of_is_refused_before_anything_starts() -> N
         search_of(two, [TINY])
 
 
+def test_without_a_limit_all_of_a_gpu_is_searched_and_nothing_of_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 24576; echo 16384\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    on_gpu = {"cluster.gpus_per_worker": 1}
+    searched = search_of(config(shared=on_gpu), [TINY])
+    assert searched is not None and searched.limit_bytes == 16 * GIB
+    assert search_of(config(), [TINY]) is None
+    run = read_config(RunConfig, [TINY], ["--cluster.gpus_per_worker=1"])
+    with pytest.raises(UserError, match=r"largest\.memory_gib=20 is more than the 16\.0 GiB of this machine's GPU"):
+        check_limits(config(shared=on_gpu, largest=LargestConfig(memory_gib=20.0)), [run])
+
+
 def test_a_probe_that_is_too_slow_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     asked = config(limits=LimitConfig(seconds=0.01))
     with ProgressDisplay() as display:
@@ -365,5 +381,6 @@ def test_an_experiment_of_which_nothing_came_says_so() -> None:
     for entry in data["largest"]["found"]:
         entry["largest"], entry["reason"] = None, "0.5 GiB before the end of its first step"
     asked = config(largest=LargestConfig(memory_gib=0.25))
+    data["largest"]["limit_bytes"] = GIB // 4
     with pytest.raises(UserError, match=r"largest\.memory_gib=0\.25: not even 8 samples fit \(0\.5 GiB before"):
         refuse_nothing(asked, data)
