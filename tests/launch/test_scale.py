@@ -305,6 +305,7 @@ def test_a_loss_is_reached_on_the_line_between_two_looks() -> None:
 def test_the_goal_is_the_worst_end_where_none_is_given() -> None:
     rows = [row("a", fixed_loss=3.0), row("b", fixed_loss=4.0), row("c")]
     assert goal_of(None, rows) == 4.0 and goal_of(2.5, rows) == 2.5 and goal_of(None, [row("c")]) is None
+    assert goal_of(None, [*rows, row("guess", fixed_loss=4.16, at_chance=True)]) == 4.0
     curves = {name: {"evaluations": evaluations(5.0, end)} for name, end in (("a", 3.0), ("b", 4.0))}
     told = with_goal(rows, curves, 4.0)
     assert [each["seconds_to_goal"] for each in told] == [7.5, 10.0, None]
@@ -331,6 +332,11 @@ def test_the_recommendation_gives_its_reason() -> None:
     assert "10 samples a second (nothing was judged" in recommendation([row("b32-off")], None)
     guessing = [{**each, "at_chance": True} for each in rows]
     assert "no loss is better than guessing yet: give more samples" in recommendation(guessing, None)
+    short = [row("a", goal=2.0, fixed_loss=3.5), row("b", goal=2.0, fixed_loss=3.0, global_batch=64)]
+    guess = row("c", goal=2.0, fixed_loss=4.16, at_chance=True, samples_per_second=99.0)
+    told = recommendation([*short, guess], None)
+    assert "a global batch of 64" in told
+    assert "for no trial reached a loss of 2 on the fixed batch, and its 3 is closest." in told
     assert "Nothing can be recommended" in recommendation([row("b32-off", status="failed")], None)
 
 
