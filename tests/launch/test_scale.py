@@ -97,6 +97,12 @@ def test_an_empty_grid_says_why() -> None:
     [
         ({"points": ({"global_batch": 8, "micro": 4},)}, "points: unknown key micro; did you mean micro_batch"),
         ({"points": ({"pruning": "query"},)}, "has no global_batch"),
+        ({"points": ({"global_batch": 0},)}, r"points\[0\]\.global_batch=0 must be a whole number of at least 1"),
+        ({"points": ({"global_batch": "64"},)}, r"points\[0\]\.global_batch='64' must be a whole number"),
+        ({"points": ({"global_batch": None},)}, r"points\[0\]\.global_batch=None must be a whole number"),
+        ({"points": ({"global_batch": 8}, {"global_batch": [8]})}, r"points\[1\]\.global_batch=\[8\] must be"),
+        ({"points": ({"global_batch": 8, "micro_batch": True},)}, r"points\[0\]\.micro_batch=True must be"),
+        ({"points": ({"global_batch": 8, "pruning": ["query"]},)}, r"points\[0\]\.pruning=\['query'\] must be a word"),
         ({"grid": {"global_batch": (0,)}}, "grid.global_batch=0 must be at least 1"),
         ({"grid": {"pruning": ("quary",)}}, "pruning 'quary' is not known; give off, stage, query"),
         ({"largest": {"first": (8, 8)}}, "two rising batches"),
