@@ -28,7 +28,8 @@ def recommendation(rows: Sequence[Row], largest: Mapping[str, Any] | None) -> st
         why = _why_soonest(best, judged)
     elif told:
         best = min(told, key=lambda row: float(row["fixed_loss"]))
-        why = f"no trial reached a loss of {best['goal']:.4g} on the fixed batch, and its {best['fixed_loss']:.4g} is closest"
+        goal, loss = best["goal"], best["fixed_loss"]
+        why = f"no trial reached a loss of {goal:.4g} on the fixed batch, and its {loss:.4g} is closest"
     else:
         best = max(tried, key=lambda row: float(row["samples_per_second"]))
         why = _why_fastest(best, tried)
