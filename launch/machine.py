@@ -45,6 +45,19 @@ def memory_gib() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30
 
 
+def gpu_memory_gib() -> float | None:
+    """Memory of the smallest GPU that nvidia-smi lists, in GiB; None where it lists none.
+
+    torch is not asked: its context would hold some of the memory for as long as this process lives.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return None
+    words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()
+    mebibytes = [int(word) for word in listed if word.isdecimal()]
+    return min(mebibytes) / 1024 if mebibytes else None
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a run's result may depend on."""
     found = {"python": platform.python_version()}

@@ -54,7 +54,7 @@ def write_scale_report(out: Path, data: Mapping[str, Any]) -> Path:
             facts=[(name, text) for name, text in facts if text],
             heads=[(_COLUMNS[name], name not in _WORDS) for name in columns],
             rows=[_cells(row, columns) for row in data["rows"]],
-            reasons=[(row["name"], row["status"], row["reason"]) for row in data["rows"] if row["reason"]],
+            reasons=_reasons(data),
             largest=largest_cells(data["largest"]),
             largest_heads=LARGEST,
             parts=part_cells(data["largest"]),
@@ -112,7 +112,7 @@ def largest_cells(largest: Mapping[str, Any] | None) -> list[list[str]]:
             entry["pruning"], number(entry["largest"]), _above(entry), _gib(entry["measured_bytes"]),
             _gib(entry["predicted_bytes"]),
             ABSENT if entry["prediction_error"] is None else f"{entry['prediction_error']:+.1%}",
-            f"{entry['saved_bytes_per_sample'] / 2**20:.2f}", _times(entry["gain"]), _times(entry["predicted_gain"]),
+            _mib(entry["saved_bytes_per_sample"], 2), _times(entry["gain"]), _times(entry["predicted_gain"]),
             ABSENT if entry["gain_share"] is None else f"{entry['gain_share']:.3f}",
         ]
         for entry in largest["found"]
@@ -135,7 +135,22 @@ def part_cells(largest: Mapping[str, Any] | None) -> list[list[str]]:
     parts = dict.fromkeys(part for entry in found for part in entry["saved_bytes"])
     lines = [["part", *(f"{entry['pruning']}, MiB a sample" for entry in found)]]
     lines += [[part, *(f"{entry['saved_bytes'].get(part, 0.0) / 2**20:.3f}" for entry in found)] for part in parts]
-    return [*lines, ["whole", *(f"{entry['saved_bytes_per_sample'] / 2**20:.3f}" for entry in found)]]
+    return [*lines, ["whole", *(_mib(entry["saved_bytes_per_sample"], 3) for entry in found)]]
+
+
+def _reasons(data: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    rows = [(row["name"], row["status"], row["reason"]) for row in data["rows"] if row["reason"]]
+    return [*rows, *_faults(data["largest"])]
+
+
+def _faults(largest: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """What is missing of the search, and why, as trials that failed are told of."""
+    found = [] if largest is None else largest["found"]
+    return [(f"largest, {entry['pruning']}", "not all found", entry["fault"]) for entry in found if entry["fault"]]
+
+
+def _mib(value: float | None, digits: int) -> str:
+    return ABSENT if value is None else f"{value / 2**20:.{digits}f}"
 
 
 def _gib(value: float | None) -> str:
@@ -152,7 +167,7 @@ def scale_text(data: Mapping[str, Any]) -> str:
     cells = [["trial", *(_COLUMNS[name] for name in columns)]]
     cells += [[row["name"], *(text for text, _ in _cells(row, columns))] for row in data["rows"]]
     lines = [*aligned(cells, left=1)]
-    lines += [f"{row['name']}: {row['status']}: {row['reason']}" for row in data["rows"] if row["reason"]]
+    lines += [": ".join(words) for words in _reasons(data)]
     if data["largest"] is not None:
         limit = data["largest"]["limit_bytes"] / _GIB
         lines += [

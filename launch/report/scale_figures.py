@@ -219,10 +219,12 @@ def _probes(largest: Mapping[str, Any]) -> Drawing:
     return draw("scale-largest", "Memory of a micro-batch", note, (5.6, 3.2), paint, columns, cells)
 
 
-def _saved(largest: Mapping[str, Any]) -> Drawing:
+def _saved(largest: Mapping[str, Any]) -> Drawing | None:
     """Bytes that a sample keeps for the backward, by part of the model."""
     found = largest["found"]
     parts = list(dict.fromkeys(part for entry in found for part in entry["saved_bytes"]))
+    if not parts:
+        return None
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()

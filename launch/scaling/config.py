@@ -101,7 +101,8 @@ class LargestConfig:
     """The search for the largest micro-batch.
 
     Attributes:
-        memory_gib: The limit, as of `LimitConfig.memory_gib`; null for no search on a CPU, and for all of a GPU.
+        memory_gib: The limit, as of `LimitConfig.memory_gib`; null for no search on a CPU, and for all of the
+            smallest GPU that nvidia-smi lists where the experiment is started (no search where it lists none).
         pruning: Which prunings are compared; the first one is the reference.
         first: The two micro-batches that the line of memory is drawn through.
         step: Between micro-batches that are told apart.
@@ -177,8 +178,10 @@ class ScaleConfig:
         at_least(self, "scale", self.warmup + 1, "min_steps")
         if not self.base:
             raise UserError("base=[] must name at least one configuration, such as configs/runs/demo.yaml")
-        for point in self.points:
+        for number, point in enumerate(self.points):
             _check_point(point)
+            for key, value in point.items():
+                _check_value(f"points[{number}].{key}", key, value)
         given = [*self.grid.pruning, *self.largest.pruning, *(p["pruning"] for p in self.points if "pruning" in p)]
         for name in map(pruning_name, given):
             if name not in self.known_prunings:
@@ -190,6 +193,27 @@ class ScaleConfig:
     def known_prunings(self) -> dict[str, dict[str, Any]]:
         """All that have a name."""
         return {**PRUNINGS, **self.prunings}
+
+
+_COUNT, _STAGE, _WORD, _SWITCH = "a whole number of at least 1", "a whole number from 0 to 3", "a word", "true or false"
+_WANTED = {
+    "global_batch": _COUNT, "micro_batch": _COUNT, "pruning": _WORD, "zero_stage": _STAGE, "precision": _WORD,
+    "recompute": _SWITCH, "workers": _COUNT,
+}  # fmt: skip
+
+
+def _check_value(where: str, key: str, value: Any) -> None:
+    """Refuses what is no value of an axis; jsonargparse takes a point's values as they come."""
+    wanted = _WANTED[key]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    good = {
+        _COUNT: whole and value >= 1,
+        _STAGE: whole and 0 <= value <= 3,
+        _WORD: isinstance(value, str) or (key == "pruning" and value is False),
+        _SWITCH: isinstance(value, bool),
+    }
+    if not good[wanted] and (value is not None or key in ("global_batch", "pruning")):
+        raise UserError(f"{where}={value!r} must be {wanted}")
 
 
 def _check_point(point: dict[str, Any]) -> None:

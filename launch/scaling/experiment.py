@@ -21,7 +21,7 @@ from launch.reading import as_json, dump_config, read_config
 from launch.recipes import find_recipe
 from launch.scaling.config import ScaleConfig
 from launch.scaling.grid import LeftOut, Settled, settle, steps_of, trials
-from launch.scaling.probing import Prober
+from launch.scaling.probing import Prober, settle_probes
 from launch.scaling.recommend import recommendation
 from launch.scaling.rows import curve_of, goal_of, row_of, settings_of, with_goal
 from launch.scaling.trial import FAILED, OK, Work, carried_out
@@ -69,6 +69,7 @@ def scale(config: ScaleConfig) -> dict[str, Any]:
     files = [find_recipe(name) for name in config.base]
     settled, left_out = settle(config, files, trials(config))
     check_limits(config, [each.run for each in settled])
+    searched = search_of(config, files)
     out = Path(config.out).expanduser().resolve()
     out.mkdir(parents=True, exist_ok=True)
     with FolderLock(out), stopped_by_sigterm(), ProgressDisplay() as display:
@@ -77,20 +78,18 @@ def scale(config: ScaleConfig) -> dict[str, Any]:
         ground = Ground(config, files, out, display, _write_shards(settled[0].run, out, display))
         _check_split(config, out / "data")
         rows, curves = _try_all(ground, settled)
-        largest = _search(ground)
-    data = {
-        "name": config.name,
-        "started": started,
-        "seconds": round(time.monotonic() - began, 1),
-        **_facts(),
-        "rows": rows,
-        "curves": curves,
-        "left_out": [{"name": each.trial.name, "reason": each.reason} for each in left_out],
-        "largest": largest,
-        "recommendation": recommendation(rows, largest),
-        "notes": notes(config, settled[0].run),
-    }
-    _write(out, data)
+        data = {
+            "name": config.name,
+            "started": started,
+            **_facts(),
+            "rows": rows,
+            "curves": curves,
+            "left_out": [{"name": each.trial.name, "reason": each.reason} for each in left_out],
+            "notes": notes(config, settled[0].run),
+        }
+        data = _write(out, data, began, None)  # what the trials gave stays, whatever becomes of the search
+        if searched is not None:
+            data = _write(out, data, began, _search(ground, searched))
     if config.track:
         _track(settled[0].run, config, out, data)
     refuse_nothing(config, data)
@@ -105,10 +104,13 @@ def check_limits(config: ScaleConfig, runs: Sequence[RunConfig]) -> None:
     """
     if any(run.engine.name == "deepspeed" for run in runs):
         preflight_deepspeed()
+    on_gpu = bool(runs[0].cluster.gpus_per_worker)
+    whole, whose = (
+        (machine.gpu_memory_gib(), "this machine's GPU") if on_gpu else (machine.memory_gib(), "this machine")
+    )
     for key, gib in (("limits", config.limits.memory_gib), ("largest", config.largest.memory_gib)):
-        whole = machine.memory_gib()
-        if gib is not None and gib > whole and not runs[0].cluster.gpus_per_worker:
-            raise UserError(f"{key}.memory_gib={gib:g} is more than the {whole:.1f} GiB of this machine; give less")
+        if gib is not None and whole is not None and gib > whole:
+            raise UserError(f"{key}.memory_gib={gib:g} is more than the {whole:.1f} GiB of {whose}; give less")
     if config.judge.split is None:
         return
     for run in runs:
@@ -193,12 +195,33 @@ def _in_words(row: Mapping[str, Any]) -> str:
     return f"{row['samples_per_second']:.1f} samples/s, {row['peak_bytes'] / _GIB:.2f} GiB{loss}"
 
 
-def _search(ground: Ground) -> dict[str, Any] | None:
-    config = ground.config
-    if config.largest.memory_gib is None:
+@dataclass(frozen=True)
+class SearchOf:
+    """The search for the largest batch: how many processes train together, and what each must stay within."""
+
+    workers: int
+    limit_bytes: int
+
+
+def search_of(config: ScaleConfig, files: Sequence[Path]) -> SearchOf | None:
+    """The search that is asked for; None for none: on a CPU without a limit, or where the GPU cannot be seen from here.
+
+    Raises:
+        UserError: Its probes cannot be made.
+    """
+    cluster, gib = read_config(RunConfig, files, _words(config)).cluster, config.largest.memory_gib
+    if gib is None and cluster.gpus_per_worker:
+        gib = machine.gpu_memory_gib()
+    if gib is None:
         return None
-    shared = read_config(RunConfig, ground.files, _words(config))
-    prober = Prober(config, ground.files, ground.out, ground.digest, ground.display, shared.cluster.most)
+    settle_probes(config, files, cluster.most)
+    return SearchOf(cluster.most, int(gib * _GIB))
+
+
+def _search(ground: Ground, of: SearchOf) -> dict[str, Any]:
+    prober = Prober(
+        ground.config, ground.files, ground.out, ground.digest, ground.display, of.workers, of.limit_bytes
+    )  # fmt: skip
     return prober.compared()
 
 
@@ -240,8 +263,11 @@ def notes(config: ScaleConfig, run: RunConfig) -> list[str]:
     return told
 
 
-def _write(out: Path, data: Mapping[str, Any]) -> None:
-    write_json(out / RESULT, dict(data))
+def _write(out: Path, trials: Mapping[str, Any], began: float, largest: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Writes all tables and the report; returns what stands in scale.json."""
+    more = {"largest": largest, "recommendation": recommendation(trials["rows"], largest)}
+    data = {**trials, "seconds": round(time.monotonic() - began, 1), **more}
+    write_json(out / RESULT, data)
     text = io.StringIO()
     rows: list[dict[str, Any]] = data["rows"]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -251,6 +277,7 @@ def _write(out: Path, data: Mapping[str, Any]) -> None:
     from launch.report.scale import write_scale_report  # matplotlib comes with it
 
     write_scale_report(out, data)
+    return data
 
 
 def _track(run: RunConfig, config: ScaleConfig, out: Path, data: Mapping[str, Any]) -> None:
@@ -290,8 +317,11 @@ def refuse_nothing(config: ScaleConfig, data: Mapping[str, Any]) -> None:
             f"none of {len(rows)} trials came to its end ({told}); {first['name']}: {first['reason']}; {mend}"
         )
     if largest is not None and all(entry["largest"] is None for entry in largest["found"]):
+        faults = [entry["fault"] for entry in largest["found"] if entry["fault"]]
+        if faults:
+            raise UserError(f"no largest batch was found: {faults[0]}; {Path(config.out) / 'largest'} has the details")
         raise UserError(
-            f"largest.memory_gib={config.largest.memory_gib:g}: not even {config.largest.first[0]} samples fit "
+            f"largest.memory_gib={largest['limit_bytes'] / _GIB:g}: not even {config.largest.first[0]} samples fit "
             f"({largest['found'][0]['reason']}); give more memory, or a smaller largest.first"
         )
 

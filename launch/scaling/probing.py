@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from launch.config import RunConfig
 from launch.progress import ProgressDisplay
 from launch.scaling.config import ScaleConfig, pruning_name
 from launch.scaling.grid import Trial, settle_one
-from launch.scaling.trial import FAILED, OK, OUT_OF_MEMORY, Work, carried_out
+from launch.scaling.trial import OK, OUT_OF_MEMORY, Work, carried_out
 from pipeline.measure.largest_batch import Bounds, Probe, Search, search
 from pipeline.measure.scale_trial import TrialPlan
 
 _GIB = 2**30
+
+
+class ProbeEnded(Exception):
+    """A probe that tells nothing of memory, for it failed or its time was over."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Prober:
         digest: Of the data.
         display: Is told what happens.
         workers: Processes that train together.
+        limit_bytes: That a probe must stay within.
     """
 
     config: ScaleConfig
@@ -35,14 +41,15 @@ class Prober:
     digest: str
     display: ProgressDisplay
     workers: int
+    limit_bytes: int
 
     @property
     def bounds(self) -> Bounds:
         """Of each search."""
         asked = self.config.largest
-        assert asked.memory_gib is not None
-        limit = int(asked.memory_gib * _GIB)
-        return Bounds(limit_bytes=limit, first=asked.first, step=asked.step, most=asked.most, probes=asked.probes)
+        return Bounds(
+            limit_bytes=self.limit_bytes, first=asked.first, step=asked.step, most=asked.most, probes=asked.probes
+        )
 
     def compared(self) -> dict[str, Any]:
         """What was found for each pruning; the first one is what the others' gains are against."""
@@ -55,21 +62,25 @@ class Prober:
 
     def _of(self, pruning: str) -> dict[str, Any]:
         kept = self._carry_out(pruning, self.bounds.first[1], "saved", workers=1)
-        if kept["status"] != OK:
-            raise UserError(f"the bytes that pruning {pruning} keeps could not be counted: {kept['reason']}")
-        reasons = dict[int, str]()
+        faults = [] if kept["status"] == OK else [f"the bytes kept could not be counted: {kept['reason']}"]
+        searched, reasons = Search(self.bounds), dict[int, str]()
 
         def measure(batch: int) -> Probe:
-            probe, reasons[batch] = self._probe(pruning, batch)
-            return probe
+            searched.probes[batch], reasons[batch] = self._probe(pruning, batch)
+            return searched.probes[batch]
 
-        searched = search(measure, self.bounds)
-        return entry_of(pruning, searched, kept["saved_bytes"], reasons)
+        try:
+            search(measure, self.bounds)
+        except ProbeEnded as error:
+            faults.append(str(error))
+        for fault in faults:
+            self.display.say(f"largest micro-batch, pruning {pruning}: {fault}")
+        return entry_of(pruning, searched, kept.get("saved_bytes", {}), reasons, "; ".join(faults))
 
     def _probe(self, pruning: str, batch: int) -> tuple[Probe, str]:
         found = self._carry_out(pruning, batch, "probe", self.workers)
         if found["status"] not in (OK, OUT_OF_MEMORY):
-            raise UserError(f"a micro-batch of {batch} with pruning {pruning} was {found['status']}: {found['reason']}")
+            raise ProbeEnded(f"a micro-batch of {batch} was {found['status']}: {found['reason']}")
         fits, peak = found["status"] == OK, found.get("peak_bytes") or self.bounds.limit_bytes
         words = f"{peak / _GIB:.3f} GiB" if fits else found["reason"]
         self.display.say(f"micro-batch {batch}, pruning {pruning}: {'fits' if fits else 'does not fit'} ({words})")
@@ -77,26 +88,48 @@ class Prober:
 
     def _carry_out(self, pruning: str, batch: int, kind: str, workers: int) -> dict[str, Any]:
         probes = kind == "probe"
-        steps = self.config.largest.steps
-        # One stream, which every batch divides into; the noise scale would keep norms of its own.
-        shared = {**self.config.shared, "loader.streams": 1, "pretrain.loop.noise_scale.every": 0}
-        config = replace(self.config, shared=shared, samples=1, warmup=0, min_steps=steps)
-        trial = Trial(global_batch=batch * workers, pruning=pruning, workers=workers)
         work = Work(
             name=f"{kind}-{pruning}-{batch}",
-            run=settle_one(config, self.files, trial),
-            plan=TrialPlan(steps=steps, memory_bytes=self.bounds.limit_bytes if probes else None),
+            run=probe_run(self.config, self.files, pruning, batch, workers),
+            plan=TrialPlan(steps=self.config.largest.steps, memory_bytes=self.bounds.limit_bytes if probes else None),
             seconds=self.config.limits.seconds,
             function="run_trial" if probes else "run_saved",
             exact_memory=True,
         )
-        found = carried_out(work, self.out / "largest" / work.name, self.out, self.digest, self.display)
-        if found["status"] == FAILED:
-            raise UserError(f"{work.name} failed: {found['reason']}")
-        return found
+        return carried_out(work, self.out / "largest" / work.name, self.out, self.digest, self.display)
 
 
-def entry_of(pruning: str, searched: Search, saved: Mapping[str, float], reasons: Mapping[int, str]) -> dict[str, Any]:
+def probe_run(config: ScaleConfig, files: Sequence[Path], pruning: str, batch: int, workers: int) -> RunConfig:
+    """The run of a probe.
+
+    Raises:
+        UserError: It does not fit together.
+    """
+    # One stream, which every batch divides into; the noise scale would keep norms of its own.
+    shared = {**config.shared, "loader.streams": 1, "pretrain.loop.noise_scale.every": 0}
+    short = replace(config, shared=shared, samples=1, warmup=0, min_steps=config.largest.steps)
+    return settle_one(short, files, Trial(global_batch=batch * workers, pruning=pruning, workers=workers))
+
+
+def settle_probes(config: ScaleConfig, files: Sequence[Path], workers: int) -> list[RunConfig]:
+    """The runs of the probes that each search begins with: what is amiss with them shows before anything starts.
+
+    Raises:
+        UserError: One does not fit together.
+    """
+    runs = []
+    for pruning in map(pruning_name, config.largest.pruning):
+        for batch, processes in ((config.largest.first[1], 1), *((batch, workers) for batch in config.largest.first)):
+            try:
+                runs.append(probe_run(config, files, pruning, batch, processes))
+            except UserError as error:
+                raise UserError(f"largest: a micro-batch of {batch} with pruning {pruning}: {error}") from error
+    return runs
+
+
+def entry_of(
+    pruning: str, searched: Search, saved: Mapping[str, float], reasons: Mapping[int, str], fault: str = ""
+) -> dict[str, Any]:
     """What a search found, JSON-able.
 
     Args:
@@ -104,6 +137,7 @@ def entry_of(pruning: str, searched: Search, saved: Mapping[str, float], reasons
         searched: The search.
         saved: Bytes that a sample keeps for the backward, by part of the model.
         reasons: Why batches did not fit.
+        fault: Why something of it is missing.
     """
     largest, line, above = searched.largest, searched.line, searched.next_up
     predicted = searched.predicted_bytes
@@ -121,14 +155,21 @@ def entry_of(pruning: str, searched: Search, saved: Mapping[str, float], reasons
         "measured_bytes": measured,
         "prediction_error": None if predicted is None or measured is None else predicted / measured - 1,
         "saved_bytes": dict(saved),
-        "saved_bytes_per_sample": sum(saved.values()),
+        "saved_bytes_per_sample": sum(saved.values()) if saved else None,
+        "fault": fault,
     }
 
 
 def with_gain(entry: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
     """An entry with its gain over the reference: in batches, as the bytes kept predict it, and the ratio of both."""
-    predicted = reference["saved_bytes_per_sample"] / entry["saved_bytes_per_sample"]
+    kept, kept_by_reference = entry["saved_bytes_per_sample"], reference["saved_bytes_per_sample"]
+    predicted = None if kept is None or kept_by_reference is None else kept_by_reference / kept
     if entry["largest"] is None or reference["largest"] is None:
         return {**entry, "gain": None, "predicted_gain": predicted, "gain_share": None}
     gain = entry["largest"] / reference["largest"]
-    return {**entry, "gain": gain, "predicted_gain": predicted, "gain_share": gain / predicted}
+    return {
+        **entry,
+        "gain": gain,
+        "predicted_gain": predicted,
+        "gain_share": None if predicted is None else gain / predicted,
+    }

@@ -10,7 +10,9 @@ Row = Mapping[str, Any]
 
 
 def recommendation(rows: Sequence[Row], largest: Mapping[str, Any] | None) -> str:
-    """The sentence: the trial that reached the goal soonest, or where nothing was judged the fastest one.
+    """The sentence: the trial that reached the goal soonest, where none did the one that came closest.
+
+    Where nothing was judged, or all guess, it is the fastest one.
 
     Args:
         rows: Of the table.
@@ -20,8 +22,17 @@ def recommendation(rows: Sequence[Row], largest: Mapping[str, Any] | None) -> st
     judged = [row for row in tried if row["seconds_to_goal"] is not None and not row["at_chance"]]
     if not tried:
         return "Nothing can be recommended, for no trial came to its end."
-    best = min(judged, key=_seconds) if judged else max(tried, key=lambda row: row["samples_per_second"])
-    why = _why_soonest(best, judged) if judged else _why_fastest(best, tried)
+    told = [row for row in tried if row["fixed_loss"] is not None and not row["at_chance"]]
+    if judged:
+        best = min(judged, key=_seconds)
+        why = _why_soonest(best, judged)
+    elif told:
+        best = min(told, key=lambda row: float(row["fixed_loss"]))
+        goal, loss = best["goal"], best["fixed_loss"]
+        why = f"no trial reached a loss of {goal:.4g} on the fixed batch, and its {loss:.4g} is closest"
+    else:
+        best = max(tried, key=lambda row: float(row["samples_per_second"]))
+        why = _why_fastest(best, tried)
     return f"Train with {in_words(best)}, for {why}{_critical(best)}{_room(largest)}."
 
 

@@ -106,8 +106,11 @@ def curve_of(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def goal_of(wanted: float | None, rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """The loss that times are taken to: the one wanted, or the worst of those that trials end with."""
-    ends = [row["fixed_loss"] for row in rows if row["fixed_loss"] is not None]
+    """The loss that times are taken to: the one wanted, or the worst of those that trials end with.
+
+    A trial that only guesses sets no goal: all others are there from the beginning. Where all guess there is none.
+    """
+    ends = [row["fixed_loss"] for row in rows if row["fixed_loss"] is not None and not row["at_chance"]]
     return wanted if wanted is not None else max(ends, default=None)
 
 

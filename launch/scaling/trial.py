@@ -16,7 +16,7 @@ from launch.job import RESULT
 from launch.reading import as_json, dump_config
 from launch.scaling.child import CONFIG, JOB
 from launch.scaling.limited import Ended, run_limited
-from pipeline.measure.memory_limit import clear_over, read_over
+from pipeline.measure.memory_limit import Over, clear_over, read_over
 from pipeline.measure.scale_trial import TrialPlan
 
 Status = Literal["ok", "out of memory", "too slow", "failed"]
@@ -29,6 +29,7 @@ _LOG = "process.txt"
 _WORK = "pipeline.measure.scale_trial"
 _MEMORY_WORDS = re.compile(r"out ?of ?memory|can't allocate memory|cannot allocate memory|bad_alloc", re.IGNORECASE)
 _KILLED = -9
+_GIB = 2**30
 
 
 class TrialFailed(StageFailed):
@@ -122,9 +123,7 @@ def outcome(folder: Path, ended: Ended, seconds: float) -> dict[str, Any]:
     """
     over = read_over(folder)
     if over is not None:
-        when = f"in step {over['step'] + 1}" if over["step"] else "before the end of its first step"
-        gib, limit = over["peak_bytes"] / 2**30, over["limit_bytes"] / 2**30
-        reason = f"{gib:.3f} GiB {when}, more than the {limit:g} GiB that it may have"
+        reason = over_in_words(over)
         return {"status": OUT_OF_MEMORY, "reason": reason, "peak_bytes": over["peak_bytes"], "step": over["step"]}
     if ended.too_slow:
         return {"status": TOO_SLOW, "reason": f"not done after {seconds:g} s"}
@@ -135,6 +134,17 @@ def outcome(folder: Path, ended: Ended, seconds: float) -> dict[str, Any]:
         killed = "it was killed, as the system does where memory runs out" if ended.code == _KILLED else words
         return {"status": OUT_OF_MEMORY, "reason": killed, "peak_bytes": None, "step": None}
     raise TrialFailed(words or f"its process ended with code {ended.code}")
+
+
+def over_in_words(over: Over) -> str:
+    """What was too much: on a GPU an allocation that did not fit, so that the most held is below the limit."""
+    when = f"in step {over['step'] + 1}" if over["step"] else "before the end of its first step"
+    held, limit, total = over["peak_bytes"] / _GIB, over["limit_bytes"], over["total_bytes"]
+    if total is None:
+        assert limit is not None  # on a CPU nothing is written down without a limit
+        return f"{held:.3f} GiB {when}, more than the {limit / _GIB:g} GiB that it may have"
+    room = f"the GPU's {total / _GIB:.1f} GiB" if limit is None else f"the {limit / _GIB:g} GiB that it may have"
+    return f"did not fit into {room} {when}; it held {held:.3f} GiB"
 
 
 def last_words(log: Path) -> str:

@@ -8,6 +8,7 @@ import os
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import TypedDict
 
 import torch
 
@@ -21,13 +22,23 @@ _NAME = "over_memory.rank{}.json"
 _PAUSE_SECONDS = 0.01
 
 
+class Over(TypedDict):
+    """What a process writes down that ends over its limit: its most, what it might have, and steps that were done."""
+
+    peak_bytes: int
+    limit_bytes: int | None  # None: there was no limit but the device's
+    total_bytes: int | None  # of the GPU; None on a CPU
+    step: int
+
+
 class MemoryLimit:
     """Holds while it is open as a context manager.
 
     Args:
         folder: Where an end is written down.
         process: This process.
-        limit_bytes: The most memory of it: of the GPU where it trains on one, else resident. None for no limit.
+        limit_bytes: The most memory of it: of the GPU where it trains on one, else resident. None for no limit; a GPU
+            that has no memory left is written down all the same.
 
     Attributes:
         step: Steps that are done; whoever makes them sets it.
@@ -45,7 +56,7 @@ class MemoryLimit:
         if self._limit_bytes is None:
             return self
         if self._device.type == "cuda":
-            total = torch.cuda.get_device_properties(self._device).total_memory
+            total = total_bytes(self._device)
             torch.cuda.set_per_process_memory_fraction(min(1.0, self._limit_bytes / total), self._device)
             return self
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
@@ -58,7 +69,7 @@ class MemoryLimit:
             self._thread.join()
             self._look()
         elif isinstance(error, torch.OutOfMemoryError):
-            write_json(self._path, self._record(torch.cuda.max_memory_allocated(self._device)))
+            self._write_down(torch.cuda.max_memory_allocated(self._device), total_bytes(self._device))
 
     def _watch(self) -> None:
         while not self._over.wait(_PAUSE_SECONDS):
@@ -68,20 +79,26 @@ class MemoryLimit:
         assert self._limit_bytes is not None
         peak = process_peak_bytes()
         if peak > self._limit_bytes:
-            write_json(self._path, self._record(peak))
+            self._write_down(peak, None)
             # Not an exception: the main thread may be in the middle of an allocation of gigabytes.
             os._exit(OVER_MEMORY)
 
-    def _record(self, peak: int) -> dict[str, int | None]:
-        return {"peak_bytes": peak, "limit_bytes": self._limit_bytes, "step": self.step}
+    def _write_down(self, peak: int, total: int | None) -> None:
+        record = Over(peak_bytes=peak, limit_bytes=self._limit_bytes, total_bytes=total, step=self.step)
+        write_json(self._path, dict(record))
 
 
-def read_over(folder: Path) -> dict[str, int] | None:
-    """What a process wrote down that ended over its limit: `peak_bytes`, `limit_bytes`, `step`; None if none did."""
+def total_bytes(device: torch.device) -> int:
+    """All memory of a GPU."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def read_over(folder: Path) -> Over | None:
+    """What a process wrote down that ended over its limit; None if none did."""
     found = sorted(folder.glob(_NAME.format("*")))
     if not found:
         return None
-    record: dict[str, int] = read_json(found[0])
+    record: Over = read_json(found[0])
     return record
 
 

@@ -104,8 +104,7 @@ class StepWatch:
             self.limit.step = step
             if step <= _SETTLED_STEPS:
                 self.peak = _largest(peak_bytes(str(device)), device)
-            every = self.plan.evaluate_every
-            if self.fixed is not None and (step == 1 or step % every == 0 or step == self.plan.steps):
+            if self.fixed is not None and looks_after(step, self.plan):
                 self._evaluate(step, self.fixed)
         raise Enough
 
@@ -118,6 +117,12 @@ class StepWatch:
         samples = step * self.prepared.config.loop.global_batch
         position = {"step": step, "samples": samples, "seconds": sum(self.seconds)}
         self.evaluations.append({**position, "loss": sum(losses.values()), **losses})
+
+
+def looks_after(step: int, plan: TrialPlan) -> bool:
+    """Whether the fixed batch is looked at after a step: not before memory is settled, for a look takes memory too."""
+    first = min(_SETTLED_STEPS, plan.steps)
+    return step in (first, plan.steps) or (step > first and step % plan.evaluate_every == 0)
 
 
 def run_trial(job: Job, process: Process) -> dict[str, Any]:

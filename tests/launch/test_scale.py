@@ -6,28 +6,37 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 from data_prep.errors import UserError
 from data_prep.files import write_json
 from launch.config import RunConfig
+from launch.progress import ProgressDisplay
 from launch.reading import read_config
 from launch.recipes import find_recipe, recipes
 from launch.report.scale import largest_cells, part_cells, scale_text, write_scale_report
-from launch.scaling.config import GridConfig, JudgeConfig, LargestConfig, ScaleConfig
-from launch.scaling.experiment import check_limits, refuse_nothing
+from launch.scaling.config import GridConfig, JudgeConfig, LargestConfig, LimitConfig, ScaleConfig
+from launch.scaling.experiment import check_limits, refuse_nothing, search_of
 from launch.scaling.grid import Trial, overrides_of, settle, trials
 from launch.scaling.limited import Ended, run_limited
-from launch.scaling.probing import entry_of, with_gain
+from launch.scaling.probing import Prober, entry_of, with_gain
 from launch.scaling.recommend import recommendation
 from launch.scaling.rows import MEASURED, at_chance, goal_of, reached, with_goal
 from launch.scaling.trial import TrialFailed, outcome
 from pipeline.measure.largest_batch import Bounds, Probe, search
+from pipeline.measure.memory_limit import MemoryLimit
+from pipeline.process import Process
+from pipeline.worker import parse
+from tests.docs.pages import fenced
 from tests.launch.gone import gone
 
 TINY = Path(__file__).parent / "tiny.yaml"
+ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 
 
@@ -88,6 +97,12 @@ def test_an_empty_grid_says_why() -> None:
     [
         ({"points": ({"global_batch": 8, "micro": 4},)}, "points: unknown key micro; did you mean micro_batch"),
         ({"points": ({"pruning": "query"},)}, "has no global_batch"),
+        ({"points": ({"global_batch": 0},)}, r"points\[0\]\.global_batch=0 must be a whole number of at least 1"),
+        ({"points": ({"global_batch": "64"},)}, r"points\[0\]\.global_batch='64' must be a whole number"),
+        ({"points": ({"global_batch": None},)}, r"points\[0\]\.global_batch=None must be a whole number"),
+        ({"points": ({"global_batch": 8}, {"global_batch": [8]})}, r"points\[1\]\.global_batch=\[8\] must be"),
+        ({"points": ({"global_batch": 8, "micro_batch": True},)}, r"points\[0\]\.micro_batch=True must be"),
+        ({"points": ({"global_batch": 8, "pruning": ["query"]},)}, r"points\[0\]\.pruning=\['query'\] must be a word"),
         ({"grid": {"global_batch": (0,)}}, "grid.global_batch=0 must be at least 1"),
         ({"grid": {"pruning": ("quary",)}}, "pruning 'quary' is not known; give off, stage, query"),
         ({"largest": {"first": (8, 8)}}, "two rising batches"),
@@ -146,6 +161,60 @@ def test_gains_are_held_against_the_bytes_kept() -> None:
     assert [line[0] for line in part_cells(both)] == ["part", "visual_encoder", "losses", "whole"]
 
 
+def test_what_a_probe_cannot_be_made_of_is_refused_before_anything_starts() -> None:
+    two = config(shared={"cluster.workers": 2}, largest=LargestConfig(memory_gib=1.0))
+    with pytest.raises(
+        UserError, match=r"largest: a micro-batch of 8 with pruning off: workers=2 do not go with engin"
+    ):
+        search_of(two, [TINY])
+
+
+def test_without_a_limit_all_of_a_gpu_is_searched_and_nothing_of_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 24576; echo 16384\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    on_gpu = {"cluster.gpus_per_worker": 1}
+    searched = search_of(config(shared=on_gpu), [TINY])
+    assert searched is not None and searched.limit_bytes == 16 * GIB
+    assert search_of(config(), [TINY]) is None
+    run = read_config(RunConfig, [TINY], ["--cluster.gpus_per_worker=1"])
+    with pytest.raises(UserError, match=r"largest\.memory_gib=20 is more than the 16\.0 GiB of this machine's GPU"):
+        check_limits(config(shared=on_gpu, largest=LargestConfig(memory_gib=20.0)), [run])
+
+
+def test_a_probe_that_is_too_slow_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    asked = config(limits=LimitConfig(seconds=0.01))
+    with ProgressDisplay() as display:
+        found = Prober(asked, [TINY], tmp_path, "", display, 1, GIB).compared()["found"]
+    assert [entry["pruning"] for entry in found] == ["off", "query"]
+    for entry in found:
+        assert entry["fault"] == (
+            "the bytes kept could not be counted: not done after 0.01 s; "
+            "a micro-batch of 8 was too slow: not done after 0.01 s"
+        )
+        assert entry["largest"] is None and entry["predicted_gain"] is None
+    data = {**whole(), "largest": {"limit_bytes": GIB, "workers": 1, "found": found}}
+    assert "largest, query: not all found: the bytes kept" in scale_text(data)
+    assert "a micro-batch of 8 was too slow" in write_scale_report(tmp_path, data).read_text()
+    with pytest.raises(UserError, match="no largest batch was found: the bytes kept could not be counted"):
+        refuse_nothing(asked, data)
+
+
+def test_the_experiment_of_the_documentation_has_trials_and_probes() -> None:
+    values = yaml.safe_load(fenced(ROOT / "docs" / "scaling.md", "yaml")[0])
+    asked = parse(ScaleConfig, {"name": "docs", "out": "scale", **values})
+    files = [find_recipe(base) for base in asked.base]
+    wanted = trials(asked)
+    some = [trial for trial in wanted if trial.global_batch == 64 and trial.pruning == "query" and trial.recompute]
+    settled, left_out = settle(asked, files, [*some, wanted[-1]])
+    assert len(settled) == 9 and not left_out  # two each of ZeRO, precision and workers, and the point
+    check_limits(asked, [each.run for each in settled])
+    assert search_of(asked, files) is not None
+
+
 # How a trial ends.
 
 
@@ -167,9 +236,28 @@ def test_each_end_has_its_word(tmp_path: Path) -> None:
         outcome(words_of(tmp_path, "first\nthe last line\n\n"), Ended(1, False, 1.0), 60)
     with pytest.raises(TrialFailed, match="ended with code 3"):
         outcome(words_of(tmp_path, ""), Ended(3, False, 1.0), 60)
-    write_json(tmp_path / "over_memory.rank1.json", {"peak_bytes": 2 * GIB, "limit_bytes": GIB, "step": 0})
+    write_json(
+        tmp_path / "over_memory.rank1.json", {"peak_bytes": 2 * GIB, "limit_bytes": GIB, "total_bytes": None, "step": 0}
+    )
     over = outcome(tmp_path, Ended(1, False, 1.0), 60)
     assert over["reason"] == "2.000 GiB before the end of its first step, more than the 1 GiB that it may have"
+
+
+def test_a_gpu_without_room_is_out_of_memory_with_a_limit_and_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * GIB)  # no GPU is here to be asked
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 * GIB))
+    with pytest.raises(torch.OutOfMemoryError), MemoryLimit(tmp_path, Process(), None) as limit:
+        limit.step = 2
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    found = outcome(tmp_path, Ended(1, False, 1.0), 60)
+    assert (found["status"], found["peak_bytes"], found["step"]) == ("out of memory", 3 * GIB, 2)
+    assert found["reason"] == "did not fit into the GPU's 8.0 GiB in step 3; it held 3.000 GiB"
+    record = {"peak_bytes": 3 * GIB, "limit_bytes": 4 * GIB, "total_bytes": 8 * GIB, "step": 0}
+    write_json(tmp_path / "over_memory.rank0.json", record)
+    reason = outcome(tmp_path, Ended(1, False, 1.0), 60)["reason"]
+    assert reason == "did not fit into the 4 GiB that it may have before the end of its first step; it held 3.000 GiB"
 
 
 def is_gone_soon(pid: int) -> bool:
@@ -223,6 +311,7 @@ def test_a_loss_is_reached_on_the_line_between_two_looks() -> None:
 def test_the_goal_is_the_worst_end_where_none_is_given() -> None:
     rows = [row("a", fixed_loss=3.0), row("b", fixed_loss=4.0), row("c")]
     assert goal_of(None, rows) == 4.0 and goal_of(2.5, rows) == 2.5 and goal_of(None, [row("c")]) is None
+    assert goal_of(None, [*rows, row("guess", fixed_loss=4.16, at_chance=True)]) == 4.0
     curves = {name: {"evaluations": evaluations(5.0, end)} for name, end in (("a", 3.0), ("b", 4.0))}
     told = with_goal(rows, curves, 4.0)
     assert [each["seconds_to_goal"] for each in told] == [7.5, 10.0, None]
@@ -249,6 +338,11 @@ def test_the_recommendation_gives_its_reason() -> None:
     assert "10 samples a second (nothing was judged" in recommendation([row("b32-off")], None)
     guessing = [{**each, "at_chance": True} for each in rows]
     assert "no loss is better than guessing yet: give more samples" in recommendation(guessing, None)
+    short = [row("a", goal=2.0, fixed_loss=3.5), row("b", goal=2.0, fixed_loss=3.0, global_batch=64)]
+    guess = row("c", goal=2.0, fixed_loss=4.16, at_chance=True, samples_per_second=99.0)
+    told = recommendation([*short, guess], None)
+    assert "a global batch of 64" in told
+    assert "for no trial reached a loss of 2 on the fixed batch, and its 3 is closest." in told
     assert "Nothing can be recommended" in recommendation([row("b32-off", status="failed")], None)
 
 
@@ -299,5 +393,6 @@ def test_an_experiment_of_which_nothing_came_says_so() -> None:
     for entry in data["largest"]["found"]:
         entry["largest"], entry["reason"] = None, "0.5 GiB before the end of its first step"
     asked = config(largest=LargestConfig(memory_gib=0.25))
+    data["largest"]["limit_bytes"] = GIB // 4
     with pytest.raises(UserError, match=r"largest\.memory_gib=0\.25: not even 8 samples fit \(0\.5 GiB before"):
         refuse_nothing(asked, data)

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.measure.memory_limit import OVER_MEMORY, MemoryLimit, clear_over, read_over
 from pipeline.measure.saved_bytes import saved_by_module, saved_bytes
-from pipeline.measure.scale_trial import part_of
+from pipeline.measure.scale_trial import TrialPlan, looks_after, part_of
 from pipeline.models.config import BackboneName
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.process import Process
@@ -104,6 +104,14 @@ def test_no_limit_watches_nothing(tmp_path: Path) -> None:
     with MemoryLimit(tmp_path, Process(), None) as limit:
         assert limit._thread is None
     assert read_over(tmp_path) is None
+
+
+def test_the_first_look_comes_after_memory_is_measured() -> None:
+    def looks(steps: int, every: int) -> list[int]:
+        plan = TrialPlan(steps=steps, evaluate_every=every)
+        return [step for step in range(1, steps + 1) if looks_after(step, plan)]
+
+    assert (looks(8, 3), looks(4, 1), looks(1, 5)) == ([2, 3, 6, 8], [2, 3, 4], [1])
 
 
 @pytest.mark.parametrize("backbone", ["albef", "clip", "meter", "blip"])
