@@ -169,7 +169,7 @@ def _try_all(ground: Ground, settled: Sequence[Settled]) -> tuple[list[dict[str,
         rows.append(row_of(settings, found, folder, config.warmup, config.judge.batch))
         ground.display.say(f"{work.name}: {_in_words(rows[-1])}")
         if found["status"] == OK:
-            curves[work.name] = {**settings, **curve_of(found, folder)}
+            curves[work.name] = {**settings, **curve_of(found, folder, config.warmup)}
     goal = goal_of(config.judge.goal, rows)
     return with_goal(rows, curves, goal), curves
 
@@ -245,6 +245,7 @@ def notes(config: ScaleConfig, run: RunConfig) -> list[str]:
     told = [
         f"One seed ({run.seed}); differences of a few percent between single trials are no difference.",
         "Step: the median, from asking for the batch to the end of the update, looks at the fixed batch left out.",
+        f"Seconds to the goal: the first {config.warmup} updates (warm-up) count as the median of the later ones.",
         "GMACs: multiply-accumulates of matrix products, forward and backward; what is computed again to save memory "
         "counts once.",
         "Memory: the most that a worker held in its first steps; its loader's processes are not in it.",

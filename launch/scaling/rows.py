@@ -96,13 +96,25 @@ def last_of(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
 
 
-def curve_of(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def curve_of(found: Mapping[str, Any], folder: Path, warmup: int) -> dict[str, Any]:
     """What is drawn of a trial: its losses on the fixed batch, and its noise scale over samples."""
-    macs = found["macs"]
-    points = [{**point, "macs": None if macs is None else macs * point["samples"]} for point in found["evaluations"]]
+    macs, steps = found["macs"], found["step_seconds"]
+    points = [
+        {
+            **point,
+            "seconds": settled_seconds(steps, point["step"], warmup),
+            "macs": None if macs is None else macs * point["samples"],
+        }
+        for point in found["evaluations"]
+    ]
     lines = read_metrics(folder / "metrics.jsonl")
     noise = [[line["samples"], line["noise_scale"]] for line in lines if line.get("noise_scale") is not None]
     return {"evaluations": points, "noise": noise}
+
+
+def settled_seconds(seconds: Sequence[float], done: int, warmup: int) -> float:
+    """Time of the first `done` steps, in which those of the warm-up count as the median of the later ones."""
+    return min(done, warmup) * median(seconds[warmup:]) + sum(seconds[warmup:done])
 
 
 def goal_of(wanted: float | None, rows: Sequence[Mapping[str, Any]]) -> float | None:

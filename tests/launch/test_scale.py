@@ -26,7 +26,7 @@ from launch.scaling.grid import Trial, overrides_of, settle, trials
 from launch.scaling.limited import Ended, run_limited
 from launch.scaling.probing import Prober, entry_of, with_gain
 from launch.scaling.recommend import recommendation
-from launch.scaling.rows import MEASURED, at_chance, goal_of, reached, with_goal
+from launch.scaling.rows import MEASURED, at_chance, goal_of, reached, settled_seconds, with_goal
 from launch.scaling.trial import TrialFailed, outcome
 from pipeline.measure.largest_batch import Bounds, Probe, search
 from pipeline.measure.memory_limit import MemoryLimit
@@ -306,6 +306,12 @@ def test_a_loss_is_reached_on_the_line_between_two_looks() -> None:
     assert found == {"step": 5.0, "samples": 160.0, "seconds": 12.5}
     assert reached(evaluations(3.0, 4.0), 3.5) == {"step": 2, "samples": 64, "seconds": 5.0}
     assert reached(evaluations(5.0, 4.0), 3.5) is None
+
+
+def test_the_warm_up_counts_as_steps_like_the_others() -> None:
+    seconds = [30.0, 1.0, 2.0, 3.0]
+    assert [settled_seconds(seconds, done, 1) for done in (1, 2, 4)] == [2.0, 3.0, 8.0]
+    assert settled_seconds(seconds, 4, 0) == 36.0
 
 
 def test_the_goal_is_the_worst_end_where_none_is_given() -> None:
