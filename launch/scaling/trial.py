@@ -27,7 +27,10 @@ FAILED: Status = "failed"
 
 _LOG = "process.txt"
 _WORK = "pipeline.measure.scale_trial"
-_MEMORY_WORDS = re.compile(r"out ?of ?memory|can't allocate memory|cannot allocate memory|bad_alloc", re.IGNORECASE)
+# Not the guess of `local_processes` about a process that ended without a word.
+_MEMORY_WORDS = re.compile(
+    r"(?<!have run )out ?of ?memory|can't allocate memory|cannot allocate memory|bad_alloc", re.IGNORECASE
+)
 _KILLED = -9
 _GIB = 2**30
 

@@ -1,6 +1,7 @@
 """Pre-training of every backbone: one task around the backbone's own step (`pipeline/tasks/online.py`)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -114,14 +115,20 @@ class Pretraining:
     def fixed_losses(self, forward: Callable[..., Any], batch: ImageTextBatch) -> dict[str, Tensor]:
         """The losses of a batch that does not change, to compare trainings by: nothing of the training moves.
 
-        Contrast is among this batch alone, without a queue and with hard labels: then it is the same task at any time
-        of a training, and for trainings with any batch.
+        Contrast is among this batch alone, without a queue and with hard labels, and matching draws its negatives from
+        all of it: then it is the same task at any time of a training, and for trainings with any batch and workers.
         """
         memory = None
         if self.memory is not None:
             empty = FeatureQueue(self.model.config.embed, 0, torch.Generator(), batch.pixels.device)
             memory = Memory(self.memory.teacher, empty)
-        named: dict[str, Tensor] = forward(self.normalise(batch.pixels), batch, self.online.draw(batch), memory, 0.0)
+        asked = self.online.objectives
+        self.online.objectives = replace(asked, negatives="global")
+        try:
+            drawn = self.online.draw(batch)
+            named: dict[str, Tensor] = forward(self.normalise(batch.pixels), batch, drawn, memory, 0.0)
+        finally:
+            self.online.objectives = asked
         return named
 
     def _alpha(self, progress: float) -> float:

@@ -236,6 +236,9 @@ def test_each_end_has_its_word(tmp_path: Path) -> None:
         outcome(words_of(tmp_path, "first\nthe last line\n\n"), Ended(1, False, 1.0), 60)
     with pytest.raises(TrialFailed, match="ended with code 3"):
         outcome(words_of(tmp_path, ""), Ended(3, False, 1.0), 60)
+    guess = "the process ended without a word; it may have run out of memory"
+    with pytest.raises(TrialFailed, match=guess):  # a crash of any kind: not to be kept as a matter of memory
+        outcome(words_of(tmp_path, guess), Ended(1, False, 1.0), 60)
     write_json(
         tmp_path / "over_memory.rank1.json", {"peak_bytes": 2 * GIB, "limit_bytes": GIB, "total_bytes": None, "step": 0}
     )

@@ -84,6 +84,30 @@ def test_two_processes_compute_losses_and_gradients_of_the_whole_batch(backbone:
         torch.testing.assert_close((parts[0][1][name] + parts[1][1][name]) / 2, gradient, msg=name)
 
 
+def fixed_losses_of_rank(process: Process, backbone: BackboneName) -> dict[str, Tensor]:
+    """Of this rank's share of a batch that trainings are compared by, where training itself draws local negatives."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        objectives = ObjectiveConfig(queue=6, mask_share=0.4, negatives="local")
+        model, words = small_model(backbone), Vocabulary(mask=4, size=WORDS - 2)
+        task = Pretraining(model, objectives, pruning_by("elip"), words, scale, torch.Generator().manual_seed(0))
+        share = 8 // process.world_size
+        batch = small_batch(8).part(slice(process.rank * share, (process.rank + 1) * share))
+        named = {name: loss.detach() for name, loss in task.fixed_losses(task.module, batch).items()}
+        assert task.online.objectives is objectives
+        return named
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("backbone", ["albef", "clip"])
+def test_losses_of_a_fixed_batch_are_the_same_on_two_processes(backbone: BackboneName) -> None:
+    alone = fixed_losses_of_rank(Process(), backbone)
+    parts = run_ranks(fixed_losses_of_rank, 2, backbone)
+    for name, loss in alone.items():
+        torch.testing.assert_close(sum(part[name] for part in parts) / 2, loss)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_step_repeats_and_trains_every_weight(backbone: BackboneName) -> None:
     first, again = (step_of_rank(Process(), backbone, "elip", "local") for _ in range(2))
