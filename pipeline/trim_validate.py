@@ -1,5 +1,6 @@
 """Fine-tuning's scores on held-out data: of the model as it would be exported, by the code that evaluates exports."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from pipeline.tasks.classification import ClassificationModel, ClassificationTas
 from pipeline.trim_config import TrimConfig
 from pipeline.trimming.target import Target
 from pipeline.trimming.trimmers import Trimmers
-from pipeline.validation import Validation
+from pipeline.validation import Scored, Validation
 
 Weights = Mapping[str, Tensor]
 
@@ -77,14 +78,18 @@ def validation_of(
     loader = replace(inputs.loader, max_tokens=max_tokens)
     source = Source(split=inputs.data / wanted.split, loader=loader, tokenizer=inputs.load_tokenizer())
 
-    def score() -> dict[str, float]:
+    def score() -> Scored:
         # Making a model draws its weights, and training's own draws must not depend on how often it is scored.
         with torch.random.fork_rng([] if process.device == "cpu" else [process.torch_device]):
             model = exported()
             batches = source.batches(
                 task.classes.text, wanted.batch_size, process, wanted.samples, spread=wanted.samples is not None
             )
-            return {one.metric: one.value for one in said_on(model, source, batches, process).tally.scores()}
+            said = said_on(model, source, batches, process)
+            cost = math.fsum(said.costs.macs) / math.fsum(said.costs.full)
+            return Scored({one.metric: one.value for one in said.tally.scores()}, cost)
 
-    learns = config.method != "ftkd" and not target.is_full
-    return Validation(wanted, config.smarttrim.curriculum.share if learns else 0.0, score)
+    falls = config.method != "ftkd" and not target.is_full
+    # What no trimmer learns costs the same from then on, however near to the target that is.
+    share = 1 / task.target if config.learns and not target.is_full else None
+    return Validation(wanted, config.smarttrim.curriculum.share if falls else 0.0, score, share)
