@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep.errors import UserError
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.source import Source
 from pipeline.exports import build_classification_model
-from pipeline.metrics.tally import TALLIES
+from pipeline.metrics.tally import check_metric
 from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.tasks.classes import Classes
@@ -70,11 +69,8 @@ def validation_of(
     """
     if not config.validation.every_steps:
         return None
-    wanted, known = config.validation, TALLIES[config.task].metrics
-    if known and not wanted.metric.startswith(known):
-        raise UserError(
-            f"trim.validation.metric={wanted.metric} is no score of trim.task={config.task}: {', '.join(known)}"
-        )
+    wanted = config.validation
+    check_metric(config.task, wanted.metric)
     loader = replace(inputs.loader, max_tokens=max_tokens)
     source = Source(split=inputs.data / wanted.split, loader=loader, tokenizer=inputs.load_tokenizer())
 
