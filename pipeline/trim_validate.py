@@ -1,7 +1,7 @@
 """Fine-tuning's scores on held-out data: of the model as it would be exported, by the code that evaluates exports."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.source import Source
 from pipeline.exports import build_classification_model
 from pipeline.metrics.tally import check_metric
+from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.tasks.classes import Classes
@@ -19,7 +20,7 @@ from pipeline.tasks.classification import ClassificationModel, ClassificationTas
 from pipeline.trim_config import TrimConfig
 from pipeline.trimming.target import Target
 from pipeline.trimming.trimmers import Trimmers
-from pipeline.validation import Scored, Validation
+from pipeline.validation import CONSISTENCY, Scored, Validation
 
 Weights = Mapping[str, Tensor]
 
@@ -83,9 +84,14 @@ def validation_of(
             )
             said = said_on(model, source, batches, process)
             cost = math.fsum(said.costs.macs) / math.fsum(said.costs.full)
-            return Scored({one.metric: one.value for one in said.tally.scores()}, cost)
+            return Scored(values_of(said.tally.scores(), sampled=wanted.samples is not None), cost)
 
     falls = config.method != "ftkd" and not target.is_full
     # What no trimmer learns costs the same from then on, however near to the target that is.
     share = 1 / task.target if config.learns and not target.is_full else None
     return Validation(wanted, config.smarttrim.curriculum.share if falls else 0.0, score, share)
+
+
+def values_of(scores: Iterable[Score], *, sampled: bool) -> dict[str, float]:
+    """By metric; of a sample without what only whole groups have."""
+    return {one.metric: one.value for one in scores if not (sampled and one.metric == CONSISTENCY)}

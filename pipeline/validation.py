@@ -27,6 +27,9 @@ COST = f"{PREFIX}cost"
 AT_TARGET = f"{PREFIX}at_target"
 """The metric of a state whose cost is near enough to the target; others have none."""
 
+CONSISTENCY = "consistency"
+"""The score of whole groups; a sample of single statements tears them apart."""
+
 NEAR = 0.05
 """Part of the wanted cost by which a state that competes may miss it: a dearer one would win by what it costs."""
 
@@ -56,6 +59,11 @@ class ValidationConfig:
         at_least(self, "trim.validation", 1, "batch_size")
         if self.samples is not None:
             at_least(self, "trim.validation", 1, "samples")
+            if self.metric == CONSISTENCY:
+                raise UserError(
+                    f"trim.validation.metric={self.metric} wants whole groups of statements, which "
+                    f"trim.validation.samples={self.samples} tears apart; leave samples out, or take accuracy"
+                )
 
 
 class Scored(NamedTuple):

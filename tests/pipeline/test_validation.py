@@ -16,10 +16,12 @@ from pipeline.checkpoint import CheckpointConfig, load_weights
 from pipeline.checkpoint_rules import Saved, highest_of, kept
 from pipeline.data.batch import ImageTextBatch
 from pipeline.engine import EngineConfig, OptimizerConfig, build_engine, split_decay
+from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.progress import read_metrics
 from pipeline.tasks.task import EachPartAlone, Losses
 from pipeline.train import LoopConfig, Stage, train
+from pipeline.trim_validate import values_of
 from pipeline.validation import Scored, Validation, ValidationConfig
 from pipeline.worker import run_job
 from tests.pipeline.distributed import run_ranks
@@ -207,9 +209,17 @@ def test_mistakes_are_told(data: Path, pretrained: Path, tmp_path: Path) -> None
         tuned(data, pretrained, tmp_path / "a", metric="recall")
     assert not (tmp_path / "a" / "metrics.jsonl").exists()
     with pytest.raises(UserError, match=r"metric=consistency is no score of 'test'; it has accuracy"):
-        tuned(data, pretrained, tmp_path / "b", metric="consistency", samples=5)
+        tuned(data, pretrained, tmp_path / "b", metric="consistency")
+    with pytest.raises(UserError, match=r"metric=consistency wants whole groups .* trim\.validation\.samples=5 tears"):
+        ValidationConfig(every_steps=2, metric="consistency", samples=5)
     with pytest.raises(UserError, match=r"trim\.validation\.samples=0 must be at least 1"):
         ValidationConfig(every_steps=2, samples=0)
+
+
+def test_a_sample_has_no_consistency() -> None:
+    scores = [Score(name, 50.0, None, None, 2) for name in ("accuracy", "consistency")]
+    assert values_of(scores, sampled=True) == {"accuracy": 50.0}
+    assert values_of(scores, sampled=False) == {"accuracy": 50.0, "consistency": 50.0}
 
 
 def test_status_tells_the_last_and_the_best_score(tmp_path: Path) -> None:
