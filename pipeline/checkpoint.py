@@ -266,10 +266,9 @@ class CheckpointStore:
         return None
 
     def _check_metric(self, metrics: Mapping[str, float]) -> None:
-        if self.config.keep_best and metrics and self.config.best_metric not in metrics:
-            raise UserError(
-                f"checkpoint.best_metric={self.config.best_metric} is not logged; choose one of {', '.join(metrics)}"
-            )
+        wanted = self.config.best_metric
+        if self.config.keep_best and metrics and wanted not in metrics:
+            raise UserError(f"checkpoint.best_metric={wanted} is not logged; choose one of {', '.join(metrics)}")
 
     def _write(
         self, name: str, mine: Mapping[str, Mapping[str, Tensor]], values: dict[str, Any], manifest: dict[str, Any]
