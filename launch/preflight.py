@@ -21,6 +21,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.deepspeed_json import check_settings
 from pipeline.engine import preflight_deepspeed
 from pipeline.metrics.captions import missing_for_captions
+from pipeline.metrics.tally import check_metric
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.build import build_model
@@ -96,6 +97,8 @@ def _check_training(config: RunConfig) -> None:
                 "set --trim.targets '[]' and --evaluate.statement_splits '[]'"
             )
         trimming = workers if config.launcher == "local" else 1
+        if config.trim.validation.every_steps:
+            check_metric(config.trim.task, config.trim.validation.metric)
         check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
         tuned = _meta_model(config, config.trim.image_size)
         check_targets(config.trim, tuned, config.pretrain.pruning, config.loader.max_tokens)
@@ -163,7 +166,8 @@ def _check_task(config: RunConfig) -> None:
     if task in _TOLD_OF_ALL or not config.trim.targets:
         return
     plan, (wanted, source) = plan_source(config.data), _WANTED[task]
-    for split in config.trim.splits:
+    scored = {config.trim.validation.split: "trim.validation.split"} if config.trim.validation.every_steps else {}
+    for split, key in {**scored, **dict.fromkeys(config.trim.splits, "trim.splits")}.items():
         folder = plan[split].folder
         first = [] if folder is None else _first_samples(folder)
         if not (any(has_task(sample, task) for sample in first) or config.data.name == source):
@@ -171,7 +175,7 @@ def _check_task(config: RunConfig) -> None:
                 continue  # behind a URL; the stage looks itself
             raise UserError(
                 f"trim.task={task} wants {wanted}, which {split!r} of data.name={config.data.name} does not "
-                f"have; make shards of such data with `trimline shard {source}`, and name them in trim.splits"
+                f"have; make shards of such data with `trimline shard {source}`, and name them in {key}"
             )
 
 

@@ -110,9 +110,12 @@ def _details(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _scores(scored: Mapping[str, Any]) -> str:
-    named = {name: value for name, value in scored.items() if name not in ("step", "best", "best_step")}
+    named = {name: value for name, value in scored.items() if name not in ("step", "best", "best_step", "at_target")}
     words = ", ".join(f"{name} {value:.2f}" for name, value in named.items() if value is not None)
-    return f"{words} after step {scored['step']:,}; best {scored['best']:.2f} after step {int(scored['best_step']):,}"
+    words = f"{words} after step {scored['step']:,}"
+    if "best" not in scored:
+        return f"{words}; none has come near the wanted cost yet"
+    return f"{words}; best {scored['best']:.2f} after step {int(scored['best_step']):,}"
 
 
 def _others(ranks: int) -> str:

@@ -179,6 +179,7 @@ class CheckpointStore:
         tensors: Mapping[str, Tensor],
         values: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
+        scores: Mapping[str, float] | None = None,
     ) -> None:
         """Copies all state to host memory, and begins to write it in the background; first it waits for the last one.
 
@@ -187,7 +188,8 @@ class CheckpointStore:
             engine: Weights and optimizer state.
             tensors: What else the run needs, alike on all ranks; rank 0's are written.
             values: JSON-able; alike on all ranks.
-            metrics: By which the best ones are told.
+            metrics: Means since the last one, by which the best ones are told; empty where there was no step since.
+            scores: On held-out data, that few checkpoints have.
 
         Raises:
             UserError: The one before could not be written, as where the disk was full; or a metric that is not there.
@@ -204,7 +206,7 @@ class CheckpointStore:
             mine[_STATE] = self._host.copy("state", tensors)
         manifest = {
             "version": _VERSION, "step": step, "layout": engine.layout(), "engine": dict(state.values),
-            "metrics": _finite(metrics or {}), "fingerprint": self.fingerprint,
+            "metrics": _finite({**(metrics or {}), **(scores or {})}), "fingerprint": self.fingerprint,
         }  # fmt: skip
         self._thread = threading.Thread(
             target=self._write, args=(name_of(step), mine, dict(values), manifest), name="checkpoint", daemon=True
@@ -264,10 +266,9 @@ class CheckpointStore:
         return None
 
     def _check_metric(self, metrics: Mapping[str, float]) -> None:
-        if self.config.keep_best and metrics and self.config.best_metric not in metrics:
-            raise UserError(
-                f"checkpoint.best_metric={self.config.best_metric} is not logged; choose one of {', '.join(metrics)}"
-            )
+        wanted = self.config.best_metric
+        if self.config.keep_best and metrics and wanted not in metrics:
+            raise UserError(f"checkpoint.best_metric={wanted} is not logged; choose one of {', '.join(metrics)}")
 
     def _write(
         self, name: str, mine: Mapping[str, Mapping[str, Tensor]], values: dict[str, Any], manifest: dict[str, Any]

@@ -220,7 +220,7 @@ def _train(
                 "seconds": clock.seconds, "skipped": skipped(), "left_out": bad.left_out, "log": log.begun_line(),
                 "noise": noise.state(),
             }  # fmt: skip
-            store.begin(step, engine, task.tensors(), values, means.take() | scores)
+            store.begin(step, engine, task.tensors(), values, means.take(), scores)
         if ends or tick.leave:
             store.finish()
         if ends:

@@ -1,17 +1,18 @@
 """Fine-tuning's scores on held-out data: of the model as it would be exported, by the code that evaluates exports."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data_prep.errors import UserError
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.source import Source
 from pipeline.exports import build_classification_model
-from pipeline.metrics.tally import TALLIES
+from pipeline.metrics.tally import check_metric
+from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.tasks.classes import Classes
@@ -19,7 +20,7 @@ from pipeline.tasks.classification import ClassificationModel, ClassificationTas
 from pipeline.trim_config import TrimConfig
 from pipeline.trimming.target import Target
 from pipeline.trimming.trimmers import Trimmers
-from pipeline.validation import Validation
+from pipeline.validation import CONSISTENCY, Scored, Validation
 
 Weights = Mapping[str, Tensor]
 
@@ -69,22 +70,28 @@ def validation_of(
     """
     if not config.validation.every_steps:
         return None
-    wanted, known = config.validation, TALLIES[config.task].metrics
-    if known and not wanted.metric.startswith(known):
-        raise UserError(
-            f"trim.validation.metric={wanted.metric} is no score of trim.task={config.task}: {', '.join(known)}"
-        )
+    wanted = config.validation
+    check_metric(config.task, wanted.metric)
     loader = replace(inputs.loader, max_tokens=max_tokens)
     source = Source(split=inputs.data / wanted.split, loader=loader, tokenizer=inputs.load_tokenizer())
 
-    def score() -> dict[str, float]:
+    def score() -> Scored:
         # Making a model draws its weights, and training's own draws must not depend on how often it is scored.
         with torch.random.fork_rng([] if process.device == "cpu" else [process.torch_device]):
             model = exported()
             batches = source.batches(
                 task.classes.text, wanted.batch_size, process, wanted.samples, spread=wanted.samples is not None
             )
-            return {one.metric: one.value for one in said_on(model, source, batches, process).tally.scores()}
+            said = said_on(model, source, batches, process)
+            cost = math.fsum(said.costs.macs) / math.fsum(said.costs.full)
+            return Scored(values_of(said.tally.scores(), sampled=wanted.samples is not None), cost)
 
-    learns = config.method != "ftkd" and not target.is_full
-    return Validation(wanted, config.smarttrim.curriculum.share if learns else 0.0, score)
+    falls = config.method != "ftkd" and not target.is_full
+    # What no trimmer learns costs the same from then on, however near to the target that is.
+    share = 1 / task.target if config.learns and not target.is_full else None
+    return Validation(wanted, config.smarttrim.curriculum.share if falls else 0.0, score, share)
+
+
+def values_of(scores: Iterable[Score], *, sampled: bool) -> dict[str, float]:
+    """By metric; of a sample without what only whole groups have."""
+    return {one.metric: one.value for one in scores if not (sampled and one.metric == CONSISTENCY)}

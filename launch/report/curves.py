@@ -18,7 +18,7 @@ from pipeline.progress import NON_FINITE, read_line
 MAX_POINTS = 150
 _POSITIONS = ("step", "samples", "seconds")
 # They repeat others, or do not change.
-_NOT_DRAWN = ("lr/", "tokens/", "restarts", "samples_per_second_per_device", "validation/best")
+_NOT_DRAWN = ("lr/", "tokens/", "restarts", "samples_per_second_per_device", "validation/best", "validation/at_target")
 _COLUMNS = 4
 _TITLES = {
     "loss": "loss, all parts",

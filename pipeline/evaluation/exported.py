@@ -205,7 +205,8 @@ def _classes(job: Job) -> Evaluated:
 
 def _captioning(job: Job) -> Evaluated:
     what, captioner = job.evaluation, job.captioner
-    missing = missing_for_captions()
+    # One rank looks for the programs and scores: others might find something else, and all must go the same way.
+    missing = together(job.process, lambda: missing_for_captions() if job.process.is_main else None, "captions")[0]
     if missing is not None and what.predictions is None:
         raise UserError(f"{missing}; or have the captions written with --predictions FILE")
     told = told_on(

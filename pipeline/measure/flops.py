@@ -154,17 +154,22 @@ def key_value_macs(m: Tensor, width: int, source_width: int) -> Tensor:
 
 
 def cross_attention_macs(counts: StepCounts, attention: nn.Module, share: Tensor) -> Tensor:
-    """Query and output maps, keys and values of the sources, scores and context."""
-    n, m = counts.tokens, counts.source
+    """Query and output maps, keys and values of the sources, scores and context, for a share of heads.
+
+    What joins two images looks at whole outputs, whichever heads work.
+    """
+    n, m, joins = counts.tokens, counts.source, 0 * counts.tokens
     if isinstance(attention, PairAttention):
         # Two images: queries and outputs are made for each, m counts the tokens of both.
         width, source_width = attention.self0.key.out_features, attention.self0.key.in_features
-        maps = 4 * n * width**2 + (0 if attention.output.merge_layer is None else 2 * n * width**2)
+        maps = 4 * n * width**2
+        if attention.output.merge_layer is not None:
+            joins = 2 * n * width**2
     else:
         assert isinstance(attention, ResidualAttention)
         width, source_width = attention.self.key.out_features, attention.self.key.in_features
         maps = 2 * n * width**2
-    return share * (maps + key_value_macs(m, width, source_width) + 2 * n * m * width)
+    return share * (maps + key_value_macs(m, width, source_width) + 2 * n * m * width) + joins
 
 
 def block_macs(advance: Advance, counts: StepCounts) -> Tensor:

@@ -24,7 +24,9 @@ class Tally(ABC):
     ending = ""
     """Of the result file; empty where no server takes one."""
     metrics: tuple[str, ...] = ()
-    """Names of its scores, or how they begin; empty where nobody can say beforehand."""
+    """Names of its scores."""
+    kinds_of: str = ""
+    """The metric that is also scored by kind, as ``METRIC KIND``; the kinds are the data's."""
 
     @abstractmethod
     def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
@@ -115,6 +117,7 @@ class VqaTally(Tally):
 
     ending = ".json"
     metrics = ("accuracy",)
+    kinds_of = "accuracy"
 
     def __init__(self) -> None:
         self.found: dict[Any, str] = {}  # question ids are numbers, and the server wants them so
@@ -194,6 +197,7 @@ class Nlvr2Tally(Tally):
     """Statements about pairs of pictures."""
 
     ending = ".csv"
+    metrics = ("accuracy", "consistency")
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
@@ -250,6 +254,19 @@ _ENDINGS = {
     **{task: tally.ending for task, tally in TALLIES.items() if tally.ending},
     "captioning": CaptionTally.ending,
 }
+
+
+def check_metric(task: str, metric: str) -> None:
+    """Refuses, before anything runs, a metric of `trim.validation` that its task does not have.
+
+    Raises:
+        UserError: It is none of the task's.
+    """
+    tally = TALLIES[task]
+    of_kind = tally.kinds_of and metric.startswith(f"{tally.kinds_of} ")
+    if metric not in tally.metrics and not of_kind:
+        there = [*tally.metrics, *([f"'{tally.kinds_of} KIND'"] if tally.kinds_of else [])]
+        raise UserError(f"trim.validation.metric={metric} is no score of trim.task={task}: {', '.join(there)}")
 
 
 def check_result_file(task: str, path: Path) -> None:

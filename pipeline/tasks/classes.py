@@ -228,8 +228,8 @@ def has_task(sample: Sample, task: TaskName) -> bool:
     statements, questions = sample.fields.get("statements", ()), sample.fields.get("questions", ())
     if task in ANSWERING:
         return any(question.get("answers") for question in questions)
-    if task == "nlvr2":
-        return bool(statements) and set(sample.images) == set(SIDES)
+    if task == "nlvr2":  # whose results are told apart by ids split-set-pair-sentence
+        return bool(statements) and set(sample.images) == set(SIDES) and sample.id.count("-") == 3
     return any(task == "statement" or statement.get("relation") in LABELS for statement in statements)
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import pytest
 
 from data_prep.errors import UserError
+from data_prep.shapes_published import write_published
+from data_prep.sources import SourceConfig, prepare
 from launch import preflight
 from launch.config import RunConfig
 from launch.machine import available_cpus, available_gpus, hardware, versions
@@ -16,6 +18,7 @@ TINY = Path(__file__).with_name("tiny.yaml")
 
 
 CAPTIONS = ["--trim.task=captioning", "--model.backbone=blip", "--model.text.fusion_layers=0", "--trim.targets=[1.0]"]
+SCORED = ["--trim.validation.every_steps=2", "--trim.validation.split=test"]
 
 
 def config(*overrides: str) -> RunConfig:
@@ -64,6 +67,11 @@ def test_a_sound_run_passes(tmp_path: Path) -> None:
         (["--trim.lr_scales.vision=2"], ["trim.lr_scales names 'vision'", "visual_encoder"]),
         (["--trim.lr_scales.visual_encoder=0"], ["trim.lr_scales.visual_encoder=0", "above 0"]),
         (["--trim.validation.every_steps=2"], ["trim.validation.split", "'val'", "data.sizes"]),
+        (
+            [*SCORED, "--trim.validation.metric=accuracy yes/no"],
+            ["trim.validation.metric=accuracy yes/no is no score of trim.task=statement: accuracy, consistency"],
+        ),
+        ([*SCORED, "--trim.validation.metric=consistency_of"], ["consistency_of is no score of trim.task=statement"]),
         (["--trim.validation.every_steps=-1"], ["trim.validation.every_steps=-1", "at least 0"]),
         (["--trim.loop.global_batch=7"], ["trim.loop.global_batch=7", "--trim.loop.global_batch 8"]),
         (['--pretrain.splits={"nowhere": 1}'], ["pretrain.splits", "'nowhere'", "train"]),
@@ -130,3 +138,17 @@ def test_captions_that_nothing_can_score_are_told_of_at_the_start(
     monkeypatch.setenv("PATH", str(tmp_path))  # no Java
     preflight.check(config(*CAPTIONS), tmp_path / "run")
     assert "captions will be told, but not scored" in caplog.text and "install a Java runtime" in caplog.text
+
+
+def test_what_is_scored_must_have_the_tasks_labels_too(tmp_path: Path) -> None:
+    root, sizes = tmp_path / "raw", {"train": 4, "test1": 2}
+    write_published("nlvr2", root, sizes, 32, 0)
+    prepare(SourceConfig(name="nlvr2", root=str(root)), tmp_path / "data", workers=1)
+    few = {"train": 4, "val": 0, "test": 0, "unseen": 0}
+    prepare(SourceConfig(name="shapes", image_size=32, sizes=few), tmp_path / "single", workers=1)
+    (tmp_path / "single/train").rename(tmp_path / "data/val")
+    words = ["--trim.task=nlvr2", "--data.name=shards", f"--data.root={tmp_path / 'data'}", "--data.sizes={}"]
+    words += ["--evaluate.retrieval_splits=[]", "--evaluate.statement_splits=[test1]", "--evaluate.pictures=0"]
+    preflight.check(config(*words, "--trim.validation.every_steps=2", "--trim.validation.split=test1"), tmp_path / "r")
+    with pytest.raises(UserError, match=r"'val' of data\.name=shards does not have; .* in trim\.validation\.split"):
+        preflight.check(config(*words, "--trim.validation.every_steps=2"), tmp_path / "run")

@@ -163,6 +163,17 @@ def test_the_best_stay_by_a_metric_that_must_be_there(tmp_path: Path) -> None:
         other.begin(4, engine, {}, {}, {"loss": 1.0, "lr": 0.1})
 
 
+def test_scores_are_no_part_of_what_keep_best_asks_for(tmp_path: Path) -> None:
+    store, engine = CheckpointStore(tmp_path, CheckpointConfig(keep_best=1)), new_engine()
+    store.begin(1, engine, {}, {}, {}, {"validation/accuracy": 50.0})  # all updates since were left out
+    store.begin(2, engine, {}, {}, {"loss": 1.0}, {"validation/accuracy": 60.0})
+    store.finish()
+    saved = {one.step: one.metrics for one in store.place.saved()}
+    assert saved == {1: {"validation/accuracy": 50.0}, 2: {"loss": 1.0, "validation/accuracy": 60.0}}
+    with pytest.raises(UserError, match=r"best_metric=loss is not logged; choose one of lr$"):
+        store.begin(3, engine, {}, {}, {"lr": 1.0}, {"loss": 1.0})
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 200 kB."""

@@ -16,7 +16,7 @@ from pipeline.data.shards import ShardFolder
 from pipeline.objectives.answers import answer_loss
 from pipeline.process import Process
 from pipeline.tasks.answer_list import AnswersConfig, make_answers
-from pipeline.tasks.classes import SNLI_VE, STATEMENT, classes_of, soft_scores
+from pipeline.tasks.classes import SNLI_VE, STATEMENT, classes_of, has_task, soft_scores
 from pipeline.trimming.methods import what_counts
 from pipeline.trimming.target import Target
 from tests.pipeline.small import small_batch
@@ -117,3 +117,13 @@ def test_the_answer_list_counts_for_stages_of_vqa_alone() -> None:
     assert ranked == {"task": "vqa_generative", "answers": given["answers"]}
     assert what_counts({**given, "task": "vqa"}, Target(1.0, "x")) == {"task": "vqa", "answers": {"at_least": 9}}
     assert what_counts({**given, "task": "snli_ve"}, Target(1.0, "x")) == {"task": "snli_ve"}
+
+
+def test_pairs_that_shapes_draws_are_none_of_nlvr2s(tmp_path: Path) -> None:
+    few = {"train": 0, "val": 0, "test": 0, "unseen": 0, "pairs": 2}
+    prepare(SourceConfig(name="shapes", image_size=32, sizes=few), tmp_path / "shapes", workers=1)
+    write_published("nlvr2", tmp_path / "raw", {"dev": 2}, 32, 0)
+    prepare(SourceConfig(name="nlvr2", root=str(tmp_path / "raw")), tmp_path / "nlvr2", workers=1)
+    own, published = (ShardFolder(tmp_path / name).read(0) for name in ("shapes/pairs", "nlvr2/dev"))
+    assert set(own.images) == set(published.images) and own.fields["statements"]
+    assert has_task(published, "nlvr2") and not has_task(own, "nlvr2")

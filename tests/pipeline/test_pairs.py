@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.errors import UserError
 from data_prep.shapes_published import write_published
@@ -14,8 +15,10 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import LoaderConfig, eval_loader, train_loader
 from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.data.transforms import TransformConfig, eval_image
+from pipeline.measure.flops import StepCounts, cross_attention_macs
 from pipeline.measure.model_flops import FlopsConfig, count_macs, steps_macs
 from pipeline.models.backbone import PairWay
+from pipeline.models.blocks import PairAttention
 from pipeline.models.config import BackboneName
 from pipeline.models.packing import halves, pack, stacked, unpack
 from pipeline.models.schedule import TokenStream
@@ -144,6 +147,20 @@ def test_costs_are_those_that_flops_counts(name: BackboneName) -> None:
             # The official model has no text that is encoded alone (it guides what trims), and joins from layer 6 on.
             counted += steps_macs(model.backbone.text_steps, {"text": length}) + 2 * length * 32**2
         assert found == counted
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("working", [0, 1, 3, 4])
+@torch.no_grad()
+def test_what_joins_two_pictures_is_counted_whole_whichever_heads_work(merged: bool, working: int) -> None:
+    attention = PairAttention(16, 24, 4, merged, 1e-12, 0.0).eval()
+    text, first, other = (pack(TokenStream(torch.randn(1, *shape))) for shape in ((3, 16), (5, 24), (7, 24)))
+    heads_BH = (torch.arange(4) < working).float()[None]
+    with FlopCounterMode(display=False) as counter:
+        attention(text, [first, other], heads_BH)
+    tokens, source, none = (torch.tensor([count]) for count in (3, 12, 0))
+    counts = StepCounts(tokens, source, none, heads_BH.sum(1))
+    assert counter.get_total_flops() == 2 * float(cross_attention_macs(counts, attention, counts.cross_heads / 4))
 
 
 @pytest.mark.parametrize(("name", "way"), WAYS)

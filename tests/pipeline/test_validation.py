@@ -16,11 +16,13 @@ from pipeline.checkpoint import CheckpointConfig, load_weights
 from pipeline.checkpoint_rules import Saved, highest_of, kept
 from pipeline.data.batch import ImageTextBatch
 from pipeline.engine import EngineConfig, OptimizerConfig, build_engine, split_decay
+from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.progress import read_metrics
 from pipeline.tasks.task import EachPartAlone, Losses
 from pipeline.train import LoopConfig, Stage, train
-from pipeline.validation import Validation, ValidationConfig
+from pipeline.trim_validate import values_of
+from pipeline.validation import Scored, Validation, ValidationConfig
 from pipeline.worker import run_job
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import small_batch
@@ -59,9 +61,17 @@ class Pulled(EachPartAlone):
 
 
 def pulled(
-    folder: Path, scores: Mapping[int, float], every: int = 2, since: float = 0.0, **loop: Any
+    folder: Path,
+    scores: Mapping[int, float],
+    every: int = 2,
+    since: float = 0.0,
+    costs: Mapping[int, float] | None = None,
+    **loop: Any,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Eight steps; the state at the end and what training said. Scores are those of the task's own step."""
+    """Eight steps; the state at the end and what training said. Scores are those of the task's own step.
+
+    With costs, half of the full one is wanted.
+    """
     task = Pulled()
     engine = build_engine(
         EngineConfig(name="torch"), OptimizerConfig(), task.module, split_decay(task.module), Process()
@@ -70,9 +80,11 @@ def pulled(
     def batches(start: int, end: int) -> Iterator[ImageTextBatch]:
         return (small_batch(4, seed) for seed in range(start, end))
 
-    validation = Validation(
-        ValidationConfig(every_steps=every), since, lambda: {"accuracy": scores[task.steps], "other": 1.0}
-    )
+    def score() -> Scored:
+        cost = 1.0 if costs is None else costs[task.steps]
+        return Scored({"accuracy": scores[task.steps], "other": 1.0}, cost)
+
+    validation = Validation(ValidationConfig(every_steps=every), since, score, None if costs is None else 0.5)
     config = LoopConfig(samples=32, global_batch=4, **loop)
     said = train(task, engine, batches, config, Stage(folder, Process()), validation=validation)
     weight = float(engine.weights()["weight"])
@@ -124,6 +136,26 @@ def test_a_stop_changes_neither_scores_nor_the_best(tmp_path: Path, stop: int, m
         assert {name: mine.get(name) for name in names} == {name: theirs.get(name) for name in names}
 
 
+def test_only_what_costs_as_wanted_competes(tmp_path: Path) -> None:
+    costs = {2: 0.9, 4: 0.53, 6: 0.52, 8: 0.48}
+    state, said = pulled(tmp_path / "a", {2: 99.0, 4: 50.0, 6: 20.0, 8: 19.0}, costs=costs, log_every=1)
+    assert said["best"] == {"metric": "accuracy", "value": 20.0, "step": 6, "at_target": True} and state["steps"] == 6
+    lines = {line["step"]: line for line in read_metrics(tmp_path / "a" / "metrics.jsonl")}
+    assert {step: lines[step]["validation/cost"] for step in costs} == costs
+    assert [step for step in lines if "validation/best" in lines[step]] == [6, 8]
+    assert [step for step in lines if "validation/at_target" in lines[step]] == [6, 8]
+
+
+def test_where_no_cost_is_as_wanted_the_last_state_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    costs = {2: 0.9, 4: 0.8, 6: 0.7, 8: 0.6}
+    for _ in range(2):  # the second finds all done
+        state, said = pulled(tmp_path / "a", RISING, costs=costs, log_every=1)
+        assert said["best"] == {"metric": "accuracy", "value": 5.0, "step": 8, "at_target": False}
+        assert state["steps"] == 8
+        assert "no scored state came within 5% of the wanted cost: the last one is exported" in caplog.text
+        caplog.clear()
+
+
 def test_the_best_stays_among_the_newest() -> None:
     values = {1: 2.0, 2: 5.0, 3: 5.0, 4: 1.0}
     saved = [Saved(name=f"s{step}", step=step, metrics={"v": value}) for step, value in values.items()][::-1]
@@ -156,7 +188,10 @@ def test_what_is_exported_scores_as_it_did_in_training(
     # With trimming the curriculum comes first: half of the steps.
     assert sorted(scored) == ([1, 2, 3, 4, 5, 6] if target == 1.0 else [3, 4, 5, 6])
     best = counts["best"]
-    assert best["value"] == max(scored.values()) == scored[best["step"]]
+    near = {line["step"]: line["validation/at_target"] for line in lines if "validation/at_target" in line}
+    competing = scored if target == 1.0 else near or {6: scored[6]}
+    assert best["value"] == max(competing.values()) == scored[best["step"]]
+    assert best.get("at_target", True) == (target == 1.0 or bool(near))
     assert read_json(tmp_path / "t/export/config.json")["validation"] == best
     job = job_of(data, tmp_path / "e", "evaluate", pretrained=None, trimmed={"t": str(tmp_path / "t/export")})
     rows = {row["metric"]: row["value"] for row in run_job(job, Process())["rows"]}
@@ -174,9 +209,17 @@ def test_mistakes_are_told(data: Path, pretrained: Path, tmp_path: Path) -> None
         tuned(data, pretrained, tmp_path / "a", metric="recall")
     assert not (tmp_path / "a" / "metrics.jsonl").exists()
     with pytest.raises(UserError, match=r"metric=consistency is no score of 'test'; it has accuracy"):
-        tuned(data, pretrained, tmp_path / "b", metric="consistency", samples=5)
+        tuned(data, pretrained, tmp_path / "b", metric="consistency")
+    with pytest.raises(UserError, match=r"metric=consistency wants whole groups .* trim\.validation\.samples=5 tears"):
+        ValidationConfig(every_steps=2, metric="consistency", samples=5)
     with pytest.raises(UserError, match=r"trim\.validation\.samples=0 must be at least 1"):
         ValidationConfig(every_steps=2, samples=0)
+
+
+def test_a_sample_has_no_consistency() -> None:
+    scores = [Score(name, 50.0, None, None, 2) for name in ("accuracy", "consistency")]
+    assert values_of(scores, sampled=True) == {"accuracy": 50.0}
+    assert values_of(scores, sampled=False) == {"accuracy": 50.0, "consistency": 50.0}
 
 
 def test_status_tells_the_last_and_the_best_score(tmp_path: Path) -> None:
@@ -185,9 +228,14 @@ def test_status_tells_the_last_and_the_best_score(tmp_path: Path) -> None:
     (tmp_path / "stages/trim/status.json").write_text('{"state": "done", "seconds": 1.0}')
     state = read_state(tmp_path)
     assert state["stages"]["trim"]["validation"] == {
-        "step": 8, "accuracy": 5.0, "other": 1.0, "best": 30.0, "best_step": 4.0
+        "step": 8, "accuracy": 5.0, "other": 1.0, "cost": 1.0, "best": 30.0, "best_step": 4.0
     }  # fmt: skip
-    assert "validation: accuracy 5.00, other 1.00 after step 8; best 30.00 after step 4" in state_text(state)
+    assert "validation: accuracy 5.00, other 1.00, cost 1.00 after step 8; best 30.00 after step 4" in state_text(state)
+    (tmp_path / "stages/trim/metrics.jsonl").write_text(
+        '{"step": 2, "validation/accuracy": 7.0, "validation/cost": 1}\n'
+    )
+    told = state_text(read_state(tmp_path))
+    assert "accuracy 7.00, cost 1.00 after step 2; none has come near the wanted cost yet" in told
 
 
 def tuned_on(process: Process, data: Path, pretrained: Path, folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Captioners of an export: made once, what each domain costs; what is refused before a model is loaded."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from pipeline.evaluation.captions import ToldSplit
 from pipeline.evaluation.classes import Costs
 from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
 from pipeline.measure.latency import Instance
+from pipeline.metrics.captions import missing_for_captions
 from pipeline.metrics.tally import CaptionTally
 from pipeline.process import Process
-from tests.pipeline.evaluation.exports import caption_export
+from tests.pipeline.distributed import run_ranks
+from tests.pipeline.evaluation.exports import caption_export, split
+from tests.pipeline.evaluation.test_retrieval import on_rank
 
 
 def test_a_timed_caption_reads_no_file(tmp_path: Path) -> None:
@@ -28,6 +32,21 @@ def test_a_timed_caption_reads_no_file(tmp_path: Path) -> None:
     first = task.instance(job, instance)
     shutil.rmtree(folder)
     assert torch.equal(task.instance(job, instance).ids_BM, first.ids_BM)  # type: ignore[attr-defined]
+
+
+def with_java_at_rank_1_alone(process: Process, asked: Evaluation) -> tuple[str, list[float]]:
+    if process.rank == 0:
+        os.environ["PATH"] = ""
+    found = on_rank(process, asked)
+    return found["more"]["unscored"], found["scores"]
+
+
+@pytest.mark.skipif(missing_for_captions() is not None, reason=str(missing_for_captions()))
+def test_one_rank_says_for_all_whether_captions_are_scored(tmp_path: Path) -> None:
+    folder, data = caption_export(tmp_path / "export"), split(tmp_path / "test", 3)
+    asked = Evaluation(model=folder, task="captioning", split=str(data), predictions=tmp_path / "x.json")
+    one, other = run_ranks(with_java_at_rank_1_alone, 2, asked)
+    assert one == other and "need Java" in one[0] and not one[1]
 
 
 def test_answers_that_are_not_there_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
-from pipeline.metrics.tally import TALLIES, SnliVeTally, StatementTally, VqaTally
+from pipeline.metrics.tally import TALLIES, SnliVeTally, StatementTally, VqaTally, check_metric
 from pipeline.tasks.classes import SNLI_VE, STATEMENT, TASKS, classes_of
 from tests.pipeline.small import small_batch
 
@@ -74,3 +74,28 @@ def test_an_instance_without_an_id_is_refused() -> None:
         VqaTally().add(batch_of([{}], [-1], ["x"], ["x"]), [0], ANSWERS.names)
     with pytest.raises(UserError, match="pair_id 'p' stands twice"):
         SnliVeTally().add(batch_of([{"pair_id": "p"}] * 2, [0, 0], ["x", "x"], ["x", "x"]), [0, 0], SNLI_VE.names)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [
+        ("statement", "consistency"), ("snli_ve", "accuracy"), ("nlvr2", "accuracy"), ("nlvr2", "consistency"),
+        ("vqa", "accuracy"), ("vqa", "accuracy yes/no"), ("vqa_generative", "accuracy number"),
+    ],
+)  # fmt: skip
+def test_metrics_of_a_task_are_known(task: str, metric: str) -> None:
+    check_metric(task, metric)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "known"),
+    [
+        ("nlvr2", "recall", "accuracy, consistency"), ("nlvr2", "accuracyx", "accuracy, consistency"),
+        ("nlvr2", "accuracy yes/no", "accuracy, consistency"), ("snli_ve", "consistency", "accuracy"),
+        ("vqa", "accuracyx", "accuracy, 'accuracy KIND'"),
+    ],
+)  # fmt: skip
+def test_others_are_refused_by_their_whole_name(task: str, metric: str, known: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_metric(task, metric)
+    assert str(caught.value) == f"trim.validation.metric={metric} is no score of trim.task={task}: {known}"
