@@ -24,6 +24,7 @@ WANTED = "TRIMLINE_BROWSER"
 webdriver: Any = None
 if importlib.util.find_spec("selenium"):
     from selenium import webdriver
+    from selenium.webdriver.support.ui import WebDriverWait
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,11 @@ def open_page(chrome: Any, run: Path) -> Any:
     chrome.set_window_size(1200, 900)
     for kind in ("browser", "performance"):
         chrome.get_log(kind)  # what earlier pages left
-    chrome.get((run / "report.html").as_uri())
+    chrome.get("about:blank")  # or a busy machine may take the page before for the one that is asked for
+    url = (run / "report.html").as_uri()
+    chrome.get(url)
+    there = "return document.readyState === 'complete' && location.href === arguments[0]"
+    WebDriverWait(chrome, 30).until(lambda page: page.execute_script(there, url))
     return chrome
 
 
