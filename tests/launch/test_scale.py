@@ -6,11 +6,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from data_prep.errors import UserError
@@ -29,8 +27,6 @@ from launch.scaling.recommend import recommendation
 from launch.scaling.rows import MEASURED, at_chance, goal_of, reached, settled_seconds, with_goal
 from launch.scaling.trial import TrialFailed, outcome
 from pipeline.measure.largest_batch import Bounds, Probe, search
-from pipeline.measure.memory_limit import MemoryLimit
-from pipeline.process import Process
 from pipeline.worker import parse
 from tests.docs.pages import fenced
 from tests.launch.gone import gone
@@ -244,23 +240,6 @@ def test_each_end_has_its_word(tmp_path: Path) -> None:
     )
     over = outcome(tmp_path, Ended(1, False, 1.0), 60)
     assert over["reason"] == "2.000 GiB before the end of its first step, more than the 1 GiB that it may have"
-
-
-def test_a_gpu_without_room_is_out_of_memory_with_a_limit_and_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * GIB)  # no GPU is here to be asked
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 * GIB))
-    with pytest.raises(torch.OutOfMemoryError), MemoryLimit(tmp_path, Process(), None) as limit:
-        limit.step = 2
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    found = outcome(tmp_path, Ended(1, False, 1.0), 60)
-    assert (found["status"], found["peak_bytes"], found["step"]) == ("out of memory", 3 * GIB, 2)
-    assert found["reason"] == "did not fit into the GPU's 8.0 GiB in step 3; it held 3.000 GiB"
-    record = {"peak_bytes": 3 * GIB, "limit_bytes": 4 * GIB, "total_bytes": 8 * GIB, "step": 0}
-    write_json(tmp_path / "over_memory.rank0.json", record)
-    reason = outcome(tmp_path, Ended(1, False, 1.0), 60)["reason"]
-    assert reason == "did not fit into the 4 GiB that it may have before the end of its first step; it held 3.000 GiB"
 
 
 def is_gone_soon(pid: int) -> bool:
