@@ -19,8 +19,8 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 def _digest(parts: tuple[int | str, ...], size: int) -> int:
     # repr of a tuple of plain ints and strings is unambiguous: ("a", 1) and ("a1",) differ.
-    plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
-    return int.from_bytes(blake2b(repr(plain).encode(), digest_size=size).digest(), "little")
+    plain = [part if type(part) is int or isinstance(part, str) else int(part) for part in parts]
+    return int.from_bytes(blake2b(repr(tuple(plain)).encode(), digest_size=size).digest(), "little")
 
 
 def draw(count: int, *parts: int | str) -> int:

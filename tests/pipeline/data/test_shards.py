@@ -96,6 +96,43 @@ def test_what_is_no_sample_is_a_bad_sample(data: bytes, reason: str) -> None:
         parse_sample(data)
 
 
+def octal(value: int) -> bytes:
+    """A size of a header, below zero too, with a sum that is right."""
+    block = bytearray(tar({"k.png": b""}))
+    block[124:136] = b"%011o\0" % value if value >= 0 else b"-%010o\0" % -value
+    return with_sum(block)
+
+
+def with_sum(block: bytearray) -> bytes:
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block[:512])
+    return bytes(block)
+
+
+def binary(value: int) -> bytes:
+    """The same as GNU writes what is too large for octal digits, in 95 bits and their sign."""
+    block = bytearray(tar({"k.png": b""}))
+    block[124:136] = bytes([0xFF if value < 0 else 0x80]) + (value & ((1 << 88) - 1)).to_bytes(11, "big")
+    return with_sum(block)
+
+
+def pax(value: int) -> bytes:
+    """The same in an extension."""
+    record = b" size=%d\n" % value
+    record = b"%d" % (len(record) + 2) + record
+    block = bytearray(tar({"k.png": record}))
+    block[156:157] = b"x"
+    return with_sum(block) + tar({"k.png": b""})
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("size", [-512, -1024, -511, -10_000, 1 << 32])
+@pytest.mark.parametrize("header", [octal, binary, pax])
+def test_sizes_below_zero_and_beyond_the_end_are_damage_and_no_endless_loop(header, size: int) -> None:
+    with pytest.raises(BadSample, match="tar members are broken"):
+        parse_sample(header(size))
+
+
 @pytest.mark.parametrize("name", ["k.pyd", "k.pickle", "k.left.pkl", "../k.txt", "/k.txt"])
 def test_pickles_and_names_that_lead_out_are_refused_by_name(name: str) -> None:
     with pytest.raises(UserError, match="refused"):
