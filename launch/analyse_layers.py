@@ -9,10 +9,12 @@ from matplotlib.figure import Figure
 
 from data_prep.errors import UserError
 from launch.answers import Answer
+from launch.exposure import Exposure, in_caption, in_words
 from launch.report.figures import MARKERS, OKABE_ITO, Drawing, draw
 from launch.report.html import ANALYSES
 from launch.report.table import aligned
 from launch.trained_export import Trained, open_trained
+from launch.trained_run import TrainedRun
 from pipeline.measure.similarity import Row, measure_divergence, measure_similarity
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
@@ -45,7 +47,7 @@ def similarity_command(folder: Path, split: str | None, samples: int, out: Path 
     model = run.model()
     rows = measure_similarity(model, run.normalise, run.batches(samples, BATCH))
     note = "Tokens: of what enters the layer. Heads: of what they attend to. Unpruned; bands are 95% intervals."
-    return _answer(run, rows, "similarity", f"{model.config.backbone}: similarity by layer", note, out)
+    return _answer(run, rows, "similarity", f"{model.config.backbone}: similarity by layer", note, out, [run.exposure])
 
 
 def divergence_command(folder: Path, against: Path | None, split: str | None, samples: int, out: Path | None) -> Answer:
@@ -64,16 +66,17 @@ def divergence_command(folder: Path, against: Path | None, split: str | None, sa
     """
     run = _run(folder, split, samples)
     model = run.model()
-    other, named = _other(run, model, against)
+    other, named, others = _other(run, model, against)
     rows = measure_divergence(model, other, run.normalise, run.batches(samples, BATCH))
     note = f"KL( {folder.name} ‖ {named} ) of the vision tower's attention maps; bands are 95% intervals."
-    return _answer(run, rows, "attention", "how far attention is apart by layer", note, out)
+    return _answer(run, rows, "attention", "how far attention is apart by layer", note, out, [run.exposure, *others])
 
 
-def _other(run: Trained, model: Backbone, against: Path | None) -> tuple[Backbone, str]:
-    """What a run's model is held against, and its name."""
+def _other(run: Trained, model: Backbone, against: Path | None) -> tuple[Backbone, str, list[Exposure]]:
+    """What a run's model is held against, its name, and whether it knows the split where it is a run's too."""
     if against is not None and (against / "config.yaml").is_file():
-        return open_trained(against, run.split).model(), against.name
+        other = TrainedRun.of(against, str(run.split_folder))
+        return other.model(), against.name, [other.exposure]
     path = against or run.began.get("vision") or run.began.get("model")
     if path is None:
         raise UserError(
@@ -82,12 +85,12 @@ def _other(run: Trained, model: Backbone, against: Path | None) -> tuple[Backbon
         )
     if not path.exists():
         raise UserError(f"{path} is no run folder, and no file or folder of weights; give one that is, with --against")
-    other = build_model(model.config)
+    begun = build_model(model.config)
     try:
-        load_vision(other.visual_encoder, read_foreign(path))
+        load_vision(begun.visual_encoder, read_foreign(path))
     except UserError as error:
         raise UserError(f"{path}: {error}; give other weights, or a run folder, with --against") from error
-    return other.to(run.device).eval(), path.stem
+    return begun.to(run.device).eval(), path.stem, []
 
 
 def _run(folder: Path, split: str | None, samples: int) -> Trained:
@@ -96,12 +99,13 @@ def _run(folder: Path, split: str | None, samples: int) -> Trained:
     return open_trained(folder, split)
 
 
-def _answer(run: Trained, rows: list[Row], name: str, title: str, note: str, out: Path | None) -> Answer:
+def _answer(
+    run: Trained, rows: list[Row], name: str, title: str, note: str, out: Path | None, exposures: Sequence[Exposure]
+) -> Answer:
     place = run.folder / ANALYSES if out is None else out
-    _drawing(name, title, note, rows).save(place)
-    seen = [] if run.held_out else [f"not held out: {run.folder} was trained on this split"]
-    lines = [f"split {run.split}, {rows[0]['samples']} pairs", *seen, *_table(rows)]
-    data = {"run": str(run.folder), "split": run.split, "held_out": run.held_out, "rows": rows}
+    _drawing(name, title, f"{note} {in_caption(exposures)}", rows).save(place)
+    lines = [f"split {run.split}, {rows[0]['samples']} pairs", *in_words(exposures), *_table(rows)]
+    data = {"run": str(run.folder), "split": run.split, "held_out": run.exposure.held_out, "rows": rows}
     return 0, data, "\n".join([*lines, f"{note} Figure and numbers: {place / name}.svg, .csv"])
 
 

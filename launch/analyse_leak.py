@@ -7,6 +7,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from launch.answers import Answer
+from launch.exposure import in_words
 from launch.leak_table import leak_text, means_of
 from launch.trained_run import TrainedRun
 from pipeline.measure.leak import Probe, measure_leak
@@ -38,10 +39,14 @@ def leak_command(folders: Sequence[Path], split: str | None, samples: int) -> An
     labels = _labels(runs)
     rows = []
     for run, label in zip(runs, labels, strict=True):
-        told = {"run": str(run.folder), "setting": label, "seed": run.config.seed, "held_out": run.held_out}
+        told = {"run": str(run.folder), "setting": label, "seed": run.config.seed, "held_out": run.exposure.held_out}
         rows += [{**told, **row} for row in _leak(run, samples)]
     means = means_of(rows)
-    return 0, {"split": runs[0].split, "rows": rows, "means": means}, leak_text(runs[0].split, rows, means)
+    return (
+        0,
+        {"split": runs[0].split, "rows": rows, "means": means},
+        leak_text(runs[0].split, rows, means, in_words(run.exposure for run in runs)),
+    )
 
 
 def _guided_by_text(run: TrainedRun) -> TrainedRun:

@@ -8,6 +8,7 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.files import read_json
 from launch.answers import Answer
+from launch.exposure import in_caption
 from launch.report.html import ANALYSES
 from launch.report.instances import Told, drawings, told
 from launch.report.table import aligned
@@ -49,16 +50,16 @@ def trimming_command(folder: Path, split: str | None, samples: int, out: Path | 
     place = folder / ANALYSES if out is None else out
     models = [_seen(run, stage, export, samples, place / INSTANCES) for stage, export in exports.items()]
     models.sort(key=lambda each: bool(each.kept))  # the untrimmed one first
-    found = drawings(models)
+    exposure = run.exposure_to(run.split_folder, fine_tuned=True)
+    found = drawings(models, in_caption([exposure]))
     for drawing in found:
         drawing.save(place)
-    held_out = run.held_out and run.split not in run.config.trim.splits
-    seen = [] if held_out else [f"not held out: {folder} was trained on this split"]
     head = f"split {run.split}, {len(models[0].gmacs)} {models[0].task} instances"
     names = ", ".join(f"{drawing.name}.svg" for drawing in found)
-    data = {"run": str(folder), "split": run.split, "held_out": held_out, "models": [_numbers(each) for each in models]}
+    data = {"run": str(folder), "split": run.split, "held_out": exposure.held_out}
+    data |= {"models": [_numbers(each) for each in models]}
     told_where = f"figures, with numbers as .csv, in {place}: {names}; the cheapest and the dearest in {INSTANCES}/"
-    return 0, data, "\n".join([head, *seen, *_table(models), told_where])
+    return 0, data, "\n".join([head, exposure.words, *_table(models), told_where])
 
 
 def _seen(run: TrainedRun, stage: str, export: Path, samples: int, place: Path) -> Told:

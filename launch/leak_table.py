@@ -37,21 +37,20 @@ def _mean(group: Sequence[Row]) -> dict[str, Any]:
     return found
 
 
-def leak_text(split: str, rows: Sequence[Row], means: Sequence[Row]) -> str:
+def leak_text(split: str, rows: Sequence[Row], means: Sequence[Row], exposure: Sequence[str] = ()) -> str:
     """The table for people.
 
     Args:
         split: What was looked at.
         rows: Of all runs.
         means: Of `means_of`.
+        exposure: Whether the runs were trained on the split.
     """
     several = len({row["run"] for row in rows}) > 1
     title = f"split {split}, " + ("means over runs ± standard deviation" if several else "95% intervals over samples")
-    seen = sorted({row["run"] for row in rows if not row["held_out"]})
-    warning = [f"not held out: {', '.join(seen)} was trained on this split"] if seen else []
     table = _of_means(means) if several else _of_samples(rows)
     interval = "in brackets: 95% intervals" + (" (t) over runs" if several else "")
-    return "\n".join([title, *warning, *table, f"{_READING}; {interval}"])
+    return "\n".join([title, *exposure, *table, f"{_READING}; {interval}"])
 
 
 def _of_samples(rows: Sequence[Row]) -> list[str]:

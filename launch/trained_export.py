@@ -11,6 +11,9 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from data_prep.index import INDEX
+from launch.config import RunConfig
+from launch.exposure import Exposure, exposure_of
+from launch.reading import read_config
 from launch.trained_run import TrainedRun
 from pipeline.data.batch import ImageTextBatch
 from pipeline.evaluation.exported import TASKS, Evaluation, open_export
@@ -31,8 +34,12 @@ class Trained(Protocol):
         """Its name in the run, or its folder."""
 
     @property
-    def held_out(self) -> bool:
-        """Whether pre-training has not seen the split, as far as is known."""
+    def split_folder(self) -> Path:
+        """Where the split lies."""
+
+    @property
+    def exposure(self) -> Exposure:
+        """Whether the model was trained on the split, as far as is known."""
 
     @property
     def device(self) -> str:
@@ -76,9 +83,20 @@ class TrainedExport:
         return cls(folder, str(Path(split).resolve()))
 
     @property
-    def held_out(self) -> bool:
-        """A folder's data is taken to be new to the model."""
-        return True
+    def split_folder(self) -> Path:
+        """As given."""
+        return Path(self.split)
+
+    @property
+    def exposure(self) -> Exposure:
+        """What the run says that the export lies in; an export by itself does not."""
+        stage = self.folder.absolute().parent
+        run = stage.parent.parent
+        if stage.parent.name != "stages" or not (run / "config.yaml").is_file():
+            why = "an export by itself does not say what it was trained on"
+            return Exposure(model=str(self.folder), held_out=None, why=why)
+        config = read_config(RunConfig, [run / "config.yaml"], [])
+        return exposure_of(run, config, self.split_folder, config.pretrain.splits, str(self.folder))
 
     @property
     def began(self) -> Mapping[str, Path]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from data_prep.index import INDEX
 from launch.config import RunConfig
+from launch.exposure import Exposure, exposure_of
 from launch.reading import read_config
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
@@ -58,9 +59,25 @@ class TrainedRun:
         raise UserError(f"{folder} has no split {chosen!r}, nor is that a folder of indexed shards; it has {known}")
 
     @property
-    def held_out(self) -> bool:
-        """Whether pre-training has not seen the split; a folder from elsewhere is taken to be new to it."""
-        return self.split not in self.config.pretrain.splits
+    def split_folder(self) -> Path:
+        """Where the split lies."""
+        own = self.folder / "data" / self.split
+        return own if (own / INDEX).is_file() else Path(self.split)
+
+    @property
+    def exposure(self) -> Exposure:
+        """Whether pre-training has seen the split."""
+        return self.exposure_to(self.split_folder)
+
+    def exposure_to(self, split: Path, fine_tuned: bool = False) -> Exposure:
+        """Whether the run has trained on a split.
+
+        Args:
+            split: A folder of indexed shards.
+            fine_tuned: Whether fine-tuning counts too.
+        """
+        splits = [*self.config.pretrain.splits, *(self.config.trim.splits if fine_tuned else ())]
+        return exposure_of(self.folder, self.config, split, splits)
 
     @cached_property
     def inputs(self) -> Inputs:

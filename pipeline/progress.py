@@ -14,6 +14,8 @@ from data_prep.files import disk_full, is_disk_full, write_atomic
 
 SECONDS_BETWEEN_WRITES = 0.5
 NON_FINITE = "non_finite"
+BAD_UPDATES = "bad_updates.jsonl"
+"""Updates of a training that were left out, and those that it went back to a checkpoint for."""
 
 
 class ProgressFile:
@@ -51,13 +53,14 @@ class MetricsLog:
     """One JSON object a line; after a restart, lines beyond the checkpoint are dropped before new ones come.
 
     Args:
-        path: The metrics.jsonl of a stage.
+        path: The metrics.jsonl of a stage, or another file of lines that have a step.
         step: Steps that the checkpoint has done; lines of later steps are dropped.
+        lasting: Lines with this key are dropped only where training begins anew.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, lasting: str | None = None) -> None:
         self.path = path
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        kept = [line for line in read_metrics(path) if line["step"] <= step or (step and lasting in line)]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, values: Mapping[str, Any]) -> dict[str, Any]:

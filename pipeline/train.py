@@ -147,9 +147,8 @@ def train(
         validation: Scores that tell which state training ends with; None for the last one.
 
     Returns:
-        Steps, samples and seconds of the whole training, samples that no process could use (each time it was to be
-        used), how many samples that are by reason, updates that were left out as they were not numbers, the main
-        process's peak memory, and which state was scored best.
+        Steps, samples and seconds of the whole training, samples that could not be used (each time, and by reason),
+        updates left out as they were not numbers, the main process's peak memory, and which state was scored best.
 
     Raises:
         NonFiniteError: On every process, where a loss or gradient is not a number and the run is not to go on.
@@ -160,7 +159,7 @@ def train(
     store = CheckpointStore(stage.checkpoints, rules, stage.process, stage.fingerprint, note, stage.guard)
     if validation is not None:
         validation.begin(store)
-    bad = BadUpdates(config.bad_updates)
+    bad = BadUpdates(config.bad_updates, stage.folder if stage.process.is_main else None)
     try:
         while True:
             try:
@@ -190,7 +189,8 @@ def _train(
     """The loop itself, from the last checkpoint on."""
     stage.pulse.rest()
     start, before = _restore(store, task, engine, stage.process)
-    step, skipped_here, bad.left_out = start, 0, before["left_out"]
+    bad.go_on(start, before["left_out"])
+    step, skipped_here = start, 0
     clock = Clock(
         config.steps, stage.budget_seconds, config.checkpoint_seconds, before["seconds"], stage.process.device
     )

@@ -47,7 +47,7 @@ class Curve:
     resumed_at: tuple[int, ...]
     """Steps from which training went on after a restart."""
     broken_lines: int
-    """Lines that hold no JSON object: at most the last one, where a process was killed while writing it."""
+    """Lines that hold no step, but for a last one that a kill cut short."""
 
     @property
     def scalars(self) -> list[str]:
@@ -84,10 +84,11 @@ def read_curve(path: Path) -> Curve | None:
         return None
     steps: dict[int, Mapping[str, Any]] = {}
     resumed, broken, latest = [], 0, -1
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    whole, _, cut = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+    for line in [*whole.split("\n"), cut]:
         entry = _entry(line)
         if entry is None:
-            broken += 1
+            broken += bool(line) and line is not cut
             continue
         step = int(entry["step"])
         if step <= latest:
@@ -106,7 +107,7 @@ def _entry(line: str) -> Mapping[str, Any] | None:
         value = read_line(line)
     except ValueError:
         return None
-    return value if isinstance(value, dict) and "step" in value else None
+    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
 
 
 def _columns(entries: list[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:

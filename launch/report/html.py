@@ -137,14 +137,16 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture], ana
     found = [_unfinished(stage) for stage in run.stages if stage.state != "done"]
     if not run.stages:
         found.append("No stage has begun.")
-    if not run.results:
+    unscored = [told for stage in run.stages for told in stage.unscored]
+    found += [f"No scores of {told['model']} on {told['split']}: {told['why']}." for told in unscored]
+    if not run.results and not unscored:
         found.append("No results: no evaluation has finished.")
     trims = any(stage.name.startswith("trim") for stage in run.stages)
     if run.targets == []:
         found.append("No trimmed models: this recipe asks for none (trim.targets is empty).")
     elif not trims and run.stages:
         found.append("No trimmed models: no trim stage has begun.")
-    elif run.results and not fronts:
+    elif run.results and not fronts and not unscored:
         found.append("No accuracy against computation: fewer than two models with different costs were measured.")
     accounted = run.instances or any(each.name.startswith("cost-") for each in analyses)
     captions = any(stage.name.startswith("trim-captioning") for stage in run.stages)  # of which there is none
@@ -332,9 +334,7 @@ def _training_skips(stages: tuple[Stage, ...]) -> list[tuple[str, str, int]]:
     """(stage, reason, samples) that training left out because they could not be read."""
     found = []
     for stage in stages:
-        skipped = stage.outputs.get("bad_samples") or stage.outputs.get("skipped")
-        if skipped is None and stage.curve is not None:
-            skipped = stage.curve.last("skipped")
+        skipped = stage.outputs.get("bad_samples") or stage.bad_samples or stage.outputs.get("skipped")
         if isinstance(skipped, Mapping):
             found += [(stage.name, str(reason), int(count)) for reason, count in skipped.items()]
         elif isinstance(skipped, int | float) and skipped:

@@ -93,14 +93,19 @@ def told(value: Mapping[str, Any], folder: Path) -> Told:
     )
 
 
-def drawings(models: Sequence[Told]) -> list[Drawing]:
-    """All figures of these models: for each task and split costs, shares of modules, and what is kept."""
+def drawings(models: Sequence[Told], said: str = "") -> list[Drawing]:
+    """All figures of these models: for each task and split costs, shares of modules, and what is kept.
+
+    Args:
+        models: Of them.
+        said: What else stands below each figure.
+    """
     found = []
     for task, split in dict.fromkeys((each.task, each.split) for each in models):
         own = [each for each in models if (each.task, each.split) == (task, split)]
         trimmed = [each for each in own if each.kept]
-        found += [_costs(task, split, own), _modules(task, split, own)]
-        found += [_retention(task, split, trimmed)] if trimmed else []
+        found += [_costs(task, split, own, said), _modules(task, split, own, said)]
+        found += [_retention(task, split, trimmed, said)] if trimmed else []
     return found
 
 
@@ -131,7 +136,7 @@ def _named(kind: str, task: str, split: str) -> str:
     return f"{kind}-{task}-{split.strip('/').replace('/', '-')}"
 
 
-def _costs(task: str, split: str, models: Sequence[Told]) -> Drawing:
+def _costs(task: str, split: str, models: Sequence[Told], said: str) -> Drawing:
     """A row for each model, on one axis."""
     whole = [cost for each in models for cost in each.gmacs]
     low, high = min(whole), max(whole)
@@ -154,18 +159,18 @@ def _costs(task: str, split: str, models: Sequence[Told]) -> Drawing:
         for each, own in zip(models, counts, strict=True)
         for at, count in enumerate(own)
     ]
-    note = f"Over {len(models[0].gmacs):,} instances. Line: mean. Dotted: mean of the untrimmed model."
+    note = f"Over {len(models[0].gmacs):,} instances. Line: mean. Dotted: mean of the untrimmed model. {said}".strip()
     size = (6.6, 0.8 + 1.05 * len(models))
     columns = ("model", "gmacs_from", "gmacs_to", "instances")
     return draw(_named("cost", task, split), f"{task}, {split}: cost of instances", note, size, paint, columns, numbers)
 
 
-def _modules(task: str, split: str, models: Sequence[Told]) -> Drawing:
+def _modules(task: str, split: str, models: Sequence[Told], said: str) -> Drawing:
     """A bar for the untrimmed model and one for each other."""
     bars = {"untrimmed": models[0].full_modules}
     bars |= {each.label: each.modules for each in models if each.kept or each.modules != each.full_modules}
     title = f"{task}, {split}: where multiply-accumulates go"
-    return bar_drawing(_named("modules", task, split), title, "Means over instances.", bars)
+    return bar_drawing(_named("modules", task, split), title, f"Means over instances. {said}".strip(), bars)
 
 
 def bar_drawing(name: str, title: str, note: str, bars: Mapping[str, Mapping[str, float]]) -> Drawing:
@@ -207,7 +212,7 @@ def bar_drawing(name: str, title: str, note: str, bars: Mapping[str, Mapping[str
     return draw(name, title, note, size, paint, ("model", "module", "gmacs", "share"), numbers)
 
 
-def _retention(task: str, split: str, models: Sequence[Told]) -> Drawing:
+def _retention(task: str, split: str, models: Sequence[Told], said: str) -> Drawing:
     """A row of panels for each model, a panel for each group of units."""
     groups = [group for group in _GROUPS if any(place["group"] == group for each in models for place in each.kept)]
 
@@ -234,6 +239,7 @@ def _retention(task: str, split: str, models: Sequence[Told]) -> Drawing:
     ]
     columns = ("model", "part", "layer", "stream", "group", *_SPREAD)
     note = "Share of what the untrimmed model has there. Line: mean over instances. Bands: middle half, nine tenths."
+    note = f"{note} {said}".strip()
     size = (2.9 * len(groups) + 0.6, 1.75 * len(models) + 0.7)
     title = f"{task}, {split}: what is kept, by layer and module"
     return draw(_named("retention", task, split), title, note, size, paint, columns, numbers)

@@ -1,6 +1,8 @@
 """Accuracy against computation: which method gives most for its multiply-accumulates."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -14,7 +16,14 @@ from pipeline.trimming.target import Target
 
 _MOST_NAMED = 8
 """Points whose values stand beside them; those of more would lie on each other."""
-_CSV = ("task", "split", "method", "target", "seed", "metric", "gmacs", "value", "low", "high", "on_front", "quoted")
+_CSV = (
+    "task", "split", "method", "target", "seed", "metric", "gmacs", "value", "low", "high", "on_front", "quoted",
+    "asked_gmacs",
+)  # fmt: skip
+_ALIKE = 0.01
+"""By which share costs that one target asks of several models may differ, for one line to stand for both."""
+_ROWS, _LETTER = 4, 0.018
+"""Rows for the names of targets that would lie on each other, and the width of a letter as a share of the panel's."""
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -69,7 +78,9 @@ def draw_pareto(table: TaskTable, named: str = "", published: Sequence[Quoted] =
             marks |= dict(zip(labels, handles, strict=True))
         figure.legend(list(marks.values()), list(marks), loc="outside lower center", ncols=min(columns, len(marks)))
 
-    note = "Solid line: the front, what no other one beats. Dotted: the cost that each target asks for."
+    note = "Solid line: the front, what no other one beats. Dotted: the cost that each target asks for"
+    apart = any(_differing(_all_asked([line for line in lines if line.split == split])) for split in splits)
+    note += ", of each method in its colour." if apart else "."
     if published:
         note += f" Hollow: quoted from {SOURCE}, not measured here."
     title = f"{table.task}: {metric_name(metric)} against computation"
@@ -97,12 +108,13 @@ def _rows(task: str, metric: str, lines: Sequence[Line]) -> list[list[Any]]:
     for at, line in enumerate(lines):
         cell = line.cells[metric]
         which = (task, line.split, line.method, line.target, line.seed, metric)
-        rows.append([*which, line.gmacs, cell.value, cell.low, cell.high, int(at in kept), 0])
+        numbers = (line.gmacs, cell.value, cell.low, cell.high, int(at in kept), 0)
+        rows.append([*which, *numbers, _asked(line, lines)])
     return rows
 
 
 def _quoted_row(task: str, split: str, row: Quoted) -> list[Any]:
-    return [task, split, row.label, None, None, row.metric, row.gmacs, row.value, None, None, 0, 1]
+    return [task, split, row.label, None, None, row.metric, row.gmacs, row.value, None, None, 0, 1, None]
 
 
 def _quoted_points(axes: Axes, rows: Sequence[Quoted]) -> None:
@@ -130,24 +142,68 @@ def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tupl
                       linestyle="none", label=label, zorder=3)  # fmt: skip
         if len(lines) <= _MOST_NAMED:
             axes.annotate(metric_number(metric, y), (x, y), xytext=(7, -10), textcoords="offset points")
-    _targets(axes, lines)
     axes.margins(x=0.15, y=0.2)
     axes.set_xlim(left=0.0)
+    _targets(axes, lines, looks)
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel("multiply-accumulates per instance, G")
     axes.set_ylabel(metric_name(metric))
 
 
-def _targets(axes: Axes, lines: Sequence[Line]) -> None:
-    """The cost that each target asks for; a time asks for none."""
-    untrimmed = next((line.gmacs for line in lines if line.target == 1.0), None)
-    for line in {line.target: line for line in lines}.values():
-        if isinstance(line.target, float) and untrimmed is not None:
-            asked, name = untrimmed / line.target, Target(line.target, "x").name
-        elif line.unit == "GMACs" and line.wanted is not None:
-            asked, name = line.wanted, str(line.target)
-        else:
+@dataclass(frozen=True)
+class _Asked:
+    """A cost that a target asks for, of which methods, and the label of the first line among them."""
+
+    name: str
+    gmacs: float
+    methods: tuple[str, ...]
+    label: str
+
+
+def _asked(line: Line, lines: Sequence[Line]) -> float | None:
+    """The cost that a line's target asks of its model; None where it asks for a time, or the whole is not known."""
+    if line.target is None:
+        return None
+    target = Target.parse(line.target)
+    if target.unit != "x":
+        return target.amount if target.unit == "GMACs" else None
+    full = [other for other in lines if other.target == 1.0 and other.gmacs is not None]
+    own = [other for other in full if other.method == line.method]
+    # A run calls its untrimmed model `full`, whatever trims; in a comparison each variant has one of its own.
+    whole = line.full_gmacs or next((other.gmacs for other in own or full), None)
+    return None if whole is None else whole / target.amount
+
+
+def _all_asked(lines: Sequence[Line]) -> list[_Asked]:
+    """What the targets of a split ask for, by rising cost: of costs that are alike under one name the first."""
+    found: list[_Asked] = []
+    for line in lines:
+        if (cost := _asked(line, lines)) is None:
             continue
-        axes.axvline(asked, color=INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
-        axes.annotate(name, (asked, 1.0), xycoords=("data", "axes fraction"),
-                      xytext=(3, -2), textcoords="offset points", va="top", fontsize=7.5)  # fmt: skip
+        name = Target.parse(line.target or "").name
+        same = next((each for each in found if each.name == name and abs(each.gmacs / cost - 1) < _ALIKE), None)
+        if same is None:
+            found.append(_Asked(name, cost, (line.method,), line.label))
+        elif line.method not in same.methods:
+            found[found.index(same)] = replace(same, methods=(*same.methods, line.method))
+    return sorted(found, key=lambda each: each.gmacs)
+
+
+def _differing(found: Sequence[_Asked]) -> set[str]:
+    """Names of targets that ask different models for different costs."""
+    return {name for name, count in Counter(each.name for each in found).items() if count > 1}
+
+
+def _targets(axes: Axes, lines: Sequence[Line], looks: Mapping[str, tuple[str, str, str]]) -> None:
+    """A dotted line for each cost that is asked for, in the colour of its method where others are asked for another."""
+    found = _all_asked(lines)
+    differing, width, ends = _differing(found), axes.get_xlim()[1], [0.0] * _ROWS  # where the names of each row end
+    for each in found:
+        colour, text = (looks[each.label][0] if each.name in differing else INK), each.name
+        if each.name in differing and len(lines) <= _MOST_NAMED:
+            text += f" of {', '.join(each.methods)}"
+        axes.axvline(each.gmacs, color=colour, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+        row = next((row for row, end in enumerate(ends) if end <= each.gmacs), ends.index(min(ends)))
+        ends[row] = each.gmacs + _LETTER * width * (len(text) + 1)
+        axes.annotate(text, (each.gmacs, 1.0), xycoords=("data", "axes fraction"), color=colour,
+                      xytext=(3, -2 - 9 * row), textcoords="offset points", va="top", fontsize=7.5)  # fmt: skip

@@ -43,6 +43,8 @@ class Line:
     seed: int | None
     gmacs: float | None
     """Mean multiply-accumulates per instance, in units of 10^9."""
+    full_gmacs: float | None = None
+    """The same of the untrimmed model on the same instances; older results do not say."""
     ratio: float | None = None
     """`gmacs` divided by those of the untrimmed model (target 1.0) on the same task and split."""
     wanted: float | None = None
@@ -173,6 +175,7 @@ def _line(rows: Sequence[Mapping[str, Any]], ratio: float | None = None) -> Line
         split=str(first.get("split", "")),
         seed=int(seed) if seed is not None else None,
         gmacs=next((cost for cost in costs if cost is not None), None),
+        full_gmacs=_number(first.get("full_gmacs")),
         ratio=ratio,
         **measured,
         **_shares(first),

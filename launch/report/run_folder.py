@@ -11,6 +11,10 @@ import yaml
 from data_prep.errors import UserError
 from launch.report.curves import Curve, read_curve
 from launch.report.words import as_moment
+from pipeline.data.quarantine import FOLDER as QUARANTINE
+from pipeline.data.quarantine import count_reasons
+from pipeline.evaluation.unscored import UNSCORED
+from pipeline.progress import BAD_UPDATES
 
 _LOG_LINES = 20
 
@@ -34,6 +38,12 @@ class Stage:
     curve: Curve | None
     restart_log: tuple[Mapping[str, Any], ...]
     """restarts.jsonl: when a lost process was noticed, why, from which step it went on, with how many workers."""
+    bad_updates: tuple[Mapping[str, Any], ...]
+    """bad_updates.jsonl: updates that were left out, and those that training went back to a checkpoint for."""
+    bad_samples: Mapping[str, int]
+    """How many samples the stage could not use, by reason."""
+    unscored: tuple[Mapping[str, Any], ...]
+    """What an evaluation has no scores of: "model", "split", and "why" with how to mend it."""
     log_tail: str
     """The last lines of each log of a stage that is not done."""
 
@@ -112,6 +122,13 @@ class _Reader:
             self._note(path, f"{broken} of its lines are no JSON", None)
         return tuple(value for value in found if isinstance(value, dict))
 
+    def curve(self, path: Path) -> Curve | None:
+        """A training curve; lines of the log that cannot be used are noted."""
+        curve = read_curve(path)
+        if curve is not None and curve.broken_lines:
+            self._note(path, f"{curve.broken_lines} of its lines hold no step and are left out", None)
+        return curve
+
     def yaml(self, path: Path) -> Mapping[str, Any]:
         try:
             value = yaml.safe_load(self.text(path))
@@ -188,10 +205,26 @@ def _stage(reader: _Reader, folder: Path) -> Stage:
         outputs={**reader.json(folder / "result.json", {}), **(status.get("outputs") or {})},
         error=str(status.get("error") or ""),
         done_share=_done_share(reader.json(folder / "progress.json", {})) if state != "done" else None,
-        curve=read_curve(folder / "metrics.jsonl"),
+        curve=reader.curve(folder / "metrics.jsonl"),
         restart_log=reader.lines(folder / "restarts.jsonl"),
+        bad_updates=reader.lines(folder / BAD_UPDATES),
+        bad_samples=count_reasons(folder / QUARANTINE),
+        unscored=_unscored(reader, folder, state),
         log_tail="\n\n".join("\n".join(log[-_LOG_LINES:]) for log in logs if log),
     )
+
+
+def _unscored(reader: _Reader, folder: Path, state: str) -> tuple[Mapping[str, Any], ...]:
+    """What an evaluation says of scores that it lacks; older ones say nothing, and have no rows."""
+    told = [value for path in sorted(folder.glob(f"{UNSCORED}/*.json")) if (value := reader.json(path, {}))]
+    evaluated = folder.name.startswith("evaluate-trim") and state == "done" and (folder / "results.json").is_file()
+    if not told and evaluated and not reader.json(folder / "results.json", []):
+        why = (
+            "an older evaluation, which does not say why; captions want pycocoevalcap and Java, with which the same "
+            "command evaluates them anew, and other tasks want a split that says what is right"
+        )
+        told = [{"model": folder.name.removeprefix("evaluate-"), "split": "any split", "why": why}]
+    return tuple(told)
 
 
 def _done_share(progress: Mapping[str, Any]) -> float | None:

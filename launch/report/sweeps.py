@@ -183,6 +183,8 @@ def _mean_row(key: tuple[Any, ...], rows: Sequence[Mapping[str, Any]]) -> dict[s
     center, half = mean(values), half_width(values)
     named = dict(zip(("method", "target", "task", "split", "metric"), key, strict=True))
     numbers = {"value": center, "gmacs": mean(float(row["gmacs"]) for row in rows), "low": None, "high": None}
+    if all(row.get("full_gmacs") for row in rows):
+        numbers["full_gmacs"] = mean(float(row["full_gmacs"]) for row in rows)
     if half is not None:
         numbers |= {"low": center - half, "high": center + half}
     return {**named, "stage": named["method"], **numbers}

@@ -5,10 +5,12 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.files import disk_full, is_disk_full
-from pipeline.data.batch import Skip
+
+if TYPE_CHECKING:
+    from pipeline.data.batch import Skip  # a report reads these lists, and is made without torch
 
 FOLDER = "quarantine"
 """In the folder of a stage."""
@@ -36,7 +38,7 @@ class Quarantine:
         """The list of this rank."""
         return self._folder / f"rank-{self._rank}.jsonl"
 
-    def add(self, step: int, skips: Sequence[Skip], sources: Sequence[str]) -> None:
+    def add(self, step: int, skips: "Sequence[Skip]", sources: Sequence[str]) -> None:
         """Writes the samples that no list has yet.
 
         Args:

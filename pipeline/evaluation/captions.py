@@ -20,6 +20,7 @@ from pipeline.data.sample import EveryImage
 from pipeline.evaluation.classes import Costs, predictions_file, row_of, rows_of
 from pipeline.evaluation.config import EvaluateConfig, Row, source_of
 from pipeline.evaluation.source import Source
+from pipeline.evaluation.unscored import note_unscored
 from pipeline.gathering import all_objects
 from pipeline.metrics.captions import missing_for_captions
 from pipeline.metrics.tally import CaptionTally
@@ -149,7 +150,7 @@ def captioned(config: EvaluateConfig, name: str, folder: Path, split: str, input
 
     # One rank looks for the programs, writes and scores: others might find something else.
     scores = together(stage.process, lambda: _scored(told, stage, name, split), stage.folder)[0]
-    return [one for domain, found in scores.items() for one in rows_of(row(domain, found), found)]
+    return [one for domain, found in scores.items() for one in rows_of(row(domain, found), found, stage)]
 
 
 def _scored(told: ToldSplit, stage: Stage, name: str, split: str) -> dict[str, list[Score]]:
@@ -160,6 +161,8 @@ def _scored(told: ToldSplit, stage: Stage, name: str, split: str) -> dict[str, l
     missing = missing_for_captions()
     if missing is not None:
         log.warning("%s on %s is not scored: %s", name, split, missing)
+        again = "the same command again then evaluates it anew"
+        note_unscored(stage.folder, name, split, f"{missing}; {again}")
         return {}
     return told.tally.scores() or {"": []}
 

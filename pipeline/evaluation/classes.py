@@ -22,6 +22,7 @@ from pipeline.data.loader import StepLoader
 from pipeline.data.text import Tokenizer
 from pipeline.evaluation.config import EvaluateConfig, Row, source_of
 from pipeline.evaluation.source import Source
+from pipeline.evaluation.unscored import note_unscored
 from pipeline.exports import load_classification_model, method_of
 from pipeline.gathering import all_objects
 from pipeline.measure.instances import INSTANCES, Instances, write_instances
@@ -186,7 +187,7 @@ def classified(
     if stage.process.is_main:
         path = stage.folder / INSTANCES / f"{name}-{split.replace('/', '-')}.json"
         write_instances(path, row, said.instances, costs.macs)
-    return rows_of(row, tally.scores())
+    return rows_of(row, tally.scores(), stage)
 
 
 def predictions_file(stage: Stage, name: str, split: str, ending: str) -> Path:
@@ -209,11 +210,12 @@ def row_of(name: str, described: dict[str, Any], split: str, costs: Costs) -> Ro
     }
 
 
-def rows_of(row: Row, scores: Sequence[Score]) -> list[Row]:
-    """A row for each score."""
-    if not scores:
-        name, split = row["stage"], row["split"]
-        log.info("%s: nobody says what is right of %s; what the model says is in %s", name, split, PREDICTIONS)
+def rows_of(row: Row, scores: Sequence[Score], stage: Stage) -> list[Row]:
+    """A row for each score; where there is none, the folder of `stage` says why."""
+    if not scores and stage.process.is_main:
+        why = f"nobody says what is right of it; what the model says is in {PREDICTIONS}"
+        log.info("%s on %s has no scores: %s", row["stage"], row["split"], why)
+        note_unscored(stage.folder, row["stage"], row["split"], why)
     return [{**row, "metric": one.metric, "value": one.value, "low": one.low, "high": one.high} for one in scores]
 
 

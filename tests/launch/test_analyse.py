@@ -39,9 +39,10 @@ def test_runs_of_one_setting_are_averaged_with_their_spread() -> None:
                                 "+1.0", "1"]  # fmt: skip
 
 
-def test_pictures_that_were_trained_on_are_named() -> None:
-    rows = [{**row("r0", "albef query", "unpruned", 70.0), "held_out": False}]
-    assert leak_text("train", rows, means_of(rows)).splitlines()[1] == "not held out: r0 was trained on this split"
+def test_what_is_known_of_the_split_stands_above_the_table() -> None:
+    rows = [row("r0", "albef query", "unpruned", 70.0)]
+    lines = leak_text("train", rows, means_of(rows), ["not held out: r0", "held out: r1"]).splitlines()
+    assert lines[1:3] == ["not held out: r0", "held out: r1"]
 
 
 def test_the_leak_is_measured_from_run_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +69,8 @@ def test_the_leak_is_measured_from_run_folders(tmp_path: Path, capsys: pytest.Ca
         assert mean["value"] == pytest.approx(sum(same) / len(same))
 
     assert main(["analyse", "leak", stage, "--split", str(Path(first) / "data" / "train"), "--samples", "8"]) == 0
-    assert "split " + str(Path(first).resolve() / "data" / "train") in capsys.readouterr().out
+    said = capsys.readouterr().out  # of the same recipe, so that the same bytes lie in its own folder
+    assert f"split {Path(first).resolve()}/data/train" in said and f"not held out: {stage} was trained on" in said
     assert main(["analyse", "leak", stage, "--split", "train", "--samples", "8"]) == 0
     assert f"not held out: {stage} was trained on this split" in capsys.readouterr().out
 

@@ -46,6 +46,8 @@ def test_the_numbers_stand_in_json_table_and_figure(
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "split test, 8 pairs"
+    assert lines[1] == f"held out: {runs[0]} was not trained on this split"
+    assert "Held out: 0 was not trained on this split." in Drawing.load(tmp_path / f"{what}.svg").note
     assert f"{rows[0]['value']:.3f} (" in "\n".join(lines)
 
 
@@ -94,6 +96,7 @@ def test_a_tower_is_held_against_weights_as_against_the_run_that_has_them(
     own = json.loads(capsys.readouterr().out)["rows"]
     assert {row["layer"] for row in own} == {0, 1, 2, 3} and all(row["value"] > 0 for row in own)
     drawing = Drawing.load(Path(begun) / "analyses" / "attention.svg")
+    assert "Not known whether begun was trained on this split: its training began with weights" in drawing.note
     assert drawing.note.startswith("KL( begun ‖ export )")
 
 

@@ -16,7 +16,7 @@ from pipeline.checkpoint import CheckpointConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.engine import EngineConfig, NonFiniteError, OptimizerConfig, build_engine, split_decay
 from pipeline.process import Process
-from pipeline.progress import read_metrics
+from pipeline.progress import BAD_UPDATES, read_metrics
 from pipeline.tasks.task import EachPartAlone, Losses
 from pipeline.train import LoopConfig, Stage, train
 from tests.pipeline.distributed import run_ranks
@@ -118,6 +118,9 @@ def test_a_bad_batch_is_passed_over(accumulation: int, tmp_path: Path) -> None:
     assert len(losses) == STEPS - 1 and all(map(math.isfinite, losses))
     _, whole, _ = run(Process(), tmp_path / "whole", set(), accumulation)
     assert losses[:3] == whole[:3] and losses[3:] != whole[4:]
+    (line,) = read_metrics(tmp_path / BAD_UPDATES)
+    assert (line["step"], line["why"]) == (4, "the loss is nan") and "back_to" not in line
+    assert not (tmp_path / "whole" / BAD_UPDATES).exists()
 
 
 def test_a_fault_that_passes_leaves_no_trace_after_a_rewind(tmp_path: Path) -> None:
@@ -125,6 +128,7 @@ def test_a_fault_that_passes_leaves_no_trace_after_a_rewind(tmp_path: Path) -> N
     expected = run(Process(), tmp_path / "whole", set())
     assert result["left_out"] == 0
     assert (losses, weights) == expected[1:]
+    assert [(line["step"], line["back_to"]) for line in read_metrics(tmp_path / "faulty" / BAD_UPDATES)] == [(4, 3)]
 
 
 def test_a_run_does_not_begin_anew_with_trained_weights_where_its_checkpoint_is_lost(tmp_path: Path) -> None:
@@ -141,6 +145,8 @@ def test_what_fails_again_after_a_rewind_is_passed_over(tmp_path: Path) -> None:
     skipped = run(Process(), tmp_path / "skipped", {3}, action="skip")
     assert result["left_out"] == 1
     assert (losses, weights) == skipped[1:]
+    told = [(line["step"], line.get("back_to")) for line in read_metrics(tmp_path / "again" / BAD_UPDATES)]
+    assert told == [(4, 3), (4, None)]
 
 
 @pytest.mark.timeout(240)
@@ -187,3 +193,24 @@ def test_too_many_rewinds_end_the_run_and_none_begins_without_a_checkpoint() -> 
 def test_what_makes_no_sense_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         BadUpdateConfig(**given)
+
+
+def test_what_is_told_of_bad_updates_adds_up_after_restarts(tmp_path: Path) -> None:
+    def told() -> list[tuple[int, int | None]]:
+        return [(line["step"], line.get("back_to")) for line in read_metrics(tmp_path / BAD_UPDATES)]
+
+    rules = BadUpdateConfig(action="rewind")
+    bad = BadUpdates(rules, tmp_path)
+    bad.go_on(0, 0)
+    bad.bad(1, ERROR, can_rewind=False)  # left out: there is no checkpoint yet
+    with pytest.raises(Rewind):
+        bad.bad(5, ERROR, can_rewind=True)
+    bad.go_on(4, 1)
+    bad.bad(5, ERROR, can_rewind=True)
+    assert told() == [(2, None), (6, 4), (6, None)] and bad.left_out == 2
+    # Killed, and started again from the same checkpoint: the sixth update is still to come.
+    again = BadUpdates(rules, tmp_path)
+    again.go_on(4, 1)
+    assert told() == [(2, None), (6, 4)] and again.left_out == 1
+    BadUpdates(rules, tmp_path).go_on(0, 0)
+    assert told() == []

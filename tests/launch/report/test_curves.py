@@ -33,7 +33,14 @@ def test_a_step_done_again_after_a_restart_counts_once(tmp_path: Path) -> None:
 def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
     curve = read_curve(write(tmp_path / "m", [{"step": 1, "loss": 3.0}], tail='{"step": 2, "lo'))
     assert curve is not None
-    assert curve.columns["step"].tolist() == [1] and curve.broken_lines == 1
+    assert curve.columns["step"].tolist() == [1] and curve.broken_lines == 0
+
+
+def test_lines_that_went_bad_are_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text('{"step": 1, "lo\n\n{"step": null}\n[2]\n{"step": 3, "loss": 2.0}\n')
+    curve = read_curve(tmp_path / "m")
+    assert curve is not None
+    assert curve.columns["step"].tolist() == [3] and curve.broken_lines == 3
 
 
 def test_no_step_is_no_curve(tmp_path: Path) -> None:

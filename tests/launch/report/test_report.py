@@ -15,7 +15,8 @@ from launch.report.instances import bar_drawing
 from launch.report.pareto import draw_pareto
 from launch.report.quoted import comparable, quoted
 from launch.report.results import group_results
-from tests.launch.report.folders import instances
+from pipeline.evaluation.unscored import note_unscored
+from tests.launch.report.folders import instances, save
 
 
 def text_of(run: Path) -> str:
@@ -182,6 +183,54 @@ def test_faults_are_told_with_what_followed_and_what_was_drawn_with_what_was_ski
     assert "|4 values of the log were NaN or infinite|" in page
     assert "|pretrain|image is truncated|3|" in page and "all reasons" not in page
     assert "|pretrain|coco/train|113,000|0.75|1.5|" in page
+
+
+def test_bad_updates_are_told_alike_of_a_run_that_is_over_and_of_one_that_is_not(unfinished_run: Path) -> None:
+    folder = unfinished_run / "stages" / "pretrain"
+    lines = [{"step": step, "detected": "2026-01-05T10:02:03+00:00", "why": "the loss is nan"} for step in (6, 6, 9)]
+    lines[0]["back_to"] = 4
+    (folder / "bad_updates.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status = json.loads((folder / "status.json").read_text())
+    for state, outputs in (("running", {}), ("done", {"left_out": 2})):
+        (folder / "status.json").write_text(json.dumps({**status, "state": state, "outputs": outputs}))
+        page = plain(text_of(unfinished_run))
+        when = "|pretrain|2026-01-05 10:02:03 UTC|"
+        assert f"{when}went back to the last checkpoint from update 6: the loss is nan|4|" in page
+        assert f"{when}2 updates left out: a loss or a gradient was not a number (update 6, 9)|" in page
+        assert page.count("left out:") == 1 and "No process was lost" not in page
+
+
+def test_samples_that_a_running_stage_skipped_are_in_the_account(unfinished_run: Path) -> None:
+    (unfinished_run / "data" / "train").mkdir(parents=True)
+    (unfinished_run / "data" / "train" / "index.json").write_text('{"account": {"asked": 3, "written": 3}}')
+    listed = {"source": "train", "shard": "0.tar", "number": 1, "key": "k", "reason": "image is cut off", "step": 2}
+    save(unfinished_run / "stages" / "pretrain" / "quarantine" / "rank-0.jsonl", json.dumps(listed) + "\n")
+    assert "|pretrain|image is cut off|1|" in plain(text_of(unfinished_run))
+
+
+def test_lines_of_a_log_that_went_bad_are_told(unfinished_run: Path) -> None:
+    path = unfinished_run / "stages" / "pretrain" / "metrics.jsonl"
+    assert "metrics.jsonl" not in missing(text_of(unfinished_run))
+    path.write_text("no JSON\n" + path.read_text())
+    said = "stages/pretrain/metrics.jsonl cannot be read: 1 of its lines hold no step and are left out"
+    assert said in missing(text_of(unfinished_run))
+
+
+def test_scores_that_nothing_could_compute_are_told_with_their_cause(finished_run: Path) -> None:
+    rows = [row for row in json.loads((finished_run / "results.json").read_text()) if row["task"] == "retrieval"]
+    (finished_run / "results.json").write_text(json.dumps(rows))
+    assert "fewer than two models" in missing(text_of(finished_run))
+    folder = finished_run / "stages" / "evaluate-trim-captioning-2.0x"
+    save(folder / "status.json", {"state": "done"})
+    save(folder / "results.json", [])
+    said = missing(text_of(finished_run))  # of a run from before the cause was written down
+    assert "No scores of trim-captioning-2.0x on any split: an older evaluation" in said and "fewer" not in said
+    note_unscored(folder, "trim-captioning-2.0x", "coco/val", "caption metrics need Java: install one")
+    said = missing(text_of(finished_run))
+    assert "No scores of trim-captioning-2.0x on coco/val: caption metrics need Java: install one." in said
+    assert "fewer than two models" not in said and "any split" not in said
+    (finished_run / "results.json").write_text("[]")
+    assert "No results" not in missing(text_of(finished_run))
 
 
 def test_the_figures_of_analyses_are_shown_and_others_are_refused(unfinished_run: Path) -> None:

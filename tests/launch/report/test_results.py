@@ -1,3 +1,4 @@
+import csv
 import re
 from typing import Any
 
@@ -116,12 +117,36 @@ def test_the_pareto_figure_has_its_numbers_beside_it() -> None:
     drawing = draw_pareto(group_results(ROWS)[0])
     assert drawing is not None
     lines = drawing.csv.splitlines()
-    assert lines[0] == "task,split,method,target,seed,metric,gmacs,value,low,high,on_front,quoted"
+    assert lines[0] == "task,split,method,target,seed,metric,gmacs,value,low,high,on_front,quoted,asked_gmacs"
     assert lines[1:] == [
-        "statement,test,smarttrim,1,0,accuracy,1,80,72.1,78.2,1,0",
-        "statement,test,smarttrim,2,0,accuracy,0.5,75.3,72.1,78.2,1,0",
+        "statement,test,smarttrim,1,0,accuracy,1,80,72.1,78.2,1,0,1",
+        "statement,test,smarttrim,2,0,accuracy,0.5,75.3,72.1,78.2,1,0,0.5",
     ]
     assert "smarttrim 2.0x" in drawing.svg
+
+
+def asked(rows: list[dict[str, Any]]) -> tuple[list[str], list[tuple[str, str, float]], str]:
+    """The names of dotted lines, what the CSV says of each point, and the note."""
+    drawing = draw_pareto(group_results(rows)[0])
+    assert drawing is not None
+    numbers = csv.DictReader(drawing.csv.splitlines())
+    costs = [(each["method"], each["target"], float(each["asked_gmacs"])) for each in numbers]
+    return re.findall(r">(\d\.\dx(?: of [a-z, ]+)?)</text>", drawing.svg), costs, drawing.note
+
+
+def test_what_one_target_asks_of_all_is_drawn_once() -> None:
+    rows = [row(method=name, target=target, gmacs=1.001 / target) for name in "ab" for target in (1.0, 2.0)]
+    rows[2]["gmacs"] = 1.004  # within a hundredth
+    names, costs, note = asked([*rows, row(method="c", target=3.0, gmacs=0.34)])
+    assert sorted(names) == ["1.0x", "2.0x", "3.0x"] and "colour" not in note
+    assert costs[-1] == ("c", "3", pytest.approx(1.001 / 3))  # that has no untrimmed model of its own
+
+
+def test_what_a_target_asks_of_each_is_drawn_with_its_name_where_it_differs() -> None:
+    rows = [row(method=n, target=t, gmacs=whole / t) for n, whole in (("a", 1.0), ("b", 0.6)) for t in (1.0, 2.0)]
+    names, costs, note = asked([*rows, row(method="c", target=2.0, gmacs=0.31, full_gmacs=0.6)])
+    assert sorted(names) == ["1.0x of a", "1.0x of b", "2.0x of a", "2.0x of b, c"] and "in its colour" in note
+    assert costs == [("a", "1", 1.0), ("a", "2", 0.5), ("b", "1", 0.6), ("b", "2", 0.3), ("c", "2", 0.3)]
 
 
 def test_a_single_cost_makes_no_front() -> None:

@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
+from data_prep.files import read_json
 from pipeline.captioner import Captioner
-from pipeline.evaluation.captions import ToldSplit
-from pipeline.evaluation.classes import Costs
+from pipeline.evaluation.captions import ToldSplit, _scored
+from pipeline.evaluation.classes import Costs, rows_of
 from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
+from pipeline.evaluation.unscored import UNSCORED
 from pipeline.measure.latency import Instance
 from pipeline.metrics.captions import missing_for_captions
 from pipeline.metrics.tally import CaptionTally
 from pipeline.process import Process
+from pipeline.train import Stage
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.evaluation.exports import caption_export, split
 from tests.pipeline.evaluation.test_retrieval import on_rank
@@ -88,3 +91,18 @@ def test_each_domain_has_its_own_costs() -> None:
     told = ToldSplit(tally, Costs([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [9.0] * 4), 4, 0)
     assert told.costs_of("in-domain") == Costs([1.0, 3.0], [5.0, 7.0], [9.0, 9.0])
     assert told.costs_of("out-domain") == Costs([2.0], [6.0], [9.0])
+
+
+def test_why_there_are_no_scores_is_left_for_who_reads_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    tally, stage = CaptionTally(), Stage(tmp_path, Process())
+    tally.found, tally.said = {"a": "red"}, {"a": ["a red one"]}
+    told = ToldSplit(tally, Costs([1.0], [1.0], [1.0]), 1, 0)
+    assert _scored(told, stage, "trim-captioning-2.0x", "coco/val") == {}
+    assert rows_of({"stage": "trim-vqa-2.0x", "split": "vqa/test"}, [], stage) == []
+    captions, vqa = (read_json(path) for path in sorted((tmp_path / UNSCORED).iterdir()))
+    assert (captions["model"], captions["split"]) == ("trim-captioning-2.0x", "coco/val")
+    assert str(missing_for_captions()) in captions["why"] and "the same command again" in captions["why"]
+    assert (vqa["model"], vqa["split"]) == ("trim-vqa-2.0x", "vqa/test") and "nobody says what is right" in vqa["why"]

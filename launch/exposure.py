@@ -1,0 +1,83 @@
+"""Whether models were trained on a split: told where it is known, and where it is not known, that is told."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_prep.index import INDEX, read_shard_list
+from launch.config import RunConfig
+
+_FOREIGN = "its training began with weights that do not say what they were trained on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposure:
+    """What is known of a model and a split.
+
+    Attributes:
+        model: What the model is called.
+        held_out: True where no training read the split, False where one did, None where that is not known.
+        why: Why it is not known, or which part of the split was read where it is not all.
+    """
+
+    model: str
+    held_out: bool | None
+    why: str = ""
+
+    @property
+    def words(self) -> str:
+        """One sentence without its end."""
+        if self.held_out:
+            return f"held out: {self.model} was not trained on this split"
+        if self.held_out is None:
+            return f"not known whether {self.model} was trained on this split: {self.why}"
+        return f"not held out: {self.model} was trained on {self.why}this split"
+
+
+def in_words(exposures: Iterable[Exposure]) -> list[str]:
+    """A sentence for each, without repetitions."""
+    return list(dict.fromkeys(each.words for each in exposures))
+
+
+def in_caption(exposures: Iterable[Exposure]) -> str:
+    """The same for below a figure."""
+    named = (replace(each, model=Path(each.model).absolute().name) for each in exposures)
+    return " ".join(f"{words[:1].upper()}{words[1:]}." for words in in_words(named))
+
+
+def exposure_of(folder: Path, config: RunConfig, split: Path, trained_on: Collection[str], model: str = "") -> Exposure:
+    """What a run folder says of its models and a split.
+
+    It knows its own splits, which its data set holds apart, and by their digests all copies of shards that its training
+    read. Whether pictures from elsewhere show the same nobody can tell, nor what foreign weights have seen.
+
+    Args:
+        folder: Of the run.
+        config: Its configuration.
+        split: A folder of indexed shards.
+        trained_on: Names of the run's splits that the model was trained on.
+        model: What to call it; the folder if not given.
+
+    Raises:
+        UserError: An index is broken.
+    """
+    name, data = model or str(folder), folder / "data"
+    shards, read = _digests(split), {(data / each).resolve() for each in trained_on}
+    again = len(shards & {digest for each in read for digest in _digests(each)})
+    if again or split.resolve() in read:
+        part = f"{again} of the {len(shards)} shards of " if 0 < again < len(shards) else ""
+        return Exposure(model=name, held_out=False, why=part)
+    if config.pretrain.init is not None:
+        return Exposure(model=name, held_out=None, why=_FOREIGN)
+    own = {path.parent.resolve() for path in (*data.glob(f"*/{INDEX}"), *data.glob(f"*/*/{INDEX}"))}
+    if split.resolve() in own:
+        return Exposure(model=name, held_out=True)
+    return Exposure(model=name, held_out=None, why="it is none of the run's own")
+
+
+def _digests(split: Path) -> set[str]:
+    """What the index says of the bytes of each shard; nothing where there is no index."""
+    if not (split / INDEX).is_file():
+        return set()
+    found = (each.get("sha256") or each.get("samples_sha256") for each in read_shard_list(split)["shardlist"])
+    return {str(digest) for digest in found if digest}
