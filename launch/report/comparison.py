@@ -82,6 +82,8 @@ def write_comparison(folder: Path) -> Path:
         data = read_json(folder / COMPARISON)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {COMPARISON}; give the `out` of a `trimline compare`") from error
+    if not isinstance(data, dict) or not {"reference", "runs", "failures"} <= data.keys():
+        raise UserError(f"{folder / COMPARISON} is not as `trimline compare` writes it; run that again, which goes on")
     page = _page(folder, data)
     for drawing in (*page.differences, *page.sweeps, *page.fronts):
         drawing.save(folder / "figures")

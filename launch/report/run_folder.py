@@ -110,6 +110,14 @@ class _Reader:
             return self._note(path, f"holds no JSON {type(default).__name__}", default)
         return value
 
+    def rows(self, path: Path) -> tuple[Mapping[str, Any], ...]:
+        """Scores; what is none is noted."""
+        whole = self.json(path, [])
+        rows = tuple(row for row in whole if isinstance(row, dict) and {"task", "metric"} <= row.keys())
+        if len(rows) < len(whole):
+            self._note(path, f"{len(whole) - len(rows)} of its rows name no task and metric", None)
+        return rows
+
     def lines(self, path: Path) -> tuple[Mapping[str, Any], ...]:
         """The objects of a file of JSON lines; the last one may be cut short by a kill."""
         found, broken = [], 0
@@ -254,10 +262,8 @@ def _split(reader: _Reader, path: Path) -> Split:
 
 def _results(reader: _Reader, stages: tuple[Stage, ...]) -> tuple[Mapping[str, Any], ...]:
     """The run's results.json; of an unfinished run, what its stages have written so far."""
-    whole = reader.json(reader.root / "results.json", [])
-    if whole:
-        return tuple(whole)
-    return tuple(row for stage in stages for row in reader.json(stage.folder / "results.json", []))
+    whole = reader.rows(reader.root / "results.json")
+    return whole or tuple(row for stage in stages for row in reader.rows(stage.folder / "results.json"))
 
 
 def _instances(reader: _Reader, stages: tuple[Stage, ...]) -> tuple[tuple[Path, Mapping[str, Any]], ...]:

@@ -99,3 +99,6 @@ def test_a_comparison_that_has_just_begun_says_what_it_lacks(
     assert "no run is finished" in write_comparison(comparison).read_text()
     with pytest.raises(UserError, match=r"has no comparison\.json"):
         write_comparison(comparison / "query-samples-0")
+    save(comparison / "comparison.json", {"runs": []})
+    with pytest.raises(UserError, match="is not as `trimline compare` writes it"):
+        write_comparison(comparison)

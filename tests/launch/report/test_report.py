@@ -109,9 +109,13 @@ def test_files_that_cannot_be_read_are_named(finished_run: Path) -> None:
     (finished_run / "run.json").write_text("[]")
     (finished_run / "config.yaml").write_text("a: [")
     (finished_run / "stages" / "survivors" / "00012.png").write_bytes(b"")
+    (finished_run / "stages" / "evaluate" / "results.json").write_text(
+        '[7, {"task": "statement", "metric": "accuracy"}]'
+    )
     said = missing(text_of(finished_run))
     for name in ("results.json", "run.json", "config.yaml", "00012.png"):
         assert name in said
+    assert "stages/evaluate/results.json cannot be read: 1 of its rows name no task and metric" in said
 
 
 def test_results_of_finished_stages_are_shown_before_the_run_has_its_own(finished_run: Path) -> None:
