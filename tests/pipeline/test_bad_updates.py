@@ -119,7 +119,7 @@ def test_a_bad_batch_is_passed_over(accumulation: int, tmp_path: Path) -> None:
     _, whole, _ = run(Process(), tmp_path / "whole", set(), accumulation)
     assert losses[:3] == whole[:3] and losses[3:] != whole[4:]
     (line,) = read_metrics(tmp_path / BAD_UPDATES)
-    assert (line["step"], line["why"]) == (4, "the loss is nan") and "back_to" not in line
+    assert line["step"] == 4 and "the loss is nan" in line["why"] and "back_to" not in line
     assert not (tmp_path / "whole" / BAD_UPDATES).exists()
 
 
