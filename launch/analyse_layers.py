@@ -75,6 +75,8 @@ def divergence_command(folder: Path, against: Path | None, split: str | None, sa
 def _other(run: Trained, model: Backbone, against: Path | None) -> tuple[Backbone, str, list[Exposure]]:
     """What a run's model is held against, its name, and whether it knows the split where it is a run's too."""
     if against is not None and (against / "config.yaml").is_file():
+        if against.resolve() == run.folder.resolve():
+            raise UserError(f"--against {against} is the run itself; give another one, or weights of a vision tower")
         other = TrainedRun.of(against, str(run.split_folder))
         return other.model(), against.name, [other.exposure]
     path = against or run.began.get("vision") or run.began.get("model")

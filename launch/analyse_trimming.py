@@ -56,7 +56,7 @@ def trimming_command(folder: Path, split: str | None, samples: int, out: Path | 
         drawing.save(place)
     head = f"split {run.split}, {len(models[0].gmacs)} {models[0].task} instances"
     names = ", ".join(f"{drawing.name}.svg" for drawing in found)
-    data = {"run": str(folder), "split": run.split, "held_out": exposure.held_out}
+    data: dict[str, Any] = {"run": str(folder), "split": run.split, "held_out": exposure.held_out}
     data |= {"models": [_numbers(each) for each in models]}
     told_where = f"figures, with numbers as .csv, in {place}: {names}; the cheapest and the dearest in {INSTANCES}/"
     return 0, data, "\n".join([head, exposure.words, *_table(models), told_where])

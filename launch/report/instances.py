@@ -155,13 +155,13 @@ def _costs(task: str, split: str, models: Sequence[Told], said: str) -> Drawing:
         figure.supylabel("instances", fontsize=8.5)
 
     numbers = [
-        [each.label, edges[at], edges[at + 1], int(count)]
+        [each.label, edges[at], edges[at + 1], int(count), sum(each.gmacs) / len(each.gmacs), each.full_gmacs]
         for each, own in zip(models, counts, strict=True)
         for at, count in enumerate(own)
     ]
     note = f"Over {len(models[0].gmacs):,} instances. Line: mean. Dotted: mean of the untrimmed model. {said}".strip()
     size = (6.6, 0.8 + 1.05 * len(models))
-    columns = ("model", "gmacs_from", "gmacs_to", "instances")
+    columns = ("model", "gmacs_from", "gmacs_to", "instances", "mean_gmacs", "untrimmed_gmacs")
     return draw(_named("cost", task, split), f"{task}, {split}: cost of instances", note, size, paint, columns, numbers)
 
 

@@ -80,7 +80,7 @@ def draw_pareto(table: TaskTable, named: str = "", published: Sequence[Quoted] =
 
     note = "Solid line: the front, what no other one beats. Dotted: the cost that each target asks for"
     apart = any(_differing(_all_asked([line for line in lines if line.split == split])) for split in splits)
-    note += ", of each method in its colour." if apart else "."
+    note += "; in its colour where that is one method's own." if apart else "."
     if published:
         note += f" Hollow: quoted from {SOURCE}, not measured here."
     title = f"{table.task}: {metric_name(metric)} against computation"
@@ -194,14 +194,20 @@ def _differing(found: Sequence[_Asked]) -> set[str]:
     return {name for name, count in Counter(each.name for each in found).items() if count > 1}
 
 
+def _few(names: Sequence[str]) -> str:
+    """Two names at most: `a, b`, or `a and 3 others`."""
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} others"
+
+
 def _targets(axes: Axes, lines: Sequence[Line], looks: Mapping[str, tuple[str, str, str]]) -> None:
-    """A dotted line for each cost that is asked for, in the colour of its method where others are asked for another."""
+    """A dotted line for each cost that is asked for, with its methods where others are asked for another cost."""
     found = _all_asked(lines)
     differing, width, ends = _differing(found), axes.get_xlim()[1], [0.0] * _ROWS  # where the names of each row end
     for each in found:
-        colour, text = (looks[each.label][0] if each.name in differing else INK), each.name
-        if each.name in differing and len(lines) <= _MOST_NAMED:
-            text += f" of {', '.join(each.methods)}"
+        alone = each.name in differing and len(each.methods) == 1
+        colour = looks[each.label][0] if alone else INK
+        whose = f" of {_few(each.methods)}" if each.name in differing and len(found) <= _MOST_NAMED else ""
+        text = f"{each.name}{whose}"
         axes.axvline(each.gmacs, color=colour, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
         row = next((row for row, end in enumerate(ends) if end <= each.gmacs), ends.index(min(ends)))
         ends[row] = each.gmacs + _LETTER * width * (len(text) + 1)

@@ -69,6 +69,7 @@ def test_wrong_words_are_told_in_a_line(runs: tuple[str, str], capsys: pytest.Ca
         (["similarity", runs[0], "--split", "nowhere"], "has no split 'nowhere'"),
         (["similarity", runs[0], "--samples", "0"], "must be at least 1"),
         (["attention", runs[0], "--against", "/nowhere"], "is no run folder"),
+        (["attention", runs[0], "--against", runs[0]], "is the run itself"),
         (["similarity", f"{runs[0]}/stages/pretrain/export"], "is a model without data"),
     ):
         capsys.readouterr()

@@ -263,6 +263,7 @@ def test_what_trimming_does_with_instances_is_drawn_with_its_numbers(reported_ru
         model: sum(int(row["instances"]) for row in costs if row["model"] == model) for model in ("1.0x", "2.0x")
     }
     assert counted == {"1.0x": 4, "2.0x": 4}
+    assert (float(costs[-1]["mean_gmacs"]), float(costs[-1]["untrimmed_gmacs"])) == (pytest.approx(0.006125), 0.0124)
     modules = {(r["model"], r["module"]): r for r in csv.DictReader((figures / "modules-statement-test.csv").open())}
     assert float(modules["untrimmed", "vision"]["share"]) == pytest.approx(0.009 / 0.0124)
     assert float(modules["2.0x", "trimmers"]["gmacs"]) == 0.0001
