@@ -209,7 +209,11 @@ def _targets(axes: Axes, lines: Sequence[Line], looks: Mapping[str, tuple[str, s
         whose = f" of {_few(each.methods)}" if each.name in differing and len(found) <= _MOST_NAMED else ""
         text = f"{each.name}{whose}"
         axes.axvline(each.gmacs, color=colour, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
-        row = next((row for row, end in enumerate(ends) if end <= each.gmacs), ends.index(min(ends)))
-        ends[row] = each.gmacs + _LETTER * width * (len(text) + 1)
+        room = _LETTER * width * (len(text) + 1)
+        fits = each.gmacs + room <= width  # else it stands before its line
+        start = each.gmacs if fits else each.gmacs - room
+        row = next((row for row, end in enumerate(ends) if end <= start), ends.index(min(ends)))
+        ends[row] = start + room
         axes.annotate(text, (each.gmacs, 1.0), xycoords=("data", "axes fraction"), color=colour,
-                      xytext=(3, -2 - 9 * row), textcoords="offset points", va="top", fontsize=7.5)  # fmt: skip
+                      xytext=(3 if fits else -3, -2 - 9 * row), textcoords="offset points",
+                      ha="left" if fits else "right", va="top", fontsize=7.5)  # fmt: skip
