@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from launch.graph import Attempt, Outcome, Stage
+from pipeline.repeating import Repeating
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +38,16 @@ class ProgressDisplay:
         self._running: dict[str, Path] = {}
         self._warned: set[str] = set()
         self._bars: dict[str, tqdm[Any]] = {}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+        self._next_line = 0.0
+        self._showing = Repeating(self._show, _POLL_SECONDS, "progress")
 
     def __enter__(self) -> "ProgressDisplay":
-        self._thread.start()
+        self._next_line = time.monotonic() + self._line_seconds
+        self._showing.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+        self._showing.close()
         for bar in self._bars.values():
             bar.close()
 
@@ -87,21 +88,19 @@ class ProgressDisplay:
             self._warned.add(name)
         self.say(f"{name}: {problem}")
 
-    def _watch(self) -> None:
-        next_line = time.monotonic() + self._line_seconds
-        while not self._over.wait(_POLL_SECONDS):
-            with self._lock:
-                running = dict(self._running)
-            states = {name: state for name, path in running.items() if (state := read_progress(path))}
-            for name, path in running.items():
-                self._warn(name, path)
-            if self._bars_wanted:
-                for name, state in states.items():
-                    self._draw(name, state)
-            elif time.monotonic() >= next_line:
-                next_line = time.monotonic() + self._line_seconds
-                for name, state in states.items():
-                    self.say(f"{name}: {describe(state)}")
+    def _show(self) -> None:
+        with self._lock:
+            running = dict(self._running)
+        states = {name: state for name, path in running.items() if (state := read_progress(path))}
+        for name, path in running.items():
+            self._warn(name, path)
+        if self._bars_wanted:
+            for name, state in states.items():
+                self._draw(name, state)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + self._line_seconds
+            for name, state in states.items():
+                self.say(f"{name}: {describe(state)}")
 
     def _draw(self, name: str, state: dict[str, Any]) -> None:
         with self._lock:

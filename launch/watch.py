@@ -1,7 +1,6 @@
 """Looks after the workers of a job from outside: ends those that fall silent, and sees when there could be more."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.pulse import LEAVE, read_pulses
+from pipeline.repeating import Repeating
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +40,18 @@ class Watch:
         self._could_grow = could_grow
         self._seen: dict[int, tuple[Mapping[str, Any], float]] = {}
         self._ended: list[int] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._looked = self._asked = 0.0
+        self._watching = Repeating(self._watch, _LOOK_SECONDS, "watch")
 
     def __enter__(self) -> "Watch":
-        self._thread.start()
+        self._looked = self._asked = time.monotonic()
+        self._watching.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._thread.join(_GAP_SECONDS)
+        self._watching.close(_GAP_SECONDS)
 
     @property
     def why(self) -> str | None:
@@ -63,16 +63,14 @@ class Watch:
         return f"{workers} stuck (no sign of life for {self._silent_seconds:g} s)"
 
     def _watch(self) -> None:
-        looked = asked = time.monotonic()
-        while not self._over.wait(_LOOK_SECONDS):
-            now = time.monotonic()
-            if now - looked > _GAP_SECONDS:
-                self._seen.clear()  # it was we who could not look, as where the file system hung
-            looked = now
-            self._look(now)
-            if now - asked > _GROWTH_SECONDS:
-                asked = now
-                self._ask_to_leave()
+        now = time.monotonic()
+        if now - self._looked > _GAP_SECONDS:
+            self._seen.clear()  # it was we who could not look, as where the file system hung
+        self._looked = now
+        self._look(now)
+        if now - self._asked > _GROWTH_SECONDS:
+            self._asked = now
+            self._ask_to_leave()
 
     def _look(self, now: float) -> None:
         if not self._silent_seconds:

@@ -15,7 +15,6 @@ import logging
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from data_prep.errors import UserError
 from data_prep.files import disk_full, is_disk_full
 from data_prep.targets import Target, open_target, write_json_to
 from pipeline.pulse import born, is_running
+from pipeline.repeating import Repeating
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,7 @@ class Lease:
         self._on_loss = on_loss
         self._taken: str | None = None
         self._beats = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._beating = Repeating(self._beat, _BEAT_SECONDS, "lease")
         pid = os.getpid()
         self._mine = {
             "run": run, "session": self.session, "folder": folder, "host": socket.gethostname(), "machine": _machine(),
@@ -79,14 +78,13 @@ class Lease:
             check_lease(self._path, self.session)
         except OSError as error:
             raise _unusable(self._path, error) from error
-        self._thread.start()
+        self._beating.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._thread.join()
+        self._beating.close()
         try:
             if not self._taken and _other(self._target, self.session) is None:
                 self._target.remove([LEASE])
@@ -129,19 +127,18 @@ class Lease:
         return here and not is_running(entry.get("pid"), entry.get("born"))
 
     def _beat(self) -> None:
-        while not self._over.wait(_BEAT_SECONDS):
-            try:
-                other = _other(self._target, self.session)
-                if other is None:
-                    self._renew()
-            except (OSError, UserError) as error:
-                # Training goes on: should somebody take the path meanwhile, the next save is refused.
-                log.info("the mark of use in %s could not be renewed: %s", self._path, error)
-                continue
-            if other is not None:
-                self._taken = _taken(self._path, other)
-                self._on_loss()
-                return
+        try:
+            other = _other(self._target, self.session)
+            if other is None:
+                self._renew()
+        except (OSError, UserError) as error:
+            # Training goes on: should somebody take the path meanwhile, the next save is refused.
+            log.info("the mark of use in %s could not be renewed: %s", self._path, error)
+            return
+        if other is not None:
+            self._taken = _taken(self._path, other)
+            self._on_loss()
+            self._beating.stop()
 
     def _renew(self) -> None:
         self._beats += 1

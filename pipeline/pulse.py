@@ -12,11 +12,12 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
 from types import TracebackType
+
+from pipeline.repeating import Repeating
 
 log = logging.getLogger(__name__)
 
@@ -71,21 +72,20 @@ class FilePulse(Pulse):
         self._moved: float | None = None
         self._loss: tuple[str, float] | None = None
         self._looked, self._asked = 0.0, False
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+        self._beats = 0
+        self._beating = Repeating(self._beat, _SECONDS, "pulse")
 
     def __enter__(self) -> "FilePulse":
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path.write_bytes(b" " * _BYTES)
-        self._write(0)
-        self._thread.start()
+        self._write()
+        self._beating.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._thread.join()
+        self._beating.close()
         self._path.unlink(missing_ok=True)
 
     def step(self, step: int) -> None:
@@ -108,31 +108,29 @@ class FilePulse(Pulse):
         return self._asked
 
     def _beat(self) -> None:
-        beat = 0
-        while not self._over.wait(_SECONDS):
-            beat += 1
-            self._write(beat)
-            moved = self._moved
-            if self._stall_seconds and moved is not None and time.monotonic() - moved > self._stall_seconds:
-                self._give_up(beat, f"no step for {self._stall_seconds:g} s after step {self._step}")
-            loss = self._loss
-            if loss is not None and time.monotonic() - loss[1] > _GRACE_SECONDS:
-                self._give_up(beat, f"{loss[0]}, after step {self._step}")
+        self._beats += 1
+        self._write()
+        moved = self._moved
+        if self._stall_seconds and moved is not None and time.monotonic() - moved > self._stall_seconds:
+            self._give_up(f"no step for {self._stall_seconds:g} s after step {self._step}")
+        loss = self._loss
+        if loss is not None and time.monotonic() - loss[1] > _GRACE_SECONDS:
+            self._give_up(f"{loss[0]}, after step {self._step}")
 
-    def _write(self, beat: int, **more: str) -> None:
+    def _write(self, **more: str) -> None:
         """In place, so that a full disk does not stop it; opened anew each time, as network file systems need it."""
-        text = json.dumps({**self._state, "beat": beat, "step": self._step, **more})
+        text = json.dumps({**self._state, "beat": self._beats, "step": self._step, **more})
         try:
             with open(self._path, "r+b") as file:
                 file.write(text.encode().ljust(_BYTES)[:_BYTES])
         except OSError as error:
             log.debug("no sign of life could be given", exc_info=error)
 
-    def _give_up(self, beat: int, words: str) -> None:
+    def _give_up(self, words: str) -> None:
         frames = sys._current_frames()
         stacks = ["".join(traceback.format_stack(frame)) for frame in frames.values()]
         log.error("%s: this process is stuck and ends itself; its threads are at\n%s", words, "\n".join(stacks))
-        self._write(beat, stuck=words)
+        self._write(stuck=words)
         sys.stderr.write(f"trimline: {words}, so this process ends; what was saved stays\n")
         sys.stderr.flush()
         os._exit(STUCK)

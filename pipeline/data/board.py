@@ -7,13 +7,14 @@ reads them only when no batch has come for long.
 import logging
 import multiprocessing
 import struct
-import threading
 import time
 from collections.abc import Callable
 from ctypes import c_ubyte
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
+
+from pipeline.repeating import Repeating
 
 logger = logging.getLogger(__name__)
 
@@ -97,18 +98,15 @@ class StallWatch:
         self._where = where
         self._since: float | None = None
         self._told = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="stall watch", daemon=True)
+        self._looking = Repeating(self._look, seconds / _LOOKS, "stall watch")
 
     def __enter__(self) -> "StallWatch":
         if self._seconds > 0:
-            self._thread.start()
+            self._looking.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._over.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._looking.close()
 
     def waits(self) -> None:
         """From now on somebody waits for a batch."""
@@ -122,9 +120,8 @@ class StallWatch:
         self._told = 0
 
     def _look(self) -> None:
-        while not self._over.wait(self._seconds / _LOOKS):
-            since = self._since
-            waited = 0.0 if since is None else time.monotonic() - since
-            if waited >= self._seconds * (self._told + 1):
-                self._told += 1
-                logger.warning("no batch for %.0f s: %s", waited, "; ".join(self._where()))
+        since = self._since
+        waited = 0.0 if since is None else time.monotonic() - since
+        if waited >= self._seconds * (self._told + 1):
+            self._told += 1
+            logger.warning("no batch for %.0f s: %s", waited, "; ".join(self._where()))

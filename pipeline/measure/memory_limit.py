@@ -5,7 +5,6 @@ memory, as the kernel counts it: no moment escapes it, it only comes to know a l
 """
 
 import os
-import threading
 from pathlib import Path
 from types import TracebackType
 from typing import TypedDict
@@ -15,6 +14,7 @@ import torch
 from data_prep.files import read_json, write_json
 from pipeline.log_facts import process_peak_bytes
 from pipeline.process import Process
+from pipeline.repeating import Repeating
 
 OVER_MEMORY = 77
 """Exit code of a process that ended itself over its limit."""
@@ -49,8 +49,7 @@ class MemoryLimit:
         self._path = folder / _NAME.format(process.rank)
         self._device = process.torch_device
         self._limit_bytes = limit_bytes
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._looking: Repeating | None = None
 
     def __enter__(self) -> "MemoryLimit":
         if self._limit_bytes is None:
@@ -59,21 +58,16 @@ class MemoryLimit:
             total = total_bytes(self._device)
             torch.cuda.set_per_process_memory_fraction(min(1.0, self._limit_bytes / total), self._device)
             return self
-        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
-        self._thread.start()
+        self._looking = Repeating(self._look, _PAUSE_SECONDS, "memory")
+        self._looking.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self._thread is not None:
-            self._over.set()
-            self._thread.join()
+        if self._looking is not None:
+            self._looking.close()
             self._look()
         elif isinstance(error, torch.OutOfMemoryError):
             self._write_down(torch.cuda.max_memory_allocated(self._device), total_bytes(self._device))
-
-    def _watch(self) -> None:
-        while not self._over.wait(_PAUSE_SECONDS):
-            self._look()
 
     def _look(self) -> None:
         assert self._limit_bytes is not None
