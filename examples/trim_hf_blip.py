@@ -19,11 +19,12 @@ from pipeline.data.loader import LoaderConfig
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.engine import EngineConfig, OptimizerConfig
+from pipeline.loop_config import LoopConfig
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.process import Process
 from pipeline.setup import Inputs
+from pipeline.stage import Stage
 from pipeline.tasks.classification import SmartTrimConfig
-from pipeline.train import LoopConfig, Stage
 from pipeline.trim import trim
 from pipeline.trim_config import TrimConfig
 from pipeline.trimmed_model import TrimmedModel

@@ -25,7 +25,7 @@ from pipeline.log_facts import peak_bytes
 from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig, make_ready
 from pipeline.process import Process
-from pipeline.train import Stage
+from pipeline.stage import Stage
 from pipeline.worker import inputs_of, parse, run_job
 
 T = TypeVar("T")

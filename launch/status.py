@@ -19,7 +19,7 @@ _SCORE = "validation/"  # of pipeline.validation, which takes torch to import
 _TAIL_BYTES = 1 << 18
 _SIGNS = (PROGRESS, _METRICS, "log.txt", STATUS)
 _CHECKPOINTS = "checkpoints/step_*/COMPLETE"
-_NOTE = "checkpoint.json"  # of pipeline.train, which takes torch to import
+_NOTE = "checkpoint.json"  # of pipeline.stage, which takes torch to import
 _SPEEDS = ("samples_per_second", "samples_per_second_per_device", "data_wait", "tflops_per_device", "mfu")
 
 

@@ -62,6 +62,11 @@ class Tick:
     failed: bool = False
     leave: bool = False
 
+    @property
+    def ends(self) -> bool:
+        """Whether training is over."""
+        return self.progress >= 1
+
 
 class Clock:
     """Progress by steps or by a budget of seconds, whichever is further; the main process decides for all.

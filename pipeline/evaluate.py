@@ -15,7 +15,7 @@ from pipeline.evaluation.retrieval import evaluate_retrieval
 from pipeline.exports import load_backbone
 from pipeline.progress import ProgressFile
 from pipeline.setup import Inputs
-from pipeline.train import Stage
+from pipeline.stage import Stage
 
 
 def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: Stage) -> list[Row]:

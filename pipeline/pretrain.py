@@ -16,6 +16,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine
 from pipeline.limits import weights_above_zero
 from pipeline.log_facts import LogFacts, device_peak, kept_tokens
+from pipeline.loop_config import LoopConfig
 from pipeline.measure.step_macs import pretraining_macs
 from pipeline.measure.training_macs import StepSizes
 from pipeline.models.backbone import Backbone
@@ -28,10 +29,11 @@ from pipeline.param_groups import check_lr_scales, check_scales, scaled_groups
 from pipeline.pruning.config import PruningConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, check_sizes, describe_update, export_config, sized_model
+from pipeline.stage import Stage
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.tasks.task import without_prefix
-from pipeline.train import Batches, LoopConfig, Stage, train
+from pipeline.train import Batches, train
 from pipeline.weights.init import InitConfig, initialise
 
 

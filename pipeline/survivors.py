@@ -28,7 +28,7 @@ from pipeline.measure.survivors import (
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
 from pipeline.setup import Inputs
-from pipeline.train import Stage
+from pipeline.stage import Stage
 from pipeline.trimming.methods import SMART
 from pipeline.trimming.target import Target
 

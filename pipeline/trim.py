@@ -32,12 +32,13 @@ from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, check_room, export_config
+from pipeline.stage import Stage
 from pipeline.tasks.answer_list import ANSWERS, make_answers
 from pipeline.tasks.classes import ANSWERING, TEXTS, Captions, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
 from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.tasks.generative_vqa import RankedAnswers
-from pipeline.train import Stage, train
+from pipeline.train import train
 from pipeline.trim_begin import Beginning
 from pipeline.trim_config import TrimConfig
 from pipeline.trim_plan import Examples, Plan, check_before, plan_target

@@ -8,6 +8,7 @@ from pipeline.data.loader import LoaderConfig
 from pipeline.engine import OptimizerConfig
 from pipeline.generation import CaptionConfig
 from pipeline.limits import above_zero, weights_above_zero
+from pipeline.loop_config import LoopConfig
 from pipeline.measure.latency import LatencyConfig
 from pipeline.models.backbone import PairWay
 from pipeline.param_groups import check_scales
@@ -16,7 +17,6 @@ from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.answer_list import AnswersConfig
 from pipeline.tasks.classes import TaskName
 from pipeline.tasks.classification import SmartTrimConfig
-from pipeline.train import LoopConfig
 from pipeline.trimming.methods import MethodsConfig
 from pipeline.trimming.target import Target
 from pipeline.trimming.trimmers import TrimmerConfig

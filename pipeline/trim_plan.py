@@ -13,9 +13,9 @@ from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from pipeline.data.batch import ImageTextBatch
 from pipeline.measure.latency import Instance, Latency, LatencyConfig, alike, alone, candidates, latency_curve
+from pipeline.stage import Stage
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.together import together
-from pipeline.train import Stage
 from pipeline.trimming.cost import Units, units_of
 from pipeline.trimming.ftkd import thinnest_macs
 from pipeline.trimming.target import EVERYTHING, Target, check_target

@@ -19,9 +19,9 @@ from pipeline.pretrain import PretrainConfig, pretrain
 from pipeline.process import Process
 from pipeline.pulse import FilePulse, Pulse
 from pipeline.setup import Inputs
+from pipeline.stage import Between, Stage
 from pipeline.survivors import draw_survivors
 from pipeline.tracking import Tracker, TrackingConfig, open_tracker
-from pipeline.train import Between, Stage
 from pipeline.trim import trim
 from pipeline.trim_config import TrimConfig
 from pipeline.trimming.target import Target

@@ -27,9 +27,9 @@ from pipeline.metrics.tally import CaptionTally
 from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.setup import Inputs
+from pipeline.stage import Stage
 from pipeline.tasks.gallery import check_finite
 from pipeline.together import together
-from pipeline.train import Stage
 from pipeline.trim_settle import reached
 from pipeline.trimming.target import Target
 

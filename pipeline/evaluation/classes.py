@@ -32,10 +32,10 @@ from pipeline.metrics.tasks import Score
 from pipeline.models.schedule import Intervention
 from pipeline.process import Process
 from pipeline.setup import Inputs
+from pipeline.stage import Stage
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.gallery import check_finite
 from pipeline.together import together
-from pipeline.train import Stage
 from pipeline.trim_settle import reached
 from pipeline.trimming.cost import Units, units_of
 from pipeline.trimming.smarttrim import Decision

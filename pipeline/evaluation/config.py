@@ -10,7 +10,7 @@ from pipeline.evaluation.source import Source
 from pipeline.limits import at_least
 from pipeline.measure.latency import LatencyConfig
 from pipeline.setup import Inputs
-from pipeline.train import Stage
+from pipeline.stage import Stage
 
 Row = dict[str, Any]
 

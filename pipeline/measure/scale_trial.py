@@ -24,8 +24,9 @@ from pipeline.pretrain import PretrainConfig, Ready, check_pretrain, make_ready
 from pipeline.process import Process
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs
+from pipeline.stage import Stage
 from pipeline.tracking import Tracker
-from pipeline.train import Stage, train
+from pipeline.train import train
 from pipeline.worker import inputs_of, parse
 
 Job = Mapping[str, Any]

@@ -15,10 +15,12 @@ from pipeline.bad_updates import BadUpdateConfig, BadUpdates, Rewind
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.data.batch import ImageTextBatch
 from pipeline.engine import EngineConfig, NonFiniteError, OptimizerConfig, build_engine, split_decay
+from pipeline.loop_config import LoopConfig
 from pipeline.process import Process
 from pipeline.progress import BAD_UPDATES, read_metrics
+from pipeline.stage import Stage
 from pipeline.tasks.task import EachPartAlone, Losses
-from pipeline.train import LoopConfig, Stage, train
+from pipeline.train import train
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import small_batch
 

@@ -15,6 +15,7 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import LoaderConfig
 from pipeline.engine import EngineConfig, OptimizerConfig
 from pipeline.engine_config import LrScalingConfig
+from pipeline.loop_config import LoopConfig
 from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName
 from pipeline.objectives.mlm import Vocabulary
@@ -25,7 +26,6 @@ from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.contrasting import Collected, Features, by_chance, chances
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
-from pipeline.train import LoopConfig
 from pipeline.worker import run_job
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import OTHER_BACKBONES, WORDS, scale, small_batch, small_config

@@ -10,9 +10,11 @@ import torch
 from pipeline.checkpoint_places import newest_step
 from pipeline.data.batch import ImageTextBatch
 from pipeline.engine import EngineConfig, OptimizerConfig, build_engine, split_decay
+from pipeline.loop_config import LoopConfig
 from pipeline.process import Process
 from pipeline.pulse import LEAVE, FilePulse, Left
-from pipeline.train import LoopConfig, Stage, train
+from pipeline.stage import Stage
+from pipeline.train import train
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import small_batch
 from tests.pipeline.test_bad_updates import Poisoned

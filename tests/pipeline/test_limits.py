@@ -7,12 +7,12 @@ import pytest
 
 from data_prep.errors import UserError
 from pipeline.evaluation.config import EvaluateConfig
+from pipeline.loop_config import LoopConfig
 from pipeline.models.config import ModelConfig
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.pretraining import ObjectiveConfig
-from pipeline.train import LoopConfig
 from pipeline.trim_config import TrimConfig
 from pipeline.trimming.curriculum import CurriculumConfig
 from pipeline.trimming.trimmers import TrimmerConfig

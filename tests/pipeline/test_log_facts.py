@@ -11,11 +11,13 @@ import torch
 from pipeline.engine import EngineConfig
 from pipeline.load_log import LoadTally
 from pipeline.log_facts import LogFacts, device_peak, kept_tokens, memory, process_peak_bytes
+from pipeline.loop_config import LoopConfig
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.tome import TomeConfig
-from pipeline.train import LoopConfig, Stage, StepLog
+from pipeline.stage import Stage
+from pipeline.step_log import StepLog
 
 
 def test_speed_and_utilisation_of_each_device() -> None:

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.engine import Engine, EngineConfig, OptimizerConfig, build_engine, split_decay
+from pipeline.loop_config import LoopConfig
 from pipeline.measure.noise_scale import Estimate, NoiseScale, NoiseScaleConfig
 from pipeline.process import Process
 from pipeline.progress import read_metrics
+from pipeline.stage import Stage
+from pipeline.step_log import StepLog
 from pipeline.tasks.task import EachPartAlone, Losses
-from pipeline.train import LoopConfig, Stage, StepLog, train
+from pipeline.train import train
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import small_batch
 

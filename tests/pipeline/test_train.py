@@ -16,12 +16,15 @@ from pipeline.data.batch import ImageTextBatch, Skip
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.engine import EngineConfig, OptimizerConfig, build_engine, split_decay
+from pipeline.loop_config import LoopConfig
 from pipeline.objectives.momentum import MomentumTower
 from pipeline.process import Process
 from pipeline.progress import read_metrics
+from pipeline.stage import Stage
+from pipeline.step_log import StepLog
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.tasks.task import EachPartAlone, Losses
-from pipeline.train import LoopConfig, Stage, StepLog, train
+from pipeline.train import train
 from pipeline.trimming.curriculum import Curriculum
 from pipeline.worker import run_job
 from tests.pipeline.distributed import run_ranks

@@ -13,8 +13,8 @@ from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
+from pipeline.stage import Stage
 from pipeline.tasks.classification import ClassificationModel
-from pipeline.train import Stage
 from pipeline.trim import check_targets
 from pipeline.trim_config import TrimConfig
 from pipeline.trim_plan import Examples, check_before, plan_target

@@ -21,8 +21,8 @@ from pipeline.measure.latency import (
 )
 from pipeline.models.config import BackboneName
 from pipeline.process import Process
+from pipeline.stage import Stage
 from pipeline.tasks.classification import ClassificationModel
-from pipeline.train import Stage
 from pipeline.trim_plan import Examples, Plan, check_before, plan_target
 from pipeline.trim_settle import Settler, reached, settle_time
 from pipeline.trimming.cost import units_of

@@ -16,11 +16,13 @@ from pipeline.checkpoint import CheckpointConfig, load_weights
 from pipeline.checkpoint_rules import Saved, highest_of, kept
 from pipeline.data.batch import ImageTextBatch
 from pipeline.engine import EngineConfig, OptimizerConfig, build_engine, split_decay
+from pipeline.loop_config import LoopConfig
 from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.progress import read_metrics
+from pipeline.stage import Stage
 from pipeline.tasks.task import EachPartAlone, Losses
-from pipeline.train import LoopConfig, Stage, train
+from pipeline.train import train
 from pipeline.trim_validate import values_of
 from pipeline.validation import Scored, Validation, ValidationConfig
 from pipeline.worker import run_job
