@@ -40,3 +40,10 @@ def add_command(commands: Any, name: str, text: str, example: str, handler: Hand
     )
     parser.set_defaults(handler=handler)
     return parser
+
+
+def add_group(commands: Any, name: str, text: str, example: str) -> Any:
+    """Adds a command that is several, by its next word; returns what `add_command` adds them to."""
+    epilog = f"example: trimline {example}"
+    parser = commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
+    return parser.add_subparsers(dest="what", metavar="WHAT", required=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.redact import SafeFormatter, redact
-from launch.answers import INTERNAL, INTERRUPTED, USER_MISTAKE, Answer, Handler, Parser, add_command
+from launch.answers import INTERNAL, INTERRUPTED, USER_MISTAKE, Answer, Handler, Parser, add_command, add_group
 from launch.bench_options import (
     add_launch_bench_options,
     add_loader_bench_options,
@@ -196,9 +196,7 @@ def _add_run_folder_commands(commands: Any) -> None:
 
 def _add_bench_commands(commands: Any) -> None:
     text = "measure this machine, always as a ratio to a reference in the same run"
-    example = "example: trimline bench vision --json"
-    parser = commands.add_parser("bench", help=text, description=text, epilog=example, allow_abbrev=False)
-    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    kinds = add_group(commands, "bench", text, "bench vision --json")
     vision = "the vision tower, forward and backward, with each guidance against unpruned"
     _add_pruning_options(add_command(kinds, "vision", vision, "bench vision --batch 8 --json", _bench), pixels=224)
     step = "ALBEF's pre-training step, online and momentum towers and three losses, pruned against unpruned"

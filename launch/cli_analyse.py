@@ -4,15 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from launch.answers import Answer, add_command
+from launch.answers import Answer, add_command, add_group
 
 
 def add_analyse_commands(commands: Any) -> None:
     """`analyse WHAT`."""
-    text = "look into a trained model"
-    example = "example: trimline analyse leak runs/demo"
-    parser = commands.add_parser("analyse", help=text, description=text, epilog=example, allow_abbrev=False)
-    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    kinds = add_group(commands, "analyse", "look into a trained model", "analyse leak runs/demo")
     leak = "what pruning images by captions tells pre-training's tasks that they should not know"
     parser = add_command(kinds, "leak", leak, "analyse leak runs/demo-0 runs/demo-1 --split unseen", _leak)
     several = "run folders; those that differ in nothing but seed and data are averaged"

@@ -6,7 +6,7 @@ Only what a command needs is imported, for `--help` must answer at once.
 import argparse
 from typing import Any
 
-from launch.answers import Answer, add_command
+from launch.answers import Answer, add_command, add_group
 
 SUBMIT_OPTIONS = frozenset({"--address", "--stage", "--python"})
 """Of `submit` itself; all other options of its are keys of the configuration."""
@@ -15,11 +15,8 @@ SUBMIT_OPTIONS = frozenset({"--address", "--stage", "--python"})
 def add_cluster_commands(commands: Any) -> None:
     """Adds all of them."""
     text = "send a run to a Ray cluster, and follow it there"
-    example = (
-        "example: trimline cluster submit configs/runs/demo.yaml --out /shared/runs/demo --address http://HEAD:8265"
-    )
-    parser = commands.add_parser("cluster", help=text, description=text, epilog=example, allow_abbrev=False)
-    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    example = "cluster submit configs/runs/demo.yaml --out /shared/runs/demo --address http://HEAD:8265"
+    kinds = add_group(commands, "cluster", text, example)
     _add_submit(kinds)
     for name, text, handler in (
         ("status", "say what became of a job", _status),
