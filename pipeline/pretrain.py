@@ -9,8 +9,7 @@ import torch
 from data_prep.errors import UserError
 from data_prep.files import write_json
 from pipeline.checkpoint import export_weights
-from pipeline.data.loader import LoaderConfig, train_loader
-from pipeline.data.quarantine import FOLDER as QUARANTINE
+from pipeline.data.loader import LoaderConfig
 from pipeline.data.sources import describe_mix, weigh_sources
 from pipeline.data.text import Tokenizer
 from pipeline.engine import EngineConfig, OptimizerConfig, ParamGroup, build_engine
@@ -29,11 +28,12 @@ from pipeline.param_groups import check_lr_scales, check_scales, scaled_groups
 from pipeline.pruning.config import PruningConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, check_sizes, describe_update, export_config, sized_model
-from pipeline.stage import Stage
+from pipeline.stage import Batches, Stage
 from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.tasks.task import without_prefix
-from pipeline.train import Batches, train
+from pipeline.train import train
+from pipeline.training_data import training_batches
 from pipeline.weights.init import InitConfig, initialise
 
 
@@ -114,35 +114,15 @@ def make_ready(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs
     )
     _prepare_towers(task, inputs.engine)
     sources = weigh_sources(inputs.sources(config.splits), config.mix, "captions", config.unit)
+    batch = config.loop.global_batch
     return Ready(
         task=task,
         groups=_param_groups(model, config),
-        batches=_batches(config, inputs, stage, sources, tokenizer),
+        batches=training_batches(inputs, stage, batch, sources, tokenizer, text="captions", unit=config.unit),
         facts=_log_facts(config, model, inputs, stage),  # counted before an engine may split the weights
         sources=sources,
         tokenizer=tokenizer,
     )
-
-
-def _batches(
-    config: PretrainConfig, inputs: Inputs, stage: Stage, sources: list[tuple[Path, float]], tokenizer: Tokenizer
-) -> Batches:
-    def batches(start: int, end: int) -> Any:
-        return train_loader(
-            sources,
-            text="captions",
-            unit=config.unit,
-            config=inputs.loader,
-            tokenizer=tokenizer,
-            seed=inputs.seed,
-            global_batch=config.loop.global_batch,
-            process=stage.process,
-            steps=end,
-            start_step=start,
-            quarantine=stage.folder / QUARANTINE,
-        )
-
-    return batches
 
 
 def pretrain(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs, stage: Stage) -> dict[str, Any]:

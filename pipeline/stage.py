@@ -17,6 +17,9 @@ CHECKPOINT = "checkpoint.json"
 Between = Callable[[Iterable[ImageTextBatch]], Iterable[ImageTextBatch]]
 """What all batches pass on their way from the loader to the loop: there a bench holds the loop, and takes the time."""
 
+Batches = Callable[[int, int], Iterable[ImageTextBatch]]
+"""(first step, end) -> the batches of these steps."""
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -22,16 +22,13 @@ from pipeline.measure.noise_scale import NoiseScale
 from pipeline.objectives.gather import global_sum
 from pipeline.process import Process
 from pipeline.pulse import Left
-from pipeline.stage import Stage
+from pipeline.stage import Batches, Stage
 from pipeline.step_log import StepLog
 from pipeline.tasks.task import Task
 from pipeline.update import update
 from pipeline.validation import Validation
 
 logger = logging.getLogger(__name__)
-
-Batches = Callable[[int, int], Iterable[ImageTextBatch]]
-"""(first step, end) -> the batches of these steps."""
 
 
 def train(

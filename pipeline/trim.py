@@ -4,7 +4,7 @@ Baselines take SmartTrim's place here, in the same loop (`pipeline.trim_begin`).
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,10 @@ from typing import Any
 from data_prep.files import read_json
 from pipeline.checkpoint import export_weights
 from pipeline.data.batch import ImageTextBatch
-from pipeline.data.loader import eval_loader, train_loader
-from pipeline.data.quarantine import FOLDER as QUARANTINE
+from pipeline.data.loader import LoaderConfig, eval_loader
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
-from pipeline.engine import build_engine, split_decay
+from pipeline.engine import Engine, EngineConfig, build_engine, split_decay
 from pipeline.exports import captions_of, describe_method, load_backbone
 from pipeline.generation import check_prompt, prompt_ids
 from pipeline.handoff import check_fits
@@ -39,6 +38,7 @@ from pipeline.tasks.classification import ClassificationModel, ClassificationTas
 from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.tasks.generative_vqa import RankedAnswers
 from pipeline.train import train
+from pipeline.training_data import training_batches
 from pipeline.trim_begin import Beginning
 from pipeline.trim_config import TrimConfig
 from pipeline.trim_plan import Examples, Plan, check_before, plan_target
@@ -118,11 +118,7 @@ def trim(
     settled = check_batch("trim", config.loop.global_batch, process.world_size, inputs.engine, inputs.loader)
     seed_everything(inputs.seed, 1000)
     tokenizer = inputs.load_tokenizer()
-    trained = load_backbone(backbone, config.image_size)
-    resized = check_fits(backbone, model_config, tokenizer, pretrained, config.image_size)
-    if resized and process.is_main:
-        log.info("%s", resized)
-    check_lr_scales(trained, config.lr_scales, "trim.lr_scales")
+    trained = _pretrained(config, backbone, model_config, tokenizer, pretrained, process)
     reader = tokenizer.behind(config.captions.prompt) if config.task == "captioning" else tokenizer
     examples, classes = _examples(config, inputs, reader), _classes(config, inputs, tokenizer, process)
     beginning = Beginning(config, target, teacher, inputs, examples, process, pruning, classes)
@@ -132,56 +128,79 @@ def trim(
     typical = units_of(begun.backbone, drawn.token_mask)
     plan = plan_target(target, begun, typical, examples, stage)
     task = beginning.task(begun, plan, typical)
-    model = task.model
-    _log_guides(model, process)
+    _log_guides(task.model, process)
     if inputs.engine.recompute:
-        recompute_activations(model)
-    groups = [*scaled_groups(model.backbone, config.lr_scales), *split_decay(model.cls_head, config.head_scale)]
-    if model.trimmers is not None:
-        groups += split_decay(model.trimmers, config.trimmer_scale)
+        recompute_activations(task.model)
     facts = _log_facts(config, task, inputs, stage)  # counted before an engine may split the weights
-    batch = config.loop.global_batch
-    if process.is_main and (said := config.optimizer.describe_lr(batch)):
-        log.info("trim: %s", said)
-    engine = build_engine(settled, config.optimizer.scaled(batch), model, groups, process)
+    engine = _engine(config, settled, task.model, process)
     seed_everything(inputs.seed, 1001 + process.rank)
-
-    def batches(start: int, end: int) -> Iterable[ImageTextBatch]:
-        return train_loader(
-            inputs.sources(config.splits),
-            text=TEXTS[config.task],
-            unit="pair",
-            config=inputs.loader,
-            tokenizer=reader,
-            seed=inputs.seed,
-            global_batch=config.loop.global_batch,
-            process=process,
-            steps=end,
-            start_step=start,
-            quarantine=stage.folder / QUARANTINE,
-        )
-
-    def exported(weights: Weights) -> ClassificationModel:
-        described = _described(config, target, task, inputs)
-        return exported_model(described, classes, weights, task.curriculum.shift, process.torch_device)
-
+    batch, sources = config.loop.global_batch, inputs.sources(config.splits)
+    batches = training_batches(inputs, stage, batch, sources, reader, text=TEXTS[config.task], unit="pair")
     scored = validation_of(
-        config, target, task, inputs, pretrained.max_tokens, process, lambda: exported(engine.weights())
+        config, target, task, inputs, pretrained.max_tokens, process, lambda: _plain(beginning, task, engine.weights())
     )
     counts = train(task, engine, batches, config.loop, stage, facts, scored)
     weights = engine.weights()
     if process.is_main:
-        described = _described(config, target, task, inputs)
-        counts["training"] = described["training"] = _training(counts["samples"], facts, teacher)
-        if scored is not None:
-            described["validation"] = counts["best"]
-        if not target.is_full:
-            plain = exported(weights)
-            counts["calibration"] = asdict(_settle(plain, config, target, plan, examples))
-            weights = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
-        beside = {ANSWERS: list(classes.names)} if config.task in ANSWERING else {}
-        export_weights(stage.folder / "export", weights, described, tokenizer, beside)
+        counts["training"] = _training(counts["samples"], facts, teacher)
+        more = {"training": counts["training"]} | ({} if scored is None else {"validation": counts["best"]})
+        counts |= _export(stage.folder / "export", beginning, task, plan, weights, tokenizer, more)
     engine.close()
+    return counts
+
+
+def _pretrained(
+    config: TrimConfig,
+    folder: Path,
+    wanted: ModelConfig,
+    tokenizer: Tokenizer,
+    loader: LoaderConfig,
+    process: Process,
+) -> Backbone:
+    """The backbone that pre-training left, at the size of pictures that is wanted here."""
+    trained = load_backbone(folder, config.image_size)
+    resized = check_fits(folder, wanted, tokenizer, loader, config.image_size)
+    if resized and process.is_main:
+        log.info("%s", resized)
+    check_lr_scales(trained, config.lr_scales, "trim.lr_scales")
+    return trained
+
+
+def _engine(config: TrimConfig, settled: EngineConfig, model: ClassificationModel, process: Process) -> Engine:
+    """Backbone, head and trimmers, each at its own rate."""
+    groups = [*scaled_groups(model.backbone, config.lr_scales), *split_decay(model.cls_head, config.head_scale)]
+    if model.trimmers is not None:
+        groups += split_decay(model.trimmers, config.trimmer_scale)
+    batch = config.loop.global_batch
+    if process.is_main and (said := config.optimizer.describe_lr(batch)):
+        log.info("trim: %s", said)
+    return build_engine(settled, config.optimizer.scaled(batch), model, groups, process)
+
+
+def _plain(beginning: Beginning, task: ClassificationTask, weights: Weights) -> ClassificationModel:
+    """The model as it would be exported with these weights."""
+    described, shift = _described(beginning, task), task.curriculum.shift
+    return exported_model(described, beginning.classes, weights, shift, beginning.process.torch_device)
+
+
+def _export(
+    folder: Path,
+    beginning: Beginning,
+    task: ClassificationTask,
+    plan: Plan,
+    weights: Weights,
+    tokenizer: Tokenizer,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the export, with `more` in its config.json; returns how the trimmers were settled before."""
+    config, target, classes = beginning.config, beginning.target, beginning.classes
+    described, counts = {**_described(beginning, task), **more}, dict[str, Any]()
+    if not target.is_full:
+        plain = _plain(beginning, task, weights)
+        counts["calibration"] = asdict(_settle(plain, config, target, plan, beginning.examples))
+        weights = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
+    beside = {ANSWERS: list(classes.names)} if config.task in ANSWERING else {}
+    export_weights(folder, weights, described, tokenizer, beside)
     return counts
 
 
@@ -247,8 +266,9 @@ def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: in
     return next(iter(batches))
 
 
-def _described(config: TrimConfig, target: Target, task: ClassificationTask, inputs: Inputs) -> dict[str, Any]:
+def _described(beginning: Beginning, task: ClassificationTask) -> dict[str, Any]:
     """The export's config.json."""
+    config, target, inputs = beginning.config, beginning.target, beginning.inputs
     model = task.model
     if model.trimmers is not None:
         model.trimmers.set_share(task.curriculum.share)
