@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from data_prep.errors import UserError
 from pipeline.generation import BeamConfig, generate
 from pipeline.measure.flops import Speech, linear_macs
 from pipeline.models.backbone import Backbone
-from pipeline.models.blip import Blip
 from pipeline.models.blip_tasks import BlipCaptioner
 from pipeline.models.packing import unpack
 from pipeline.models.past import Past
@@ -24,6 +22,7 @@ from pipeline.models.schedule import Intervention, TokenStream
 from pipeline.precision import at_least_float32
 from pipeline.tasks.classes import Captions
 from pipeline.tasks.classification import ClassificationModel
+from pipeline.tasks.decoders import with_decoder
 from pipeline.trimming.cost import CostModel, Units
 from pipeline.trimming.smarttrim import Decision, PackedTrimming
 from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig, Trimmers
@@ -37,17 +36,13 @@ def captioner_of(backbone: Backbone) -> BlipCaptioner:
     """
     if isinstance(backbone, BlipCaptioner):
         return backbone
-    if not isinstance(backbone, Blip):
-        raise UserError(
-            f"captioning wants a decoder, which {backbone.config.backbone} has not; pre-train with "
-            "--model.backbone blip, or choose another trim.task"
-        )
+    blip = with_decoder(backbone, "captioning", "another trim.task")
     with torch.device("meta"):
-        captioner = BlipCaptioner(backbone.config)
+        captioner = BlipCaptioner(blip.config)
     guide = captioner.visual_encoder.guide
-    captioner.visual_encoder, captioner.text_decoder = backbone.visual_encoder, backbone.text_decoder
+    captioner.visual_encoder, captioner.text_decoder = blip.visual_encoder, blip.text_decoder
     captioner.visual_encoder.guide = guide
-    return captioner.train(backbone.training)
+    return captioner.train(blip.training)
 
 
 @dataclass(frozen=True)

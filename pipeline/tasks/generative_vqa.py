@@ -16,13 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
 from pipeline.measure.flops import AnswerRanking, StepCounts, linear_macs, schedule_macs
 from pipeline.metrics.vqa import normalised
 from pipeline.models.backbone import Backbone
-from pipeline.models.blip import Blip
 from pipeline.models.blip_tasks import BlipAnswering
 from pipeline.models.schedule import Intervention, TokenStream, site
 from pipeline.objectives.lm import LABEL_SMOOTHING, next_words
@@ -30,6 +28,7 @@ from pipeline.precision import at_least_float32
 from pipeline.tasks.answering import answering_loss, rank
 from pipeline.tasks.classes import AnswerList, annotated_answers, word_divergence
 from pipeline.tasks.classification import Answers, ClassificationModel, ClassificationTask, SmartTrimConfig
+from pipeline.tasks.decoders import with_decoder
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import CostModel, Units, units_of
 from pipeline.trimming.smarttrim import Gate, threshold
@@ -118,17 +117,13 @@ def answering_of(backbone: Backbone) -> BlipAnswering:
     """
     if isinstance(backbone, BlipAnswering):
         return backbone
-    if not isinstance(backbone, Blip):
-        raise UserError(
-            f"vqa_generative wants a decoder, which {backbone.config.backbone} has not; pre-train with "
-            "--model.backbone blip, or choose trim.task=vqa"
-        )
-    answering = BlipAnswering(backbone.config)
-    answering.visual_encoder, answering.text_encoder = backbone.visual_encoder, backbone.text_encoder
-    own, given = answering.text_decoder.state_dict(), backbone.text_decoder.state_dict()
+    blip = with_decoder(backbone, "vqa_generative", "trim.task=vqa")
+    answering = BlipAnswering(blip.config)
+    answering.visual_encoder, answering.text_encoder = blip.visual_encoder, blip.text_encoder
+    own, given = answering.text_decoder.state_dict(), blip.text_decoder.state_dict()
     fitting = {name: tensor for name, tensor in given.items() if tensor.shape == own[name].shape}
     answering.text_decoder.load_state_dict(fitting, strict=False)
-    return answering.train(backbone.training)
+    return answering.train(blip.training)
 
 
 class AnsweringModel(ClassificationModel):

@@ -79,6 +79,13 @@ EXTREMES: dict[str, tuple[TrimmerConfig, Callable[[CaptioningModel], None]]] = {
 }
 
 
+def extreme_model(extreme: str, beams: int) -> CaptioningModel:
+    trimmers, change = EXTREMES[extreme]
+    model = model_with(trimmers, beams)
+    change(model)
+    return model
+
+
 @dataclass
 class Recording:
     """A captioner that remembers what it was asked, and what it said."""
@@ -97,9 +104,7 @@ class Recording:
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("extreme", list(EXTREMES))
 def test_cached_and_uncached_telling_agree_under_trimming(extreme: str, beams: int) -> None:
-    config, change = EXTREMES[extreme]
-    model = model_with(config, beams)
-    change(model)
+    model = extreme_model(extreme, beams)
     assert isinstance(model.trimmers, Trimmers)
     pixels = scale(small_batch(4).pixels)
     search = BeamConfig(beams=beams, min_length=6, max_length=MAX_TOKENS)
@@ -191,9 +196,7 @@ def test_telling_costs_what_torchs_flop_counter_counts(beams: int) -> None:
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("extreme", list(EXTREMES))
 def test_trimmed_telling_costs_what_torchs_flop_counter_counts(extreme: str, beams: int) -> None:
-    config, change = EXTREMES[extreme]
-    model = model_with(config, beams)
-    change(model)
+    model = extreme_model(extreme, beams)
     search, counter = BeamConfig(beams=beams, min_length=8, max_length=8), FlopCounterMode(display=False)
     uncounted = []  # a token's product with what is asked for is no matrix product to the counter
 
