@@ -14,11 +14,10 @@ from torch import nn
 from data_prep.errors import UserError
 from pipeline.captioner import KINDS, Captioner
 from pipeline.checkpoint import load_weights
-from pipeline.data.loader import LoaderConfig
 from pipeline.data.sample import EveryImage, TextKind
-from pipeline.data.text import Tokenizer
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of
 from pipeline.evaluation.classes import said_on
+from pipeline.evaluation.export_input import given_answers, loader_of, tokenizer_of
 from pipeline.evaluation.retrieval import evaluate_retrieval
 from pipeline.evaluation.scores import Evaluated, Score
 from pipeline.evaluation.source import Source
@@ -29,19 +28,16 @@ from pipeline.measure.single import SingleLatency, single_latency
 from pipeline.metrics.captions import missing_for_captions
 from pipeline.metrics.tally import check_result_file
 from pipeline.models.backbone import Backbone
-from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner
 from pipeline.models.config import ModelConfig
 from pipeline.process import Process
-from pipeline.setup import check_padding, check_sizes
-from pipeline.tasks.answer_list import ANSWERS, AnswersConfig, read_answer_list
+from pipeline.setup import check_sizes
 from pipeline.tasks.captioning import CaptioningModel
 from pipeline.tasks.classes import TEXTS
 from pipeline.tasks.classification import ClassificationModel
-from pipeline.tasks.generative_vqa import AnsweringModel, RankedAnswers
+from pipeline.tasks.generative_vqa import AnsweringModel
 from pipeline.tasks.retrieval import pair_score
 from pipeline.together import together
-from pipeline.trimmed_model import prepared_input
 from pipeline.trimming.trimmers import SMARTTRIM
 from pipeline.weights.folders import load_model
 
@@ -50,9 +46,6 @@ TIMED = 16
 
 IMPORTED: Mapping[str, tuple[str, ...]] = {"vqa_generative": ("blip_vqa",)}
 """Exports of `trimline import` that do a task of fine-tuning."""
-
-_MAX_TOKENS = {"albef": 25, "blip": 30, "meter": 50, "clip": 77}
-"""Of the reference recipes, for weights from elsewhere that do not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,52 +340,11 @@ def open_export(evaluation: Evaluation, task: Task) -> tuple[nn.Module, Source]:
     lacking = task.fits(config)
     if lacking is not None:
         raise UserError(f"{folder} cannot do {evaluation.task}: {lacking}")
-    loader = _loader(folder, described, config)
+    loader = loader_of(folder, described, config)
     check_sizes(config, loader)
-    tokenizer = _tokenizer(evaluation, config)
+    tokenizer = tokenizer_of(folder, evaluation.tokenizer, config)
     if isinstance(model, BlipAnswering):
-        model = AnsweringModel(model, None, SMARTTRIM, _given_answers(evaluation, tokenizer)).eval()
+        model = AnsweringModel(model, None, SMARTTRIM, given_answers(folder, evaluation.answers, tokenizer)).eval()
     elif evaluation.answers is not None:
         raise UserError(f"--answers is for imported weights; {folder} has its own list or none; leave it out")
     return model, Source(split=evaluation.split, loader=loader, tokenizer=tokenizer)
-
-
-def _given_answers(evaluation: Evaluation, tokenizer: Tokenizer) -> RankedAnswers:
-    if evaluation.answers is None:
-        raise UserError(
-            f"{evaluation.model} holds imported weights, which have no list of answers; give --answers FILE, a JSON "
-            f"list of texts such as {ANSWERS} of an export"
-        )
-    names = read_answer_list(evaluation.answers, "give a JSON list of different texts")
-    return RankedAnswers.of(names, tokenizer, AnswersConfig.candidates)
-
-
-def _tokenizer(evaluation: Evaluation, config: ModelConfig) -> Tokenizer:
-    where = evaluation.tokenizer or evaluation.model
-    try:
-        tokenizer = Tokenizer.from_pretrained(where)
-    except UserError as error:
-        raise UserError(f"{error}; name it with --tokenizer DIR") from error
-    check_padding(config, tokenizer.pad_id)
-    words = tokenizer.vocab_size + (EXTRA_WORDS if config.backbone == "blip" else 0)
-    if words > config.text.vocab_size:
-        raise UserError(
-            f"the tokenizer of {where} has {words} words with the model's own, and {evaluation.model} knows "
-            f"{config.text.vocab_size}: give the tokenizer that it was trained with, by --tokenizer DIR"
-        )
-    return tokenizer
-
-
-def _loader(folder: Path, described: dict[str, Any], config: ModelConfig) -> LoaderConfig:
-    """As the export says; weights from elsewhere do not, and get what their reference recipes use."""
-    plain = LoaderConfig(
-        height=config.vision.height,
-        width=config.vision.width_px,
-        resize="bicubic",
-        max_tokens=min(_MAX_TOKENS[config.backbone], config.text.longest),
-        workers=0,
-    )
-    if "loader" not in described:
-        return plain
-    transform, max_tokens = prepared_input(folder, described)
-    return replace(plain, **asdict(transform), max_tokens=max_tokens)

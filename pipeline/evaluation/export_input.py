@@ -1,0 +1,75 @@
+"""How pictures and texts become the input of an export's model; what an export does not say is asked of the user."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from pipeline.data.loader import LoaderConfig
+from pipeline.data.text import Tokenizer
+from pipeline.models.blip import EXTRA_WORDS
+from pipeline.models.config import ModelConfig
+from pipeline.setup import check_padding
+from pipeline.tasks.answer_list import ANSWERS, AnswersConfig, read_answer_list
+from pipeline.tasks.generative_vqa import RankedAnswers
+from pipeline.trimmed_model import prepared_input
+
+_MAX_TOKENS = {"albef": 25, "blip": 30, "meter": 50, "clip": 77}
+"""Of the reference recipes, for weights from elsewhere that do not say."""
+
+
+def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> LoaderConfig:
+    """As the export says; weights from elsewhere do not, and get what their reference recipes use.
+
+    Args:
+        folder: Of the export.
+        described: Its config.json.
+        config: Sizes of its model.
+    """
+    plain = LoaderConfig(
+        height=config.vision.height,
+        width=config.vision.width_px,
+        resize="bicubic",
+        max_tokens=min(_MAX_TOKENS[config.backbone], config.text.longest),
+        workers=0,
+    )
+    if "loader" not in described:
+        return plain
+    transform, max_tokens = prepared_input(folder, described)
+    return replace(plain, **asdict(transform), max_tokens=max_tokens)
+
+
+def tokenizer_of(folder: Path, given: Path | None, config: ModelConfig) -> Tokenizer:
+    """The export's own, or another one that the user names.
+
+    Raises:
+        UserError: It is not there, or is not the one that the model was trained with.
+    """
+    where = given or folder
+    try:
+        tokenizer = Tokenizer.from_pretrained(where)
+    except UserError as error:
+        raise UserError(f"{error}; name it with --tokenizer DIR") from error
+    check_padding(config, tokenizer.pad_id)
+    words = tokenizer.vocab_size + (EXTRA_WORDS if config.backbone == "blip" else 0)
+    if words > config.text.vocab_size:
+        raise UserError(
+            f"the tokenizer of {where} has {words} words with the model's own, and {folder} knows "
+            f"{config.text.vocab_size}: give the tokenizer that it was trained with, by --tokenizer DIR"
+        )
+    return tokenizer
+
+
+def given_answers(folder: Path, given: Path | None, tokenizer: Tokenizer) -> RankedAnswers:
+    """The list of answers for imported weights, which have none.
+
+    Raises:
+        UserError: None is given, or what is given is no list of texts.
+    """
+    if given is None:
+        raise UserError(
+            f"{folder} holds imported weights, which have no list of answers; give --answers FILE, a JSON "
+            f"list of texts such as {ANSWERS} of an export"
+        )
+    names = read_answer_list(given, "give a JSON list of different texts")
+    return RankedAnswers.of(names, tokenizer, AnswersConfig.candidates)
