@@ -23,13 +23,13 @@ from pipeline.models.blocks import recompute_activations
 from pipeline.models.build import build_model
 from pipeline.models.compiling import compile_blocks
 from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.param_groups import check_lr_scales, check_scales, scaled_groups
 from pipeline.pruning.config import PruningConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, check_sizes, describe_update, export_config, sized_model
 from pipeline.stage import Batches, Stage
-from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.tasks.task import without_prefix
 from pipeline.train import train

@@ -26,11 +26,12 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.schedule import TokenStream
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig, VisionTower
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary, mask_words
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.tome import TomeConfig
-from pipeline.tasks.online import STEPS, ObjectiveConfig
+from pipeline.tasks.online import STEPS
 from pipeline.tasks.pretraining import Pretraining
 
 REFERENCE = "unpruned"

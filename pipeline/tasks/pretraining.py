@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from pipeline.data.batch import ImageTextBatch
 from pipeline.models.backbone import Backbone
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.itc import FeatureQueue
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.objectives.momentum import MomentumTower
 from pipeline.pruning.config import PruningConfig
 from pipeline.tasks.contrasting import CachedContrast, Collected, Contrasting, by_chance, cached_contrasts, chances
-from pipeline.tasks.online import STEPS, Memory, ObjectiveConfig, OnlineModel
+from pipeline.tasks.online import STEPS, Memory, OnlineModel
 from pipeline.tasks.task import Losses, with_prefix, without_prefix
 
 

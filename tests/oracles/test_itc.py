@@ -11,6 +11,7 @@ from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
 from pipeline.models.schedule import TokenStream
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.itc import FeatureQueue, contrast, similarity
 from pipeline.objectives.itm import Negatives, matching_loss, negative_weights
 from pipeline.objectives.mlm import MaskedWords, Vocabulary, word_loss
@@ -19,7 +20,7 @@ from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.intervention import Pruning
 from pipeline.pruning.selection import Selection
-from pipeline.tasks.online import Draws, ObjectiveConfig
+from pipeline.tasks.online import Draws
 from pipeline.tasks.pretraining import Pretraining
 from tests.oracles.vectors import Vectors, assert_same, files, load
 

@@ -14,6 +14,7 @@ from pipeline.measure.flops import LayerTokens, patch_macs
 from pipeline.measure.survivors import pruned_sights
 from pipeline.models.schedule import CLS, InBlock, Step, Streams, TokenStream, execute
 from pipeline.models.vision import VisionTower
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
@@ -22,7 +23,6 @@ from pipeline.pruning.flip import FlipConfig, select_random
 from pipeline.pruning.intervention import Pruning, ReplayedPruning
 from pipeline.pruning.selection import apply_selection, select_attentive
 from pipeline.pruning.tome import TomeConfig
-from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from tests.pipeline.small import WORDS, scale, small_albef, small_batch
 

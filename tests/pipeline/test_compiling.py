@@ -8,10 +8,10 @@ from torch._dynamo.utils import counters
 
 from pipeline.models.compiling import compile_blocks, leave_uncompiled
 from pipeline.models.config import BackboneName
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
-from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from tests.pipeline.small import WORDS, scale, small_batch, small_model
 from tests.pipeline.test_pretraining import pruning_by

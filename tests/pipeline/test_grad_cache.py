@@ -18,13 +18,13 @@ from pipeline.engine_config import LrScalingConfig
 from pipeline.loop_config import LoopConfig
 from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pretrain import PretrainConfig, check_pretrain, describe_pretrain_update, negatives_of_parts
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.contrasting import Collected, Features, by_chance, chances
-from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.worker import run_job
 from tests.pipeline.distributed import run_ranks

@@ -7,11 +7,11 @@ from data_prep.errors import UserError
 from pipeline.measure.leak import MASKED, OTHER, OWN, PAIRED, UNPRUNED, Probe, measure_leak
 from pipeline.models.config import BackboneName
 from pipeline.models.schedule import TokenStream
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pretrain import check_guidance
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
-from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from tests.pipeline.small import WORDS, scale, small_batch, small_config, small_model
 

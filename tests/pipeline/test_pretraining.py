@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.models.config import BackboneName
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.pretrain import check_guidance
 from pipeline.process import Process
@@ -16,7 +17,6 @@ from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.evit import EvitConfig
 from pipeline.pruning.tome import TomeConfig
 from pipeline.tasks.candidates import Candidates
-from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import WORDS, scale, small_batch, small_config, small_model

@@ -6,8 +6,8 @@ import torch
 from pipeline.measure.saved_bytes import saved_bytes
 from pipeline.models.blocks import recompute_activations
 from pipeline.models.config import BackboneName
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary
-from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from tests.pipeline.small import WORDS, scale, small_batch, small_model
 from tests.pipeline.test_pretraining import BACKBONES, pruning_by

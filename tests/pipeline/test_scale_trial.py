@@ -12,10 +12,10 @@ from pipeline.measure.memory_limit import OVER_MEMORY, MemoryLimit, clear_over, 
 from pipeline.measure.saved_bytes import saved_by_module, saved_bytes
 from pipeline.measure.scale_trial import TrialPlan, looks_after, part_of
 from pipeline.models.config import BackboneName
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
-from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from tests.pipeline.small import WORDS, scale, small_batch, small_model
 

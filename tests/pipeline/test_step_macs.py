@@ -9,12 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.measure.step_macs import classification_macs, pretraining_macs
 from pipeline.measure.training_macs import StepSizes
 from pipeline.models.config import BackboneName
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary, mask_words
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.evit import EvitConfig
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask, SmartTrimConfig
-from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.trimmers import TrimmerConfig

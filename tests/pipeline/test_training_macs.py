@@ -8,13 +8,13 @@ from pipeline.measure.flops import patch_macs
 from pipeline.measure.training_macs import Macs, StepSizes, albef_step_macs, tower_macs
 from pipeline.models.schedule import execute
 from pipeline.models.vision import VisionConfig, VisionTower
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary, mask_words
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.evit import EvitConfig
 from pipeline.pruning.flip import FlipConfig
 from pipeline.pruning.tome import TomeConfig
-from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from tests.pipeline.recorded import give_negatives
 from tests.pipeline.small import MAX_TOKENS, WORDS, scale, small_albef, small_batch

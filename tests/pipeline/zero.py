@@ -10,10 +10,10 @@ from torch import Tensor
 from pipeline.engine import Engine, EngineConfig, OptimizerConfig, build_engine, split_decay
 from pipeline.fragments import FragmentFiles, Held
 from pipeline.models.config import BackboneName
+from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
-from pipeline.tasks.online import ObjectiveConfig
 from pipeline.tasks.pretraining import Pretraining
 from tests.pipeline.small import WORDS, scale, small_batch, small_model
 
