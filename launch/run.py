@@ -7,7 +7,7 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,32 +115,20 @@ def execute(
         contextlib.ExitStack() as held,
     ):
         run_id = _id_of(out, fresh)
-        path = config.checkpoint.path
-        # Should another run take the place nevertheless, training ends at the save that it is then refused.
-        lease = None if path is None else Lease(path, run_id, str(out), backend.ask_to_leave)
+        lease = _lease_of(config, out, run_id, backend)
         if fresh:
-            if lease is not None:
-                held.enter_context(lease)
-                forget_all(str(path), training_stages(config))
-            remove_run(out)
+            _start_over(config, out, lease, held)
         facts = _begin(config, out, run_id)
-        stages = build_stages(
-            config, out, backend, until, f"{config.name}-{run_id}", None if lease is None else lease.session
-        )
+        session = None if lease is None else lease.session
+        stages = build_stages(config, out, backend, until, f"{config.name}-{run_id}", session)
         if lease is not None and not fresh and not all_finished(stages):
             held.enter_context(lease)
         facts["stages"] = {stage.name: list(stage.inputs) for stage in stages}
         write_json(out / RUN, facts)
         if take_from is not None:
             take_over(stages, out, take_from.expanduser().resolve())
-
-        def prepare() -> None:
-            facts["finished"] = None  # there is something to do
-            write_json(out / RUN, facts)
-            backend.start()
-
         try:
-            result = _run_stages(stages, backend, out, _cpus(config, backend), prepare)
+            result = _run_stages(config, stages, backend, out, facts)
         except KeyboardInterrupt:
             if lease is not None:
                 lease.check()  # it may be why they left
@@ -167,6 +155,21 @@ def _id_of(out: Path, fresh: bool) -> str:
     except (FileNotFoundError, UserError):
         earlier = {}
     return str(earlier.get("id") or secrets.token_hex(3))
+
+
+def _lease_of(config: RunConfig, out: Path, run_id: str, backend: Backend) -> Lease | None:
+    """Of the place of the checkpoints, where other runs can know it; not taken yet."""
+    path = config.checkpoint.path
+    # Should another run take the place nevertheless, training ends at the save that it is then refused.
+    return None if path is None else Lease(path, run_id, str(out), backend.ask_to_leave)
+
+
+def _start_over(config: RunConfig, out: Path, lease: Lease | None, held: contextlib.ExitStack) -> None:
+    """Removes what an earlier run left: checkpoints too, once their place is held."""
+    if lease is not None:
+        held.enter_context(lease)
+        forget_all(str(config.checkpoint.path), training_stages(config))
+    remove_run(out)
 
 
 def remove_run(out: Path) -> None:
@@ -234,9 +237,14 @@ def _begin(config: RunConfig, out: Path, run_id: str) -> dict[str, Any]:
 
 
 def _run_stages(
-    stages: Sequence[Stage], backend: Backend, out: Path, cpus: float, prepare: Callable[[], None]
+    config: RunConfig, stages: Sequence[Stage], backend: Backend, out: Path, facts: dict[str, Any]
 ) -> GraphResult:
-    crashed = True
+    def prepare() -> None:
+        facts["finished"] = None  # there is something to do
+        write_json(out / RUN, facts)
+        backend.start()
+
+    crashed, cpus = True, _cpus(config, backend)
     with ProgressDisplay() as display:
         try:
             result = run_graph(stages, cpus, display, meanwhile=prepare)
