@@ -49,7 +49,7 @@ class MemoryLimit:
         self._path = folder / _NAME.format(process.rank)
         self._device = process.torch_device
         self._limit_bytes = limit_bytes
-        self._looking: Repeating | None = None
+        self._thread: Repeating | None = None
 
     def __enter__(self) -> "MemoryLimit":
         if self._limit_bytes is None:
@@ -58,13 +58,13 @@ class MemoryLimit:
             total = total_bytes(self._device)
             torch.cuda.set_per_process_memory_fraction(min(1.0, self._limit_bytes / total), self._device)
             return self
-        self._looking = Repeating(self._look, _PAUSE_SECONDS, "memory")
-        self._looking.start()
+        self._thread = Repeating(self._look, _PAUSE_SECONDS, "memory")
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self._looking is not None:
-            self._looking.close()
+        if self._thread is not None:
+            self._thread.close()
             self._look()
         elif isinstance(error, torch.OutOfMemoryError):
             self._write_down(torch.cuda.max_memory_allocated(self._device), total_bytes(self._device))

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from pipeline.data.seeds import uniforms
 from pipeline.objectives.gather import mean_over_global_count
 
+# Of the drawn positions 80% are masked, 10% get a word by chance, and 10% stay (BERT, arXiv 1810.04805, appendix A.1).
+_MASKED_BELOW, _CHANGED_BELOW = 0.8, 0.9
+
 
 @dataclass(frozen=True)
 class MaskedWords:
@@ -69,8 +72,8 @@ def mask_words(ids_BL: Tensor, mask_BL: Tensor, seeds_B: Tensor, share: float, w
     chance_BL, kind_BL, word_BL = uniforms(seeds_B, 3 * ids_BL.shape[1]).unflatten(1, (-1, 3)).unbind(-1)
     drawn_BL = (chance_BL < share) & mask_BL.bool()
     drawn_BL[:, 0] = False
-    changed_BL = torch.where(kind_BL < 0.8, words.mask, (word_BL * words.size).to(ids_BL.dtype))
-    ids = torch.where(drawn_BL & (kind_BL < 0.9), changed_BL, ids_BL)
+    changed_BL = torch.where(kind_BL < _MASKED_BELOW, words.mask, (word_BL * words.size).to(ids_BL.dtype))
+    ids = torch.where(drawn_BL & (kind_BL < _CHANGED_BELOW), changed_BL, ids_BL)
     places_M = _places(drawn_BL)
     return MaskedWords(ids, drawn_BL, ids_BL.flatten().index_select(0, places_M), places_M)
 

@@ -102,7 +102,7 @@ def test_a_process_ends_over_its_limit_even_if_only_for_a_moment(tmp_path: Path,
 
 def test_no_limit_watches_nothing(tmp_path: Path) -> None:
     with MemoryLimit(tmp_path, Process(), None) as limit:
-        assert limit._looking is None
+        assert limit._thread is None
     assert read_over(tmp_path) is None
 
 
