@@ -188,7 +188,7 @@ class _Loop:
 
     def _result(self) -> dict[str, Any]:
         process, validation = self.stage.process, self.validation
-        result = {
+        result: dict[str, Any] = {
             "steps": self.step,
             "samples": self.step * self.config.global_batch,
             "seconds": round(self.clock.seconds, 1),
