@@ -99,9 +99,9 @@ def test_the_log_says_how_the_trainer_is_fed(pretrained: Path) -> None:
     assert all(line["samples_per_second"] > 0 for line in lines[1:])
 
 
-def test_all_ranks_begin_with_the_same_weights_and_momentum_tower(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """What each pre-training begins with, which then goes no further."""
     begun: list[dict[str, torch.Tensor]] = []
 
     def stop(task: Pretraining, engine: EngineConfig) -> None:
@@ -109,6 +109,12 @@ def test_all_ranks_begin_with_the_same_weights_and_momentum_tower(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.pretrain._prepare_towers", stop)
+    return begun
+
+
+def test_all_ranks_begin_with_the_same_weights_and_momentum_tower(
+    data: Path, tmp_path: Path, begun: list[dict[str, torch.Tensor]]
+) -> None:
     for rank in range(2):
         with pytest.raises(KeyboardInterrupt):
             run_job(job_of(data, tmp_path / "p", "pretrain"), Process(rank=rank, world_size=2))
@@ -116,15 +122,8 @@ def test_all_ranks_begin_with_the_same_weights_and_momentum_tower(
 
 
 def test_a_run_may_begin_with_given_weights(
-    data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, pretrained: Path, tmp_path: Path, begun: list[dict[str, torch.Tensor]]
 ) -> None:
-    begun: list[dict[str, torch.Tensor]] = []
-
-    def stop(task: Pretraining, engine: EngineConfig) -> None:
-        begun.append({**task.module.state_dict(), **task.tensors()})
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pipeline.pretrain._prepare_towers", stop)
     init = {"pretrain.init": {"model": str(pretrained / "export")}}
     with pytest.raises(KeyboardInterrupt):
         run_job(job_of(data, tmp_path / "p", "pretrain", run=init), Process())
