@@ -18,7 +18,7 @@ from pipeline.measure.latency import Instance
 from pipeline.metrics.captions import missing_for_captions
 from pipeline.metrics.tally import CaptionTally
 from pipeline.process import Process
-from pipeline.train import Stage
+from pipeline.stage import Stage
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.evaluation.exports import caption_export, split
 from tests.pipeline.evaluation.test_retrieval import on_rank
