@@ -11,7 +11,9 @@ from data_prep.errors import UserError
 from data_prep.shapes_published import write_published
 from data_prep.sources import SourceConfig, prepare
 from pipeline.data.batch import ImageTextBatch
+from pipeline.data.decode import BadSample
 from pipeline.data.questions import questions_of
+from pipeline.data.sample import Sample
 from pipeline.data.shards import ShardFolder
 from pipeline.objectives.answers import answer_loss
 from pipeline.process import Process
@@ -50,6 +52,13 @@ def test_targets_have_the_scores_of_listed_answers_alone() -> None:
     targets_BA = classes.targets(questions(["red"] * 2 + ["two"] * 8, ["blue"] * 10, ["No", "no", "nope"]))
     wanted = [[0.6, 1.0, 0], [0, 0, 0], [0, 0, 0.6]]
     torch.testing.assert_close(targets_BA, torch.tensor(wanted))
+
+
+@pytest.mark.parametrize("asked", [5, "what is it?", {"answers": ["red"]}, {"question": 5}])
+def test_a_question_without_a_text_is_a_bad_sample(asked: object) -> None:
+    sample = Sample(key="k", images={}, fields={"captions": [], "questions": [asked]})
+    with pytest.raises(BadSample, match="one without a text `question`"):
+        sample.text("questions", 0)
 
 
 def test_a_question_without_annotators_is_refused_where_one_learns_from_it() -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceConfig, prepare
-from pipeline.evaluation.exported import Evaluation, evaluate_export
+from pipeline.evaluation.exported import TASKS, Evaluation, evaluate_export, open_export
 from pipeline.metrics.tally import Nlvr2Tally
 from pipeline.process import Process
+from pipeline.tasks.classification import ClassificationModel
 from tests.pipeline.small import small_batch
 from tests.pipeline.test_task_stages import drawn_of, evaluated, trained
 
@@ -59,9 +61,21 @@ def test_albefs_lists_of_pairs_are_judged_as_nlvr2s_own_files(identified: bool, 
     assert (tmp_path / "test/predictions/trim-test.csv").exists() == identified
     asked = Evaluation(model=tmp_path / "trim/export", task="nlvr2", split=str(root / "data/test"))
     assert ("lacking" in evaluate_export(asked, Process())) != identified
+    assert evaluate_export(replace(asked, limit=1), Process())["gmacs"]["mean"] == pytest.approx(counted_gmacs(asked))
     if not identified:
         with pytest.raises(UserError, match=r"--predictions .*x\.csv cannot be written: 16 of 16 pairs, .*; or leave"):
             evaluate_export(replace(asked, predictions=tmp_path / "x.csv"), Process())
+
+
+def counted_gmacs(asked: Evaluation) -> float:
+    """What torch counts of the first pair of a split, its text without padding."""
+    model, source = open_export(asked, TASKS["nlvr2"])
+    assert isinstance(model, ClassificationModel)
+    batch = next(iter(source.batches("pairs", 1, Process(), 1)))
+    length = int(batch.token_mask.sum())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.classify(source.normalise(batch.pixels), batch.token_ids[:, :length], batch.token_mask[:, :length], [])
+    return counter.get_total_flops() / 2e9
 
 
 def listed(line: dict[str, Any], identified: bool) -> dict[str, Any]:
