@@ -1,6 +1,7 @@
 """What is right of an instance, by task: soft scores, answer lists, losses, divergences."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,11 +129,13 @@ def test_the_answer_list_counts_for_stages_of_vqa_alone() -> None:
     assert what_counts({**given, "task": "snli_ve"}, Target(1.0, "x")) == {"task": "snli_ve"}
 
 
-def test_pairs_that_shapes_draws_are_none_of_nlvr2s(tmp_path: Path) -> None:
+def test_pairs_that_shapes_draws_are_judged_as_nlvr2s_are(tmp_path: Path) -> None:
     few = {"train": 0, "val": 0, "test": 0, "unseen": 0, "pairs": 2}
     prepare(SourceConfig(name="shapes", image_size=32, sizes=few), tmp_path / "shapes", workers=1)
     write_published("nlvr2", tmp_path / "raw", {"dev": 2}, 32, 0)
     prepare(SourceConfig(name="nlvr2", root=str(tmp_path / "raw")), tmp_path / "nlvr2", workers=1)
     own, published = (ShardFolder(tmp_path / name).read(0) for name in ("shapes/pairs", "nlvr2/dev"))
     assert set(own.images) == set(published.images) and own.fields["statements"]
-    assert has_task(published, "nlvr2") and not has_task(own, "nlvr2")
+    assert has_task(published, "nlvr2") and has_task(own, "nlvr2")  # without identifiers there is an accuracy
+    alone = replace(own, images={"": own.images["left"]})
+    assert not has_task(alone, "nlvr2") and not has_task(replace(own, fields={"captions": []}), "nlvr2")
