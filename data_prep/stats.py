@@ -46,6 +46,7 @@ class Counts:
         sources: Samples by the data set they come from; of very many the rarest are counted as "others".
         formats: Pictures by extension.
         statements: True or false of pictures.
+        questions: About pictures.
         captions: Captions a sample.
         words: Words a caption.
         characters: Characters a caption.
@@ -64,6 +65,7 @@ class Counts:
     sources: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     statements: int = 0
+    questions: int = 0
     captions: Counter[int] = field(default_factory=Counter)
     words: Counter[int] = field(default_factory=Counter)
     characters: Counter[int] = field(default_factory=Counter)
@@ -140,6 +142,7 @@ def _count_sample(check: SampleCheck, file: BinaryIO, counts: Counts) -> None:
     told = read_fields(texts)
     counts.samples += 1
     counts.statements += check.statements
+    counts.questions += _listed(told.get("questions"))
     counts.sources[_source(told)] += 1
     counts.bytes["texts"] += sum(map(len, texts.values()))
     counts.captions[check.captions] += 1
@@ -155,6 +158,10 @@ def _count_sample(check: SampleCheck, file: BinaryIO, counts: Counts) -> None:
         counts.formats[picture.extension.rpartition(".")[2]] += 1
         size = _stated_size(told) if len(pictures) == 1 else None
         _count_size(size or _header_size(file, picture), counts)
+
+
+def _listed(value: object) -> int:
+    return len(value) if isinstance(value, list) else 0
 
 
 def _source(told: Mapping[str, Any]) -> str:
@@ -204,6 +211,7 @@ def describe(counts: Counts) -> dict[str, Any]:
         "sources": dict(counts.sources.most_common()),
         "formats": dict(counts.formats.most_common()),
         "statements": counts.statements,
+        "questions": counts.questions,
         "captions": sum(number * times for number, times in counts.captions.items()),
         "captions_per_sample": distribution(counts.captions),
         "caption_words": distribution(counts.words),

@@ -32,7 +32,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data", metavar="DIR", help="folder of splits, or of one split's indexed shards")
     group.add_argument("--split", help="name of a split of --data, or a folder of indexed shards (test)")
     group.add_argument("--batch-size", **whole, default=64, help="instances at once (%(default)s)")
-    group.add_argument("--limit", **whole, help="only the first N images or statements")
+    group.add_argument("--limit", **whole, help="only the first N images, statements or questions")
     rerank = "retrieval: candidates that matching re-ranks; 0 ranks by contrastive features alone (%(default)s)"
     group.add_argument("--rerank", **whole, default=128, help=rerank)
     group.add_argument("--label-field", metavar="PATH", help="zero_shot: field of KEY.json, such as scene.*.kind")
@@ -42,7 +42,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     add_search(group)
     listed = "vqa_generative: JSON list of answers, for imported weights, which have none"
     group.add_argument("--answers", metavar="FILE", help=listed)
-    written = "vqa, snli_ve, captioning: file to write as the task's server takes it"
+    written = "vqa, snli_ve, nlvr2, captioning: file to write as the task's server takes it"
     group.add_argument("--predictions", metavar="FILE", help=written)
     group.add_argument("--tokenizer", metavar="DIR", help="where the folder has none, as imported weights")
     processes = "of this machine (1); under torchrun leave it out. The scores are the same"

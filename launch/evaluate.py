@@ -17,6 +17,14 @@ from pipeline.evaluation.exported import Evaluation, evaluate_export
 from pipeline.process import Process
 
 _SPLIT = "test"
+_COUNTED = {
+    "retrieval": "images",
+    "zero_shot": "images",
+    "captioning": "images",
+    "vqa": "questions",
+    "vqa_generative": "questions",
+}
+"""What a task's samples are; statements of the others."""
 
 
 def evaluate_command(
@@ -144,13 +152,15 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _about(result: dict[str, Any]) -> str:
-    counted = [f"{result['samples']} samples of {result['split']}"]
+    counted = [f"{result['samples']} {_COUNTED.get(result['task'], 'statements')} of {result['split']}"]
     if result["skipped"]:
         counted.append(f"{result['skipped']} could not be used")
     if "captions" in result:
         counted.append(f"{result['captions']} captions of {result['queries']} images")
     if "classes" in result:
         counted.append(f"{result['classes']} classes, guessing gives {result['accuracy_of_guessing']:.2f}")
+    if "lacking" in result:
+        counted.append(result["lacking"])
     if result.get("unscored"):
         counted.append(f"not scored: {result['unscored']}")
     latency = result["latency"]

@@ -21,7 +21,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.deepspeed_json import check_settings
 from pipeline.engine import preflight_deepspeed
 from pipeline.metrics.captions import missing_for_captions
-from pipeline.metrics.tally import check_metric
+from pipeline.metrics.tally import check_metric, check_programs
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.build import build_model
@@ -99,6 +99,7 @@ def _check_training(config: RunConfig) -> None:
         trimming = workers if config.launcher == "local" else 1
         if config.trim.validation.every_steps:
             check_metric(config.trim.task, config.trim.validation.metric)
+            check_programs(config.trim.validation.metric)
         check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
         tuned = _meta_model(config, config.trim.image_size)
         check_targets(config.trim, tuned, config.pretrain.pruning, config.loader.max_tokens)

@@ -24,7 +24,7 @@ def score_command(task: str, predictions: Path, annotations: Path, subset: bool)
     """
     for file, what in ((predictions, "--predictions"), (annotations, "--annotations")):
         if not file.is_file():
-            raise UserError(f"{what} {file}: no such file")
+            raise UserError(f"{what} {file}: {'a folder; give a file in it' if file.is_dir() else 'no such file'}")
     scores = SCORED[task](predictions, annotations, subset)
     answer = {
         "task": task,

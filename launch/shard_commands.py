@@ -177,6 +177,7 @@ def _cells(column: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{title} {name}", f"{count:,}"
     yield "captions", f"{column['captions']:,}"
     yield "statements", f"{column['statements']:,}"
+    yield "questions", f"{column['questions']:,}"
     for key in _SPREADS:
         spread = column[key]
         if spread is not None:

@@ -99,8 +99,6 @@ class TrimConfig(MethodsConfig):
             raise UserError(f"trim.task={self.task} goes with trim.method smarttrim or local, not {self.method}")
         if self.keep_pruning:
             raise UserError(f"trim.keep_pruning=true does not go with trim.task={self.task}; leave it out")
-        if self.task == "captioning" and self.validation.every_steps:
-            raise UserError("trim.validation scores answers, not captions; leave trim.validation.every_steps out")
         timed = next((target for target in targets if target.unit == "ms"), None)
         if timed is not None:
             raise UserError(f"trim.targets: {timed} is not timed for decoders; give a speed-up such as 2.0x")

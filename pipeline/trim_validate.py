@@ -1,26 +1,33 @@
 """Fine-tuning's scores on held-out data: of the model as it would be exported, by the code that evaluates exports."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.captioner import Captioner
+from pipeline.data.loader import StepLoader
+from pipeline.data.sample import TextKind
+from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of, words_on
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.source import Source
 from pipeline.exports import build_classification_model
-from pipeline.metrics.tally import check_metric
+from pipeline.generation import CaptionConfig
+from pipeline.metrics.tally import WORD_ACCURACY, check_metric, check_programs
 from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.setup import Inputs
-from pipeline.tasks.classes import Classes
+from pipeline.tasks.captioning import CaptioningModel
+from pipeline.tasks.classes import TEXTS, Classes
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
+from pipeline.together import together
 from pipeline.trim_config import TrimConfig
 from pipeline.trimming.target import Target
 from pipeline.trimming.trimmers import Trimmers
-from pipeline.validation import CONSISTENCY, Scored, Validation
+from pipeline.validation import CONSISTENCY, Scored, Validation, ValidationConfig
 
 Weights = Mapping[str, Tensor]
 
@@ -66,30 +73,72 @@ def validation_of(
         exported: Makes the model as it would be exported now; every rank calls it.
 
     Raises:
-        UserError: The metric is none of the task's.
+        UserError: The metric is none of the task's or cannot be computed here, or the split has nothing for the task.
     """
     if not config.validation.every_steps:
         return None
     wanted = config.validation
     check_metric(config.task, wanted.metric)
-    loader = replace(inputs.loader, max_tokens=max_tokens)
-    source = Source(split=inputs.data / wanted.split, loader=loader, tokenizer=inputs.load_tokenizer())
+    # Programs are wanted where rank 0 is, which scores for all.
+    together(process, lambda: check_programs(wanted.metric) if process.is_main else None, "trim.validation")
+    scored = _way(config, inputs, max_tokens, process)
 
     def score() -> Scored:
         # Making a model draws its weights, and training's own draws must not depend on how often it is scored.
         with torch.random.fork_rng([] if process.device == "cpu" else [process.torch_device]):
-            model = exported()
-            batches = source.batches(
-                task.classes.text, wanted.batch_size, process, wanted.samples, spread=wanted.samples is not None
-            )
-            said = said_on(model, source, batches, process)
-            cost = math.fsum(said.costs.macs) / math.fsum(said.costs.full)
-            return Scored(values_of(said.tally.scores(), sampled=wanted.samples is not None), cost)
+            return scored(exported())
 
     falls = config.method != "ftkd" and not target.is_full
     # What no trimmer learns costs the same from then on, however near to the target that is.
     share = 1 / task.target if config.learns and not target.is_full else None
     return Validation(wanted, config.smarttrim.curriculum.share if falls else 0.0, score, share)
+
+
+def _way(
+    config: TrimConfig, inputs: Inputs, max_tokens: int, process: Process
+) -> Callable[[ClassificationModel], Scored]:
+    """How a task's models are scored: by their answers, by captions that they tell, or by words behind right ones.
+
+    Raises:
+        UserError: The split has nothing for the task; so before training.
+    """
+    wanted, tokenizer = config.validation, inputs.load_tokenizer()
+    loader = replace(inputs.loader, max_tokens=max_tokens)
+    source = Source(split=inputs.data / wanted.split, loader=loader, tokenizer=tokenizer)
+    way: Callable[[Source, ClassificationModel], Scored] = partial(_answered, wanted, process)
+    if wanted.metric == WORD_ACCURACY:
+        behind = tokenizer.behind(config.captions.prompt)  # as in training, and as long
+        source, way = replace(source, loader=inputs.loader, tokenizer=behind), partial(_worded, wanted, process)
+    elif config.task == "captioning":
+        way = partial(_told, wanted, process, config.captions)
+    source.batches(TEXTS[config.task], wanted.batch_size, process)  # refuses a split that has none
+    return partial(way, source)
+
+
+def _batches(wanted: ValidationConfig, process: Process, source: Source, text: TextKind) -> StepLoader:
+    return source.batches(text, wanted.batch_size, process, wanted.samples, spread=wanted.samples is not None)
+
+
+def _answered(wanted: ValidationConfig, process: Process, source: Source, model: ClassificationModel) -> Scored:
+    said = said_on(model, source, _batches(wanted, process, source, model.classes.text), process)
+    return Scored(values_of(said.tally.scores(), sampled=wanted.samples is not None), said.costs.share)
+
+
+def _told(
+    wanted: ValidationConfig, process: Process, search: CaptionConfig, source: Source, model: ClassificationModel
+) -> Scored:
+    assert isinstance(model, CaptioningModel)
+    captioner = Captioner(model, source.tokenizer, search)
+    with torch.inference_mode():
+        told = told_on(captioner, source, _batches(wanted, process, source, PICTURES), process)
+    # Of all pictures, not of domains: one corpus tells which weights are best.
+    scores = told_scores_of(told, process).get("", [])
+    return Scored(values_of(scores, sampled=False), told.costs.share)
+
+
+def _worded(wanted: ValidationConfig, process: Process, source: Source, model: ClassificationModel) -> Scored:
+    told = words_on(model, source, _batches(wanted, process, source, model.classes.text), process)
+    return Scored({WORD_ACCURACY: 100 * told.right / told.words}, told.costs.share)
 
 
 def values_of(scores: Iterable[Score], *, sampled: bool) -> dict[str, float]:

@@ -43,8 +43,10 @@ class ValidationConfig:
         every_steps: Updates between two scores; the end is scored too. 0 for none: the last weights are exported. With
             trimming only once the curriculum has reached its target: a model that still keeps everything would win.
         metric: By which the best is told, the highest; the first of equal ones. Where trimmers learn, only states
-            compete whose mean cost is within 5% of the target; where none is, the last one is exported.
-        samples: How many statements or questions, from all over the split; None for all.
+            compete whose mean cost is within 5% of the target; where none is, the last one is exported. Of captions
+            CIDEr or another of pycocoevalcap's, which needs Java; or word_accuracy, the share of words that are told
+            rightly behind the right ones, of each picture's first caption.
+        samples: How many statements, questions or pictures, from all over the split; None for all.
         batch_size: Instances at once; scores do not depend on it.
     """
 

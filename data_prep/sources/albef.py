@@ -3,6 +3,8 @@
 Format: the json files of https://github.com/salesforce/ALBEF (Li et al., NeurIPS 2021): {"image", "caption"} with a
 caption or a list of them; {"image", "question", "answer", "question_id"} (VQA); {"image", "sentence", "label"}
 (SNLI-VE); {"images": [left, right], "sentence", "label"} (NLVR2). Lines of one picture become one sample.
+NLVR2's published lists leave out the corpus's identifiers; of these the pictures' names tell the set and the pair, but
+not the sentence. Where a list has an "identifier" it is taken.
 """
 
 import functools
@@ -15,11 +17,12 @@ from typing import Any
 from data_prep.entries import Entry, one_line, sentences
 from data_prep.grouping import Groups
 from data_prep.json_stream import stream_json
-from data_prep.sources import published
+from data_prep.sources import nlvr2, published
 from data_prep.sources.published import Annotation, DataSet, Expected, Layout, Request
 
 _SPLITS = ("train", "val", "dev", "test")
 _COCO = re.compile(r"(?:^|/)COCO_[a-z]+20\d\d_(\d{12})\.jpg$", re.ASCII)
+_PAIRED = re.compile(r"(?:^|.*/)([^/-]+-[^/-]+)-([^/-]+)-img[01]\.[a-z]+$")
 _TRUTH = {"true": True, "false": False, "entailment": True, "neutral": False, "contradiction": False}
 
 
@@ -61,16 +64,17 @@ def _entry(split: str, values: list[dict[str, Any]]) -> Entry:
     statements = [one for value in values if (one := _statement(value))]
     questions = [one for value in values if (one := _question(value))]
     if "image" in first:
-        name, pictures = first["image"], {"": [first["image"]]}
+        name, pictures, group = first["image"], {"": [first["image"]]}, None
         key = name.rpartition("/")[2].rpartition(".")[0]
     else:
         left, right = first["images"]
+        name, key, group = _names_of_pair(first)
         pictures = {"left": [left], "right": [right]}
-        name, key = f"{left} {right} {first['list']} {first['number']}", f"pair-{first['number']:08d}"
     return Entry(
         split=split,
         id=name,
         key=key,
+        group=group,
         pictures=pictures,
         captions=list(captions),
         statements=statements,
@@ -80,10 +84,22 @@ def _entry(split: str, values: list[dict[str, Any]]) -> Entry:
     )
 
 
+def _names_of_pair(value: dict[str, Any]) -> tuple[str, str, str | None]:
+    """Id, key and group of a pair: its identifier where the list has it, else its place in the list."""
+    identifier = value.get("identifier")
+    if isinstance(identifier, str) and nlvr2.IDENTIFIER.fullmatch(identifier):
+        return identifier, identifier, nlvr2.sentence_of(identifier)
+    left, right = value["images"]
+    return f"{left} {right} {value['list']} {value['number']}", f"pair-{value['number']:08d}", None
+
+
 def _ids(value: dict[str, Any]) -> dict[str, Any]:
-    """What the lists call the picture, and its number in COCO where its name is of there."""
+    """What the lists call the picture, its number in COCO where its name is of there, and the set of NLVR2's pairs."""
     ids = {name: value[name] for name in ("image_id", "img_id") if isinstance(value.get(name), str | int)}
     found = _COCO.search(str(value.get("image")))
+    # Sentences about pictures of one set depend on each other, as in NLVR2's own files.
+    sets = {paired[1] for name in value.get("images", ()) if (paired := _PAIRED.match(name))}
+    ids |= {"presentation": sets.pop()} if len(sets) == 1 else {}
     return ids | ({"coco_id": int(found[1])} if found else {})
 
 

@@ -9,6 +9,7 @@ the corpus's eval/metrics.py. Its README asks for validation sets made of whole 
 """
 
 import functools
+import re
 from collections.abc import Iterator
 
 from data_prep.entries import Entry, one_line
@@ -17,6 +18,8 @@ from data_prep.json_stream import json_lines
 from data_prep.sources import published
 from data_prep.sources.published import Annotation, DataSet, Expected, Layout, Request
 
+IDENTIFIER = re.compile(r"[^\s/-]+(?:-[^\s/-]+){3}")
+"""Of a sentence with a pair, such as dev-850-0-1."""
 _SPLITS = ("train", "dev", "test1", "test2")
 _FILES = tuple(f"{split}.json" for split in _SPLITS)
 
@@ -42,7 +45,6 @@ def _read(request: Request) -> Iterator[Entry]:
 
 
 def _entry(split: str, name: str, sentence: str, label: bool) -> Entry:
-    part, number, _, told = name.rsplit("-", 3)
     stem = name.rpartition("-")[0]
     return Entry(
         split=split,
@@ -50,9 +52,19 @@ def _entry(split: str, name: str, sentence: str, label: bool) -> Entry:
         pictures={"left": [f"{stem}-img0.png"], "right": [f"{stem}-img1.png"]},
         captions=[sentence] if label else [],
         statements=[{"text": sentence, "label": label}],
-        group=f"{part}-{number}-{told}",
-        fields={"presentation": f"{part}-{number}"},
+        group=sentence_of(name),
+        fields={"presentation": stem.rpartition("-")[0]},
     )
+
+
+def sentence_of(name: str) -> str:
+    """What the pairs of one sentence have in common: their identifiers without the pair.
+
+    Args:
+        name: An identifier.
+    """
+    part, number, _, told = name.rsplit("-", 3)
+    return f"{part}-{number}-{told}"
 
 
 _WHERE = "https://github.com/lil-lab/nlvr/tree/master/nlvr2"

@@ -107,7 +107,9 @@ class Sample:
             return str(self.captions[number]), 1, {}
         if kind == "questions":
             question = self.fields["questions"][number]
-            return str(question["question"]), -1, question
+            if not isinstance(question, dict) or not isinstance(question.get("question"), str):
+                raise BadSample("has among its questions one without a text `question`")
+            return question["question"], -1, question
         statement = self.fields["statements"][number]
         return str(statement["text"]), _label(kind, statement), statement
 

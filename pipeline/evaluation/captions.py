@@ -17,7 +17,7 @@ from pipeline.captioner import Captioner
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import StepLoader
 from pipeline.data.sample import EveryImage
-from pipeline.evaluation.classes import Costs, predictions_file, row_of, rows_of
+from pipeline.evaluation.classes import Costs, judged, predictions_file, row_of, rows_of
 from pipeline.evaluation.config import EvaluateConfig, Row, source_of
 from pipeline.evaluation.source import Source
 from pipeline.evaluation.unscored import note_unscored
@@ -28,9 +28,11 @@ from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.stage import Stage
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.gallery import check_finite
 from pipeline.together import together
 from pipeline.trim_settle import reached
+from pipeline.trimming.cost import units_of
 from pipeline.trimming.target import Target
 
 log = logging.getLogger(__name__)
@@ -106,6 +108,51 @@ def _own_part(captioner: Captioner, source: Source, loader: StepLoader) -> list[
         bare = replace(batch, pixels=torch.empty(len(batch), 0))
         part.append(_Batch(bare, captioner.words(told), costs))
     return part
+
+
+@dataclass(frozen=True)
+class ToldWords:
+    """Words that a captioner told behind the right ones, the same on every rank.
+
+    Attributes:
+        right: How many were those that annotators wrote.
+        words: Of so many.
+        costs: Of each caption.
+    """
+
+    right: int
+    words: int
+    costs: Costs
+
+
+def words_on(model: ClassificationModel, source: Source, loader: StepLoader, process: Process) -> ToldWords:
+    """Has a captioner tell each word of captions behind the right ones; all ranks call it together.
+
+    Args:
+        model: In evaluation mode, on the process's device.
+        source: The split with its captions behind the model's prompt (`Tokenizer.behind`).
+        loader: This rank's part of it, with captions.
+        process: This rank.
+
+    Raises:
+        UserError: Nothing could be used, or a score is not finite.
+    """
+
+    def own() -> ToldWords:
+        right, words, costs = 0, 0, Costs()
+        for batch, scores_MV, macs_B, _ in judged(model, loader, source.normalise, process.torch_device):
+            right_M = scores_MV.argmax(1) == model.classes.targets(batch)
+            right, words = right + int(right_M.sum()), words + len(right_M)
+            costs.add(model, units_of(model.backbone, batch.token_mask), macs_B)
+        return ToldWords(right, words, costs)
+
+    parts, costs = together(process, own, source.split), Costs()
+    for part in parts:
+        costs.join(part.costs)
+    words = sum(part.words for part in parts)
+    if not words:
+        raise UserError(f"{source.split}: no caption could be used; look at it with `trimline verify`")
+    return ToldWords(sum(part.right for part in parts), words, costs)
 
 
 def told_scores_of(told: ToldSplit, process: Process) -> dict[str, list[Score]]:

@@ -77,6 +77,11 @@ class Costs:
         lists = (getattr(self, each.name) for each in dataclasses.fields(self))
         return Costs(*(list(itertools.compress(values, which)) for values in lists))
 
+    @property
+    def share(self) -> float:
+        """What was spent over what the full model would have."""
+        return math.fsum(self.macs) / math.fsum(self.full)
+
     def row(self) -> Row:
         """Means, in 10^9."""
         means = {"gmacs": self.macs, "full_gmacs": self.full, "unpruned_gmacs": self.unpruned}
@@ -176,7 +181,9 @@ def classified(
     target, source = Target.parse(described["target"]), source_of(inputs, split, tokenizer, stage)
     said = said_on(model, source, source.batches(classes.text, config.batch_size, stage.process), stage.process)
     tally, costs = said.tally, said.costs
-    if stage.process.is_main and tally.ending:
+    if stage.process.is_main and tally.lacking:
+        log.warning("%s on %s: %s", name, split, tally.lacking)
+    elif stage.process.is_main and tally.ending:
         tally.write(predictions_file(stage, name, split, tally.ending))
     row = {
         **row_of(name, described, split, costs),
@@ -242,7 +249,9 @@ def judged(
     normalise: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> Iterator[tuple[ImageTextBatch, Tensor, Tensor, Mapping[str, Decision]]]:
-    """Batches with their (B, A) scores, (B,) multiply-accumulates and decisions; what is trimmed is not computed.
+    """Batches with their scores, (B,) multiply-accumulates and decisions; what is trimmed is not computed.
+
+    Scores are (B, A), of captions (M, V) of their M words (`Classes.rows`).
 
     Raises:
         UserError: A score is not finite: whatever is largest among such says nothing.
@@ -254,6 +263,12 @@ def judged(
         trimming = model.trimming(batch.token_ids, batch.token_mask)
         methods: list[Intervention] = [] if trimming is None else [trimming]
         scores_BA = model.classify(normalise(batch.pixels), batch.token_ids, batch.token_mask, methods)
-        check_finite(scores_BA.isfinite().all(1), batch.keys.__getitem__, f"scores of {model.classes.text}")
+        names = partial(_name_of, batch.keys, model.classes.rows(batch))
+        check_finite(scores_BA.isfinite().all(1), names, f"scores of {model.classes.text}")
         decisions: Mapping[str, Decision] = {} if trimming is None else trimming.decisions
         yield batch, scores_BA, model.macs(decisions, units_of(model.backbone, batch.token_mask)), decisions
+
+
+def _name_of(keys: Sequence[str], rows: Tensor, at: int) -> str:
+    """The key of the instance that a row of scores is of."""
+    return keys[int(rows[at])]

@@ -182,6 +182,8 @@ def _classes(job: Job) -> Evaluated:
     loader = job.source.batches(job.model.classes.text, what.batch_size, job.process, what.limit)
     said = said_on(job.model, job.source, loader, job.process)
     scores = said.tally.scores()
+    if said.tally.lacking is not None and what.predictions is not None:
+        raise UserError(f"--predictions {what.predictions} cannot be written: {said.tally.lacking}; or leave it out")
     if not scores and what.predictions is None:
         raise UserError(
             f"{what.split}: nobody says what is right of its {job.model.classes.text}; use a labelled split"
@@ -191,7 +193,7 @@ def _classes(job: Job) -> Evaluated:
         gmacs=[macs / 1e9 for macs in said.costs.macs],
         samples=said.samples,
         skipped=said.skipped,
-        more={},
+        more={} if said.tally.lacking is None else {"lacking": said.tally.lacking},
         write=said.tally.write,
     )
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from data_prep.errors import UserError
 
 _BLEU = tuple(f"BLEU@{n}" for n in (1, 2, 3, 4))
+METRICS = (*_BLEU, "METEOR", "ROUGE-L", "CIDEr", "SPICE")
+"""All that the program can give; SPICE where its models are."""
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
@@ -42,6 +44,14 @@ def missing_for_captions() -> str | None:
             "install a Java runtime (8 or later)"
         )
     return None
+
+
+def missing_for(metric: str) -> str | None:
+    """Likewise, for one of `METRICS`."""
+    missing = missing_for_captions()
+    if missing is None and metric == "SPICE" and not has_spice():
+        return f"SPICE needs {' and '.join(_SPICE_MODELS)} in pycocoevalcap/spice/lib: put them there"
+    return missing
 
 
 def has_spice() -> bool:

@@ -11,6 +11,7 @@ from data_prep.files import write_atomic, write_json
 from data_prep.json_stream import json_lines, stream_json
 
 _SHOWN = 3
+_ENDINGS = (".json", ".jsonl", ".csv")
 
 
 def first_few(names: Iterable[str], count: int) -> str:
@@ -30,6 +31,11 @@ def predictions_of(path: Path, name_key: str, value_key: str) -> dict[str, str]:
     Raises:
         UserError: No such file, another format, or an id that stands there twice.
     """
+    if path.suffix not in _ENDINGS:
+        raise UserError(
+            f"{path} ends in {path.suffix or 'nothing'}, and its ending tells what it is: a JSON array in .json, an "
+            "object a line in .jsonl, two columns in .csv; rename it"
+        )
     found: dict[str, str] = {}
     twice: dict[str, None] = {}
     for name, value in _pairs(path, name_key, value_key):
@@ -37,10 +43,31 @@ def predictions_of(path: Path, name_key: str, value_key: str) -> dict[str, str]:
             twice[name] = None
         found[name] = value
     if twice:
-        raise UserError(f"{path}: {len(twice)} of {name_key} stand there twice: {first_few(twice, len(twice))}")
+        raise UserError(
+            f"{path}: {len(twice)} of {name_key} stand there twice: {first_few(twice, len(twice))}; keep one of each"
+        )
     if not found:
         raise UserError(f"{path} holds no predictions; wanted {name_key} and {value_key} of each")
     return found
+
+
+def refuse_others(path: Path, predictions: Mapping[str, str], known: Collection[str]) -> None:
+    """Refuses predictions that are none of a task's classes: counted as wrong they would look like a bad model.
+
+    Args:
+        path: Of the predictions, for errors.
+        predictions: What was predicted.
+        known: The classes, in lower case.
+
+    Raises:
+        UserError: A prediction is none of them, in any case.
+    """
+    odd = [name for name, said in predictions.items() if said.lower() not in known]
+    if odd:
+        raise UserError(
+            f"{path}: {len(odd)} predictions are none of {', '.join(known)}, the first is {predictions[odd[0]]!r} of "
+            f"{odd[0]}; write the classes by name"
+        )
 
 
 def write_vqa(path: Path, found: Mapping[Any, str]) -> None:
@@ -91,11 +118,16 @@ def _pairs(path: Path, name_key: str, value_key: str) -> Iterator[tuple[str, str
         return
     rows: Iterable[tuple[Any, Any]] = json_lines(path) if path.suffix == ".jsonl" else stream_json(path)
     for place, (_, row) in enumerate(rows):
-        if not isinstance(row, dict) or name_key not in row or not isinstance(row.get(value_key), str):
+        if not isinstance(row, dict) or not _is_id(row.get(name_key)) or not isinstance(row.get(value_key), str):
             raise UserError(
-                f"{path}: entry {place} is not a prediction, which is an object with {name_key} and a text {value_key}"
+                f"{path}: entry {place} is not a prediction, which is an object with {name_key} (a number or a text) "
+                f"and a text {value_key}"
             )
         yield str(row[name_key]), row[value_key]
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def _csv_pairs(path: Path, name_key: str, value_key: str) -> Iterator[tuple[str, str]]:
@@ -104,7 +136,7 @@ def _csv_pairs(path: Path, name_key: str, value_key: str) -> Iterator[tuple[str,
             for number, row in enumerate(csv.reader(file), 1):
                 if row and len(row) != 2:
                     raise UserError(f"{path}: line {number} has {len(row)} columns, wanted {name_key},{value_key}")
-                if row:
+                if row and not (number == 1 and row == [name_key, value_key]):  # names of the columns
                     yield row[0].strip(), row[1].strip()
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a CSV file in UTF-8 ({error})") from error
@@ -138,12 +170,13 @@ def answered(path: Path, predictions: Mapping[str, str], wanted: Collection[str]
     return [name for name in wanted if name in predictions]
 
 
-def annotated(path: Path, key: str, read: Callable[[dict[str, Any]], None]) -> None:
+def annotated(path: Path, key: str, fields: str, read: Callable[[dict[str, Any]], None]) -> None:
     """Calls `read` with each object of the array `key` of an annotation file, or with each line of a .jsonl or .json.
 
     Args:
         path: The file.
         key: Name of the array; "" where each line is an object.
+        fields: What each object has, for errors.
         read: Takes what it needs; a missing field is told as a damaged file.
 
     Raises:
@@ -157,7 +190,10 @@ def annotated(path: Path, key: str, read: Callable[[dict[str, Any]], None]) -> N
         try:
             read(row)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: entry {count} is not in the published format ({error!r})") from error
+            raise UserError(
+                f"{path}: entry {count} is not in the published format, an object with {fields}; give the data set's "
+                "own annotation file"
+            ) from error
         count += 1
     if not count:
         raise UserError(f"{path} holds no annotations" + (f": no array {key!r} with anything in it" if key else ""))

@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.sources.nlvr2 import IDENTIFIER
 from data_prep.sources.snli_ve import LABELS
 from pipeline.data.batch import ImageTextBatch
+from pipeline.metrics.captions import METRICS as CAPTION_METRICS
+from pipeline.metrics.captions import missing_for
 from pipeline.metrics.result_files import write_captions, write_nlvr2, write_snli_ve, write_vqa
 from pipeline.metrics.tasks import Asked, Score, mean_score, nlvr2_scores, snli_ve_scores, told_scores, vqa_scores
+
+WORD_ACCURACY = "word_accuracy"
+"""The share of captions' words that are told rightly behind the right ones: the score of captions that no other program
+counts, and that no server knows."""
 
 
 class Tally(ABC):
@@ -27,6 +34,11 @@ class Tally(ABC):
     """Names of its scores."""
     kinds_of: str = ""
     """The metric that is also scored by kind, as ``METRIC KIND``; the kinds are the data's."""
+
+    @property
+    def lacking(self) -> str | None:
+        """Why there is no result file and not every score, where the data lacks the ids for it; None where all is."""
+        return None
 
     @abstractmethod
     def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
@@ -150,6 +162,8 @@ class CaptionTally:
     """
 
     ending = ".json"
+    metrics = (*CAPTION_METRICS, WORD_ACCURACY)
+    kinds_of = ""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
@@ -194,26 +208,46 @@ def _by_distance(domain: str) -> tuple[int, str]:
 
 
 class Nlvr2Tally(Tally):
-    """Statements about pairs of pictures."""
+    """Statements about pairs of pictures; of those without the corpus's identifiers there is the accuracy alone."""
 
     ending = ".csv"
     metrics = ("accuracy", "consistency")
 
     def __init__(self) -> None:
+        self.right: list[float] = []
+        self.clusters: list[str] = []
+        self.nameless: list[str] = []
         self.found: dict[str, str] = {}
         self.labels: dict[str, str] = {}
 
     def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
         """Takes a batch."""
         for row, label in enumerate(batch.labels.tolist()):
+            self.right.append(float(said[row] == label))
             name = batch.ids[row]
-            if name.count("-") != 3:
-                raise UserError(f"{batch.keys[row]}: its id {name!r} is not NLVR2's split-set-pair-sentence")
+            if not IDENTIFIER.fullmatch(name):
+                self.nameless.append(batch.keys[row])
+                continue
             _refuse_twice(batch, row, "id", name, self.found)
             self.found[name], self.labels[name] = names[said[row]], names[label]
 
+        self.clusters += batch.clusters
+
+    @property
+    def lacking(self) -> str | None:
+        """See the base."""
+        if not self.nameless:
+            return None
+        return (
+            f"{len(self.nameless)} of {len(self.right)} pairs, {self.nameless[0]} the first, have no identifier "
+            "split-set-pair-sentence (ALBEF's lists leave them out), so there is accuracy, but no consistency and no "
+            "result file; for those make shards of NLVR2's own files with `trimline shard nlvr2`"
+        )
+
     def scores(self) -> list[Score]:
         """Accuracy and consistency."""
+        if self.lacking is not None:
+            return [mean_score("accuracy", self.right, self.clusters)]
         return nlvr2_scores(self.found, self.labels, self.labels)
 
     def write(self, path: Path) -> None:
@@ -262,11 +296,22 @@ def check_metric(task: str, metric: str) -> None:
     Raises:
         UserError: It is none of the task's.
     """
-    tally = TALLIES[task]
+    tally = CaptionTally if task == "captioning" else TALLIES[task]
     of_kind = tally.kinds_of and metric.startswith(f"{tally.kinds_of} ")
     if metric not in tally.metrics and not of_kind:
         there = [*tally.metrics, *([f"'{tally.kinds_of} KIND'"] if tally.kinds_of else [])]
         raise UserError(f"trim.validation.metric={metric} is no score of trim.task={task}: {', '.join(there)}")
+
+
+def check_programs(metric: str) -> None:
+    """Refuses, before anything runs, a metric of `trim.validation` that this machine cannot compute.
+
+    Raises:
+        UserError: The programs that score captions are missing.
+    """
+    missing = missing_for(metric) if metric in CAPTION_METRICS else None
+    if missing is not None:
+        raise UserError(f"trim.validation.metric={metric}: {missing}; or take {WORD_ACCURACY}, which needs none of it")
 
 
 def check_result_file(task: str, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from data_prep.sources.snli_ve import LABELS
 from pipeline.measure.bootstrap import group_interval
 from pipeline.metrics.captions import caption_scores
-from pipeline.metrics.result_files import annotated, answered, predictions_of
+from pipeline.metrics.result_files import annotated, answered, predictions_of, refuse_others
 from pipeline.metrics.vqa import vqa_accuracy
 
 
@@ -83,7 +83,7 @@ def snli_ve_scores(found: Mapping[str, str], gold: Mapping[str, tuple[str, str]]
         names: Those that count, in any order.
     """
     names = sorted(names)
-    right = [float(found[name] == gold[name][0]) for name in names]
+    right = [float(found[name].lower() == gold[name][0]) for name in names]
     return [mean_score("accuracy", right, [gold[name][1] for name in names])]
 
 
@@ -101,10 +101,10 @@ def score_vqa(predictions: Path, annotations: Path, subset: bool) -> list[Score]
     def read(row: dict[str, Any]) -> None:
         answers = [answer["answer"] for answer in row["answers"]]
         if not answers:
-            raise ValueError("a question without answers")
+            raise ValueError
         asked[str(row["question_id"])] = Asked(answers, str(row["image_id"]), row["answer_type"])
 
-    annotated(annotations, "annotations", read)
+    annotated(annotations, "annotations", "question_id, image_id, answer_type and answers of annotators", read)
     return vqa_scores(found, asked, answered(predictions, found, asked, subset))
 
 
@@ -118,7 +118,11 @@ def score_captions(predictions: Path, annotations: Path, subset: bool) -> list[S
     """
     found = predictions_of(predictions, "image_id", "caption")
     said: dict[str, list[str]] = defaultdict(list)
-    annotated(annotations, "annotations", lambda row: said[str(row["image_id"])].append(str(row["caption"])))
+
+    def read(row: dict[str, Any]) -> None:
+        said[str(row["image_id"])].append(str(row["caption"]))
+
+    annotated(annotations, "annotations", "image_id and caption", read)
     return told_scores(found, said, answered(predictions, found, said, subset))
 
 
@@ -157,6 +161,7 @@ def score_snli_ve(predictions: Path, annotations: Path, subset: bool) -> list[Sc
         subset: Whether pairs without a prediction are left out.
     """
     found = predictions_of(predictions, "pairID", "prediction")
+    refuse_others(predictions, found, LABELS)
     gold: dict[str, tuple[str, str]] = {}
 
     def read(row: dict[str, Any]) -> None:
@@ -164,7 +169,7 @@ def score_snli_ve(predictions: Path, annotations: Path, subset: bool) -> list[Sc
         if row["gold_label"] in LABELS:
             gold[str(row["pairID"])] = row["gold_label"], str(image)
 
-    annotated(annotations, "", read)
+    annotated(annotations, "", "pairID, gold_label and Flickr30K_ID", read)
     return snli_ve_scores(found, gold, answered(predictions, found, gold, subset))
 
 
@@ -177,13 +182,14 @@ def score_nlvr2(predictions: Path, annotations: Path, subset: bool) -> list[Scor
         subset: Whether examples without a prediction are left out.
     """
     found = predictions_of(predictions, "identifier", "prediction")
+    refuse_others(predictions, found, ("true", "false"))
     labels: dict[str, str] = {}
 
     def read(row: dict[str, Any]) -> None:
         _split, _images, _pair, _told = row["identifier"].split("-")
         labels[row["identifier"]] = str(row["label"]).lower()
 
-    annotated(annotations, "", read)
+    annotated(annotations, "", "label and an identifier split-set-pair-sentence", read)
     return nlvr2_scores(found, labels, answered(predictions, found, labels, subset))
 
 

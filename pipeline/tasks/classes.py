@@ -67,6 +67,10 @@ class Classes(ABC):
             UserError: The data does not say.
         """
 
+    def rows(self, batch: ImageTextBatch) -> Tensor:
+        """Of which instance of the batch each row of scores is."""
+        return torch.arange(len(batch))
+
     @abstractmethod
     def loss(self, scores_BA: Tensor, targets: Tensor) -> Tensor:
         """Scalar, mean over the batch."""
@@ -172,6 +176,10 @@ class Captions(Classes):
         """(B, L) True at the M places whose next word is to be told."""
         return next_words(mask_BL, self.given)
 
+    def rows(self, batch: ImageTextBatch) -> Tensor:
+        """(M,) the caption of each word to tell."""
+        return self.words(batch.token_mask).nonzero()[:, 0]
+
     def targets(self, batch: ImageTextBatch) -> Tensor:
         """(M,) tokens to tell."""
         return batch.token_ids[self.words(batch.token_mask).roll(1, 1)]
@@ -228,8 +236,8 @@ def has_task(sample: Sample, task: TaskName) -> bool:
     statements, questions = sample.fields.get("statements", ()), sample.fields.get("questions", ())
     if task in ANSWERING:
         return any(question.get("answers") for question in questions)
-    if task == "nlvr2":  # whose results are told apart by ids split-set-pair-sentence
-        return bool(statements) and set(sample.images) == set(SIDES) and sample.id.count("-") == 3
+    if task == "nlvr2":
+        return bool(statements) and set(sample.images) == set(SIDES)
     return any(task == "statement" or statement.get("relation") in LABELS for statement in statements)
 
 

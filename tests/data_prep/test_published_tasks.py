@@ -125,6 +125,24 @@ def test_albef_lists_of_every_task(tmp_path):
     assert found["dev"]["c"]["statements"] == [{"text": "so", "label": False, "relation": "contradiction"}]
     (pair,) = (value for key, value in found["dev"].items() if key != "c")
     assert pair["statements"] == [{"text": "both", "label": True}]
+    assert "presentation" not in pair and pair["id"].count("-") != 3
+
+
+def test_albefs_lists_of_pairs_are_in_nlvr2s_sets(tmp_path):
+    def pair(number: int, **more: str) -> dict[str, Any]:
+        names = [f"nlvr2/dev/dev-850-{number}-img{side}.png" for side in (0, 1)]
+        return {"images": names, "sentence": "so", "label": "True", **more}
+
+    pictures = images(tmp_path, "folder", [f"nlvr2/dev/dev-850-{n}-img{side}.png" for n in (0, 1) for side in (0, 1)])
+    named = [pair(0, identifier="dev-850-0-2"), pair(1, identifier="dev-850-1-2"), pair(1, identifier="no one's")]
+    files = (write(tmp_path / "nlvr_dev.json", [pair(0), pair(0)]), write(tmp_path / "nlvr_test.json", named))
+    account, found = shards(tmp_path, "albef", annotations=files, images=(pictures,))
+    assert account["skipped"] == {}
+    assert [value["presentation"] for split in found.values() for value in split.values()] == ["dev-850"] * 5
+    assert not any("group" in value for value in found["dev"].values())
+    first, other, odd = found["test"].values()
+    assert (first["id"], first["group"]) == ("dev-850-0-2", "dev-850-2") and other["group"] == first["group"]
+    assert "group" not in odd and " " in odd["id"]
 
 
 def test_albef_paths_that_disagree_need_match_name(tmp_path):

@@ -43,6 +43,18 @@ def test_sizes_come_from_headers_where_no_json_states_them(tmp_path):
     assert counts.unusable == {"size cannot be read": 1}
 
 
+def test_questions_are_counted_beside_the_pictures_that_they_are_asked_of(tmp_path, capsys):
+    asked = json.dumps({"questions": [{"question": "how many?"}, {"question": "what?"}]}).encode()
+    odd = json.dumps({"questions": "what?"}).encode()
+    pictures = {f"{name}.jpg": picture(number, 24, ".jpg") for number, name in enumerate("abc")}
+    make_tar(tmp_path / "0.tar", {"a.jpg": pictures["a.jpg"], "a.json": asked, "b.jpg": pictures["b.jpg"],
+                                  "b.json": odd, "c.jpg": pictures["c.jpg"], "c.txt": b"no question"})  # fmt: skip
+    figures = describe(count_folder(tmp_path))
+    assert (figures["samples"], figures["questions"], figures["captions"]) == (3, 2, 1)
+    assert main(["stats", str(tmp_path)]) == 0
+    assert ["questions", "2"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
 def test_damaged_shards_are_counted_as_far_as_they_can_be_read(tmp_path):
     write_split(Plain(size=20), tmp_path, name="p", fingerprint="f", layout=Layout(shard_samples=10), workers=1)
     os.truncate(tmp_path / "00001.tar", 9000)

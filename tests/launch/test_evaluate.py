@@ -93,7 +93,7 @@ def test_one_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split("  ")[0] for line in lines[2:12]] == [name.replace("_", " ") for name in SCORES]
     count = sum(parameter.numel() for parameter in load_backbone(root / "albef").parameters())
     assert lines[2].split()[-2:] == ["ms", f"{count:,}"]
-    assert lines[-1].startswith(f"11 samples of {root / 'data/test'}; 20 captions of 8 images; latency")
+    assert lines[-1].startswith(f"11 images of {root / 'data/test'}; 20 captions of 8 images; latency")
 
 
 def test_splits_by_name_or_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

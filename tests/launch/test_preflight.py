@@ -140,6 +140,15 @@ def test_captions_that_nothing_can_score_are_told_of_at_the_start(
     assert "captions will be told, but not scored" in caplog.text and "install a Java runtime" in caplog.text
 
 
+def test_best_captioners_need_the_programs_that_score_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Java
+    with pytest.raises(UserError, match=r"trim\.validation\.metric=CIDEr: caption metrics need .*word_accuracy"):
+        preflight.check(config(*CAPTIONS, *SCORED, "--trim.validation.metric=CIDEr"), tmp_path / "run")
+    preflight.check(config(*CAPTIONS, *SCORED, "--trim.validation.metric=word_accuracy"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"metric=accuracy is no score of trim\.task=captioning: BLEU@1, .*CIDEr"):
+        preflight.check(config(*CAPTIONS, *SCORED), tmp_path / "run")
+
+
 def test_what_is_scored_must_have_the_tasks_labels_too(tmp_path: Path) -> None:
     root, sizes = tmp_path / "raw", {"train": 4, "test1": 2}
     write_published("nlvr2", root, sizes, 32, 0)

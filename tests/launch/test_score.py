@@ -72,13 +72,23 @@ def test_predictions_that_do_not_fit_are_named(tmp_path: Path, vqa: Path, capsys
     assert "stand there twice: 10" in refused(capsys, "vqa", twice, vqa)
     odd = write(tmp_path / "odd.json", [{"question_id": 10, "answer": 3}])
     assert "entry 0 is not a prediction" in refused(capsys, "vqa", odd, vqa)
+    nameless = write(tmp_path / "nameless.json", [{"question_id": None, "answer": "x"}])
+    assert "entry 0 is not a prediction" in refused(capsys, "vqa", nameless, vqa)
+    table = tmp_path / "results.tsv"
+    table.write_text("10\tred\n")
+    assert "ends in .tsv" in refused(capsys, "vqa", table, vqa)
+    headed = tmp_path / "headed.csv"
+    headed.write_text("question_id,answer\n10,red\n")
+    assert scores(capsys, "vqa", headed, vqa, "--subset")["accuracy"]["samples"] == 1
     assert "holds no predictions" in refused(capsys, "vqa", write(tmp_path / "empty.json", []), vqa)
     assert "no array 'annotations'" in refused(capsys, "vqa", missing, write(tmp_path / "a.json", {"questions": [1]}))
     assert "not in the published format" in refused(
         capsys, "vqa", missing, write(tmp_path / "b.json", {"annotations": [{"question_id": 1}]})
     )
     bare = write(tmp_path / "bare.json", {"annotations": [question(10, [])]})
-    assert "a question without answers" in refused(capsys, "vqa", missing, bare)
+    assert "entry 0 is not in the published format, an object with question_id, image_id" in refused(
+        capsys, "vqa", missing, bare
+    )
     assert "no such file" in refused(capsys, "vqa", tmp_path / "gone.json", vqa)
 
 
@@ -92,6 +102,12 @@ def test_nlvr2_by_example_and_by_sentence(tmp_path: Path, capsys: pytest.Capture
     assert found["consistency"]["value"] == pytest.approx(100 * 2 / 3)
     said.write_text("dev-1-0-0,True,1\n")
     assert "line 1 has 3 columns" in refused(capsys, "nlvr2", said, labelled)
+    said.write_text("dev-1-0-0,True\ndev-1-1-0,1\ndev-1-0-1,0\ndev-2-0-0,True\n")
+    odd = refused(capsys, "nlvr2", said, labelled)
+    said.write_text("dev-1-0-0,True\n")
+    listed = write(tmp_path / "albef.json", {"images": ["l", "r"], "sentence": "x", "label": "True"})
+    assert "with label and an identifier split-set-pair-sentence; give" in refused(capsys, "nlvr2", said, listed)
+    assert "2 predictions are none of true, false, the first is '1' of dev-1-1-0" in odd
 
 
 def test_snli_ve_leaves_out_pairs_without_a_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """What is right of an instance, by task: soft scores, answer lists, losses, divergences."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from data_prep.errors import UserError
 from data_prep.shapes_published import write_published
 from data_prep.sources import SourceConfig, prepare
 from pipeline.data.batch import ImageTextBatch
+from pipeline.data.decode import BadSample
 from pipeline.data.questions import questions_of
+from pipeline.data.sample import Sample
 from pipeline.data.shards import ShardFolder
 from pipeline.objectives.answers import answer_loss
 from pipeline.process import Process
@@ -50,6 +53,13 @@ def test_targets_have_the_scores_of_listed_answers_alone() -> None:
     targets_BA = classes.targets(questions(["red"] * 2 + ["two"] * 8, ["blue"] * 10, ["No", "no", "nope"]))
     wanted = [[0.6, 1.0, 0], [0, 0, 0], [0, 0, 0.6]]
     torch.testing.assert_close(targets_BA, torch.tensor(wanted))
+
+
+@pytest.mark.parametrize("asked", [5, "what is it?", {"answers": ["red"]}, {"question": 5}])
+def test_a_question_without_a_text_is_a_bad_sample(asked: object) -> None:
+    sample = Sample(key="k", images={}, fields={"captions": [], "questions": [asked]})
+    with pytest.raises(BadSample, match="one without a text `question`"):
+        sample.text("questions", 0)
 
 
 def test_a_question_without_annotators_is_refused_where_one_learns_from_it() -> None:
@@ -119,11 +129,13 @@ def test_the_answer_list_counts_for_stages_of_vqa_alone() -> None:
     assert what_counts({**given, "task": "snli_ve"}, Target(1.0, "x")) == {"task": "snli_ve"}
 
 
-def test_pairs_that_shapes_draws_are_none_of_nlvr2s(tmp_path: Path) -> None:
+def test_pairs_that_shapes_draws_are_judged_as_nlvr2s_are(tmp_path: Path) -> None:
     few = {"train": 0, "val": 0, "test": 0, "unseen": 0, "pairs": 2}
     prepare(SourceConfig(name="shapes", image_size=32, sizes=few), tmp_path / "shapes", workers=1)
     write_published("nlvr2", tmp_path / "raw", {"dev": 2}, 32, 0)
     prepare(SourceConfig(name="nlvr2", root=str(tmp_path / "raw")), tmp_path / "nlvr2", workers=1)
     own, published = (ShardFolder(tmp_path / name).read(0) for name in ("shapes/pairs", "nlvr2/dev"))
     assert set(own.images) == set(published.images) and own.fields["statements"]
-    assert has_task(published, "nlvr2") and not has_task(own, "nlvr2")
+    assert has_task(published, "nlvr2") and has_task(own, "nlvr2")  # without identifiers there is an accuracy
+    alone = replace(own, images={"": own.images["left"]})
+    assert not has_task(alone, "nlvr2") and not has_task(replace(own, fields={"captions": []}), "nlvr2")

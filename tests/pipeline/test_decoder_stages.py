@@ -5,21 +5,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data_prep.errors import UserError
 from data_prep.shapes_published import write_published
 from data_prep.shapes_told import DOMAINS
 from data_prep.sources import SourceConfig, prepare
 from pipeline.captioner import Captioner
+from pipeline.data.loader import LoaderConfig
+from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.data.transforms import eval_image, normalise
 from pipeline.evaluation.exported import Evaluation, evaluate_export
 from pipeline.exports import load_classification_model
+from pipeline.generation import prompt_ids
+from pipeline.metrics.captions import missing_for_captions
 from pipeline.metrics.tasks import SCORED
 from pipeline.process import Process
 from pipeline.progress import read_metrics
+from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.generative_vqa import AnsweringModel
 from pipeline.trimmed_model import TrimmedModel
-from pipeline.worker import run_job
+from pipeline.worker import parse, run_job
 from tests.pipeline.evaluation.exports import split
 from tests.pipeline.test_task_stages import evaluated, trained
 from tests.pipeline.test_train import job_of
@@ -74,6 +81,78 @@ def test_a_trimmed_captioner_trains_exports_and_is_scored_as_its_result_file_is(
     assert Captioner.from_pretrained(captioner / "export").config.max_length == SEARCH["max_length"]
     told = Captioner.from_pretrained(captioner / "export").caption([picture(), picture()], batch_size=1)
     assert told[0] == told[1]
+
+
+def scored_stage(
+    root: Path, folder: Path, metric: str, target: float = 1.4, **more: Any
+) -> tuple[dict[str, Any], dict[int, dict[str, float]]]:
+    """What a captioner's training says of the best weights, and its lines with scores by step."""
+    validation = {"split": "coco/val", "every_steps": 3, "metric": metric, "batch_size": 4, **more}
+    counts = trained_on(root, "captioning", folder, target=target, run={"trim.validation": validation})
+    lines = {line["step"]: line for line in read_metrics(folder / "metrics.jsonl")}
+    return counts["best"], {step: line for step, line in lines.items() if f"validation/{metric}" in line}
+
+
+@pytest.mark.timeout(300)
+def test_the_captioner_that_tells_most_words_rightly_is_exported(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # no Java
+    best, scored = scored_stage(root, tmp_path / "trim", "word_accuracy", target=1.0)
+    values = {step: line["validation/word_accuracy"] for step, line in scored.items()}
+    assert sorted(values) == [3, 6] and best["value"] == max(values.values()) == values[best["step"]]
+    model, described = load_classification_model(tmp_path / "trim" / "export")
+    assert described["validation"] == best and model.trimmers is None
+    right, words = words_by_hand(root, model)
+    assert words > 20 and best["value"] == pytest.approx(100 * right / words)
+
+
+def words_by_hand(root: Path, model: ClassificationModel) -> tuple[int, int]:
+    """Of every picture's first caption, one word at a time behind the right ones: how many are told rightly."""
+    tokenizer = Tokenizer.load(root / "tokenizer").behind("a picture of")
+    given = prompt_ids(tokenizer.behind(""), "a picture of").shape[1]
+    config = parse(LoaderConfig, job_of(root, root, "trim")["run"]["loader"])
+    folder, right, words = ShardFolder(root / "data/coco/val"), 0, 0
+    for row in range(len(folder)):
+        sample = folder.read(row)
+        pixels = torch.tensor(eval_image(sample.image, config)).permute(2, 0, 1)[None]
+        ids_1L, mask_1L = tokenizer.encode(sample.captions[:1], config.max_tokens)
+        for length in range(given, int(mask_1L.sum())):
+            seen_1L, inputs = torch.arange(mask_1L.shape[1])[None] <= length, normalise(pixels, config.mean, config.std)
+            with torch.no_grad():
+                scores_MV = model.classify(inputs, ids_1L, seen_1L, [])
+            right, words = right + int(scores_MV[-1].argmax() == ids_1L[0, length]), words + 1
+    return right, words
+
+
+@pytest.mark.timeout(300)
+def test_scoring_words_changes_nothing_of_training_and_counts_what_is_trimmed(
+    root: Path, captioner: Path, tmp_path: Path
+) -> None:
+    best, scored = scored_stage(root, tmp_path / "trim", "word_accuracy", samples=5)
+    assert sorted(scored) == [3, 6] and best["value"] == scored[best["step"]]["validation/word_accuracy"]
+    assert scored[6]["validation/cost"] != 1, "trimmers cost, whatever they take out"
+    lines, plain = (read_metrics(folder / "metrics.jsonl") for folder in (tmp_path / "trim", captioner))
+    assert [line["loss"] for line in lines] == [line["loss"] for line in plain]
+
+
+@pytest.mark.slow  # Java programs take seconds to start
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(missing_for_captions() is not None, reason=str(missing_for_captions()))
+def test_the_captioner_with_the_highest_cider_is_exported(root: Path, tmp_path: Path) -> None:
+    best, scored = scored_stage(root, tmp_path / "trim", "CIDEr")
+    assert best["metric"] == "CIDEr" and best["value"] == scored[best["step"]]["validation/CIDEr"]
+    assert {"validation/BLEU@4", "validation/METEOR", "validation/ROUGE-L"} <= scored[6].keys()
+    assert scored[6]["validation/cost"] != 1
+    few, scored = scored_stage(root, tmp_path / "few", "CIDEr", samples=3)
+    assert few["value"] == scored[few["step"]]["validation/CIDEr"]
+
+
+def test_a_held_out_split_without_captions_is_refused_before_training(root: Path, tmp_path: Path) -> None:
+    split(root / "data" / "untold", 3, captions=[0])
+    with pytest.raises(UserError, match=r"untold has 3 samples but no captions; choose data that has them"):
+        scored_stage(root, tmp_path / "trim", "word_accuracy", split="untold")
+    assert not (tmp_path / "trim" / "metrics.jsonl").exists()
 
 
 def told_rows(root: Path, captioner: Path, folder: Path, split: str) -> list[dict[str, Any]]:

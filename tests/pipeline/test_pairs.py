@@ -28,7 +28,7 @@ from pipeline.tasks.classes import NLVR2
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.smarttrim import threshold
-from pipeline.trimming.trimmers import Policy, TrimmerConfig
+from pipeline.trimming.trimmers import Policy, TokenTrimmer, TrimmerConfig
 from pipeline.trimming.vision_only import ReductionConfig
 from tests.pipeline.small import scale, small_batch, small_config, small_model
 
@@ -36,7 +36,7 @@ WAYS: list[tuple[BackboneName, PairWay]] = [
     ("albef", "both"), ("albef", "passes"), ("blip", "both"), ("blip", "passes"), ("meter", "passes"),
 ]  # fmt: skip
 MIXED = TrimmerConfig(keep_bias=0.1, last_std=0.5)
-KEEPING = TrimmerConfig(keep_bias=50.0)
+KEEPING, TRIMMING = TrimmerConfig(keep_bias=50.0), TrimmerConfig(keep_bias=-50.0)
 ELIP = ElipConfig(depths=(2, 1, 1), ratios=(0.8, 0.5))
 
 
@@ -147,6 +147,31 @@ def test_costs_are_those_that_flops_counts(name: BackboneName) -> None:
             # The official model has no text that is encoded alone (it guides what trims), and joins from layer 6 on.
             counted += steps_macs(model.backbone.text_steps, {"text": length}) + 2 * length * 32**2
         assert found == counted
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+@pytest.mark.parametrize("trimmers", [None, KEEPING, MIXED, TRIMMING], ids=["full", "keeping", "mixed", "trimming"])
+@torch.no_grad()
+def test_a_pair_costs_what_torchs_flop_counter_counts(
+    name: BackboneName, way: PairWay, trimmers: TrimmerConfig | None
+) -> None:
+    model = model_of(name, way, trimmers)
+    pixels, batch = pairs(1, 3)
+    length, uncounted = int(batch.token_mask.sum()), []
+    ids, mask = batch.token_ids[:, :length], batch.token_mask[:, :length]
+
+    def note(module: TokenTrimmer, _: object, scores: Tensor) -> None:
+        # A token's product with what is asked for is no matrix product to the counter.
+        uncounted.append(scores.numel() * module.inner)
+
+    for module in model.modules():
+        if isinstance(module, TokenTrimmer):
+            module.register_forward_hook(note)
+    trimming = model.trimming(ids, mask)
+    with FlopCounterMode(display=False) as counter:
+        model.classify(pixels, ids, mask, [] if trimming is None else [trimming])
+    found = model.macs({} if trimming is None else trimming.decisions, units_of(model.backbone, mask))
+    assert counter.get_total_flops() + 2 * sum(uncounted) == 2 * int(found)
 
 
 @pytest.mark.parametrize("merged", [False, True])

@@ -21,7 +21,6 @@ from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.evaluation.exported import Evaluation
 from pipeline.exports import load_classification_model
 from pipeline.measure.model_flops import FlopsConfig, count_macs
-from pipeline.metrics.tally import Nlvr2Tally
 from pipeline.metrics.tasks import SCORED
 from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName, ModelConfig
@@ -64,7 +63,11 @@ TEXT = {
 @pytest.fixture(scope="module", params=list(SIZES))
 def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A task, and a folder with its published files, its shards and a tokenizer."""
-    task, root = str(request.param), tmp_path_factory.mktemp(request.param)
+    return drawn_of(str(request.param), tmp_path_factory.mktemp(request.param))
+
+
+def drawn_of(task: str, root: Path) -> tuple[str, Path]:
+    """See `drawn`."""
     write_published(task, root / "raw", SIZES[task], 32, 0)
     prepare(SourceConfig(name=task, root=str(root / "raw"), shard_samples=10), root / "data", workers=1)
     words = "is there a red star on the left half of picture how many shapes are what colour"
@@ -305,19 +308,6 @@ def test_results_that_cannot_be_told_apart_are_refused(drawn: tuple[str, Path], 
     shutil.copytree(root / "tokenizer", tmp_path / "tokenizer")
     with pytest.raises(UserError, match="stands twice in this split"):
         evaluated((task, tmp_path), tmp_path / "e", {"full": tmp_path / "full/export"})
-
-
-@pytest.mark.parametrize(
-    ("ids", "said"),
-    [
-        (["dev-0-0-1", "dev-0-1-1", "dev-0-0-1"], r"id 'dev-0-0-1' stands twice in this split"),
-        (["dev-0-0-1", "0/pairs/3", "dev-0-0-2"], r"its id '0/pairs/3' is not NLVR2's split-set-pair-sentence"),
-    ],
-)
-def test_pairs_are_told_apart_by_their_identifiers(ids: list[str], said: str) -> None:
-    batch = replace(small_batch(3), ids=ids)
-    with pytest.raises(UserError, match=said):
-        Nlvr2Tally().add(batch, [0, 1, 1], ("false", "true"))
 
 
 def test_scores_that_are_no_numbers_are_refused(drawn: tuple[str, Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
-from pipeline.metrics.tally import TALLIES, SnliVeTally, StatementTally, VqaTally, check_metric
+from pipeline.metrics.tally import TALLIES, SnliVeTally, StatementTally, VqaTally, check_metric, check_programs
 from pipeline.tasks.classes import SNLI_VE, STATEMENT, TASKS, classes_of
 from tests.pipeline.small import small_batch
 
@@ -80,11 +80,20 @@ def test_an_instance_without_an_id_is_refused() -> None:
     ("task", "metric"),
     [
         ("statement", "consistency"), ("snli_ve", "accuracy"), ("nlvr2", "accuracy"), ("nlvr2", "consistency"),
-        ("vqa", "accuracy"), ("vqa", "accuracy yes/no"), ("vqa_generative", "accuracy number"),
+        ("vqa", "accuracy"), ("vqa", "accuracy yes/no"), ("vqa_generative", "accuracy number"), ("captioning", "CIDEr"),
+        ("captioning", "word_accuracy"),
     ],
 )  # fmt: skip
 def test_metrics_of_a_task_are_known(task: str, metric: str) -> None:
     check_metric(task, metric)
+
+
+def test_scores_of_captions_are_refused_where_their_programs_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"metric=CIDEr: caption metrics need .*: .*install.*; or take word_accuracy"):
+        check_programs("CIDEr")
+    check_programs("word_accuracy")
+    check_programs("accuracy")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +102,10 @@ def test_metrics_of_a_task_are_known(task: str, metric: str) -> None:
         ("nlvr2", "recall", "accuracy, consistency"), ("nlvr2", "accuracyx", "accuracy, consistency"),
         ("nlvr2", "accuracy yes/no", "accuracy, consistency"), ("snli_ve", "consistency", "accuracy"),
         ("vqa", "accuracyx", "accuracy, 'accuracy KIND'"),
+        (
+            "captioning", "accuracy",
+            "BLEU@1, BLEU@2, BLEU@3, BLEU@4, METEOR, ROUGE-L, CIDEr, SPICE, word_accuracy",
+        ),
     ],
 )  # fmt: skip
 def test_others_are_refused_by_their_whole_name(task: str, metric: str, known: str) -> None:
