@@ -4,14 +4,18 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.scaling.oom_kills import oom_kills
 from launch.signals import uninterrupted
 
 _GRACE_SECONDS = 15.0  # for a Ray session to end in order
+_POLL_SECONDS = 0.02
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,16 @@ class Ended:
         code: Exit code; negative for a signal.
         too_slow: Whether its time was over.
         seconds: That it took.
+        peak_bytes: The most that it, or a process that it waited for, had in main memory; None where it was too slow.
+        oom_kills: Processes that the kernel killed for want of memory meanwhile (see `oom_kills`); None where it does
+            not say.
     """
 
     code: int
     too_slow: bool
     seconds: float
+    peak_bytes: int | None = None
+    oom_kills: int | None = None
 
 
 def run_limited(command: Sequence[str], log: Path, seconds: float, environment: Mapping[str, str]) -> Ended:
@@ -40,19 +49,30 @@ def run_limited(command: Sequence[str], log: Path, seconds: float, environment: 
         seconds: Its time.
         environment: Of the process, all of it.
     """
-    began, too_slow = time.monotonic(), False
+    began, killed_before = time.monotonic(), oom_kills()
     with open(log, "wb") as file:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment, start_new_session=True
         )
     try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        too_slow = True
+        peak = _wait(process, began + seconds)
     finally:
         with uninterrupted():
             _end(process)
-    return Ended(process.returncode, too_slow, time.monotonic() - began)
+    killed = None if killed_before is None else (oom_kills() or 0) - killed_before
+    return Ended(process.returncode, peak is None, time.monotonic() - began, peak, killed)
+
+
+def _wait(process: subprocess.Popen[bytes], end: float) -> int | None:
+    """Waits for a process; the most memory that it had, or None where the time was over before it ended."""
+    while time.monotonic() < end:
+        # Not `process.wait`: only who collects a process is told what it used.
+        pid, status, used = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return used.ru_maxrss * _MAXRSS_UNIT
+        time.sleep(_POLL_SECONDS)
+    return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
