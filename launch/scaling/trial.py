@@ -147,6 +147,7 @@ def _parts(work: Work, digest: str, here: Mapping[str, Any]) -> dict[str, Any]:
 def _run(work: Work, data: Path, attempt: Attempt) -> Mapping[str, Any]:
     folder = attempt.folder
     clear_over(folder)
+    (folder / METRICS).unlink(missing_ok=True)  # a trial begins anew, whatever an earlier start has left
     write_atomic(folder / CONFIG, dump_config(work.run))
     job = {
         "stage": work.name, "folder": str(folder), "function": f"{_WORK}:{work.function}", "run": as_json(work.run),

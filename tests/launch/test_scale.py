@@ -15,7 +15,7 @@ from launch.reading import read_config
 from launch.recipes import find_recipe, recipes
 from launch.report.scale import largest_cells, part_cells, scale_text, write_scale_report
 from launch.scaling.config import GridConfig, JudgeConfig, LargestConfig, LimitConfig, ScaleConfig
-from launch.scaling.experiment import check_limits, refuse_nothing, search_of
+from launch.scaling.experiment import check_limits, notes, refuse_nothing, scale, search_of
 from launch.scaling.grid import Trial, overrides_of, settle, trials
 from launch.scaling.probing import Prober, entry_of, with_gain
 from launch.scaling.recommend import recommendation
@@ -98,6 +98,7 @@ def test_an_empty_grid_says_why() -> None:
         ({"largest": {"first": (8, 13), "step": 4}}, "whole steps of 4"),
         ({"largest": {"pruning": ("query",)}}, "must begin with off"),
         ({"largest": {"memory_gib": -1.0}}, "largest.memory_gib=-1.0 must be above 0"),
+        ({"prunings": {"../half": {}}}, r"prunings\.\.\./half: folders are named so; take letters"),
         ({"min_steps": 1, "warmup": 1}, "scale.min_steps=1 must be at least 2"),
         ({"base": ()}, "must name at least one configuration"),
     ],
@@ -106,6 +107,39 @@ def test_what_cannot_be_tried_is_refused(more: dict[str, Any], message: str) -> 
     kinds: dict[str, Any] = {"grid": GridConfig, "largest": LargestConfig}
     with pytest.raises(UserError, match=message):
         config(**{key: kinds[key](**value) if key in kinds else value for key, value in more.items()})
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "scale"):
+        with pytest.raises(UserError, match=r"out=.*file is a file; give a folder with --out DIR"):
+            scale(config(out=str(out)))
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UserError, match=r"holds other files \(data, file\) and no experiment; give a new folder"):
+        scale(config(out=str(tmp_path)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file"]
+
+
+def test_trials_of_different_machines_are_told_apart(tmp_path: Path) -> None:
+    run = read_config(RunConfig, [TINY], [])
+    same, other = whole(), whole()
+    other["rows"][1]["machine"] = "Another CPU, 8 CPUs, torch 2"
+    assert not any("different machines" in note for note in notes(config(), run, same["rows"]))
+    assert any("cannot be held against each other" in note for note in notes(config(), run, other["rows"]))
+    assert "machine" not in scale_text(same).splitlines()[0] and "Another CPU" not in scale_text(same)
+    assert "machine" in scale_text(other).splitlines()[0] and "Another CPU, 8 CPUs" in scale_text(other)
+    page = write_scale_report(tmp_path, other).read_text()
+    assert "Example CPU, 2 CPUs, torch 2; Another CPU, 8 CPUs, torch 2" in page  # what it ran on
+
+
+def test_a_gpu_that_is_not_there_is_told_before_a_result_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.machine.available_gpus", lambda: 0)
+    run = read_config(RunConfig, [TINY], ["--cluster.gpus_per_worker=1"])
+    with pytest.raises(UserError, match=r"cluster\.gpus_per_worker=1, but nvidia-smi lists no GPU here; set it to 0"):
+        check_limits(config(), [run])
 
 
 def test_a_limit_beyond_the_machine_and_a_batch_that_cannot_be_shared_are_refused() -> None:
