@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launch.scaling.oom_kills import oom_kills
 from launch.signals import uninterrupted
+from pipeline.log_facts import process_peak_bytes
 
 _GRACE_SECONDS = 15.0  # for a Ray session to end in order
 _POLL_SECONDS = 0.02
@@ -26,7 +27,8 @@ class Ended:
         code: Exit code; negative for a signal.
         too_slow: Whether its time was over.
         seconds: That it took.
-        peak_bytes: The most that it, or a process that it waited for, had in main memory; None where it was too slow.
+        peak_bytes: The most that it, or a process that it waited for, had in main memory; None where it is not known:
+            it was too slow, or held less than this process, of whose memory every process that it starts begins.
         oom_kills: Processes that the kernel killed for want of memory meanwhile (see `oom_kills`); None where it does
             not say.
     """
@@ -55,24 +57,26 @@ def run_limited(command: Sequence[str], log: Path, seconds: float, environment: 
             command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment, start_new_session=True
         )
     try:
-        peak = _wait(process, began + seconds)
+        in_time, peak = _wait(process, began + seconds)
     finally:
         with uninterrupted():
             _end(process)
     killed = None if killed_before is None else (oom_kills() or 0) - killed_before
-    return Ended(process.returncode, peak is None, time.monotonic() - began, peak, killed)
+    return Ended(process.returncode, not in_time, time.monotonic() - began, peak, killed)
 
 
-def _wait(process: subprocess.Popen[bytes], end: float) -> int | None:
-    """Waits for a process; the most memory that it had, or None where the time was over before it ended."""
+def _wait(process: subprocess.Popen[bytes], end: float) -> tuple[bool, int | None]:
+    """Waits for a process; whether it ended before its time was over, and the most memory that it had, if known."""
     while time.monotonic() < end:
         # Not `process.wait`: only who collects a process is told what it used.
         pid, status, used = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
-            return used.ru_maxrss * _MAXRSS_UNIT
+            held = used.ru_maxrss * _MAXRSS_UNIT
+            # The count begins with what the process that started it held: up to that it says nothing of its own.
+            return True, held if held > process_peak_bytes() else None
         time.sleep(_POLL_SECONDS)
-    return None
+    return False, None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -114,8 +114,11 @@ def _found_by(here: Mapping[str, Any]) -> dict[str, Any]:
 
 def _known(folder: Path) -> Mapping[str, Any]:
     """What an earlier start found; a result that is not whole is forgotten, so that the trial is run again."""
-    outputs = read_status(folder).get("outputs") or {}
-    if isinstance(outputs, dict) and (not outputs or outputs.get("status") in _FINDINGS):
+    status = read_status(folder)
+    if status.get("state") != "done":
+        return {}
+    outputs = status.get("outputs")
+    if isinstance(outputs, dict) and outputs.get("status") in _FINDINGS:
         return outputs
     (folder / STATUS).unlink()
     return {}

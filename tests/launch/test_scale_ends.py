@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -127,12 +128,25 @@ def test_the_kernels_count_is_that_of_the_own_group_where_it_is_kept(tmp_path: P
     assert oom_kills(tmp_path) == 3
 
 
-def test_what_a_process_held_is_known_when_it_is_killed(tmp_path: Path) -> None:
-    script = "import os; kept = bytes(1) * 2**27; os.kill(os.getpid(), 9)"
-    ended = run_limited([sys.executable, "-c", script], tmp_path / "log", 30.0, dict(os.environ))
-    assert (ended.code, ended.too_slow) == (-9, False)
-    assert ended.peak_bytes is not None and 2**27 < ended.peak_bytes < 2**29
-    assert ended.oom_kills in (0, None)  # the kernel had no part in it
+_KILLED = """
+import os, sys
+from pathlib import Path
+from launch.scaling.limited import run_limited
+script = f"import os; kept = bytes(1) * {sys.argv[1]}; os.kill(os.getpid(), 9)"
+ended = run_limited([sys.executable, "-c", script], Path(os.devnull), 30.0, dict(os.environ))
+print(ended.code, ended.too_slow, ended.peak_bytes, ended.oom_kills)
+"""
+
+
+def test_what_a_process_held_is_known_when_it_is_killed() -> None:
+    def ended(size: int) -> list[str]:  # by a process smaller than pytest: what it starts begins with its memory
+        command = [sys.executable, "-c", _KILLED, str(size)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+    code, too_slow, peak, kills = ended(2**30)
+    assert (code, too_slow) == ("-9", "False") and 2**30 < int(peak) < 2**30 + 2**27
+    assert kills in ("0", "None")  # the kernel had no part in it
+    assert ended(1)[2] == "None"  # no more than the process that started it
 
 
 def is_gone_soon(pid: int) -> bool:
