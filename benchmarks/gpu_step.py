@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pipeline.measure.bench_cases import REFERENCE, BenchConfig  # noqa: E402
 from pipeline.measure.largest_batch import Bounds, Probe, search  # noqa: E402
 from pipeline.measure.peak import PEAK_BF16_FLOPS  # noqa: E402
 from pipeline.measure.update_bench import UpdateBench, UpdateConfig  # noqa: E402
+from pipeline.measure.where import where  # noqa: E402
 
 BACKBONES = ("albef", "clip")
 KINDS = {"speed": 3.0, "largest": 2.0}
@@ -39,6 +41,7 @@ TEXT_LENGTH = {"albef": 30, "clip": 77}
 BATCH = {"speed": {"albef": 128, "clip": 256}, "largest": {"albef": 64, "clip": 64}}
 """On a GPU; the search begins with the smaller one."""
 CPU_BATCH = 4
+GROUND = "ground"  # not a case: says where cases are measured
 CPU_GIB = 0.6
 GIB = 2**30
 START_SECONDS = 10.0
@@ -125,10 +128,13 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 def measure(options: argparse.Namespace) -> int:
     """Measures a case and leaves its file, which grows by a row as each is there."""
+    if options.case == GROUND:
+        print(json.dumps(ground(options.device)))
+        return 0
     backbone, kind = options.case.split("_")
     config, limit = config_of(options, backbone, kind), limit_of(options)
     path, begun = options.out / f"{options.case}.json", time.monotonic()
-    result: dict[str, Any] = {"settings": settings(config, limit), **where(options.device), "rows": []}
+    result: dict[str, Any] = {"settings": settings(config, limit), **ground(options.device), "rows": []}
     config = replace(config, seconds=0.85 * options.seconds - START_SECONDS)
     for row in speed_rows(config) if kind == "speed" else largest_rows(config, limit):
         result["rows"].append(row)
@@ -185,10 +191,30 @@ def settings(config: UpdateConfig, limit: int) -> dict[str, Any]:
     return json.loads(json.dumps({**asdict(config.bench), "backend": config.backend, "limit": limit}))
 
 
-def where(device: str) -> dict[str, Any]:
-    """Device and versions."""
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    return {"device_name": name, "torch": torch.__version__, "cuda": torch.version.cuda}
+def ground(device: str) -> dict[str, Any]:
+    """Machine and versions: a result of others is measured anew too."""
+    on = where(torch.device(device))
+    about = {"processor": on["processor"], "cpus": on["cpus"], "torch": on["torch"], "cuda": torch.version.cuda}
+    return {"device_name": on["device"], **about}
+
+
+@cache
+def ground_here(device: str) -> dict[str, Any]:
+    """The same, asked of a process of its own: one that has looked at a GPU may hold memory that is measured."""
+    if device == "cpu":
+        return ground(device)
+    command = [sys.executable, __file__, "--device", device, "--case", GROUND]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
+def earlier_result(path: Path) -> dict[str, Any] | None:
+    """What an earlier call left; None where it left nothing that can be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
@@ -232,12 +258,15 @@ def run_case(
     """A case's result: an earlier call's if it is of these settings, else measured; `fault` says what was amiss."""
     name = "_".join(case)
     path = options.out / f"{name}.json"
-    if path.is_file():
-        earlier: dict[str, Any] = json.loads(path.read_text())
-        if earlier["settings"] == wanted and earlier.get("complete"):
+    earlier = earlier_result(path)
+    if earlier is not None and earlier.get("settings") == wanted and earlier.get("complete"):
+        here = ground_here(options.device)
+        if {key: earlier.get(key) for key in here} == here:
             say(f"{name}: taken from {path}")
             return earlier
-        path.unlink()
+        there = ", ".join(str(earlier.get(key)) for key in here)
+        say(f"{name}: {path} was measured on another machine or torch ({there}): once more")
+    path.unlink(missing_ok=True)
     say(f"{name}: {seconds:.0f} s at most")
     compiles = wanted["backend"] is not None
     fault = start(options, name, COMPILED * seconds if compiles else seconds)

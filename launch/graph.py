@@ -82,10 +82,11 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a stage failed: one line, and whether it was the user's mistake."""
+    """Why a stage failed: one line, whether it was the user's mistake, and what was raised, if that is known."""
 
     message: str
     by_user: bool
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +282,7 @@ class _Runner:
         except (OSError, UserError) as second:
             # The likely cause is a full disk, and then the first error, which is told anyhow, says so too.
             log.debug("stage %s: its failure could not be recorded", stage.name, exc_info=second)
-        self._failures[stage.name] = Failure(message=message, by_user=by_user)
+        self._failures[stage.name] = Failure(message=message, by_user=by_user, error=error)
         self._outcomes[stage.name] = "failed"
         self._observer.stage_ended(stage, "failed", seconds, message)
 

@@ -9,25 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_prep.machine import available_cpus as available_cpus
+from data_prep.machine import processor
 from data_prep.redact import redact
 
+CPU = "cpu"  # the device of a process without a GPU
 COMMIT = "TRIMLINE_COMMIT"  # tells a job on a cluster what it was sent with, for it has no checkout
 _PACKAGES = ("trimline", "torch", "ray", "deepspeed", "wandb", "webdataset", "tokenizers", "numpy", "jsonargparse")
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use: its affinity, cut down to its container's quota."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _container_quota(Path("/sys/fs/cgroup/cpu.max"))
-    return max(1, min(affinity, quota or affinity))
-
-
-def _container_quota(path: Path) -> int | None:
-    try:
-        limit, period = path.read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else max(1, int(limit) // int(period))
 
 
 def available_gpus() -> int:
@@ -50,12 +38,21 @@ def gpu_memory_gib() -> float | None:
 
     torch is not asked: its context would hold some of the memory for as long as this process lives.
     """
-    if shutil.which("nvidia-smi") is None:
-        return None
-    words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    listed = subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()
-    mebibytes = [int(word) for word in listed if word.isdecimal()]
+    mebibytes = [int(word) for word in _of_gpus("memory.total") if word.isdecimal()]
     return min(mebibytes) / 1024 if mebibytes else None
+
+
+def gpu_name() -> str | None:
+    """Name of the first GPU that nvidia-smi lists; None where it lists none."""
+    return next(iter(_of_gpus("name")), None)
+
+
+def _of_gpus(key: str) -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    words = ["nvidia-smi", f"--query-gpu={key}", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()
+    return [line.strip() for line in listed if line.strip()]
 
 
 def versions() -> dict[str, str]:
@@ -73,20 +70,21 @@ def hardware() -> dict[str, Any]:
     """CPUs, memory and GPUs."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cpus": available_cpus(),
         "memory_gib": round(memory_gib(), 1),
         "gpus": available_gpus(),
     }
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def measures_on(gpu: bool) -> dict[str, Any]:
+    """What this machine would measure on, as `pipeline.measure.where` says it of a process; torch is not imported.
+
+    Args:
+        gpu: Whether it measures on the GPU.
+    """
+    device = (gpu_name() or "unknown GPU") if gpu else CPU
+    return {"device": device, "processor": processor(), "cpus": available_cpus(), "torch": versions()["torch"]}
 
 
 def git_commit() -> str | None:

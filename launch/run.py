@@ -104,9 +104,9 @@ def execute(
     if not backend.is_leader:
         backend.follow()
         return None
-    _check_folder(out)
+    check_folder(out)
     preflight.check(config, out)
-    _make_folder(out)
+    make_folder(out)
     notice = config.cluster.notice_seconds
     with (
         FolderLock(out),
@@ -186,23 +186,37 @@ def _cpus(config: RunConfig, backend: Backend) -> float:
     return backend.slots * config.cluster.cpus_per_worker
 
 
-def _check_folder(out: Path) -> None:
-    """Refuses to mix a run with somebody's files."""
+def check_folder(out: Path, mark: str = RUN, kind: str = "run") -> None:
+    """Refuses to mix a run with somebody's files.
+
+    Args:
+        out: Where it is to be written.
+        mark: File by which an earlier one is known.
+        kind: What is written, in a word.
+
+    Raises:
+        UserError: It cannot be written there.
+    """
     try:
         there = next(path for path in (out, *out.parents) if path.exists())
     except OSError as error:
         raise _unusable(out, error) from error
     if not there.is_dir():
         raise UserError(f"out={out}: {there} is a file; give a folder with --out DIR")
-    if out.is_dir() and not (out / RUN).exists():
+    if out.is_dir() and not (out / mark).exists():
         others = sorted(path.name for path in out.iterdir() if path.name not in (LOCK, LOG))
         if others:
             raise UserError(
-                f"out={out} holds other files ({', '.join(others[:3])}) and no run; give a new folder with --out DIR"
+                f"out={out} holds other files ({', '.join(others[:3])}) and no {kind}; give a new folder with --out DIR"
             )
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
+    """Makes a folder with those above it.
+
+    Raises:
+        UserError: It cannot be made.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Numbers of the log that no step computes: rates of parts, tokens that stay, what the device makes of its time."""
 
+import os
 import resource
 import sys
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ from pipeline.engine_config import EngineConfig, autocast_dtype
 from pipeline.measure.peak import peak_flops
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
+
+_CLEAR = Path("/proc/self/clear_refs")  # Linux; see its proc(5)
+_CLEAR_PEAK = "5"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,14 @@ def memory(device: str) -> dict[str, float]:
 def peak_bytes(device: str) -> int:
     """The most memory that this process has held: of the GPU where it trains on one, else resident on the CPU."""
     return torch.cuda.max_memory_allocated() if device.startswith("cuda") else process_peak_bytes()
+
+
+def reset_peak(device: str) -> None:
+    """Has `peak_bytes` begin anew: with what is held now. Where the system does not offer that, it goes on."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    elif os.access(_CLEAR, os.W_OK):
+        _CLEAR.write_text(_CLEAR_PEAK)
 
 
 def process_peak_bytes() -> int:

@@ -81,6 +81,29 @@ def test_a_backbone_runs_to_its_end_and_a_second_call_takes_it_over(
     assert said.err.count("taken from") == 2 and said.out == done.stdout
 
 
+def test_a_result_of_another_machine_or_torch_is_measured_again(
+    gpu_step: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(gpu_step, "start", lambda options, name, seconds: started.append(name) or "")
+    monkeypatch.setattr(sys, "argv", ["gpu_step", *QUICK, "--out", str(tmp_path)])
+    case, wanted, path = ("clip", "speed"), {"backend": None}, tmp_path / "clip_speed.json"
+    there = {"settings": wanted, **gpu_step.ground("cpu"), "rows": [1], "complete": True}
+
+    def found(text: str) -> dict[str, Any]:
+        path.write_text(text)
+        result: dict[str, Any] = gpu_step.run_case(gpu_step.parse(), case, wanted, 60.0)
+        return result
+
+    assert found(json.dumps(there)) == there and not started
+    for changed in ({"torch": "1.0"}, {"device_name": "NVIDIA H100 80GB HBM3"}, {"processor": "Another CPU"}):
+        capsys.readouterr()
+        assert found(json.dumps({**there, **changed})) == {"rows": [], "fault": ""} and not path.exists()
+        assert "was measured on another machine or torch (" in capsys.readouterr().err
+    found("{")  # cut short
+    assert started == ["clip_speed"] * 4
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_both_backbones_run_to_their_end(tmp_path: Path) -> None:

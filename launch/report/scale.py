@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_atomic
-from launch.report.html import hardware_in_words, page_environment, short_commit
+from launch.report.html import page_environment
 from launch.report.scale_figures import scale_figures
 from launch.report.table import aligned
 from launch.report.words import ABSENT, duration, moment, number
@@ -14,7 +14,8 @@ _GIB = 2**30
 _COLUMNS = {
     "global_batch": "global batch", "micro_batch": "micro-batch", "accumulation": "parts", "pruning": "pruning",
     "lr": "learning rate", "zero_stage": "ZeRO", "precision": "precision", "recompute": "recompute",
-    "workers": "workers", "status": "status", "samples_per_second": "samples/s", "step_ms": "step ms",
+    "workers": "workers", "machine": "machine", "commit": "commit", "status": "status",
+    "samples_per_second": "samples/s", "step_ms": "step ms", "data_wait": "data wait",
     "peak_gib": "GiB", "gmacs_per_second_per_worker": "GMACs/s", "mfu": "MFU", "noise_scale": "noise scale",
     "critical_batch": "critical batch", "fixed_loss": "loss",
     "steps_to_goal": "updates to goal", "seconds_to_goal": "s to goal",
@@ -22,7 +23,8 @@ _COLUMNS = {
 """Columns of the table with their heads; those that say the same of all trials, or nothing, are left out."""
 _ALWAYS = ("global_batch", "pruning", "status", "samples_per_second")
 _SETTINGS = tuple(_COLUMNS)[: tuple(_COLUMNS).index("status")]
-_WORDS = ("pruning", "precision", "status", "recompute")
+_SHARES = ("mfu", "data_wait")
+_WORDS = ("pruning", "precision", "status", "recompute", "machine", "commit")
 
 
 def write_scale_report(out: Path, data: Mapping[str, Any]) -> Path:
@@ -40,10 +42,10 @@ def write_scale_report(out: Path, data: Mapping[str, Any]) -> Path:
         drawing.save(out / "figures")
     columns = columns_of(data["rows"])
     facts = [
-        ("Ran on", hardware_in_words(data["hardware"])),
+        ("Ran on", "; ".join(_measured_on(data))),
         ("Took", duration(data["seconds"])),
         ("Started", moment(data["started"])),
-        ("Commit", short_commit(str(data["commit"] or ""))),
+        ("Commit", ", ".join(dict.fromkeys(row["commit"] for row in data["rows"] if row["commit"]))),
     ]
     page = (
         page_environment()
@@ -63,6 +65,13 @@ def write_scale_report(out: Path, data: Mapping[str, Any]) -> Path:
     target = out / "report.html"
     write_atomic(target, page)
     return target
+
+
+def _measured_on(data: Mapping[str, Any]) -> list[str]:
+    """The machines that measured, each once: not the one that writes the report."""
+    searched = [] if data["largest"] is None else data["largest"]["found"]
+    names = [row["machine"] for row in data["rows"]] + [name for entry in searched for name in entry["machines"]]
+    return list(dict.fromkeys(names))
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -94,7 +103,9 @@ def _text(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, str):
         return value
-    return f"{value:.1%}" if name == "mfu" else number(value if isinstance(value, int) else float(f"{value:.4g}"))
+    if name in _SHARES:
+        return f"{value:.1%}"
+    return number(value if isinstance(value, int) else float(f"{value:.4g}"))
 
 
 LARGEST = (

@@ -1,5 +1,6 @@
 """What `trimline scale` tries, and within which limits."""
 
+import re
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
@@ -11,6 +12,7 @@ Pruning = bool | str
 """A name; YAML reads a bare ``off`` as false."""
 
 OFF = "off"
+_NAME = re.compile(r"\w[\w.-]*")
 PRUNINGS: dict[str, dict[str, Any]] = {
     OFF: {"pretrain.pruning.method": "none"},
     "stage": {"pretrain.pruning.method": "elip", "pretrain.pruning.elip.guidance": "stage"},
@@ -183,6 +185,9 @@ class ScaleConfig:
             for key, value in point.items():
                 _check_value(f"points[{number}].{key}", key, value)
         given = [*self.grid.pruning, *self.largest.pruning, *(p["pruning"] for p in self.points if "pruning" in p)]
+        for name in self.prunings:
+            if not _NAME.fullmatch(name):
+                raise UserError(f"prunings.{name}: folders are named so; take letters, digits, '.', '_' and '-'")
         for name in map(pruning_name, given):
             if name not in self.known_prunings:
                 raise UserError(

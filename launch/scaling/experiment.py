@@ -19,12 +19,13 @@ from launch.graph import Stage, fingerprints, run_graph
 from launch.progress import ProgressDisplay
 from launch.reading import as_json, dump_config, read_config
 from launch.recipes import find_recipe
+from launch.run import check_folder, make_folder
 from launch.scaling.config import ScaleConfig
 from launch.scaling.grid import LeftOut, Settled, settle, steps_of, trials
 from launch.scaling.probing import Prober, settle_probes
 from launch.scaling.recommend import recommendation
 from launch.scaling.rows import curve_of, goal_of, row_of, settings_of, with_goal
-from launch.scaling.trial import FAILED, OK, Work, carried_out
+from launch.scaling.trial import FAILED, KILLED, OK, Work, carried_out
 from launch.signals import stopped_by_sigterm
 from launch.stages import shard_stage
 from pipeline.data.shards import ShardFolder
@@ -71,7 +72,8 @@ def scale(config: ScaleConfig) -> dict[str, Any]:
     check_limits(config, [each.run for each in settled])
     searched = search_of(config, files)
     out = Path(config.out).expanduser().resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    check_folder(out, CONFIG, "experiment")
+    make_folder(out)
     with FolderLock(out), stopped_by_sigterm(), ProgressDisplay() as display:
         write_atomic(out / CONFIG, dump_config(config))
         _say_left_out(display, left_out)
@@ -85,7 +87,7 @@ def scale(config: ScaleConfig) -> dict[str, Any]:
             "rows": rows,
             "curves": curves,
             "left_out": [{"name": each.trial.name, "reason": each.reason} for each in left_out],
-            "notes": notes(config, settled[0].run),
+            "notes": notes(config, settled[0].run, rows),
         }
         data = _write(out, data, began, None)  # what the trials gave stays, whatever becomes of the search
         if searched is not None:
@@ -111,6 +113,11 @@ def check_limits(config: ScaleConfig, runs: Sequence[RunConfig]) -> None:
     for key, gib in (("limits", config.limits.memory_gib), ("largest", config.largest.memory_gib)):
         if gib is not None and whole is not None and gib > whole:
             raise UserError(f"{key}.memory_gib={gib:g} is more than the {whole:.1f} GiB of {whose}; give less")
+    if on_gpu and runs[0].cluster.address is None and not machine.available_gpus():
+        raise UserError(
+            f"cluster.gpus_per_worker={runs[0].cluster.gpus_per_worker:g}, but nvidia-smi lists no GPU here; "
+            "set it to 0 under shared, or start the experiment where there is one"
+        )
     if config.judge.split is None:
         return
     for run in runs:
@@ -166,10 +173,10 @@ def _try_all(ground: Ground, settled: Sequence[Settled]) -> tuple[list[dict[str,
         folder = ground.out / "trials" / work.name
         found = carried_out(work, folder, ground.out, ground.digest, ground.display)
         settings = settings_of(each.trial, each.run)
-        rows.append(row_of(settings, found, folder, config.warmup, config.judge.batch))
+        rows.append(row_of(settings, found, config.warmup, config.judge.batch))
         ground.display.say(f"{work.name}: {_in_words(rows[-1])}")
         if found["status"] == OK:
-            curves[work.name] = {**settings, **curve_of(found, folder, config.warmup)}
+            curves[work.name] = {**settings, **curve_of(found, config.warmup)}
     goal = goal_of(config.judge.goal, rows)
     return with_goal(rows, curves, goal), curves
 
@@ -238,18 +245,30 @@ def _facts() -> dict[str, Any]:
     }
 
 
-def notes(config: ScaleConfig, run: RunConfig) -> list[str]:
+def notes(config: ScaleConfig, run: RunConfig, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader must know of the numbers."""
     objectives = run.pretrain.objectives
     among = "the whole update" if objectives.contrast_cache else "one part of an update over all workers"
     told = [
         f"One seed ({run.seed}); differences of a few percent between single trials are no difference.",
-        "Step: the median, from asking for the batch to the end of the update, looks at the fixed batch left out.",
+        "Step: the median, from asking for the batch to the end of the update, the wait for data with it. Looks at the "
+        "fixed batch are left out, and loader processes stand still meanwhile.",
         f"Seconds to the goal: the first {config.warmup} updates (warm-up) count as the median of the later ones.",
         "GMACs: multiply-accumulates of matrix products, forward and backward; what is computed again to save memory "
         "counts once.",
         "Memory: the most that a worker held in its first steps; its loader's processes are not in it.",
     ]
+    ahead = run.loader.workers * run.loader.prefetch
+    if ahead:
+        told.append(
+            f"The loader may be {ahead} batches ahead (loader.workers x loader.prefetch): after a slow first update as "
+            "many come without a wait, so a trial of few updates tells little of the loader."
+        )
+    if len({row["machine"] for row in rows}) > 1:
+        told.append(
+            "These trials were measured on different machines, as their column says: their times and their memory "
+            "cannot be held against each other, nor can the recommendation by time."
+        )
     if config.judge.split is not None and run.model.backbone != "meter":
         told.append(
             f"A contrastive loss depends on the batch, for its wrong answers come from it: in training they come from "
@@ -312,7 +331,7 @@ def refuse_nothing(config: ScaleConfig, data: Mapping[str, Any]) -> None:
         told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         first = rows[0]
         mend = "raise limits.memory_gib or limits.seconds, or give smaller batches"
-        if set(counts) == {FAILED}:
+        if set(counts) <= {FAILED, KILLED}:
             mend = f"{Path(config.out) / 'trials' / first['name']} has the details"
         raise UserError(
             f"none of {len(rows)} trials came to its end ({told}); {first['name']}: {first['reason']}; {mend}"

@@ -1,6 +1,6 @@
 """The search for the largest micro-batch of each pruning, held against what the bytes kept for backward predict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from launch.config import RunConfig
 from launch.progress import ProgressDisplay
 from launch.scaling.config import ScaleConfig, pruning_name
 from launch.scaling.grid import Trial, settle_one
-from launch.scaling.trial import OK, OUT_OF_MEMORY, Work, carried_out
+from launch.scaling.trial import OK, OUT_OF_MEMORY, Work, carried_out, machine_in_words
 from pipeline.measure.largest_batch import Bounds, Probe, Search, search
 from pipeline.measure.scale_trial import TrialPlan
 
@@ -63,10 +63,12 @@ class Prober:
     def _of(self, pruning: str) -> dict[str, Any]:
         kept = self._carry_out(pruning, self.bounds.first[1], "saved", workers=1)
         faults = [] if kept["status"] == OK else [f"the bytes kept could not be counted: {kept['reason']}"]
-        searched, reasons = Search(self.bounds), dict[int, str]()
+        searched, reasons, machines = Search(self.bounds), dict[int, str](), dict.fromkeys([_machine(kept)])
 
         def measure(batch: int) -> Probe:
-            searched.probes[batch], reasons[batch] = self._probe(pruning, batch)
+            found = self._carry_out(pruning, batch, "probe", self.workers)
+            machines[_machine(found)] = None
+            searched.probes[batch], reasons[batch] = self._probe(pruning, batch, found), found["reason"]
             return searched.probes[batch]
 
         try:
@@ -75,16 +77,15 @@ class Prober:
             faults.append(str(error))
         for fault in faults:
             self.display.say(f"largest micro-batch, pruning {pruning}: {fault}")
-        return entry_of(pruning, searched, kept.get("saved_bytes", {}), reasons, "; ".join(faults))
+        return entry_of(pruning, searched, kept.get("saved_bytes", {}), reasons, "; ".join(faults), machines)
 
-    def _probe(self, pruning: str, batch: int) -> tuple[Probe, str]:
-        found = self._carry_out(pruning, batch, "probe", self.workers)
+    def _probe(self, pruning: str, batch: int, found: Mapping[str, Any]) -> Probe:
         if found["status"] not in (OK, OUT_OF_MEMORY):
             raise ProbeEnded(f"a micro-batch of {batch} was {found['status']}: {found['reason']}")
         fits, peak = found["status"] == OK, found.get("peak_bytes") or self.bounds.limit_bytes
         words = f"{peak / _GIB:.3f} GiB" if fits else found["reason"]
         self.display.say(f"micro-batch {batch}, pruning {pruning}: {'fits' if fits else 'does not fit'} ({words})")
-        return Probe(batch, fits, peak), found["reason"]
+        return Probe(batch, fits, peak)
 
     def _carry_out(self, pruning: str, batch: int, kind: str, workers: int) -> dict[str, Any]:
         probes = kind == "probe"
@@ -128,7 +129,12 @@ def settle_probes(config: ScaleConfig, files: Sequence[Path], workers: int) -> l
 
 
 def entry_of(
-    pruning: str, searched: Search, saved: Mapping[str, float], reasons: Mapping[int, str], fault: str = ""
+    pruning: str,
+    searched: Search,
+    saved: Mapping[str, float],
+    reasons: Mapping[int, str],
+    fault: str = "",
+    machines: Iterable[str] = (),
 ) -> dict[str, Any]:
     """What a search found, JSON-able.
 
@@ -138,6 +144,7 @@ def entry_of(
         saved: Bytes that a sample keeps for the backward, by part of the model.
         reasons: Why batches did not fit.
         fault: Why something of it is missing.
+        machines: That its probes ran on, in words.
     """
     largest, line, above = searched.largest, searched.line, searched.next_up
     predicted = searched.predicted_bytes
@@ -157,7 +164,12 @@ def entry_of(
         "saved_bytes": dict(saved),
         "saved_bytes_per_sample": sum(saved.values()) if saved else None,
         "fault": fault,
+        "machines": list(machines),
     }
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    return machine_in_words(found["machine"])
 
 
 def with_gain(entry: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:

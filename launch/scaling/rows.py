@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from launch.config import RunConfig
+from launch.report.html import short_commit
 from launch.scaling.grid import Trial
-from launch.scaling.trial import OK
+from launch.scaling.trial import OK, machine_in_words
 from pipeline.engine_config import EngineConfig
-from pipeline.progress import read_metrics
 
 _CHANCE = 0.98  # share of the loss of guessing above which nothing counts as learned
 NOISE = ("noise_scale", "critical_batch")
@@ -39,31 +38,30 @@ def _accumulation(engine: EngineConfig, batch: int, workers: int) -> int:
     return engine.resolved("pretrain", batch, workers).accumulation
 
 
-def row_of(
-    settings: Mapping[str, Any], found: Mapping[str, Any], folder: Path, warmup: int, judged: int
-) -> dict[str, Any]:
+def row_of(settings: Mapping[str, Any], found: Mapping[str, Any], warmup: int, judged: int) -> dict[str, Any]:
     """A row of the table; what was not measured is None.
 
     Args:
         settings: Of `settings_of`.
         found: Of `launch.scaling.trial.carried_out`.
-        folder: Of the trial, with its metrics.jsonl.
         warmup: Steps at the beginning whose time does not count.
         judged: Samples of the fixed batch.
     """
-    row = {**settings, "status": found["status"], "reason": found["reason"]} | dict.fromkeys(MEASURED)
+    by = {"machine": machine_in_words(found["machine"]), "commit": short_commit(found["commit"] or "")}
+    row = {**settings, **by, "status": found["status"], "reason": found["reason"]} | dict.fromkeys(MEASURED)
     if found["status"] != OK:
         return row
     seconds, macs = found["step_seconds"], found["macs"]
     step = median(seconds[warmup:])
     rate = settings["global_batch"] / step
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = found["lines"]
     row |= {
         "steps": len(seconds),
         "samples": len(seconds) * settings["global_batch"],
         "seconds": sum(seconds),
         "step_ms": 1000 * step,
         "samples_per_second": rate,
+        "data_wait": sum(found["wait_seconds"][warmup:]) / sum(seconds[warmup:]),
         "peak_bytes": found["peak_bytes"],
         "train_loss": lines[-1]["loss"],
     }
@@ -85,7 +83,7 @@ def at_chance(losses: Mapping[str, float], batch: int) -> bool:
 
 
 MEASURED = (
-    "steps", "samples", "seconds", "step_ms", "samples_per_second", "peak_bytes", "gmacs_per_sample",
+    "steps", "samples", "seconds", "step_ms", "samples_per_second", "data_wait", "peak_bytes", "gmacs_per_sample",
     "gmacs_per_second_per_worker", "mfu", "noise_scale", "critical_batch", "train_loss", "fixed_loss", "at_chance",
     "goal", "steps_to_goal", "samples_to_goal", "seconds_to_goal",
 )  # fmt: skip
@@ -96,7 +94,7 @@ def last_of(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
 
 
-def curve_of(found: Mapping[str, Any], folder: Path, warmup: int) -> dict[str, Any]:
+def curve_of(found: Mapping[str, Any], warmup: int) -> dict[str, Any]:
     """What is drawn of a trial: its losses on the fixed batch, and its noise scale over samples."""
     macs, steps = found["macs"], found["step_seconds"]
     points = [
@@ -107,8 +105,7 @@ def curve_of(found: Mapping[str, Any], folder: Path, warmup: int) -> dict[str, A
         }
         for point in found["evaluations"]
     ]
-    lines = read_metrics(folder / "metrics.jsonl")
-    noise = [[line["samples"], line["noise_scale"]] for line in lines if line.get("noise_scale") is not None]
+    noise = [[line["samples"], line["noise_scale"]] for line in found["lines"] if line["noise_scale"] is not None]
     return {"evaluations": points, "noise": noise}
 
 

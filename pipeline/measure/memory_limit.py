@@ -12,7 +12,7 @@ from typing import TypedDict
 import torch
 
 from data_prep.files import read_json, write_json
-from pipeline.log_facts import process_peak_bytes
+from pipeline.log_facts import process_peak_bytes, reset_peak
 from pipeline.process import Process
 from pipeline.repeating import Repeating
 
@@ -68,6 +68,12 @@ class MemoryLimit:
             self._look()
         elif isinstance(error, torch.OutOfMemoryError):
             self._write_down(torch.cuda.max_memory_allocated(self._device), total_bytes(self._device))
+
+    def forget_peak(self) -> None:
+        """Has the peak begin anew (see `reset_peak`), for what follows is measured; what came before kept the limit."""
+        if self._thread is not None:
+            self._look()
+        reset_peak(str(self._device))
 
     def _look(self) -> None:
         assert self._limit_bytes is not None

@@ -4,6 +4,10 @@ It is the training loop of any run; a watch stands between loader and loop, and 
 checkpoint.
 """
 
+import contextlib
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +22,7 @@ from pipeline.engine import Engine, build_engine
 from pipeline.log_facts import peak_bytes
 from pipeline.measure.memory_limit import MemoryLimit
 from pipeline.measure.saved_bytes import OUTSIDE, saved_by_module
+from pipeline.measure.where import where
 from pipeline.models.config import ModelConfig
 from pipeline.objectives.gather import gather_constant, global_means
 from pipeline.pretrain import PretrainConfig, Ready, check_pretrain, make_ready
@@ -77,8 +82,9 @@ class StepWatch:
         limit: Is told of the steps.
         fixed: The batch that is looked at; None for none.
         seconds: Of each step, from asking for its batch to its end.
+        waits: Of these, those until the batch was there.
         evaluations: What was seen.
-        peak: Most memory of any process after the first steps, before the fixed batch has had its share.
+        peak: Most memory of any process in the first steps: not before them, nor when the fixed batch has its share.
     """
 
     prepared: _Prepared
@@ -86,6 +92,7 @@ class StepWatch:
     limit: MemoryLimit
     fixed: ImageTextBatch | None
     seconds: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
     peak: int = 0
 
@@ -96,9 +103,12 @@ class StepWatch:
             Enough: All steps are done.
         """
         device, stream = self.prepared.stage.process.torch_device, iter(batches)
+        self.limit.forget_peak()
         for step in range(1, self.plan.steps + 1):
             began = time.perf_counter()
-            yield next(stream)
+            batch = next(stream)
+            self.waits.append(time.perf_counter() - began)
+            yield batch
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             self.seconds.append(time.perf_counter() - began)
@@ -106,7 +116,8 @@ class StepWatch:
             if step <= _SETTLED_STEPS:
                 self.peak = _largest(peak_bytes(str(device)), device)
             if self.fixed is not None and looks_after(step, self.plan):
-                self._evaluate(step, self.fixed)
+                with loaders_held():
+                    self._evaluate(step, self.fixed)
         raise Enough
 
     def _evaluate(self, step: int, batch: ImageTextBatch) -> None:
@@ -118,6 +129,26 @@ class StepWatch:
         samples = step * self.prepared.config.loop.global_batch
         position = {"step": step, "samples": samples, "seconds": sum(self.seconds)}
         self.evaluations.append({**position, "loss": sum(losses.values()), **losses})
+
+
+@contextlib.contextmanager
+def loaders_held() -> Iterator[None]:
+    """Stops this process's loader processes meanwhile.
+
+    What they load while nobody trains would be there without a wait afterwards, as it never is in a training.
+    """
+    loaders = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+    _send(signal.SIGSTOP, loaders)
+    try:
+        yield
+    finally:
+        _send(signal.SIGCONT, loaders)
+
+
+def _send(number: signal.Signals, processes: Iterable[int]) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile, of which the loader tells
+            os.kill(pid, number)
 
 
 def looks_after(step: int, plan: TrialPlan) -> bool:
@@ -134,8 +165,9 @@ def run_trial(job: Job, process: Process) -> dict[str, Any]:
         process: This process among those of the trial.
 
     Returns:
-        ``step_seconds``, ``peak_bytes`` (of the largest process), ``evaluations`` on the fixed batch, ``macs`` of a
-        sample's step, and ``peak_flops`` of a device, where it is known.
+        ``step_seconds``, ``wait_seconds`` of these for data, ``peak_bytes`` (of the largest process), ``evaluations``
+        on the fixed batch, ``macs`` of a sample's step, ``peak_flops`` of a device, where it is known, and
+        ``machine``, the one that measured (see `Where`; of several workers the first one's).
     """
     plan = TrialPlan(**job["plan"])
     process.claim_device()
@@ -152,10 +184,12 @@ def run_trial(job: Job, process: Process) -> dict[str, Any]:
             raise RuntimeError(f"training ended before its {plan.steps} steps")
     return {
         "step_seconds": watch.seconds,
+        "wait_seconds": watch.waits,
         "peak_bytes": watch.peak,
         "evaluations": watch.evaluations,
         "macs": ready.facts.macs,
         "peak_flops": ready.facts.peak_flops,
+        "machine": where(process.torch_device),
     }
 
 
@@ -167,7 +201,7 @@ def run_saved(job: Job, process: Process) -> dict[str, Any]:
         process: The only one.
 
     Returns:
-        ``saved_bytes``: by part of the model.
+        ``saved_bytes``: by part of the model; ``machine`` as of `run_trial`.
     """
     torch.set_num_threads(job["threads"])
     process.claim_device()
@@ -184,7 +218,8 @@ def run_saved(job: Job, process: Process) -> dict[str, Any]:
         task.drop_update()
         kept.append(sizes)
     more = len(batch) - len(batch) // 2
-    return {"saved_bytes": {name: (size - kept[0].get(name, 0)) / more for name, size in kept[1].items()}}
+    saved = {name: (size - kept[0].get(name, 0)) / more for name, size in kept[1].items()}
+    return {"saved_bytes": saved, "machine": where(process.torch_device)}
 
 
 def part_of(name: str, text_layers: int) -> str:

@@ -1,9 +1,6 @@
 """`trimline scale`: which trials there are, how they end, and what is made of them."""
 
 import os
-import signal
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,24 +9,20 @@ import pytest
 import yaml
 
 from data_prep.errors import UserError
-from data_prep.files import write_json
 from launch.config import RunConfig
 from launch.progress import ProgressDisplay
 from launch.reading import read_config
 from launch.recipes import find_recipe, recipes
 from launch.report.scale import largest_cells, part_cells, scale_text, write_scale_report
 from launch.scaling.config import GridConfig, JudgeConfig, LargestConfig, LimitConfig, ScaleConfig
-from launch.scaling.experiment import check_limits, refuse_nothing, search_of
+from launch.scaling.experiment import check_limits, notes, refuse_nothing, scale, search_of
 from launch.scaling.grid import Trial, overrides_of, settle, trials
-from launch.scaling.limited import Ended, run_limited
 from launch.scaling.probing import Prober, entry_of, with_gain
 from launch.scaling.recommend import recommendation
 from launch.scaling.rows import MEASURED, at_chance, goal_of, reached, settled_seconds, with_goal
-from launch.scaling.trial import TrialFailed, outcome
 from pipeline.measure.largest_batch import Bounds, Probe, search
 from pipeline.worker import parse
 from tests.docs.pages import fenced
-from tests.launch.gone import gone
 
 TINY = Path(__file__).parent / "tiny.yaml"
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +98,7 @@ def test_an_empty_grid_says_why() -> None:
         ({"largest": {"first": (8, 13), "step": 4}}, "whole steps of 4"),
         ({"largest": {"pruning": ("query",)}}, "must begin with off"),
         ({"largest": {"memory_gib": -1.0}}, "largest.memory_gib=-1.0 must be above 0"),
+        ({"prunings": {"../half": {}}}, r"prunings\.\.\./half: folders are named so; take letters"),
         ({"min_steps": 1, "warmup": 1}, "scale.min_steps=1 must be at least 2"),
         ({"base": ()}, "must name at least one configuration"),
     ],
@@ -113,6 +107,39 @@ def test_what_cannot_be_tried_is_refused(more: dict[str, Any], message: str) -> 
     kinds: dict[str, Any] = {"grid": GridConfig, "largest": LargestConfig}
     with pytest.raises(UserError, match=message):
         config(**{key: kinds[key](**value) if key in kinds else value for key, value in more.items()})
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "scale"):
+        with pytest.raises(UserError, match=r"out=.*file is a file; give a folder with --out DIR"):
+            scale(config(out=str(out)))
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UserError, match=r"holds other files \(data, file\) and no experiment; give a new folder"):
+        scale(config(out=str(tmp_path)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file"]
+
+
+def test_trials_of_different_machines_are_told_apart(tmp_path: Path) -> None:
+    run = read_config(RunConfig, [TINY], [])
+    same, other = whole(), whole()
+    other["rows"][1]["machine"] = "Another CPU, 8 CPUs, torch 2"
+    assert not any("different machines" in note for note in notes(config(), run, same["rows"]))
+    assert any("cannot be held against each other" in note for note in notes(config(), run, other["rows"]))
+    assert "machine" not in scale_text(same).splitlines()[0] and "Another CPU" not in scale_text(same)
+    assert "machine" in scale_text(other).splitlines()[0] and "Another CPU, 8 CPUs" in scale_text(other)
+    page = write_scale_report(tmp_path, other).read_text()
+    assert "Example CPU, 2 CPUs, torch 2; Another CPU, 8 CPUs, torch 2" in page  # what it ran on
+
+
+def test_a_gpu_that_is_not_there_is_told_before_a_result_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.machine.available_gpus", lambda: 0)
+    run = read_config(RunConfig, [TINY], ["--cluster.gpus_per_worker=1"])
+    with pytest.raises(UserError, match=r"cluster\.gpus_per_worker=1, but nvidia-smi lists no GPU here; set it to 0"):
+        check_limits(config(), [run])
 
 
 def test_a_limit_beyond_the_machine_and_a_batch_that_cannot_be_shared_are_refused() -> None:
@@ -211,58 +238,6 @@ def test_the_experiment_of_the_documentation_has_trials_and_probes() -> None:
     assert search_of(asked, files) is not None
 
 
-# How a trial ends.
-
-
-def words_of(folder: Path, text: str) -> Path:
-    (folder / "process.txt").write_text(text)
-    return folder
-
-
-def test_each_end_has_its_word(tmp_path: Path) -> None:
-    write_json(tmp_path / "result.json", {"peak_bytes": 5})
-    fine = outcome(words_of(tmp_path, ""), Ended(0, False, 2.0), 60)
-    assert (fine["status"], fine["peak_bytes"]) == ("ok", 5)
-    slow = outcome(words_of(tmp_path, ""), Ended(-15, True, 60.1), 60)
-    assert (slow["status"], slow["reason"]) == ("too slow", "not done after 60 s")
-    for code, text in [(-9, "x"), (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried"),
-                       (1, "OutOfMemoryError: CUDA out of memory. Tried")]:  # fmt: skip
-        assert outcome(words_of(tmp_path, text), Ended(code, False, 1.0), 60)["status"] == "out of memory"
-    with pytest.raises(TrialFailed, match="the last line"):
-        outcome(words_of(tmp_path, "first\nthe last line\n\n"), Ended(1, False, 1.0), 60)
-    with pytest.raises(TrialFailed, match="ended with code 3"):
-        outcome(words_of(tmp_path, ""), Ended(3, False, 1.0), 60)
-    guess = "the process ended without a word; it may have run out of memory"
-    with pytest.raises(TrialFailed, match=guess):  # a crash of any kind: not to be kept as a matter of memory
-        outcome(words_of(tmp_path, guess), Ended(1, False, 1.0), 60)
-    write_json(
-        tmp_path / "over_memory.rank1.json", {"peak_bytes": 2 * GIB, "limit_bytes": GIB, "total_bytes": None, "step": 0}
-    )
-    over = outcome(tmp_path, Ended(1, False, 1.0), 60)
-    assert over["reason"] == "2.000 GiB before the end of its first step, more than the 1 GiB that it may have"
-
-
-def is_gone_soon(pid: int) -> bool:
-    """A killed process is there until the system has cleared it away."""
-    end = time.monotonic() + 5
-    while not gone(pid) and time.monotonic() < end:
-        time.sleep(0.02)
-    return gone(pid)
-
-
-def test_what_is_too_slow_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    script = (
-        "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
-    )
-    ended = run_limited([sys.executable, "-c", script], tmp_path / "log", 1.0, dict(os.environ))
-    assert ended.too_slow and ended.code == -signal.SIGTERM and ended.seconds < 10
-    assert is_gone_soon(int((tmp_path / "log").read_text()))
-    script = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid)"
-    ended = run_limited([sys.executable, "-c", script], tmp_path / "log", 30.0, dict(os.environ))
-    assert (ended.code, ended.too_slow) == (0, False)
-    assert is_gone_soon(int((tmp_path / "log").read_text()))  # what a trial leaves behind goes with it
-
-
 # What is made of the trials.
 
 
@@ -271,6 +246,7 @@ def row(name: str, **more: Any) -> dict[str, Any]:
         "name": name, "backbone": "albef", "global_batch": 32, "micro_batch": 16, "accumulation": 2, "pruning": "off",
         "lr": 0.001,
         "zero_stage": None, "precision": "fp32", "recompute": False, "workers": 1, "status": "ok", "reason": "",
+        "machine": "Example CPU, 2 CPUs, torch 2", "commit": "0123456789",
     }  # fmt: skip
     numbers = dict.fromkeys(MEASURED) | {"samples_per_second": 10.0, "step_ms": 3200.0, "peak_bytes": GIB}
     return {**settings, **numbers, **more}

@@ -1,8 +1,13 @@
 """What a trial's process measures: bytes kept by module, a limit on memory, losses of a fixed batch."""
 
+import multiprocessing
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,7 +15,7 @@ from torch import nn
 
 from pipeline.measure.memory_limit import OVER_MEMORY, MemoryLimit, clear_over, read_over
 from pipeline.measure.saved_bytes import saved_by_module, saved_bytes
-from pipeline.measure.scale_trial import TrialPlan, looks_after, part_of
+from pipeline.measure.scale_trial import Enough, StepWatch, TrialPlan, loaders_held, looks_after, part_of
 from pipeline.models.config import BackboneName
 from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary
@@ -98,6 +103,88 @@ def test_a_process_ends_over_its_limit_even_if_only_for_a_moment(tmp_path: Path,
     assert record["step"] == 3 and record["peak_bytes"] > record["limit_bytes"]
     clear_over(tmp_path)
     assert read_over(tmp_path) is None
+
+
+_PEAKS = """
+import sys, torch
+from pathlib import Path
+from pipeline.log_facts import process_peak_bytes
+from pipeline.measure.memory_limit import MemoryLimit
+from pipeline.process import Process
+with MemoryLimit(Path(sys.argv[1]), Process(), 2**40) as limit:
+    kept = torch.ones(2**26)
+    del kept
+    before = process_peak_bytes()
+    limit.forget_peak()
+    print(before, process_peak_bytes())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel does not let a peak be forgotten")
+def test_what_was_held_before_the_first_step_is_not_in_its_peak(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _PEAKS, str(tmp_path)], check=True, capture_output=True, text=True)
+    before, after = map(int, done.stdout.split())
+    assert before - after > 0.9 * 2**28
+
+
+def test_a_gpus_peak_begins_anew_with_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: calls.append("reset"))  # there is no GPU here
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**30)
+    monkeypatch.setattr("pipeline.measure.scale_trial._largest", lambda value, device: value)
+    process = Process(device="cuda:0")
+    prepared = SimpleNamespace(stage=SimpleNamespace(process=process))
+    watch = StepWatch(cast(Any, prepared), TrialPlan(steps=2), MemoryLimit(tmp_path, process, None), None)
+    with pytest.raises(Enough):
+        for _ in watch.through(cast(Any, iter([1, 2]))):
+            calls.append("step")
+    assert calls == ["reset", "step", "synchronize", "step", "synchronize"] and watch.peak == 2**30
+
+
+def test_the_wait_for_data_is_in_a_steps_time(tmp_path: Path) -> None:
+    def slow() -> Iterator[int]:
+        for number in range(3):
+            time.sleep(0.02)
+            yield number
+
+    prepared = SimpleNamespace(stage=SimpleNamespace(process=Process()))
+    watch = StepWatch(cast(Any, prepared), TrialPlan(steps=3), MemoryLimit(tmp_path, Process(), None), None)
+    with pytest.raises(Enough):
+        for _ in watch.through(cast(Any, slow())):
+            time.sleep(0.01)
+    assert all(wait >= 0.02 and step >= wait + 0.01 for wait, step in zip(watch.waits, watch.seconds, strict=True))
+
+
+def _count(counter: Any) -> None:
+    while True:
+        counter.value += 1
+        time.sleep(0.001)
+
+
+def test_loader_processes_stand_still_while_the_fixed_batch_is_looked_at() -> None:
+    context = multiprocessing.get_context("fork")  # as the loader starts its own
+    counter = context.Value("L", 0, lock=False)
+    loader = context.Process(target=_count, args=(counter,), daemon=True)
+    loader.start()
+    try:
+        wait_for(lambda: counter.value > 0)
+        with loaders_held():
+            wait_for(lambda: " T " in Path(f"/proc/{loader.pid}/stat").read_text())
+            held = counter.value
+            time.sleep(0.05)
+            assert counter.value == held
+        wait_for(lambda: counter.value > held)
+    finally:
+        loader.kill()
+        loader.join()
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def test_no_limit_watches_nothing(tmp_path: Path) -> None:
