@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The exception that stands for a user's mistake, and its kind that may pass by itself."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class NoAnswer(UserError):
+    """A store or a network disk did not answer, so that nobody knows what is there; later the same may go well."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from data_prep.direct import DirectFile
-from data_prep.errors import UserError
+from data_prep.errors import NoAnswer, UserError
 
 _BUFFER = 1 << 18  # small samples share a system call
 _EAGER = 8 << 20
@@ -23,6 +23,8 @@ _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What a mounted network disk says while its server is away.
+_NO_ANSWER = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH})
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -35,6 +37,19 @@ def disk_full(path: Path, error: OSError) -> UserError:
     return UserError(
         f"could not write {path}: {error.strerror}; free some space or give another output folder, "
         "then run the same command again: what is finished is kept"
+    )
+
+
+def is_unanswered(error: OSError) -> bool:
+    """Whether an error of a disk may pass by itself, and says nothing about the file."""
+    return error.errno in _NO_ANSWER
+
+
+def unanswered(path: Path, error: OSError) -> NoAnswer:
+    """The error for a disk that did not answer when `path` was read or written."""
+    return NoAnswer(
+        f"{path} cannot be used now ({error.strerror}); check the disk and the network, then run the same command "
+        "again: what is finished is kept"
     )
 
 

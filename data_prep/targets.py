@@ -1,28 +1,40 @@
 """Where shards go: a local folder, or any store that fsspec knows (s3://, gs://, memory://, ...)."""
 
 import contextlib
+import functools
 import itertools
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 import fsspec
 from fsspec.core import url_to_fs
 
-from data_prep.errors import UserError
-from data_prep.files import atomic_file, disk_full, is_disk_full, remove_asides
+from data_prep.errors import NoAnswer, UserError
+from data_prep.files import atomic_file, disk_full, is_disk_full, is_unanswered, remove_asides, unanswered
 from data_prep.redact import has_secret, redact_url
 
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 _BATCH = 64  # files that a store is asked for at a time
 _LOCAL = ("file://", "local://")
+_PAUSES = 1.0, 5.0  # seconds before a store that did not answer is asked again, on top of what its library tries
+# What a store says that will be so the next time, too; a full one besides. All else may pass.
+_FOR_GOOD = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError, TypeError)
 
 
 class Target(Protocol):
-    """A folder somewhere; names are relative to it, with slashes. Picklable."""
+    """A folder somewhere; names are relative to it, with slashes. Picklable.
+
+    All methods raise `NoAnswer` where the store or the disk does not answer: nobody knows then what is there.
+    """
 
     @property
     def only_here(self) -> bool:
@@ -155,7 +167,8 @@ class LocalTarget:
 
     def read(self, name: str) -> bytes:
         """See `Target.read`."""
-        return (self.folder / name).read_bytes()
+        with self._answering():
+            return (self.folder / name).read_bytes()
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
         """See `Target.read_many`."""
@@ -164,13 +177,24 @@ class LocalTarget:
     def sizes(self, folder: str = "") -> dict[str, int]:
         """See `Target.sizes`."""
         place = self.folder / folder
-        if not place.is_dir():
-            return {}
-        return {path.name: path.stat().st_size for path in place.iterdir() if path.is_file()}
+        with self._answering():
+            if not place.is_dir():
+                return {}
+            return {path.name: path.stat().st_size for path in place.iterdir() if path.is_file()}
 
     def folders(self) -> list[str]:
         """See `Target.folders`."""
-        return [path.name for path in self.folder.iterdir() if path.is_dir()] if self.folder.is_dir() else []
+        with self._answering():
+            return [path.name for path in self.folder.iterdir() if path.is_dir()] if self.folder.is_dir() else []
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if is_unanswered(error):
+                raise unanswered(self.folder, error) from error
+            raise
 
     def fetch(self, name: str, path: Path) -> None:
         """See `Target.fetch`."""
@@ -223,26 +247,21 @@ class StoreTarget:
                 if is_disk_full(error):
                     raise disk_full(Path(tempfile.gettempdir()) / name, error) from error
                 raise
-            with self._talking() as (fs, root):
-                try:
-                    fs.put_file(f"/proc/self/fd/{file.fileno()}", f"{root}/{name}")
-                except FileNotFoundError as error:
-                    raise UserError(f"{self.url} is not there ({error}); make the bucket, or give another") from error
+            try:
+                self._asking(lambda fs, root: fs.put_file(f"/proc/self/fd/{file.fileno()}", f"{root}/{name}"))
+            except FileNotFoundError as error:
+                raise UserError(f"{self.url} is not there ({error}); make the bucket, or give another") from error
 
     def read(self, name: str) -> bytes:
         """See `Target.read`."""
-        with self._talking() as (fs, root):
-            data: bytes = fs.cat_file(f"{root}/{name}")
-            return data
+        data: bytes = self._asking(lambda fs, root: fs.cat_file(f"{root}/{name}"))
+        return data
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
         """See `Target.read_many`."""
         waiting = iter(names)
         while batch := list(itertools.islice(waiting, _BATCH)):
-            with self._talking() as (fs, root):
-                paths = [f"{root}/{name}" for name in batch]
-                files = fs.cat_ranges(paths, None, None, on_error="raise")
-            yield from files
+            yield from self._asking(functools.partial(_contents, batch))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """See `Target.sizes`."""
@@ -253,43 +272,62 @@ class StoreTarget:
         return [_last(entry) for entry in self._listed() if entry["type"] == "directory"]
 
     def _listed(self, folder: str = "") -> list[dict[str, Any]]:
-        with self._talking() as (fs, root):
+        def ask(fs: Any, root: str) -> list[dict[str, Any]]:
             fs.invalidate_cache()
             try:
                 return list(fs.ls(f"{root}/{folder}".rstrip("/"), detail=True))
             except FileNotFoundError:
                 return []
 
+        return self._asking(ask)
+
     def fetch(self, name: str, path: Path) -> None:
         """See `Target.fetch`."""
-        with self._talking() as (fs, root), atomic_file(path, durable=False) as file:
-            fs.get_file(f"{root}/{name}", file.name)
+        with atomic_file(path, durable=False) as file:
+            self._asking(lambda fs, root: fs.get_file(f"{root}/{name}", file.name))
 
     def remove(self, names: Iterable[str]) -> None:
         """See `Target.remove`."""
-        with self._talking() as (fs, root):
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    fs.rm_file(f"{root}/{name}")
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self._asking(functools.partial(_remove_file, name))
 
     def remove_folder(self, name: str) -> None:
         """See `Target.remove_folder`."""
-        with self._talking() as (fs, root), contextlib.suppress(FileNotFoundError):
-            fs.rm(f"{root}/{name}", recursive=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._asking(lambda fs, root: fs.rm(f"{root}/{name}", recursive=True))
 
-    @contextlib.contextmanager
-    def _talking(self) -> Iterator[tuple[Any, str]]:
-        """The file system and the folder's path in it; every store has errors of its own, the user needs one line."""
+    def _asking(self, ask: Callable[[Any, str], _T]) -> _T:
+        """What `ask` gets from the file system and the folder's path in it, if need be at the third attempt."""
+        for pause in _PAUSES:
+            try:
+                return self._once(ask)
+            except NoAnswer as error:
+                log.info("trying again in %g s: %s", pause, error)
+            time.sleep(pause)
+        return self._once(ask)
+
+    def _once(self, ask: Callable[[Any, str], _T]) -> _T:
+        """Every store has errors of its own; the user needs one line, and to know which of them may pass."""
         try:
             fs, root = url_to_fs(self.url)
-            yield fs, root.rstrip("/")
+            return ask(fs, root.rstrip("/"))
         except (UserError, FileNotFoundError):
             raise
         except Exception as error:
-            raise UserError(
+            stays = isinstance(error, _FOR_GOOD) or (isinstance(error, OSError) and is_disk_full(error))
+            raise (UserError if stays else NoAnswer)(
                 f"{self.url} cannot be used ({type(error).__name__}: {error}); check the name and your credentials, "
                 "then run the same command again: what is finished is kept"
             ) from error
+
+
+def _contents(names: Sequence[str], fs: Any, root: str) -> list[bytes]:
+    return list(fs.cat_ranges([f"{root}/{name}" for name in names], None, None, on_error="raise"))
+
+
+def _remove_file(name: str, fs: Any, root: str) -> None:
+    fs.rm_file(f"{root}/{name}")
 
 
 def _last(entry: dict[str, Any]) -> str:

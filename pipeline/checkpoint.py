@@ -23,10 +23,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from data_prep.errors import UserError
+from data_prep.errors import NoAnswer, UserError
 from data_prep.files import atomic_dir, read_json, sha256_file, write_json
 from pipeline.checkpoint_places import COMPLETE, MANIFEST, Place, name_of, open_place
-from pipeline.checkpoint_rules import CheckpointConfig, Guard, kept
+from pipeline.checkpoint_rules import CheckpointConfig, Guard, Saved, kept
 from pipeline.data.text import Tokenizer
 from pipeline.engine import Engine
 from pipeline.fragments import FragmentFiles
@@ -48,6 +48,7 @@ _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
 _DAMAGED = "is damaged (delete this folder to continue from the checkpoint before it)"
 _LEAVING_SECONDS = 5.0
+_MOST_UNANSWERED = 3  # saves in a row that a store may leave without an answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +151,13 @@ class CheckpointStore:
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
-        self._begun = False
+        self._there = False
+        self._unanswered = 0  # saves in a row
 
     @property
     def has_any(self) -> bool:
         """Whether there is a checkpoint to go back to, or one is being written; the same on all ranks."""
-        return self._begun
+        return self._there or self._thread is not None
 
     @property
     def failed(self) -> bool:
@@ -212,7 +214,6 @@ class CheckpointStore:
             target=self._write, args=(name_of(step), mine, dict(values), manifest), name="checkpoint", daemon=True
         )
         self._thread.start()
-        self._begun = True
 
     def finish(self, *, must: bool = True) -> None:
         """Waits for what is being written.
@@ -221,19 +222,25 @@ class CheckpointStore:
             must: Whether it may not fail, whatever `if_full` says.
 
         Raises:
-            UserError: The disk or the store is full; on all ranks. Earlier checkpoints stay.
+            UserError: The disk or store is full, or left several saves unanswered; on all ranks. Earlier ones stay.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
         failure, self._failure = self._failure, None
+        self._unanswered = self._unanswered + 1 if isinstance(failure, NoAnswer) else 0
         if failure is None:
             return
-        if must or self.config.if_full == "stop" or not isinstance(failure, UserError):
+        if must or not self._bears(failure):
             raise failure
         log.warning("going on without a checkpoint: %s", failure)
-        self._begun = False  # unless there is an older one
-        self.latest()
+
+    def _bears(self, failure: Exception) -> bool:
+        """Whether training may go on though a save failed; the same on all ranks, as `together` has it."""
+        if self.config.if_full == "go_on":
+            return isinstance(failure, UserError)
+        return isinstance(failure, NoAnswer) and self._unanswered < _MOST_UNANSWERED
 
     def leave(self) -> None:
         """Lets go at the end; what is being written is finished unless another rank is needed that does not answer."""
@@ -244,26 +251,18 @@ class CheckpointStore:
             self._group = None
 
     def latest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, or None; the main rank looks for all. It only reads.
+        """The newest complete checkpoint; None where there is not even a damaged one. The main rank looks for all.
 
         Raises:
-            UserError: There are checkpoints of another training.
+            UserError: There are checkpoints of another training, or damaged ones only, or the store does not answer.
         """
-        found = together(self.process, lambda: self._newest() if self.process.is_main else None, str(self.place))[0]
-        self._begun = self._begun or found is not None
-        return Checkpoint(place=self.place, name=found[0], step=found[1]) if found else None
 
-    def _newest(self) -> tuple[str, int] | None:
-        for saved in self.place.saved():
-            if self.place.is_whole(saved.name):
-                if saved.fingerprint != self.fingerprint:
-                    raise UserError(
-                        f"{self.place} holds checkpoints of another configuration ({saved.name}); give another folder "
-                        "with --checkpoint.path, or start over with --fresh, which removes them"
-                    )
-                return saved.name, saved.step
-            log.warning("%s/%s is incomplete or damaged; using an earlier checkpoint", self.place, saved.name)
-        return None
+        def look() -> Saved | None:
+            return self.place.newest(self.fingerprint) if self.process.is_main else None
+
+        found = together(self.process, look, str(self.place))[0]
+        self._there = self._there or found is not None
+        return Checkpoint(place=self.place, name=found.name, step=found.step) if found else None
 
     def _check_metric(self, metrics: Mapping[str, float]) -> None:
         wanted = self.config.best_metric
@@ -285,6 +284,7 @@ class CheckpointStore:
             files = {file: entry for part in self._together(write) for file, entry in sorted(part.items())}
             whole = {**manifest, "files": files}
             self._together(lambda: self._change(lambda: self.place.publish(name, whole)))
+            self._there = True
         except Exception as error:
             self._fail(error)
             self._abandon(name, aside)

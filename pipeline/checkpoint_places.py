@@ -95,17 +95,49 @@ class Place(ABC):
                 found.append((int(match[1]), match[2] is None, name))
         return [self._described(name, step) for step, _, name in sorted(found)[::-1]]
 
+    def newest(self, fingerprint: str) -> Saved | None:
+        """The newest checkpoint that is whole; None where there is no finished one at all. It only reads.
+
+        Args:
+            fingerprint: Of what is trained.
+
+        Raises:
+            UserError: It is of another training, or all are damaged, or it cannot be told now.
+        """
+        there = self.saved()
+        for saved in there:
+            if self.is_whole(saved.name):
+                if saved.fingerprint != fingerprint:
+                    raise UserError(
+                        f"{self} holds checkpoints of another configuration ({saved.name}); give another folder "
+                        "with --checkpoint.path, or start over with --fresh, which removes them"
+                    )
+                return saved
+            log.warning("%s/%s is incomplete or damaged; using an earlier checkpoint", self, saved.name)
+        if there:  # whoever began anew would soon remove them, and drop the log
+            raise UserError(
+                f"{self} holds no checkpoint that is whole: {', '.join(saved.name for saved in there)} are damaged; "
+                "bring one of them back, or start over with --fresh, which removes them"
+            )
+        return None
+
     def is_whole(self, name: str) -> bool:
-        """Whether the manifest is the marked one and every file has its size; `restore` checks the hashes."""
+        """Whether the manifest is the marked one and every file has its size; `restore` checks the hashes.
+
+        Raises:
+            UserError: It cannot be read now, which does not say that it is damaged.
+        """
         try:
-            manifest = self.target.read(f"{name}/{MANIFEST}")
-            mark = self.target.read(f"{name}/{COMPLETE}").decode().strip()
-            files = json.loads(manifest)["files"]
-        except (OSError, ValueError, KeyError):
+            manifest, mark = (self.target.read(f"{name}/{file}") for file in (MANIFEST, COMPLETE))
+        except FileNotFoundError:
+            return False
+        try:
+            files, marked = json.loads(manifest)["files"], mark.decode().strip()
+        except (ValueError, KeyError, TypeError):
             return False
         sizes = self.target.sizes(name)
         right = all(sizes.get(file) == entry["bytes"] for file, entry in files.items())
-        return right and mark == hashlib.sha256(manifest).hexdigest()
+        return right and marked == hashlib.sha256(manifest).hexdigest()
 
     def remove(self, name: str) -> None:
         """Removes a complete checkpoint; the mark goes first: a half-deleted folder must not count as complete."""
@@ -120,9 +152,12 @@ class Place(ABC):
             self.target.remove_folder(left)
 
     def _described(self, name: str, step: int) -> Saved:
+        data = b""
+        with contextlib.suppress(FileNotFoundError):
+            data = self.target.read(f"{name}/{MANIFEST}")
         try:
-            manifest = json.loads(self.target.read(f"{name}/{MANIFEST}"))
-        except (OSError, ValueError):
+            manifest = json.loads(data)
+        except ValueError:
             manifest = {}  # it is damaged, which `is_whole` tells
         metrics, fingerprint = manifest.get("metrics", {}), manifest.get("fingerprint", "")
         return Saved(name=name, step=step, metrics=metrics, fingerprint=fingerprint)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from data_prep.errors import UserError
-from data_prep.files import disk_full, is_disk_full
+from data_prep.errors import NoAnswer, UserError
+from data_prep.files import disk_full, is_disk_full, is_unanswered, unanswered
 from pipeline.process import Process
 
 _T = TypeVar("_T")
@@ -19,6 +19,9 @@ _TURN_SECONDS = 2.0
 
 class RankFailedError(RuntimeError):
     """Another rank failed at what all of them were doing together; its own log has the details."""
+
+
+_KINDS = (NoAnswer, UserError, RankFailedError)  # of failures, the worst last
 
 
 def together(
@@ -33,8 +36,9 @@ def together(
         group: Through which results are exchanged; None for the default one.
 
     Raises:
+        RankFailedError: Another rank raised something that is no UserError.
         UserError: What any rank raised as one, or that its disk is full.
-        RankFailedError: Another rank raised something else.
+        NoAnswer: The same, where no rank has anything worse to say: all ranks raise the same kind.
     """
     failure: Exception | None = None
     result: Any = None
@@ -46,16 +50,24 @@ def together(
         if failure is not None:
             raise failure
         return [result]
-    said = f"{type(failure).__name__}: {failure}" if failure else None
-    mine = (result, said, isinstance(failure, UserError))
+    mine = (result, *_told(failure, process.rank))
     gathered: list[Any] = [None] * process.world_size
     dist.all_gather_object(gathered, mine, group=group)
-    if failure is not None:
+    worst = max(kind for _, kind, _ in gathered)
+    if worst < 0:
+        return [entry[0] for entry in gathered]
+    if failure is not None and mine[1] == worst:
         raise failure
-    for rank, (_, text, is_user_error) in enumerate(gathered):
-        if text is not None:
-            raise (UserError(text.partition(": ")[2]) if is_user_error else RankFailedError(f"rank {rank}: {text}"))
-    return [entry[0] for entry in gathered]
+    raise _KINDS[worst](next(text for _, kind, text in gathered if kind == worst))
+
+
+def _told(failure: Exception | None, rank: int) -> tuple[int, str]:
+    """Which of `_KINDS` a failure is to the other ranks, -1 for none, and in what words."""
+    if failure is None:
+        return -1, ""
+    if isinstance(failure, UserError):
+        return int(not isinstance(failure, NoAnswer)), str(failure)
+    return 2, f"rank {rank}: {type(failure).__name__}: {failure}"
 
 
 def open_group(silent_seconds: float) -> dist.ProcessGroup:
@@ -108,10 +120,12 @@ def _given(outcome: list[tuple[_T | None, Exception | None]]) -> Any:
 
 
 def _explained(error: Exception, folder: Path | str) -> Exception:
-    """The user's error for a full disk, in whichever way a library says so; other errors as they are."""
+    """The user's error for a disk that is full or does not answer, in whichever way a library says so; others as is."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and is_disk_full(cause):
             return disk_full(Path(folder), cause)
+        if isinstance(cause, OSError) and is_unanswered(cause) and not isinstance(error, UserError):
+            return unanswered(Path(folder), cause)
         cause = cause.__cause__ or cause.__context__
     return error

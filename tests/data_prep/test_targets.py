@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from data_prep import targets
 from data_prep.clean import CleanConfig, Cleaner
 from data_prep.errors import UserError
 from data_prep.executors import Processes
@@ -115,7 +116,8 @@ def test_a_password_in_a_url_is_refused_in_one_line_that_does_not_repeat_it(url)
     assert "hunter22" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_store_that_refuses_is_one_line_for_the_user(tmp_path):
+def test_a_store_that_refuses_is_one_line_for_the_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "_PAUSES", ())
     with pytest.raises(UserError, match="cannot be used"):
         write(Plain(), "ftp://127.0.0.1:9/folder", workers=1)  # nobody listens there
 

@@ -46,26 +46,38 @@ class SlowStore(_Memory):
 
 
 class FailingStore(_Memory):
-    """``failing://``: refuses what `fails` names: ``remove``, or ``mark``, which it takes nevertheless."""
+    """``failing://``: does not answer what `fails` names: ``remove``, ``read`` or ``upload``; or says that a ``mark``
+    failed, which it took."""
 
     protocol = "failing"
     store: dict[str, Any] = {}  # noqa: RUF012
     pseudo_dirs: list[str] = [""]  # noqa: RUF012
     fails = ""
+    failures = 1 << 30  # until it answers again
+
+    @classmethod
+    def _may_fail(cls, what: str) -> None:
+        if cls.fails == what and cls.failures:
+            cls.failures -= 1
+            raise TimeoutError("no answer came")
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **more: Any) -> bytes:
+        self._may_fail("read")
+        data: bytes = super().cat_file(path, start, end, **more)
+        return data
 
     def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
+        self._may_fail("upload")
         super().put_file(lpath, rpath, **more)
         if self.fails == "mark" and rpath.endswith("COMPLETE"):
             raise TimeoutError("no answer came")
 
     def rm_file(self, path: str) -> None:
-        if self.fails == "remove":
-            raise TimeoutError("no answer came")
+        self._may_fail("remove")
         super().rm_file(path)
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        if self.fails == "remove":
-            raise TimeoutError("no answer came")
+        self._may_fail("remove")
         super().rm(path, recursive, maxdepth)
 
 

@@ -1,17 +1,24 @@
 """Whatever happens around checkpoints, one that can be read stays, and all ranks come to the same end."""
 
+import errno
 import fcntl
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from data_prep.errors import UserError
+from data_prep import targets
+from data_prep.errors import NoAnswer, UserError
 from data_prep.files import read_json
+from data_prep.targets import open_target
 from pipeline.checkpoint import CheckpointConfig, CheckpointStore
+from pipeline.checkpoint_places import newest_step
+from pipeline.checkpoint_rules import Guard
+from pipeline.lease import check_lease
 from pipeline.process import Process
 from pipeline.together import RankFailedError
 from tests.pipeline.distributed import run_ranks
@@ -21,6 +28,14 @@ from tests.pipeline.test_checkpoint_background import restored
 from tests.pipeline.zero import SmallRun, engine_config
 
 __all__ = ["one_thread"]  # a fixture
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store that does not answer is asked again without a pause."""
+    monkeypatch.setattr(targets, "_PAUSES", (0.0, 0.0))
+    yield
+    FailingStore.fails, FailingStore.failures = "", 1 << 30
 
 
 @pytest.mark.parametrize("rules", [{}, {"keep_best": 1}])
@@ -60,6 +75,95 @@ def test_a_mark_that_the_store_took_and_denied_does_not_count() -> None:
     finally:
         FailingStore.fails = ""
     assert [saved.step for saved in store.place.saved()] == [1]
+
+
+def test_a_store_that_does_not_answer_is_not_taken_for_a_damaged_checkpoint() -> None:
+    url = emptied(FailingStore)
+    store = CheckpointStore(url)
+    store.save(1, new_engine(), {}, {})
+    store.save(2, new_engine(), {}, {})
+    FailingStore.fails = "read"
+    for look in (store.latest, lambda: newest_step(url), lambda: store.place.is_whole("step_00000002")):
+        with pytest.raises(NoAnswer, match=r"no answer came.*run the same command again"):
+            look()
+    FailingStore.failures = 2  # of one question; its third attempt is answered
+    assert newest(store) == newest_step(url) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EIO, "I/O error")])
+def test_a_network_disk_that_does_not_answer_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    save(store, 2)
+
+    def fails(path: Path) -> bytes:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fails)
+        with pytest.raises(NoAnswer, match="cannot be used now"):
+            store.latest()
+    assert newest(store) == 2
+
+
+def test_the_best_one_stays_while_what_it_scored_cannot_be_read() -> None:
+    store, engine = CheckpointStore(emptied(FailingStore), CheckpointConfig(keep_last=1, keep_best=1)), new_engine()
+    for number, loss in enumerate((1.0, 2.0), 1):
+        store.begin(number, engine, {}, {}, {"loss": loss})
+    store.finish()
+    FailingStore.fails = "read"
+    store._remove_old("step_00000002")
+    FailingStore.fails = ""
+    assert [saved.step for saved in store.place.saved()] == [2, 1]
+
+
+def test_where_all_are_damaged_nothing_begins_anew(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for number in (1, 2):
+        shorten(save(CheckpointStore(tmp_path, CheckpointConfig(keep_last=9)), number))
+    with pytest.raises(UserError, match=r"no checkpoint that is whole: step_00000002, step_00000001 .*--fresh"):
+        store.latest()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_two_saves_in_a_row_may_go_unanswered_and_a_third_ends_training(caplog: pytest.LogCaptureFixture) -> None:
+    store, engine = CheckpointStore(emptied(FailingStore)), new_engine()
+    store.save(1, engine, {}, {})
+    for _ in range(2):  # one that is answered begins the count anew
+        FailingStore.fails = "upload"
+        store.begin(2, engine, {}, {})
+        store.begin(3, engine, {}, {})
+        store.finish(must=False)
+        assert store.has_any
+        FailingStore.fails = ""
+        store.begin(4, engine, {}, {})
+        store.finish(must=False)
+    assert caplog.text.count("going on without a checkpoint: failing://bucket/run cannot be used (TimeoutError") == 4
+    FailingStore.fails = "upload"
+    store.begin(5, engine, {}, {})
+    store.begin(6, engine, {}, {})
+    store.begin(7, engine, {}, {})
+    with pytest.raises(NoAnswer, match="no answer came"):
+        store.begin(8, engine, {}, {})
+    FailingStore.fails = ""
+    assert restored(store)[1] == 4
+
+
+def test_a_lease_that_cannot_be_read_costs_one_checkpoint() -> None:
+    url, held = emptied(FailingStore), "mine"
+    guard = Guard(check=lambda: check_lease(url, held))
+    store, engine = CheckpointStore(f"{url}/pretrain", guard=guard), new_engine()
+    with open_target(url).write("lease.json") as file:
+        file.write(b'{"session": "mine"}')
+    FailingStore.fails = "read"
+    store.begin(1, engine, {}, {})
+    store.finish(must=False)
+    assert not store.has_any
+    FailingStore.fails = ""
+    store.save(2, engine, {}, {})
+    assert restored(store)[1] == 2
 
 
 def test_a_metric_that_is_no_number_is_there_and_makes_none_of_the_best(tmp_path: Path) -> None:
