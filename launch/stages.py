@@ -38,7 +38,6 @@ KINDS = ("pretrain", "trim", "evaluate")
 """What a run can end with, in their order."""
 
 RESULTS = "results.json"
-_AHEAD = 64  # samples that are announced at a time
 
 
 def plan_source(config: SourceConfig) -> Mapping[str, PlannedSplit]:
@@ -107,14 +106,11 @@ def questions_in(split: Path, storage: StorageConfig | None = None, answers: boo
 
 
 def _fields_of(split: Path, storage: StorageConfig | None) -> Iterator[dict[str, Any]]:
-    folder = ShardFolder(split, storage)
-    for row in range(len(folder)):
-        if row % _AHEAD == 0:
-            folder.expect(range(row, min(row + 2 * _AHEAD, len(folder))))
-        try:
-            yield folder.read(row).fields
-        except BadSample as error:
-            log.warning("%s: sample %d has no texts: %s", split, row, error)
+    for row, sample in ShardFolder(split, storage).in_order():
+        if isinstance(sample, BadSample):
+            log.warning("%s: sample %d has no texts: %s", split, row, sample)
+        else:
+            yield sample.fields
 
 
 def pretrain_counts(config: RunConfig) -> list[int]:

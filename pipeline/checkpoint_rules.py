@@ -27,7 +27,9 @@ class CheckpointConfig:
         best_metric: A value of metrics.jsonl, such as ``loss`` or ``loss/itc``.
         best_is: Whether its ``lowest`` or ``highest`` values are the best.
         if_full: What follows where the disk or store of the checkpoints is full: ``stop`` ends the run with a line,
-            ``go_on`` logs it and tries again at the next one; the last one of a training must succeed.
+            ``go_on`` logs it and tries again at the next one; the last one of a training must succeed. It needs a
+            `path` on another disk than the run's folder, whose log must go on, too. A store that does not answer at
+            all may miss two in a row even with ``stop``.
     """
 
     path: str | None = None
@@ -44,6 +46,11 @@ class CheckpointConfig:
                 f"checkpoint.keep_last={self.keep_last} must be at least 1: a run continues from its last checkpoint"
             )
         at_least(self, "checkpoint", 0, "keep_every_steps", "keep_best")
+        if self.if_full == "go_on" and self.path is None:
+            raise UserError(
+                "checkpoint.if_full=go_on needs a checkpoint.path on another disk or store: where the run's own folder "
+                "is full, neither can its log be written"
+            )
         if self.path is not None and not self.path.strip():
             raise UserError("checkpoint.path='' must be a folder or a URL; leave it out for the run's own folder")
 

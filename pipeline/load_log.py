@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from pipeline.data.batch import ImageTextBatch
+from pipeline.data.quarantine import kind_of
 from pipeline.objectives.gather import gather_constant
 
 _MOST_REASONS = 16  # reasons are told apart by words that data can influence; the log must not grow with them
-_LONGEST_REASON = 100
 _OTHER = "other reasons"
 _ROOM = 8192  # bytes that a process sends; its reasons fit in whatever they are
 
@@ -77,8 +77,3 @@ class LoadTally:
             line["fetched_mb"] = round(self.work["fetched_bytes"] / 1e6, 3)
             line["fetch_failures"] = self.work["failures"]
         return line | ({"skips": dict(self.skips)} if self.skips else {})
-
-
-def kind_of(reason: str) -> str:
-    """The part of a reason that many samples share: what stands before a colon."""
-    return reason.partition(":")[0][:_LONGEST_REASON]

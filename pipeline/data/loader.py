@@ -19,7 +19,7 @@ from pipeline.data.board import StallWatch
 from pipeline.data.decode import Encoded, Pixels
 from pipeline.data.order import EvalOrder, OrderConfig, Pick, TrainOrder, Unit, Units
 from pipeline.data.parcels import Parcel, Slots
-from pipeline.data.quarantine import Quarantine
+from pipeline.data.quarantine import Quarantine, kind_of
 from pipeline.data.questions import question_units
 from pipeline.data.sample import TextKind
 from pipeline.data.seeds import draw, generator
@@ -114,7 +114,7 @@ class StepLoader(DataLoader[Any]):
     Attributes:
         seen: samples given so far.
         bad: samples skipped so far, of this rank.
-        reasons: the same, by reason.
+        reasons: the same, by the kind of reason.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class StepLoader(DataLoader[Any]):
             if self.bad % _WARN_EVERY == 0:
                 logger.warning("skipped sample %s: %s (%d so far)", skip.name, skip.reason, self.bad + 1)
             self.bad += 1
-            self.reasons[skip.reason] += 1
+            self.reasons[kind_of(skip.reason)] += 1
         if batch.skipped and self._quarantine is not None:
             self._quarantine.add(step, batch.skipped, self._sources)
         if self.bad > self._max_bad_share * max(self.seen + self.bad, _GRACE):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 FOLDER = "quarantine"
 """In the folder of a stage."""
 
+_LONGEST_KIND = 100
+
 Place = tuple[str, str, int]
 
 
@@ -105,8 +107,13 @@ def read_quarantine(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def count_reasons(folder: Path) -> dict[str, int]:
-    """How many samples of a stage could not be used, by reason, the commonest first."""
-    return dict(Counter(str(line["reason"]) for line in read_quarantine(folder)).most_common())
+    """How many samples of a stage could not be used, by the kind of reason, the commonest first."""
+    return dict(Counter(kind_of(str(line["reason"])) for line in read_quarantine(folder)).most_common())
+
+
+def kind_of(reason: str) -> str:
+    """The part of a reason that many samples share: what stands before a colon."""
+    return reason.partition(":")[0][:_LONGEST_KIND]
 
 
 def _lines(data: bytes) -> Iterator[dict[str, Any]]:

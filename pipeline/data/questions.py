@@ -5,9 +5,7 @@ The index of a split counts captions and statements alone, so the split is read 
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +19,6 @@ from pipeline.together import together
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 64  # samples that are announced at a time
 _known: dict[str, "Questions"] = {}
 
 
@@ -66,8 +63,8 @@ def questions_of(folder: ShardFolder, process: Process) -> Questions:
 
 def _read(folder: ShardFolder) -> Questions:
     counts, answers, bad = np.zeros(len(folder), dtype=np.int64), Counter[str](), 0
-    for row, fields in _fields(folder):
-        asked = None if fields is None else fields.get("questions", [])
+    for row, sample in folder.in_order():
+        asked = None if isinstance(sample, BadSample) else sample.fields.get("questions", [])
         if not isinstance(asked, list):
             bad += 1
             continue
@@ -76,14 +73,3 @@ def _read(folder: ShardFolder) -> Questions:
     if bad:
         log.warning("%s: the questions of %d of %d samples cannot be read", folder.path, bad, len(folder))
     return Questions(counts, answers)
-
-
-def _fields(folder: ShardFolder) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """The JSON of each sample; None of a bad one."""
-    for row in range(len(folder)):
-        if row % _AHEAD == 0:
-            folder.expect(range(row, min(row + 2 * _AHEAD, len(folder))))
-        try:
-            yield row, folder.read(row).fields
-        except BadSample:
-            yield row, None

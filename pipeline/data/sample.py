@@ -114,6 +114,20 @@ class Sample:
         return str(statement["text"]), _label(kind, statement), statement
 
 
+def all_said(kind: TextKind, text: str, told: Mapping[str, Any]) -> str:
+    """All that is claimed of a picture together with a text, so that what mirrors it can keep it true.
+
+    Args:
+        kind: of the text.
+        text: a caption, statement or question; with a question go its answers, which are what is learned.
+        told: what else the data says of the text.
+    """
+    if kind != "questions":
+        return text
+    answers = told.get("answers")
+    return "\n".join(map(str, [text, told.get("answer"), *(answers if isinstance(answers, list) else [])]))
+
+
 def _label(kind: TextKind, statement: Mapping[str, Any]) -> int:
     if kind in ("statements", "pairs"):
         return int(bool(statement["label"]))

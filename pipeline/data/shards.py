@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -42,6 +42,7 @@ _ORDINARY = re.compile(r"[A-Za-z0-9_-]+(\.left|\.right)?\.(png|jpg|jpeg|webp|txt
 _LARGEST_SHARD, _LARGEST_SAMPLE = 1 << 40, 1 << 30  # an index from elsewhere may claim anything
 # Of a tar member: name, size, checksum, type, magic, prefix of the name.
 _HEADER = Struct("100s24x12s12x8sc100x6s82x155s")
+_AHEAD = 64  # samples that are announced at a time where all are read
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f]+")  # a file name, neither a path nor a command
 
 
@@ -151,6 +152,21 @@ class ShardFolder:
             ranges = (self._range(row) for row in rows)
             self.reader.expect([where for where in ranges if self._is_within(where)])
 
+    def in_order(self) -> Iterator[tuple[int, Sample | BadSample]]:
+        """Every row and its sample, or why that cannot be used: each is announced once, a little before it is read."""
+        try:
+            for row in range(len(self)):
+                if row % _AHEAD == 0:
+                    begin = row + _AHEAD if row else 0
+                    self.expect(range(begin, min(row + 2 * _AHEAD, len(self))))
+                try:
+                    sample: Sample | BadSample = self.read(row)
+                except BadSample as error:
+                    sample = error
+                yield row, sample
+        finally:
+            self.close()
+
     def read(self, row: int) -> Sample:
         """Reads one sample.
 
@@ -160,7 +176,7 @@ class ShardFolder:
         """
         where = self._range(row)
         if not self._is_within(where):
-            raise BadSample(f"samples.npy names bytes that {self._shards.names[where.shard]} does not or cannot have")
+            raise BadSample(f"{SAMPLES} names bytes that its shard does not or cannot have: {self._name(where)}")
         if not self._checksums:
             return parse_sample(self._bytes(self.reader.read, where))
         stated = int(self._rows[row, COLUMNS.index("crc32")])
@@ -173,8 +189,11 @@ class ShardFolder:
     def _bytes(self, read: Callable[[Range], bytes], where: Range) -> bytes:
         data = read(where)
         if len(data) < where.end - where.begin:
-            raise BadSample(f"shard {self._shards.names[where.shard]} is truncated")
+            raise BadSample(f"shard is truncated: {self._name(where)}")
         return data
+
+    def _name(self, where: Range) -> str:
+        return self._shards.names[where.shard]
 
     def _range(self, row: int) -> Range:
         begin, end = self._rows[row, :2].tolist()
@@ -223,7 +242,7 @@ def parse_sample(data: bytes) -> Sample:
     except ValueError as error:
         raise BadSample("a member occurs twice") from error
     if len(grouped) != 1:
-        raise BadSample(f"the index points at {len(grouped)} samples instead of one")
+        raise BadSample(f"the index does not point at one sample: {len(grouped)} samples")
     parts: dict[str, Any] = grouped[0]
     key = parts.pop("__key__")
     pictures = [name for name in parts if _is_image(name)]

@@ -18,7 +18,7 @@ from pipeline.data.batch import ImageTextBatch, LoadWork, Skip
 from pipeline.data.board import Activity, Note, WorkerBoard
 from pipeline.data.decode import BadSample, Encoded, Pixels
 from pipeline.data.order import Order, Pick, Slot
-from pipeline.data.sample import Sample, TextKind, pictures_of
+from pipeline.data.sample import Sample, TextKind, all_said, pictures_of
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 
@@ -111,7 +111,8 @@ class StepDataset(Dataset[ImageTextBatch]):
         Args:
             folders: the sources that the order numbers.
             order: which samples a step has.
-            transform: encoded image, its text, its place in the order, and its number in a pair (else 0) -> pixels.
+            transform: encoded image, all that is said of it (`all_said`), its place in the order, and its number in a
+                pair (else 0) -> pixels.
             draw_seed: place in the order -> what random choices about the sample derive from, in [0, 2**63).
             tokenizer: of the texts.
             text: which of a sample's texts go with it.
@@ -244,7 +245,7 @@ class StepDataset(Dataset[ImageTextBatch]):
         try:
             text, label, told = sample.text(self._text, pick.text)
         except (KeyError, IndexError, TypeError) as error:
-            raise BadSample(f"has no {self._text}[{pick.text}], which the index promises") from error
+            raise BadSample(f"has not the text that the index promises: {self._text}[{pick.text}]") from error
         return Item(
             text=text,
             label=label,
@@ -287,8 +288,9 @@ class StepDataset(Dataset[ImageTextBatch]):
         begin = time.perf_counter()
         self._board.write(making.worker, Activity.DECODING, making.step, pick.source, pick.row)
         try:
+            said = all_said(self._text, found.item.text, found.item.told)
             for number, image in enumerate(found.images):
-                pixels = self._transform(image, found.item.text, pick, number)
+                pixels = self._transform(image, said, pick, number)
                 assert pixels.shape == (*self._size, 3)  # else OpenCV would write elsewhere, and say nothing
                 room = planes if planes.ndim == 3 else planes[number]
                 cv2.split(pixels, list(room))  # eight times as fast as NumPy's transpose

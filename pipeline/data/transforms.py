@@ -29,7 +29,7 @@ class TransformConfig:
         width: pixels of the model's input.
         crop_scale: range of the share of the area that a random crop keeps in training, such as (0.5, 1);
             None for none.
-        flip: mirror every second image in training, except where its text says left or right.
+        flip: mirror every second image in training, except where its text, or an answer to it, says left or right.
         permute_boxes: in training, deal the three boxes of an NLVR picture anew; its statements are true of
             any order.
         randaugment: operations on the cropped and mirrored picture in training, such as {count: 2, magnitude: 7};
@@ -86,7 +86,7 @@ def train_image(data: Encoded, text: str, config: TransformConfig, rng: np.rando
 
     Args:
         data: the image file.
-        text: what is said of the image; it decides whether mirroring is allowed.
+        text: all that is said of the image (`sample.all_said`); it decides whether mirroring is allowed.
         config: what to do.
         rng: a generator that belongs to this visit of the sample.
 
@@ -175,9 +175,7 @@ def permute_boxes(image: Pixels, order: list[int]) -> Pixels:
     """
     height, width = image.shape[:2]
     if width != 4 * height or height % 2:
-        raise BadSample(
-            f"{width}x{height} is no picture of three boxes, which permute_boxes wants: 4:1, such as 400x100"
-        )
+        raise BadSample(f"no picture of three boxes, as permute_boxes wants, such as 400x100: {width}x{height}")
     starts = [0, height * 3 // 2, height * 3]
     result = image.copy()
     for to, source in enumerate(order):

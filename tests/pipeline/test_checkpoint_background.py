@@ -122,7 +122,7 @@ def test_a_store_that_is_full_is_the_users_error_and_the_last_one_stays() -> Non
 
 def test_a_full_store_may_be_gone_on_with_but_not_at_the_end() -> None:
     url = emptied(SmallStore)
-    store, engine = CheckpointStore(url, CheckpointConfig(if_full="go_on")), new_engine()
+    store, engine = CheckpointStore(url, CheckpointConfig(path=url, if_full="go_on")), new_engine()
     SmallStore.room = 0
     try:
         store.begin(1, engine, {"big": torch.zeros(1000)}, {})

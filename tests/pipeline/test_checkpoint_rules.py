@@ -37,6 +37,12 @@ def test_rules_that_make_no_sense_are_refused(wrong: dict) -> None:
         CheckpointConfig(**wrong)
 
 
+def test_going_on_needs_checkpoints_on_another_disk_than_the_log() -> None:
+    with pytest.raises(UserError, match=r"if_full=go_on needs a checkpoint\.path on another disk or store"):
+        CheckpointConfig(if_full="go_on")
+    assert CheckpointConfig(if_full="go_on", path="/other").if_full == "go_on"
+
+
 def test_means_are_of_the_steps_since_they_were_asked_for() -> None:
     means = Means()
     assert means.take() == {}

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline.data.batch import ImageTextBatch, LoadWork, Skip
-from pipeline.load_log import LoadTally, kind_of
+from pipeline.data.quarantine import kind_of
+from pipeline.load_log import LoadTally
 from pipeline.process import Process
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import small_batch

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
+from data_prep.job import Layout
+from data_prep.records import Record
+from data_prep.writer import write_split
 from pipeline.data.batch import ImageTextBatch, Skip
 from pipeline.data.loader import LoaderConfig, StepLoader, eval_loader, train_loader
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.process import Process
-from tests.pipeline.data.samples import MakeSplit, spoil
+from tests.pipeline.data.samples import Listed, MakeSplit, png, spoil
 
 CONFIG = LoaderConfig(
     height=12, width=16, crop_scale=(0.5, 1.0), flip=True, streams=2, window=4, workers=0, max_tokens=8
@@ -309,3 +312,16 @@ def test_a_batch_moves_whole(make_split: MakeSplit, training) -> None:
 def test_senseless_settings_are_refused(bad) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         LoaderConfig(**bad)
+
+
+@pytest.mark.parametrize("answers", [{"answer": "left"}, {"answer": "no", "answers": ["no", "to the right"]}, {}])
+def test_a_picture_is_not_mirrored_where_an_answer_names_a_side(tmp_path: Path, tokenizer, answers: dict) -> None:
+    question = {"question": "Which way does it face?", **answers}
+    record = Record(key="s0", source="test", id="0", images={"": png(0)}, questions=[question])
+    write_split(Listed([record]), tmp_path / "x", workers=1, name="x", fingerprint="x", layout=Layout(shard_samples=1))
+    config = LoaderConfig(height=16, width=16, flip=True, streams=1, window=1, workers=0, max_tokens=8)
+    options = {"text": "questions", "unit": "pair", "config": config, "tokenizer": tokenizer, "seed": 0, "steps": 30}
+    loader = train_loader([(tmp_path / "x", 1.0)], global_batch=1, process=Process(), **options)
+    batches = list(loader)
+    assert all(batch.texts == [question["question"]] and batch.told == [question] for batch in batches)
+    assert len({batch.pixels.numpy().tobytes() for batch in batches}) == (1 if answers else 2)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from data_prep.errors import UserError
 from pipeline.data.batch import Skip
 from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.data.quarantine import Quarantine, count_reasons, read_quarantine
+from pipeline.data.text import Tokenizer
 from pipeline.process import Process
 from tests.pipeline.data.samples import MakeSplit, spoil
 
@@ -35,6 +37,28 @@ def test_each_sample_is_written_once_with_all_that_is_known(tmp_path: Path) -> N
     }  # fmt: skip
     assert mine.path.read_text().count("\n") == 3
     assert count_reasons(tmp_path / "q") == {"broken": 2, "truncated": 1}
+
+
+def test_what_a_reason_says_of_one_sample_is_kept_and_makes_no_count_of_its_own(tmp_path: Path) -> None:
+    reasons = [f"image too large: {side}x{side}" for side in range(3)] + ["shard is truncated: 00000.tar", "broken"]
+    Quarantine(tmp_path, 0).add(0, [skip(number, reason) for number, reason in enumerate(reasons)], ["train"])
+    assert count_reasons(tmp_path) == {"image too large": 3, "shard is truncated": 1, "broken": 1}
+    assert [line["reason"] for line in read_quarantine(tmp_path)] == reasons
+
+
+def test_truncated_shards_are_one_reason(make_split: MakeSplit, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = make_split(20)
+    for shard in (1, 2, 3):
+        os.truncate(path / f"0000{shard}.tar", 1)
+    config = replace(CONFIG, streams=1, window=40)
+    loader = train_loader(
+        [(path, 1.0)], text="captions", unit="pair", config=config, tokenizer=tokenizer, seed=0, global_batch=4,
+        process=Process(), steps=8, quarantine=tmp_path / "q",
+    )  # fmt: skip
+    for _ in loader:
+        pass
+    assert count_reasons(tmp_path / "q").keys() == loader.reasons.keys() == {"shard is truncated"}
+    assert {line["reason"].partition(": ")[2] for line in read_quarantine(tmp_path / "q")} >= {"00001.tar", "00003.tar"}
 
 
 def test_other_ranks_and_restarts_do_not_write_it_again(tmp_path: Path) -> None:

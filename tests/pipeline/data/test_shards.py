@@ -167,7 +167,7 @@ def test_a_truncated_shard_is_named(make_split: MakeSplit) -> None:
     os.truncate(path / "00001.tar", 3000)
     folder = ShardFolder(path)
     assert folder.read(4).key == "s4"
-    with pytest.raises(BadSample, match=r"00001\.tar is truncated"):
+    with pytest.raises(BadSample, match=r"truncated: 00001\.tar"):
         folder.read(9)
 
 

@@ -42,7 +42,7 @@ def test_damaged_shards_lose_what_is_damaged_and_no_more(split, server, tmp_path
     found = [outcome(remote, row) for row in range(30)]
     assert found == [outcome(local, row) for row in range(30)]
     lost = [row for row, told in enumerate(found) if told != f"s{row}"]
-    assert found[lost[0]] == "shard 00001.tar is truncated" and 5 <= lost[0] < 9
+    assert found[lost[0]] == "shard is truncated: 00001.tar" and 5 <= lost[0] < 9
     assert lost == [*range(lost[0], 10), 20]
     kept = {path.name.partition("-")[0] for path in (tmp_path / "cache" / "blocks").glob("*/*")}
     assert len(kept) == (4 if cached else 0)  # a shard of another size than it should have is not kept
@@ -243,7 +243,7 @@ def test_an_s3_server(split, s3, tmp_path, training, workers, cached) -> None:
     assert sequence(training(s3, config)) == sequence(training(split))
     fs.pipe_file(f"{s3}/00001.tar", (split / "00001.tar").read_bytes()[:3000])
     folder = ShardFolder(s3, storage(tmp_path / "other", cached))
-    with pytest.raises(BadSample, match=r"00001\.tar is truncated"):
+    with pytest.raises(BadSample, match=r"truncated: 00001\.tar"):
         folder.read(9)
     assert folder.read(29).key == "s29"
     with pytest.raises(UserError, match="is not there"):

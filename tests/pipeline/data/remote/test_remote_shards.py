@@ -1,13 +1,17 @@
 """Shards behind a URL give what the same shards give in a local folder, whatever the server does."""
 
+import os
 import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from data_prep.errors import UserError
+from pipeline.data import shards
+from pipeline.data.decode import BadSample
 from pipeline.data.loader import eval_loader
 from pipeline.data.shards import ShardFolder
 from pipeline.process import Process
@@ -107,3 +111,24 @@ def test_a_server_that_is_gone_stops_the_run_in_one_line(server, tmp_path, train
     with pytest.raises(UserError, match=rf"{server.url}/0000\d\.tar") as error:
         sequence(loader)
     assert time.monotonic() - began < 10 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_reading_all_in_order_keeps_nothing(split, server, tmp_path, monkeypatch, cached) -> None:
+    monkeypatch.setattr(shards, "_AHEAD", 4)
+    remote = ShardFolder(server.url, storage(tmp_path, cached))
+    work, sizes, keys = remote.reader._work(), [], []
+    for row, sample in remote.in_order():
+        assert row == len(keys)
+        keys.append(sample.key)
+        sizes.append(len(work.announced))
+    assert keys == [f"s{row}" for row in range(30)]
+    assert max(sizes) == 7 and sizes[-1] == work.ahead == len(work.flying) == 0
+    assert (work.counts.hits + work.counts.misses, remote.reader._process) == (30 if not cached else ANY, None)
+
+
+def test_reading_all_in_order_tells_which_are_bad(split) -> None:
+    os.truncate(split / "00005.tar", 100)
+    found = list(ShardFolder(split).in_order())
+    assert [row for row, _ in found] == list(range(30))
+    assert [isinstance(sample, BadSample) for _, sample in found] == [False] * 25 + [True] * 5
