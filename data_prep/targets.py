@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _BATCH = 64  # files that a store is asked for at a time
 _LOCAL = ("file://", "local://")
-_PAUSES = 1.0, 5.0  # seconds before a store that did not answer is asked again, on top of what its library tries
+_PAUSES = 1.0, 5.0, 15.0  # seconds before a store that did not answer is asked again, on top of what its library tries
 # What a store says that will be so the next time, too; a full one besides. All else may pass.
 _FOR_GOOD = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError, TypeError)
 
@@ -298,7 +298,7 @@ class StoreTarget:
             self._asking(lambda fs, root: fs.rm(f"{root}/{name}", recursive=True))
 
     def _asking(self, ask: Callable[[Any, str], _T]) -> _T:
-        """What `ask` gets from the file system and the folder's path in it, if need be at the third attempt."""
+        """What `ask` gets from the file system and the folder's path in it, if need be at a later attempt."""
         for pause in _PAUSES:
             try:
                 return self._once(ask)

@@ -20,7 +20,7 @@ from pipeline.checkpoint_places import newest_step
 from pipeline.checkpoint_rules import Guard
 from pipeline.lease import check_lease
 from pipeline.process import Process
-from pipeline.together import RankFailedError
+from pipeline.together import RankFailedError, _told, together
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.stores import FailingStore, SharedStore, emptied
 from tests.pipeline.test_checkpoint import ONE, in_a_child, kill_at, new_engine, newest, one_thread, save, shorten
@@ -35,7 +35,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A store that does not answer is asked again without a pause."""
     monkeypatch.setattr(targets, "_PAUSES", (0.0, 0.0))
     yield
-    FailingStore.fails, FailingStore.failures = "", 1 << 30
+    FailingStore.fails, FailingStore.where, FailingStore.failures = "", "", 1 << 30
 
 
 @pytest.mark.parametrize("rules", [{}, {"keep_best": 1}])
@@ -113,9 +113,10 @@ def test_the_best_one_stays_while_what_it_scored_cannot_be_read() -> None:
     for number, loss in enumerate((1.0, 2.0), 1):
         store.begin(number, engine, {}, {}, {"loss": loss})
     store.finish()
-    FailingStore.fails = "read"
+    # All attempts to read its manifest for the first time fail; the next time it is read.
+    FailingStore.fails, FailingStore.where, FailingStore.failures = "read", "step_00000001", 3
     store._remove_old("step_00000002")
-    FailingStore.fails = ""
+    assert FailingStore.failures == 0
     assert [saved.step for saved in store.place.saved()] == [2, 1]
 
 
@@ -217,6 +218,35 @@ def test_a_note_says_where_the_newest_one_lies(tmp_path: Path) -> None:
     store.save(7, new_engine(), {}, {})
     told = read_json(note)
     assert (told["step"], told["where"]) == (7, f"{url}/step_00000007")
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "kind", "words"),
+    [
+        (None, NoAnswer("x"), NoAnswer, "x"),
+        (NoAnswer("x"), None, NoAnswer, "x"),
+        (NoAnswer("x"), UserError("full"), UserError, "full"),
+        (UserError("full"), NoAnswer("x"), UserError, "full"),
+        (NoAnswer("x"), ZeroDivisionError("bug"), RankFailedError, "rank 1: ZeroDivisionError: bug"),
+        (ZeroDivisionError("bug"), UserError("full"), ZeroDivisionError, "bug"),
+    ],
+)
+def test_all_ranks_raise_the_same_kind(
+    monkeypatch: pytest.MonkeyPatch, mine: Exception | None, other: Exception | None, kind: type, words: str
+) -> None:
+    """For some kinds training goes on, which all ranks must do or none."""
+
+    def gather(found: list[object], own: object, group: object) -> None:
+        found[:] = [own, (None, *_told(other, 1))]
+
+    def work() -> None:
+        if mine is not None:
+            raise mine
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    with pytest.raises(kind) as raised:
+        together(Process(world_size=2), work, "folder")
+    assert (type(raised.value), str(raised.value)) == (kind, words)
 
 
 def outcome(process: Process, where: str, copies: Path, breaks: bool) -> tuple[str, str]:
