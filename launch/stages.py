@@ -18,12 +18,12 @@ from launch.backend import Backend, Care
 from launch.config import RunConfig
 from launch.graph import Attempt, Stage
 from launch.reading import as_json
+from launch.stage_parts import parts_of
 from pipeline.checkpoint_places import newest_step
 from pipeline.data.decode import BadSample
 from pipeline.data.shards import ShardFolder
-from pipeline.data.storage import STORAGE_KEYS, StorageConfig
+from pipeline.data.storage import StorageConfig
 from pipeline.data.text import Tokenizer
-from pipeline.engine_config import LAYOUT_KEYS
 from pipeline.metrics.captions import missing_for_captions
 from pipeline.metrics.vqa import normalised
 from pipeline.pretrain import check_pretrain, describe_pretrain_update
@@ -167,14 +167,6 @@ class _Builder:
     def _export(self, name: str) -> Path:
         return self._folder(name) / "export"
 
-    def _parts(self, *sections: str) -> dict[str, Any]:
-        parts = {section: self._run[section] for section in (*sections, "seed")}
-        if "engine" in parts:  # nor is another way to compute the same updates
-            parts["engine"] = {key: value for key, value in parts["engine"].items() if key not in LAYOUT_KEYS}
-        if "loader" in parts:  # another cache is no reason to train again
-            parts["loader"] = {key: value for key, value in parts["loader"].items() if key not in STORAGE_KEYS}
-        return parts
-
     def shard(self) -> Stage:
         plan = {name: dict(split.identity) for name, split in plan_source(self._config.data).items()}
         data = {"name": self._config.data.name, **writing_identity(self._config.data), "splits": plan}
@@ -249,9 +241,10 @@ class _Builder:
             folder=self._folder("pretrain"),
             run=lambda attempt: self._carry_out(job, counts, attempt),
             inputs=("shard",),
-            parts={**self._parts("loader", "model", "engine", "pretrain"), "budget": self._budget()},
+            parts={**parts_of(self._run, "loader", "model", "engine", "pretrain"), "budget": self._budget()},
             outputs=(self._export("pretrain"),),
             cpus=counts[-1] * self._config.cluster.cpus_per_worker,
+            checkpoints=self._config.checkpoint.place_of(self._folder("pretrain")),
             says=self._update_in_words(counts[-1]),
         )
 
@@ -273,8 +266,8 @@ class _Builder:
             budget_seconds=self._trim_seconds(),
             can_leave=True,
         )
-        trim, budget = what_counts(self._run["trim"], wanted), self._budget()
-        parts = {**self._parts("loader", "engine"), "trim": trim, "target": wanted.plain, "budget": budget}
+        run = {**self._run, "trim": what_counts(self._run["trim"], wanted)}
+        parts = {**parts_of(run, "loader", "engine", "trim"), "target": wanted.plain, "budget": self._budget()}
         kept = self._config.trim.kept_pruning(self._config.model.backbone, self._config.pretrain.pruning)
         if kept is not None:
             parts["pruning"] = as_json(kept)
@@ -284,7 +277,7 @@ class _Builder:
     def _evaluate(self, of: str) -> Stage:
         name = f"evaluate-{of}"
         job = self._job(name, "evaluate", **self._models([of]))
-        inputs, parts = ("shard", of), self._parts("loader", "evaluate")
+        inputs, parts = ("shard", of), parts_of(self._run, "loader", "evaluate")
         if of != "pretrain" and self._config.trim.task == "captioning" and missing_for_captions():
             parts["unscored"] = True  # it is done again where the programs that score are there
         return self._single(name, job, inputs, parts, (self._folder(name) / RESULTS,))
@@ -293,7 +286,7 @@ class _Builder:
         job = self._job("survivors", "survivors", **self._models(["pretrain", *trims]))
         inputs = ("shard", "pretrain", *trims)
         output = self._folder("survivors") / "survivors.json"
-        return self._single("survivors", job, inputs, self._parts("loader", "evaluate", "pretrain"), (output,))
+        return self._single("survivors", job, inputs, parts_of(self._run, "loader", "evaluate", "pretrain"), (output,))
 
     def _models(self, names: list[str]) -> dict[str, Any]:
         trimmed = {name: str(self._export(name)) for name in names if name != "pretrain"}
@@ -324,14 +317,16 @@ class _Builder:
         outputs: tuple[Path, ...],
     ) -> Stage:
         """A stage of one worker."""
+        folder = self._folder(name)
         return Stage(
             name=name,
-            folder=self._folder(name),
+            folder=folder,
             run=lambda attempt: self._carry_out(job, (1,), attempt),
             inputs=inputs,
             parts=parts,
             outputs=outputs,
             cpus=self._config.cluster.cpus_per_worker,
+            checkpoints=self._config.checkpoint.place_of(folder) if job["kind"] == "trim" else None,
         )
 
     def _carry_out(self, job: dict[str, Any], counts: Sequence[int], attempt: Attempt) -> Mapping[str, Any]:

@@ -101,8 +101,8 @@ class BadUpdates:
         first = self._failures[step] == 1
         if self.config.action == "stop":
             raise NonFiniteError(
-                f"step {step}: {error}; no weight has changed. Lower the learning rate, or set loop.bad_updates.action "
-                "to skip or rewind"
+                f"step {step}: {error}; no weight has changed. Go on with loop.bad_updates.action set to skip or "
+                "rewind, or start over with a lower learning rate"
             ) from error
         if self.config.action == "rewind" and first and can_rewind:
             self._rewinds += 1

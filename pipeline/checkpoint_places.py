@@ -311,10 +311,16 @@ class StorePlace(Place):
             hold.close()
 
 
+def newest_saved(where: str | Path) -> Saved | None:
+    """The newest complete checkpoint of a folder or URL; None where there is none."""
+    place = open_place(where, Process())
+    return next((saved for saved in place.saved() if place.is_whole(saved.name)), None)
+
+
 def newest_step(where: str | Path) -> int:
     """After which step the newest complete checkpoint of a folder or URL was saved; 0 where there is none."""
-    place = open_place(where, Process())
-    return next((saved.step for saved in place.saved() if place.is_whole(saved.name)), 0)
+    saved = newest_saved(where)
+    return 0 if saved is None else saved.step
 
 
 def forget_all(path: str, stages: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """What makes a stage begin anew, and what does not; what a stage says of its batch when it begins."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from launch.config import RunConfig
 from launch.graph import fingerprints
 from launch.local_backend import LocalBackend
 from launch.reading import read_config
+from launch.stage_parts import differences
 from launch.stages import build_stages
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -73,3 +75,39 @@ def test_captions_that_nothing_could_score_are_evaluated_again(tmp_path: Path, m
     (tmp_path / "java").unlink()
     changed = {name for task in tasks for name, digest in digests(task).items() if digest != scored[task][name]}
     assert changed == {name for name in scored["captioning"] if name.startswith("evaluate-trim-captioning")} != set()
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("--pretrain.loop.bad_updates.action=skip", True),
+        ("--pretrain.loop.checkpoint_seconds=900", True),
+        ("--pretrain.loop.log_every=7", True),
+        ("--pretrain.loop.noise_scale.every=3", True),
+        ("--loader.workers=3", True),
+        ("--loader.prefetch=5", True),
+        ("--loader.stall_seconds=9", True),
+        ("--loader.max_bad_share=0.5", True),
+        ("--pretrain.loop.schedule.warmup_share=0.3", False),
+        ("--pretrain.loop.samples=72", False),
+        ("--loader.window=32", False),
+        ("--seed=9", False),
+    ],
+)
+def test_how_a_training_is_looked_after_is_no_reason_to_begin_anew(override: str, same: bool, tmp_path: Path) -> None:
+    assert (pretrain_of(tmp_path)[0] == pretrain_of(tmp_path, override)[0]) == same
+
+
+def test_the_loop_of_a_trim_stage_is_looked_after_likewise(tmp_path: Path) -> None:
+    def digests(*overrides: str) -> dict[str, str]:
+        return fingerprints(build_stages(read_config(RunConfig, [TINY], overrides), tmp_path, LocalBackend(0, 1)))
+
+    assert digests() == digests("--trim.loop.log_every=9", "--trim.loop.bad_updates.action=rewind")
+    assert digests() != digests("--trim.loop.samples=40")
+
+
+def test_what_differs_is_told_by_key_and_value() -> None:
+    old: dict[str, Any] = {"pretrain": {"loop": {"samples": 8}, "optimizer": {"lr": 0.1}}, "seed": 1}
+    assert differences(old, old | {"seed": 2}) == "seed was 1, is 2"
+    assert differences(old, old) == ""
+    assert differences(old, {"a": 1, "b": (2,), "c": 3}).endswith("; and 3 more")

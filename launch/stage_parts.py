@@ -1,0 +1,51 @@
+"""Of a run's configuration what the results of its stages depend on: only a change of that makes a stage begin anew."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.data.storage import STORAGE_KEYS
+from pipeline.engine_config import LAYOUT_KEYS
+
+LOADER_UPKEEP = frozenset({"workers", "prefetch", "stall_seconds", "max_bad_share"})
+"""How many read ahead, and when they are complained of: the order of samples is a function of seed and step."""
+LOOP_UPKEEP = frozenset({"checkpoint_seconds", "log_every", "bad_updates", "noise_scale"})
+"""What a training saves, tells and measures on its way, and what it does with an update that is no number."""
+
+_TOLD = 3
+_WITHOUT = {"engine": LAYOUT_KEYS, "loader": STORAGE_KEYS | LOADER_UPKEEP}
+
+
+def parts_of(run: Mapping[str, Any], *sections: str) -> dict[str, Any]:
+    """These sections of a run, and its seed, without the keys that decide nothing of what comes out.
+
+    Args:
+        run: The configuration as JSON values.
+        sections: Their names.
+    """
+    return {section: _counting(run[section], _WITHOUT.get(section, frozenset())) for section in (*sections, "seed")}
+
+
+def _counting(values: Any, without: frozenset[str]) -> Any:
+    if not isinstance(values, Mapping):
+        return values
+    counts = {key: value for key, value in values.items() if key not in without}
+    if "loop" in counts:
+        counts["loop"] = {key: value for key, value in counts["loop"].items() if key not in LOOP_UPKEEP}
+    return counts
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The keys that two stages' parts differ in, with both values, for a person; at most three of them."""
+    before, after = dict(_flat(old)), dict(_flat(json.loads(json.dumps(new))))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    told = [f"{key} was {before.get(key)}, is {after.get(key)}" for key in keys[:_TOLD]]
+    return "; ".join(told + ([f"and {len(keys) - _TOLD} more"] if len(keys) > _TOLD else []))
+
+
+def _flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping) and values:
+        for name, value in values.items():
+            yield from _flat(value, f"{key}.{name}" if key else name)
+    else:
+        yield key, values
