@@ -1,8 +1,9 @@
 """Looks after the workers of a job from outside: ends those that fall silent, and sees when there could be more."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,6 +41,7 @@ class Watch:
         self._could_grow = could_grow
         self._seen: dict[int, tuple[Mapping[str, Any], float]] = {}
         self._ended: list[int] = []
+        self._failing: set[str] = set()
         self._looked = self._asked = 0.0
         self._watching = Repeating(self._watch, _LOOK_SECONDS, "watch")
 
@@ -72,10 +74,28 @@ class Watch:
             self._asked = now
             self._ask_to_leave()
 
+    @contextlib.contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        """Lets a look fail, as where a file system or Ray does not answer for a moment: the next one may succeed."""
+        try:
+            yield
+        except Exception as error:
+            self._seen.clear()  # for as long as nothing could be seen, nobody counts as silent
+            if what not in self._failing:
+                self._failing.add(what)  # it is told once, until it succeeds again
+                log.warning("%s: %s failed; trying again: %s", self._folder.name, what, error, exc_info=error)
+        else:
+            self._failing.discard(what)
+
     def _look(self, now: float) -> None:
-        if not self._silent_seconds:
-            return
-        for rank, pulse in read_pulses(self._folder).items():
+        if self._silent_seconds:
+            with self._surviving("the look for workers that fell silent"):
+                self._end_silent(now)
+
+    def _end_silent(self, now: float) -> None:
+        pulses = read_pulses(self._folder)
+        self._seen = {rank: seen for rank, seen in self._seen.items() if rank in pulses}
+        for rank, pulse in pulses.items():
             before = self._seen.get(rank)
             if before is None or before[0] != pulse:
                 self._seen[rank] = pulse, now
@@ -83,6 +103,10 @@ class Watch:
                 self._ended.append(rank)
 
     def _ask_to_leave(self) -> None:
+        with self._surviving("the look for room for more workers"):
+            self._ask_where_it_could_grow()
+
+    def _ask_where_it_could_grow(self) -> None:
         pulses = read_pulses(self._folder).values()
         if not pulses or any(pulse["step"] is None for pulse in pulses):
             return  # a start that leads to no step would be for nothing

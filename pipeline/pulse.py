@@ -144,6 +144,9 @@ def read_pulses(folder: Path) -> dict[int, dict[str, object]]:
             pulse = json.loads(path.read_bytes())
         except (FileNotFoundError, ValueError):  # just being made, or removed
             continue
+        except OSError as error:  # a network file system that does not answer for a moment
+            log.debug("a sign of life could not be read", exc_info=error)
+            continue
         pulses[int(pulse["rank"])] = pulse
     return pulses
 

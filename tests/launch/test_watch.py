@@ -1,5 +1,6 @@
 """Whoever falls silent is ended from outside, whoever is slow is not."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -84,3 +85,46 @@ def test_a_job_that_could_grow_is_asked_to_leave(tmp_path: Path, monkeypatch: py
     with Watch(tmp_path, 0.0, kill, lambda: room.pop(0)):
         wait_for((tmp_path / LEAVE).exists)
     assert room == []
+
+
+def test_a_look_that_fails_is_told_once_and_does_not_end_the_watch(
+    tmp_path: Path, alive: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    alive.send_signal(signal.SIGSTOP)
+    tried: list[int] = []
+
+    def fail_twice(pulse: Mapping[str, Any]) -> bool:
+        tried.append(pulse["pid"])
+        if len(tried) <= 2:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return kill(pulse)
+
+    with Watch(tmp_path, 1.0, fail_twice, lambda: False) as watch:
+        assert alive.wait(50) == -signal.SIGKILL
+        wait_for(lambda: watch.why is not None)
+    assert len(tried) == 3
+    assert [line for line in caplog.messages if "trying again" in line and "Stale file handle" in line] == [
+        f"{tmp_path.name}: the look for workers that fell silent failed; trying again: [Errno 116] Stale file handle"
+    ]
+
+
+def test_room_that_cannot_be_asked_for_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.watch._GROWTH_SECONDS", 0.1)
+    (tmp_path / "pulse.rank0.json").write_text('{"rank": 0, "step": 1}')
+    asked: list[int] = []
+
+    def lost_then_there() -> bool:
+        asked.append(1)
+        if len(asked) == 1:
+            raise ConnectionError("Ray does not answer")
+        return True
+
+    with Watch(tmp_path, 0.0, kill, lost_then_there):
+        wait_for((tmp_path / LEAVE).exists)
+    assert len(asked) == 2
+
+
+def test_a_sign_of_life_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    (tmp_path / "pulse.rank0.json").mkdir()  # whoever reads it, root too, gets an OSError
+    (tmp_path / "pulse.rank1.json").write_text('{"rank": 1, "step": 1}')
+    assert set(read_pulses(tmp_path)) == {1}
