@@ -1,6 +1,6 @@
 """A function in several processes of this machine that form a gloo group; torchrun is not needed.
 
-They meet in a file, so that no port is opened.
+They meet in a file, and gloo's ports are on the loopback, so that nobody else can reach them.
 """
 
 import multiprocessing as mp
@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from data_prep.errors import UserError
+from pipeline.loopback import listen_on_loopback
 from pipeline.process import Process
 from pipeline.together import RankFailedError
 
@@ -98,6 +99,7 @@ def _serve(
     from torch._C._distributed_c10d import FileStore
 
     torch.set_num_threads(threads)
+    listen_on_loopback()
     size = process.world_size
     dist.init_process_group("gloo", store=FileStore(store, size), rank=process.rank, world_size=size)
     try:

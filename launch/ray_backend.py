@@ -33,6 +33,7 @@ from launch.cluster_config import ClusterConfig
 from launch.job import Job, carry_out
 from launch.machine import available_cpus, available_gpus
 from launch.ray_machines import Machines, end_process, explain
+from pipeline.loopback import loopback_variables
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ class RayBackend(Backend):
         remove_left(_short_folder(), _SESSION_PREFIX)  # of runs that were killed
         self._session = Path(tempfile.mkdtemp(prefix=f"{_SESSION_PREFIX}{os.getpid()}-", dir=_short_folder()))
         self._hold.enter_context(in_use(self._session))
-        environment = {**_RAY_ENVIRONMENT, **self._worker_environment(), "GLOO_SOCKET_IFNAME": "lo"}
+        environment = {**_RAY_ENVIRONMENT, **self._worker_environment(), **loopback_variables()}
         with _environment(environment), _kept_signal_handlers():
             import ray  # reads some of these variables when it is imported
 

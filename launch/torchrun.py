@@ -9,6 +9,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from data_prep.errors import UserError
+from pipeline.loopback import listen_on_loopback
 from pipeline.process import Process
 
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
@@ -38,9 +39,13 @@ def process_of(gpu: bool, environment: Mapping[str, str] = os.environ) -> Proces
 def meet() -> tuple[Store, int, int]:
     """Joins the others where torchrun's variables say; returns the store, this process's rank, and their number.
 
+    Where all of them are on this machine, the ports of their groups are on its loopback.
+
     Raises:
         UserError: A variable is missing, the port is somebody else's, or the others do not come.
     """
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
+        listen_on_loopback()
     try:
         return next(iter(rendezvous("env://")))
     except (ValueError, dist.DistError) as error:

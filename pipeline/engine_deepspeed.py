@@ -40,6 +40,7 @@ from pipeline.engine import (
 )
 from pipeline.engine_torch import clip
 from pipeline.fragments import MOMENTS, WEIGHT, Held
+from pipeline.loopback import listen_on_loopback
 from pipeline.process import Process
 
 
@@ -291,7 +292,7 @@ def _zero_config(config: EngineConfig, process: Process) -> dict[str, Any]:
 def ensure_process_group(process: Process) -> None:
     """Uses the process group that the launcher made (Ray does), or makes one where that needs no guess.
 
-    A single process gets a store in memory: no port is opened.
+    A single process gets a store in memory; the ports that gloo and NCCL open all the same are on the loopback.
 
     Raises:
         RuntimeError: There are several processes, and nothing says how they find each other.
@@ -302,6 +303,7 @@ def ensure_process_group(process: Process) -> None:
         return
     backend = "nccl" if process.torch_device.type == "cuda" else "gloo"
     if process.world_size == 1:
+        listen_on_loopback()
         store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not listed as exported
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     elif "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:

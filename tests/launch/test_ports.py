@@ -1,9 +1,10 @@
-"""At which addresses a running Ray of ours listens, as the kernel tells it."""
+"""At which addresses a running Ray of ours, and other groups of processes, listen, as the kernel tells it."""
 
 import ipaddress
 import os
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -15,9 +16,12 @@ import psutil
 import pytest
 import torch.distributed as dist
 
+from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from launch.cluster_config import ClusterConfig
 from launch.ray_backend import RayBackend
+from launch.torchrun import meet
+from pipeline.loopback import listen_on_loopback
 from pipeline.process import Process
 
 LISTENS = "0A"
@@ -113,3 +117,63 @@ def test_every_port_of_a_running_ray_and_its_workers_is_on_the_loopback(tmp_path
     # The store that the workers meet at, what gloo and Ray have opened in them, and Ray's own processes.
     assert {port for _, port in ports} >= {worker["port"] for worker in workers}
     assert set(ports.values()) > {worker["pid"] for worker in workers}
+
+
+def addresses(argument: str, process: Process) -> list[str]:
+    """Where this process listens once its group is met, and the interface that it was told to take."""
+    assert dist.get_world_size() == process.world_size
+    return [*(address for address, _ in listening([os.getpid()])), os.environ["GLOO_SOCKET_IFNAME"] + argument]
+
+
+_ONE = """
+from pipeline.engine_deepspeed import ensure_process_group
+from pipeline.process import Process
+from tests.launch.test_ports import addresses
+ensure_process_group(Process())
+print(*addresses("", Process()))
+"""
+_SEVERAL = """
+from launch.local_processes import run_processes
+from pipeline.process import Process
+from tests.launch.test_ports import addresses
+if __name__ == "__main__":
+    print(*run_processes(addresses, ("",), [Process(rank=rank, world_size=2, local_rank=rank) for rank in range(2)]))
+"""
+
+
+@pytest.mark.parametrize("script", [_ONE, _SEVERAL])
+def test_a_group_without_ray_has_its_ports_on_the_loopback(script: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(script)
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_SOCKET_IFNAME")}
+    environment |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    *found, interface = done.stdout.split()
+    assert found and all(map(is_loopback, found))
+    assert interface == "lo"
+
+
+@pytest.mark.parametrize(("there", "wanted"), [("2", ["lo", "lo"]), ("1", [None, None])])
+def test_torchruns_processes_listen_on_the_loopback_where_all_are_here(
+    there: str, wanted: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is put back after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", there)
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="cannot meet"):
+        meet()
+    assert [os.environ.get(name) for name in names] == wanted
+
+
+def test_the_interface_that_the_user_names_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    listen_on_loopback()
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("eth7", "lo")
