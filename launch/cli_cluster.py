@@ -38,6 +38,9 @@ def _add_submit(kinds: Any) -> None:
     _add_address(parser)
     stages = ("run", "pretrain", "trim", "evaluate")
     parser.add_argument("--stage", choices=stages, default="run", help="how far the run goes (%(default)s: all of it)")
+    parser.add_argument("--fresh", action="store_true", help="start over: remove what an earlier run left in `out`")
+    taken = "another run's folder on the cluster, of which finished stages are taken over"
+    parser.add_argument("--take_from", metavar="RUN", help=taken)
     parser.add_argument("--python", default="python", help="the interpreter on the cluster (%(default)s)")
 
 
@@ -49,7 +52,8 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
 def _submit(options: argparse.Namespace, overrides: list[str]) -> Answer:
     from launch.cluster.commands import submit_command
 
-    return submit_command(options.configs, overrides, options.address, options.stage, options.python)
+    given = (options.address, options.stage, options.python, options.fresh, options.take_from)
+    return submit_command(options.configs, overrides, *given)
 
 
 def _status(options: argparse.Namespace, _: list[str]) -> Answer:

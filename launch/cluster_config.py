@@ -28,7 +28,8 @@ class ClusterConfig:
         workers: Processes of the pre-training stage; every other stage has one. With ``{min, max}`` it begins with
             what the cluster has, goes on with what is left, and grows again.
         cpus_per_worker: CPUs, and so threads, of each.
-        gpus_per_worker: GPUs of each; 0 trains on the CPU.
+        gpus_per_worker: GPUs of each; 0 trains on the CPU. A part of one, such as 0.5, is for runs of one worker, whose
+            trim stages then share a GPU.
         address: A Ray cluster that runs already, such as ``auto`` or ``ray://head:10001``; without one, a local
             cluster is started for the run and stopped after it.
         restarts: How often a stage is started again from its newest checkpoint when one of its processes is lost,
@@ -60,6 +61,12 @@ class ClusterConfig:
             raise UserError(f"cluster.cpus_per_worker={self.cpus_per_worker} must be above 0; try 1")
         if not self.gpus_per_worker >= 0:
             raise UserError(f"cluster.gpus_per_worker={self.gpus_per_worker} must be 0 or more")
+        if self.gpus_per_worker % 1 and max(self.most, self.gpus_per_worker) > 1:
+            raise UserError(
+                f"cluster.gpus_per_worker={self.gpus_per_worker:g} must be whole, or 0, where there is more than 1 "
+                f"worker or GPU (cluster.workers={self.most}): processes that train together cannot share a GPU; "
+                "set --cluster.gpus_per_worker 1"
+            )
         for name in ("restarts", "silent_seconds", "stall_seconds", "wait_seconds", "notice_seconds"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"cluster.{name}={getattr(self, name)} must be 0 or more")

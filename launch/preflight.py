@@ -82,9 +82,11 @@ def _check_processes(config: RunConfig) -> None:
         )
     gpus, wanted = available_gpus(), workers * cluster.gpus_per_worker
     if wanted > gpus:
+        fitting = int(gpus // cluster.gpus_per_worker)
+        fix = f"--cluster.workers {fitting}" if fitting else f"--cluster.gpus_per_worker {min(1, gpus)}"
         raise UserError(
             f"cluster.workers={workers} with {cluster.gpus_per_worker:g} GPUs each need {wanted:g} GPUs, "
-            f"but this machine has {gpus}; set --cluster.gpus_per_worker {gpus / workers:g} or fewer workers"
+            f"but this machine has {gpus}; set {fix}"
         )
 
 
@@ -111,6 +113,8 @@ def _processes(config: RunConfig) -> int:
 
 
 def _check_engine(config: RunConfig) -> None:
+    if config.engine.compile and config.trim.targets:
+        log.warning("engine.compile is for pre-training only; the trim stages, whose shapes change, are not compiled")
     if config.engine.name == "deepspeed":
         preflight_deepspeed()
         check_settings(config.engine.deepspeed_json)

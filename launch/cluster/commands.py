@@ -5,22 +5,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.answers import Answer
-from launch.cluster.jobs import Jobs
+from launch.cluster.jobs import Jobs, is_over
 from launch.config import RunConfig
 from launch.reading import read_config
 from launch.recipes import find_recipe
 
 
 def submit_command(
-    files: Sequence[str], overrides: Sequence[str], address: str | None, command: str, python: str
+    files: Sequence[str],
+    overrides: Sequence[str],
+    address: str | None,
+    command: str,
+    python: str,
+    fresh: bool = False,
+    take_from: str | None = None,
 ) -> Answer:
-    """`trimline cluster submit`.
+    """`trimline cluster submit`; arguments as of `Jobs.submit`.
 
     Raises:
         UserError: for a mistake in the configuration, or a server that does not answer.
     """
     config = read_config(RunConfig, [find_recipe(name) for name in files], overrides)
-    sent = Jobs(address).submit(config, command, python)
+    sent = Jobs(address).submit(config, command, python, fresh, take_from)
     where = f" --address {sent['address']}"
     text = [
         f"{sent['id']}: sent with {sent['files']} files ({sent['bytes'] / 2**20:.1f} MiB), writes {sent['out']}",
@@ -36,7 +42,7 @@ def status_command(job: str, address: str | None) -> Answer:
 
 
 def logs_command(job: str, address: str | None, follow: bool, as_json: bool) -> Answer:
-    """`trimline cluster logs`; with `follow` until the job ends."""
+    """`trimline cluster logs`; with `follow` until the job ends, and 1 unless it has succeeded."""
     jobs = Jobs(address)
     if not follow:
         text = jobs.logs(job)
@@ -48,13 +54,13 @@ def logs_command(job: str, address: str | None, follow: bool, as_json: bool) -> 
             sys.stdout.write(part)
             sys.stdout.flush()
     state = jobs.status(job)
-    return 0, {**state, "logs": "".join(parts)}, state_text(state)
+    return int(state["status"] != "SUCCEEDED"), {**state, "logs": "".join(parts)}, state_text(state)
 
 
 def stop_command(job: str, address: str | None) -> Answer:
-    """`trimline cluster stop`."""
+    """`trimline cluster stop`; 1 where the job still runs."""
     state = Jobs(address).stop(job)
-    return 0, state, state_text(state)
+    return int(not is_over(state)), state, state_text(state)
 
 
 def state_text(state: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_prep.errors import UserError
@@ -27,6 +27,7 @@ _POLL_SECONDS = 1.0
 _PAUSES = (2.0, 5.0, 10.0, 10.0)
 # A run that is stopped writes a checkpoint first; Ray's own patience is 3 s.
 _STOP_SECONDS = 120
+_LEAVING_SECONDS = 10  # of a run from its last checkpoint to its end
 
 
 class Jobs:
@@ -48,26 +49,30 @@ class Jobs:
             )
         self._client = _client(self.address)
 
-    def submit(self, config: RunConfig, command: str, python: str) -> dict[str, Any]:
+    def submit(
+        self, config: RunConfig, command: str, python: str, fresh: bool = False, take_from: str | None = None
+    ) -> dict[str, Any]:
         """Sends a run with the project as its working directory.
 
         Args:
             config: Of the run.
             command: `run`, or a single stage.
             python: The interpreter's name on the cluster.
+            fresh: Whether it starts over.
+            take_from: Folder there of another run, of which finished stages are taken over.
 
         Raises:
             UserError: The run cannot work on other machines, or the project is too large.
         """
         check_portable(config)
-        entrypoint = f"{shlex.quote(python)} -m launch {command} {CONFIG} --cluster.address auto"
+        entrypoint = entrypoint_of(config, command, python, fresh, take_from)
         with tempfile.TemporaryDirectory(prefix="trimline-job-") as folder:
             package = make_working_dir(config, Path(folder))
             with self._told("submit", ""):
                 job = self._send(
                     f"trimline-{_word(config.name)}",
                     entrypoint=entrypoint,
-                    runtime_env={"working_dir": folder, "env_vars": _variables()},
+                    runtime_env={"working_dir": folder, "env_vars": _variables(config)},
                     metadata={"name": config.name, "out": config.out, "command": command},
                 )
         return {"id": job, "address": self.address, "out": config.out, "entrypoint": entrypoint, **package}
@@ -154,6 +159,30 @@ class Jobs:
             raise UserError(_unreachable(self.address, error)) from error
 
 
+def entrypoint_of(
+    config: RunConfig, command: str, python: str, fresh: bool = False, take_from: str | None = None
+) -> str:
+    """The job's command line; arguments as of `Jobs.submit`.
+
+    Raises:
+        UserError: `take_from` is a relative path.
+    """
+    if take_from is not None and not PurePosixPath(take_from).is_absolute():
+        raise UserError(
+            f"--take_from {take_from} is relative, but the job has a folder of its own on other machines; give an "
+            "absolute path that all of them see"
+        )
+    words = [python, "-m", "launch", command, CONFIG, "--cluster.address", "auto"]
+    words += ["--cluster.notice_seconds", f"{_notice(config):g}"]
+    words += ["--fresh"] if fresh else []
+    return shlex.join(words + (["--take_from", take_from] if take_from is not None else []))
+
+
+def _notice(config: RunConfig) -> float:
+    """Seconds for a last checkpoint: all that Ray's job server gives, or more where the configuration says so."""
+    return max(config.cluster.notice_seconds, _STOP_SECONDS - _LEAVING_SECONDS)
+
+
 def is_over(state: Mapping[str, Any]) -> bool:
     """Whether a job has come to an end, good or bad."""
     return state["status"] in ("SUCCEEDED", "FAILED", "STOPPED")
@@ -233,12 +262,12 @@ def _token() -> str | None:
         return None
 
 
-def _variables() -> dict[str, str]:
+def _variables(config: RunConfig) -> dict[str, str]:
     """For the job's processes; no secrets, because the dashboard shows them to everybody."""
     commit = git_commit()
     return {
         "PYTHONUNBUFFERED": "1",
-        "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS),
+        "RAY_JOB_STOP_WAIT_TIME_S": f"{_notice(config) + _LEAVING_SECONDS:g}",
         **({COMMIT: commit} if commit else {}),
     }
 

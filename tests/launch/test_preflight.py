@@ -18,6 +18,8 @@ TINY = Path(__file__).with_name("tiny.yaml")
 
 
 CAPTIONS = ["--trim.task=captioning", "--model.backbone=blip", "--model.text.fusion_layers=0", "--trim.targets=[1.0]"]
+BEYOND_GPUS = ["--cluster.gpus_per_worker=1000", "--engine.name=deepspeed"]
+NO_TRIMMING = ["--trim.targets=[]", "--evaluate.statement_splits=[]"]
 SCORED = ["--trim.validation.every_steps=2", "--trim.validation.split=test"]
 
 
@@ -47,6 +49,10 @@ def test_a_sound_run_passes(tmp_path: Path) -> None:
         (
             ["--launcher=ray", f"--cluster.gpus_per_worker={available_gpus() + 1}"],
             [f"this machine has {available_gpus()}", "--cluster.gpus_per_worker"],
+        ),
+        (
+            ["--launcher=ray", "--cluster.workers=2", "--cluster.cpus_per_worker=0.5", *BEYOND_GPUS],
+            ["2000 GPUs", f"set --cluster.gpus_per_worker {min(1, available_gpus())}"],
         ),
         (["--pretrain.loop.global_batch=9"], ["pretrain.loop.global_batch=9", "multiple of 2", "global_batch 8"]),
         (
@@ -130,6 +136,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
 def test_the_machine_describes_itself() -> None:
     assert hardware()["cpus"] == available_cpus() >= 1
     assert versions()["torch"][0].isdigit()
+
+
+def test_that_trim_stages_are_not_compiled_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    preflight.check(config("--engine.compile=true"), tmp_path / "run")
+    assert "engine.compile is for pre-training only" in caplog.text
+    caplog.clear()
+    preflight.check(config("--engine.compile=true", *NO_TRIMMING), tmp_path / "run")
+    assert "engine.compile" not in caplog.text
 
 
 def test_captions_that_nothing_can_score_are_told_of_at_the_start(

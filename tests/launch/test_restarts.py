@@ -111,3 +111,14 @@ def test_times_below_nothing_are_refused(key: str) -> None:
 def test_less_silence_than_signs_of_life_need_is_refused() -> None:
     with pytest.raises(UserError, match="at least 3: signs of life come once a second"):
         ClusterConfig(silent_seconds=0.5)
+
+
+@pytest.mark.parametrize(("workers", "gpus"), [(2, 0.5), (WorkerRange(min=1, max=2), 1.5), (1, 1.5)])
+def test_processes_that_train_together_share_no_gpu(workers: int | WorkerRange, gpus: float) -> None:
+    with pytest.raises(UserError, match=rf"cluster.gpus_per_worker={gpus} must be whole, or 0.*gpus_per_worker 1"):
+        ClusterConfig(workers=workers, gpus_per_worker=gpus)
+
+
+@pytest.mark.parametrize(("workers", "gpus"), [(1, 0.5), (2, 0), (2, 1), (1, 2)])
+def test_a_part_of_a_gpu_is_for_one_worker(workers: int, gpus: float) -> None:
+    assert ClusterConfig(workers=workers, gpus_per_worker=gpus).gpus_per_worker == gpus

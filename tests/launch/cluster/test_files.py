@@ -118,6 +118,14 @@ def test_the_slurm_script_is_shell() -> None:
     assert max(directives) < min(commands), "Slurm reads no directive behind the first command"
 
 
+def test_the_slurm_script_gives_the_run_most_of_the_notice() -> None:
+    (given,) = re.findall(r"#SBATCH --signal=B:TERM@(\d+)", SLURM.read_text())
+    (words,) = [words for words in commands_of(SLURM) if words[1] == "run"]
+    _, overrides = _split(words[1:])
+    wanted = read_config(RunConfig, [find_recipe(name) for name in words[2:4]], overrides).cluster.notice_seconds
+    assert 0.7 * int(given) <= wanted <= int(given) - 30, "ending Ray takes its time too"
+
+
 def slurm(tmp_path: Path, trimline: str) -> subprocess.Popen[str]:
     """The script on one machine, with what is not here put in place: Slurm's and Ray's commands note their words."""
     tools = tmp_path / "environment" / "bin"

@@ -19,7 +19,6 @@ import psutil
 import pytest
 
 from launch.cli import main
-from launch.cluster.jobs import Jobs
 from launch.status import read_state
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -181,7 +180,8 @@ def test_unknown_jobs_and_failing_ones_are_told(
         assert f"no job no-such-job at {address}" in error
         assert error.count("\n") == 1
     sent = submit(address, tmp_path / "run", capsys, "--data.root", "/nowhere", "--data.name", "coco")
-    assert list(Jobs(address).follow(sent["id"]))
+    assert main(["cluster", "logs", sent["id"], "--follow", "--address", address]) == 1
+    assert "/nowhere" in capsys.readouterr().out
     assert main(["cluster", "status", sent["id"], "--address", address]) == 0
     assert f"{sent['id']}: FAILED" in capsys.readouterr().out
     assert "/nowhere" in call(capsys, "logs", sent["id"], "--address", address)["logs"]

@@ -1,12 +1,15 @@
 """What travels with a job to a cluster."""
 
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from data_prep.errors import UserError
+from launch.cli import _split, command_parser
 from launch.cluster import package
+from launch.cluster.jobs import entrypoint_of
 from launch.cluster.package import CONFIG, check_portable, make_working_dir
 from launch.config import RunConfig
 from launch.reading import read_config
@@ -89,3 +92,27 @@ def test_absolute_paths_and_urls_are_fine() -> None:
 def test_another_launcher_is_refused() -> None:
     with pytest.raises(UserError, match="--launcher ray"):
         check_portable(config("--launcher", "local"))
+
+
+def test_a_job_has_the_time_that_the_server_gives_it() -> None:
+    plain = entrypoint_of(config(), "run", "python")
+    assert plain == "python -m launch run trimline_run.yaml --cluster.address auto --cluster.notice_seconds 110"
+    longer = entrypoint_of(config("--cluster.notice_seconds=300"), "trim", "/my env/python")
+    assert longer.startswith("'/my env/python' -m launch trim ") and longer.endswith("--cluster.notice_seconds 300")
+
+
+def test_a_job_can_start_over_or_take_stages_from_another_run_there() -> None:
+    words = shlex.split(entrypoint_of(config(), "run", "python", fresh=True, take_from="/shared/my run"))
+    assert words[-3:] == ["--fresh", "--take_from", "/shared/my run"]
+    own, overrides = _split(words[3:])
+    options = command_parser().parse_args(own)
+    assert (options.fresh, options.take_from, options.configs) == (True, Path("/shared/my run"), [CONFIG])
+    assert read_config(RunConfig, [TINY], overrides).cluster.notice_seconds == 110
+    with pytest.raises(UserError, match=r"--take_from runs/a is relative.*absolute path"):
+        entrypoint_of(config(), "run", "python", take_from="runs/a")
+
+
+def test_submit_takes_both() -> None:
+    own, _ = _split(["cluster", "submit", "a.yaml", "--fresh", "--take_from", "/shared/b", "--out", "/shared/a"])
+    options = command_parser().parse_args(own)
+    assert (options.fresh, options.take_from) == (True, "/shared/b")
