@@ -49,6 +49,7 @@ class Backend(ABC):
 
     def __init__(self) -> None:
         self._running: set[Path] = set()
+        self._under_way: set[Path] = set()
         self._leaving = False
         self._lock = threading.RLock()  # a signal's handler may come while the main thread has it
 
@@ -98,6 +99,11 @@ class Backend(ABC):
             UserError: There are not enough machines.
         """
         return counts[-1]
+
+    def has_jobs(self) -> bool:
+        """Whether any job is under way, those that wait for machines aside."""
+        with self._lock:
+            return bool(self._under_way)
 
     def could_have(self, more: Sequence[int], workers: int) -> bool:
         """Whether a job of so many workers could have one of the larger counts."""
@@ -164,6 +170,7 @@ class Backend(ABC):
         with self._lock:
             if self._leaving:
                 raise StageLeft(f"{folder.name} was not started: the run is to end")
+            self._under_way.add(folder)
             if job.get("can_leave"):
                 self._running.add(folder)
         try:
@@ -175,6 +182,7 @@ class Backend(ABC):
             raise
         finally:
             with self._lock:
+                self._under_way.discard(folder)
                 self._running.discard(folder)
 
 

@@ -71,6 +71,7 @@ class RayBackend(Backend):
         super().__init__()
         self._config = config
         self._storage = storage
+        self._machines = Machines(config)
         self._ready = threading.Event()
         self._failed: BaseException | None = None
         self._session: Path | None = None
@@ -103,6 +104,7 @@ class RayBackend(Backend):
         if self._failed is not None:
             return self._failed
         try:
+            self._machines.ask_for(0)
             if workers == 1:
                 self._run_task(job)
             else:
@@ -116,11 +118,14 @@ class RayBackend(Backend):
         self._ready.wait()
         if self._failed is not None:
             return counts[-1]  # `launch` tells
-        return Machines(self._config).wait_for(counts)
+        return self._machines.wait_for(counts, self.has_jobs)
 
     def could_have(self, more: Sequence[int], workers: int) -> bool:
         """See `Backend.could_have`."""
-        return bool(more) and Machines(self._config).room() + workers >= more[0]
+        if not more or self._machines.room() + workers >= more[0]:
+            return bool(more)
+        self._machines.ask_for(more[-1])  # until it has them, or another job begins
+        return False
 
     def end_process(self, pulse: Mapping[str, Any]) -> bool:
         """See `Backend.end_process`."""
@@ -135,6 +140,7 @@ class RayBackend(Backend):
         import ray
 
         self._ready.set()
+        self._machines.close()
         ray.shutdown()
         if self._session is not None:
             shutil.rmtree(self._session, ignore_errors=True)

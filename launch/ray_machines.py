@@ -7,7 +7,7 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_prep.errors import UserError
@@ -34,6 +34,7 @@ class Machines:
 
     def __init__(self, config: ClusterConfig) -> None:
         self._config = config
+        self._asked, self._closed = 0, False
 
     def room(self) -> int:
         """How many more workers have room now, on machines that answer."""
@@ -44,11 +45,34 @@ class Machines:
         free = ray._private.state.available_resources_per_node()
         return sum(self._fitting(free.get(node["NodeID"], {})) for node in _answering())
 
-    def wait_for(self, counts: Sequence[int]) -> int:
+    def ask_for(self, workers: int) -> None:
+        """Asks a cluster that grows by itself to have room for so many workers in all, until it is asked anew.
+
+        Args:
+            workers: 0 takes an earlier request back. A cluster that does not grow takes no notice.
+        """
+        if workers == self._asked or (self._closed and workers):
+            return
+        from ray.autoscaler.sdk import request_resources
+
+        gpus = {"GPU": self._config.gpus_per_worker} if self._config.gpus_per_worker else {}
+        request_resources(bundles=[{"CPU": self._config.cpus_per_worker, **gpus}] * workers)
+        self._asked = workers
+
+    def close(self) -> None:
+        """Takes the last request back, before the session ends: the cluster would keep machines for nobody."""
+        self._closed = True  # whoever still waits in a thread asks no more
+        try:
+            self.ask_for(0)
+        except Exception as error:
+            log.warning("the request for machines could not be taken back: %s", error, exc_info=error)
+
+    def wait_for(self, counts: Sequence[int], is_shared: Callable[[], bool] = lambda: False) -> int:
         """Waits until there is room for the smallest count, and a moment for a larger one.
 
         Args:
             counts: Numbers of workers that would do, the smallest first.
+            is_shared: Whether other jobs of ours have some of the room now: until they end, no waiting is too long.
 
         Returns:
             The largest of them that has room.
@@ -56,22 +80,24 @@ class Machines:
         Raises:
             UserError: There is not enough room for too long.
         """
-        began, asked = time.monotonic(), False
+        began = alone = time.monotonic()
+        told = False
         try:
             while True:
-                room, waited = self.room(), time.monotonic() - began
-                if room >= counts[-1] or (room >= counts[0] and waited > _SETTLE_SECONDS):
+                room, now = self.room(), time.monotonic()
+                if room >= counts[-1] or (room >= counts[0] and now - began > _SETTLE_SECONDS):
                     return max(count for count in counts if count <= room)
-                if waited > max(self._config.wait_seconds, _SETTLE_SECONDS):
+                if is_shared():
+                    alone = now
+                if now - alone > max(self._config.wait_seconds, _SETTLE_SECONDS):
                     raise UserError(self._too_few(room, counts[0]))
-                if waited > _SETTLE_SECONDS and not asked:
-                    asked = True
-                    log.warning("waiting for machines: there is room for %d workers, %d are wanted", room, counts[0])
-                    self._request(counts[-1])
+                if now - alone > _SETTLE_SECONDS:
+                    level, told = logging.DEBUG if told else logging.WARNING, True
+                    log.log(level, "waiting for machines: there is room for %d workers, not for %d", room, counts[0])
+                    self.ask_for(counts[-1])
                 time.sleep(_POLL_SECONDS)
         finally:
-            if asked:
-                self._request(0)
+            self.ask_for(0)
 
     def _fitting(self, free: Mapping[str, float]) -> int:
         config = self._config
@@ -79,13 +105,6 @@ class Machines:
         if config.gpus_per_worker:
             fitting = min(fitting, (free.get("GPU", 0.0) + _SLACK) // config.gpus_per_worker)
         return int(fitting)
-
-    def _request(self, workers: int) -> None:
-        """Asks a cluster that grows by itself for room; others take no notice."""
-        from ray.autoscaler.sdk import request_resources
-
-        gpus = {"GPU": self._config.gpus_per_worker} if self._config.gpus_per_worker else {}
-        request_resources(bundles=[{"CPU": self._config.cpus_per_worker, **gpus}] * workers)
 
     def _too_few(self, room: int, wanted: int) -> str:
         gpus = f" and {self._config.gpus_per_worker:g} GPUs" if self._config.gpus_per_worker else ""

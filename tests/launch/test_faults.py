@@ -1,10 +1,13 @@
 """Runs on two real Ray machines, each with a fault, come to the end of one without; see tests/launch/faulty."""
 
+import json
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from data_prep.errors import UserError
 from launch.cluster_config import ClusterConfig
 from launch.ray_backend import RayBackend
 from launch.ray_machines import Machines, end_process
+from pipeline.process import Process
 from pipeline.pulse import born
 from tests.launch.faulty.bench import EVERY, Run, disturbed, undisturbed
 from tests.launch.faulty.faults import FAULTS
@@ -61,10 +65,59 @@ def test_machines_that_are_gone_have_no_room_and_processes_are_ended_where_they_
         assert Machines(config).room() == 1
         assert time.monotonic() - began < 15
         assert backend.available([1, 2]) == 1
-        assert not backend.could_have([2], 1)
+        assert asked() == []
+        assert backend.could_have([2], 1)  # for whoever has one, and there is another one
+        assert not backend.could_have([3], 1)
+        assert asked() == [{"CPU": 1.0}] * 3  # a cluster that grows by itself has to know
         with pytest.raises(UserError, match=r"has room for 1; set --cluster.workers 1, or add machines"):
             backend.available([2])
+        assert asked() == []
         nodes.add()
-        assert backend.could_have([2], 1) and backend.available([2]) == 2
+        assert backend.could_have([3], 1) and backend.available([2]) == 2
+        nodes.remove()
+        assert not backend.could_have([3], 1) and len(asked()) == 3
+        backend._machines.close()
+        assert asked() == []
     finally:
         backend.stop()
+        nodes.add()
+
+
+def asked() -> list[dict[str, float]]:
+    """What the cluster was asked to have room for."""
+    from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    found: list[dict[str, float]] = json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or "[]")
+    return found
+
+
+def nap(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """A job that has its room for a while."""
+    time.sleep(job["seconds"])
+    return {"end": time.time()}
+
+
+def test_a_job_waits_for_room_that_another_one_of_the_run_has(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add()
+    nodes.remove()  # one CPU is left
+    backend = RayBackend(ClusterConfig(workers=2, address=nodes.address, wait_seconds=0), tmp_path)
+    ends: dict[str, float] = {}
+
+    def carry_out(name: str, seconds: float) -> None:
+        (tmp_path / name).mkdir()
+        job = {"stage": name, "folder": str(tmp_path / name), "function": f"{__name__}:nap", "seconds": seconds}
+        ends[name] = backend.run(job)["end"]
+
+    try:
+        backend.start()
+        first = threading.Thread(target=carry_out, args=("first", 12.0), daemon=True)
+        first.start()
+        while Machines(ClusterConfig()).room():
+            time.sleep(0.1)
+        carry_out("second", 0.0)  # longer than a job that is alone would wait
+        first.join()
+        assert ends["second"] >= ends["first"]
+    finally:
+        backend.stop()
+        nodes.add()
