@@ -4,16 +4,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.data.storage import STORAGE_KEYS
+from pipeline.data.loader import READING_KEYS
 from pipeline.engine_config import LAYOUT_KEYS
-
-LOADER_UPKEEP = frozenset({"workers", "prefetch", "stall_seconds", "max_bad_share"})
-"""How many read ahead, and when they are complained of: the order of samples is a function of seed and step."""
-LOOP_UPKEEP = frozenset({"checkpoint_seconds", "log_every", "bad_updates", "noise_scale"})
-"""What a training saves, tells and measures on its way, and what it does with an update that is no number."""
+from pipeline.loop_config import UPKEEP_KEYS
 
 _TOLD = 3
-_WITHOUT = {"engine": LAYOUT_KEYS, "loader": STORAGE_KEYS | LOADER_UPKEEP}
+_WITHOUT = {"engine": LAYOUT_KEYS, "loader": READING_KEYS}
 
 
 def parts_of(run: Mapping[str, Any], *sections: str) -> dict[str, Any]:
@@ -31,7 +27,7 @@ def _counting(values: Any, without: frozenset[str]) -> Any:
         return values
     counts = {key: value for key, value in values.items() if key not in without}
     if "loop" in counts:
-        counts["loop"] = {key: value for key, value in counts["loop"].items() if key not in LOOP_UPKEEP}
+        counts["loop"] = {key: value for key, value in counts["loop"].items() if key not in UPKEEP_KEYS}
     return counts
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5
 _GAP_SECONDS = 5.0
 _GROWTH_SECONDS = 5.0
+_TELL_SECONDS = 60.0
 
 
 class Watch:
@@ -41,7 +43,7 @@ class Watch:
         self._could_grow = could_grow
         self._seen: dict[int, tuple[Mapping[str, Any], float]] = {}
         self._ended: list[int] = []
-        self._failing: set[str] = set()
+        self._told: dict[str, float] = {}
         self._looked = self._asked = 0.0
         self._watching = Repeating(self._watch, _LOOK_SECONDS, "watch")
 
@@ -80,12 +82,10 @@ class Watch:
         try:
             yield
         except Exception as error:
-            self._seen.clear()  # for as long as nothing could be seen, nobody counts as silent
-            if what not in self._failing:
-                self._failing.add(what)  # it is told once, until it succeeds again
+            now = time.monotonic()
+            if now - self._told.get(what, -math.inf) > _TELL_SECONDS:
+                self._told[what] = now
                 log.warning("%s: %s failed; trying again: %s", self._folder.name, what, error, exc_info=error)
-        else:
-            self._failing.discard(what)
 
     def _look(self, now: float) -> None:
         if self._silent_seconds:
@@ -93,7 +93,11 @@ class Watch:
                 self._end_silent(now)
 
     def _end_silent(self, now: float) -> None:
-        pulses = read_pulses(self._folder)
+        try:
+            pulses = read_pulses(self._folder)
+        except OSError:
+            self._seen.clear()  # for as long as nothing can be seen, nobody counts as silent
+            raise
         self._seen = {rank: seen for rank, seen in self._seen.items() if rank in pulses}
         for rank, pulse in pulses.items():
             before = self._seen.get(rank)

@@ -38,3 +38,7 @@ class LoopConfig:
     def steps(self) -> int:
         """Steps of a whole training."""
         return -(-self.samples // self.global_batch)
+
+
+UPKEEP_KEYS = frozenset({"checkpoint_seconds", "log_every", "bad_updates", "noise_scale"})
+"""What a training saves, tells and measures on its way, and what it does with an update that is no number."""

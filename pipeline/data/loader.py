@@ -24,7 +24,7 @@ from pipeline.data.questions import question_units
 from pipeline.data.sample import TextKind
 from pipeline.data.seeds import draw, generator
 from pipeline.data.shards import ShardFolder
-from pipeline.data.storage import StorageConfig
+from pipeline.data.storage import STORAGE_KEYS, StorageConfig
 from pipeline.data.stream import DrawSeed, StepDataset
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, eval_image, train_image
@@ -79,6 +79,10 @@ class LoaderConfig(TransformConfig, StorageConfig):
     def order(self, unit: Unit) -> OrderConfig:
         """The part that the order is made of."""
         return OrderConfig(streams=self.streams, window=self.window, unit=unit)
+
+
+READING_KEYS = STORAGE_KEYS | {"workers", "prefetch", "stall_seconds", "max_bad_share"}
+"""What decides how samples are read, how far ahead, and when that is complained of: no result depends on it."""
 
 
 @dataclass(frozen=True)
