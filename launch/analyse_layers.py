@@ -44,10 +44,10 @@ def similarity_command(folder: Path, split: str | None, samples: int, out: Path 
         UserError: There is no pre-trained model, or no such split.
     """
     run = _run(folder, split, samples)
-    model = run.model()
+    model, exposure = run.model(), run.exposure
     rows = measure_similarity(model, run.normalise, run.batches(samples, BATCH))
     note = "Tokens: of what enters the layer. Heads: of what they attend to. Unpruned; bands are 95% intervals."
-    return _answer(run, rows, "similarity", f"{model.config.backbone}: similarity by layer", note, out, [run.exposure])
+    return _answer(run, rows, "similarity", f"{model.config.backbone}: similarity by layer", note, out, [exposure])
 
 
 def divergence_command(folder: Path, against: Path | None, split: str | None, samples: int, out: Path | None) -> Answer:
@@ -67,9 +67,10 @@ def divergence_command(folder: Path, against: Path | None, split: str | None, sa
     run = _run(folder, split, samples)
     model = run.model()
     other, named, others = _other(run, model, against)
+    exposures = [run.exposure, *others]
     rows = measure_divergence(model, other, run.normalise, run.batches(samples, BATCH))
     note = f"KL( {folder.name} ‖ {named} ) of the vision tower's attention maps; bands are 95% intervals."
-    return _answer(run, rows, "attention", "how far attention is apart by layer", note, out, [run.exposure, *others])
+    return _answer(run, rows, "attention", "how far attention is apart by layer", note, out, exposures)
 
 
 def _other(run: Trained, model: Backbone, against: Path | None) -> tuple[Backbone, str, list[Exposure]]:
@@ -107,7 +108,7 @@ def _answer(
     place = run.folder / ANALYSES if out is None else out
     _drawing(name, title, f"{note} {in_caption(exposures)}", rows).save(place)
     lines = [f"split {run.split}, {rows[0]['samples']} pairs", *in_words(exposures), *_table(rows)]
-    data = {"run": str(run.folder), "split": run.split, "held_out": run.exposure.held_out, "rows": rows}
+    data = {"run": str(run.folder), "split": run.split, "held_out": exposures[0].held_out, "rows": rows}
     return 0, data, "\n".join([*lines, f"{note} Figure and numbers: {place / name}.svg, .csv"])
 
 

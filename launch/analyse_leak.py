@@ -37,15 +37,16 @@ def leak_command(folders: Sequence[Path], split: str | None, samples: int) -> An
         # One split for all: what is averaged must have been asked of the same pictures.
         runs.append(_guided_by_text(TrainedRun.of(folder, split or (runs[0].split if runs else None))))
     labels = _labels(runs)
+    exposures = [run.exposure for run in runs]
     rows = []
-    for run, label in zip(runs, labels, strict=True):
-        told = {"run": str(run.folder), "setting": label, "seed": run.config.seed, "held_out": run.exposure.held_out}
+    for run, label, exposure in zip(runs, labels, exposures, strict=True):
+        told = {"run": str(run.folder), "setting": label, "seed": run.config.seed, "held_out": exposure.held_out}
         rows += [{**told, **row} for row in _leak(run, samples)]
     means = means_of(rows)
     return (
         0,
         {"split": runs[0].split, "rows": rows, "means": means},
-        leak_text(runs[0].split, rows, means, in_words(run.exposure for run in runs)),
+        leak_text(runs[0].split, rows, means, in_words(exposures)),
     )
 
 

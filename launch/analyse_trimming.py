@@ -48,16 +48,16 @@ def trimming_command(folder: Path, split: str | None, samples: int, out: Path | 
         able = ", ".join(TALLIES)
         raise UserError(f"{folder} was fine-tuned for {run.config.trim.task}; trimming is looked at for {able}")
     place = folder / ANALYSES if out is None else out
+    exposure = run.exposure_to(run.split_folder, fine_tuned=True)
     models = [_seen(run, stage, export, samples, place / INSTANCES) for stage, export in exports.items()]
     models.sort(key=lambda each: bool(each.kept))  # the untrimmed one first
-    exposure = run.exposure_to(run.split_folder, fine_tuned=True)
     found = drawings(models, in_caption([exposure]))
     for drawing in found:
         drawing.save(place)
     head = f"split {run.split}, {len(models[0].gmacs)} {models[0].task} instances"
     names = ", ".join(f"{drawing.name}.svg" for drawing in found)
     data: dict[str, Any] = {"run": str(folder), "split": run.split, "held_out": exposure.held_out}
-    data |= {"models": [_numbers(each) for each in models]}
+    data |= {"chose_weights": exposure.chose, "models": [_numbers(each) for each in models]}
     told_where = f"figures, with numbers as .csv, in {place}: {names}; the cheapest and the dearest in {INSTANCES}/"
     return 0, data, "\n".join([head, exposure.words, *_table(models), told_where])
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_prep.errors import UserError
 from data_prep.index import INDEX, read_shard_list
 from launch.config import RunConfig
 
@@ -18,20 +19,23 @@ class Exposure:
         model: What the model is called.
         held_out: True where no training read the split, False where one did, None where that is not known.
         why: Why it is not known, or which part of the split was read where it is not all.
+        chose: Whether the weights are those of the step that scored best on the split.
     """
 
     model: str
     held_out: bool | None
     why: str = ""
+    chose: bool = False
 
     @property
     def words(self) -> str:
         """One sentence without its end."""
+        chosen = "; its weights were chosen by it" if self.chose else ""
         if self.held_out:
-            return f"held out: {self.model} was not trained on this split"
+            return f"held out: {self.model} was not trained on this split{chosen}"
         if self.held_out is None:
-            return f"not known whether {self.model} was trained on this split: {self.why}"
-        return f"not held out: {self.model} was trained on {self.why}this split"
+            return f"not known whether {self.model} was trained on this split: {self.why}{chosen}"
+        return f"not held out: {self.model} was trained on {self.why}this split{chosen}"
 
 
 def in_words(exposures: Iterable[Exposure]) -> list[str]:
@@ -57,14 +61,17 @@ def exposure_of(folder: Path, config: RunConfig, split: Path, trained_on: Collec
         split: A folder of indexed shards.
         trained_on: Names of the run's splits that the model was trained on.
         model: What to call it; the folder if not given.
-
-    Raises:
-        UserError: An index is broken.
     """
     name, data = model or str(folder), folder / "data"
-    shards, read = _digests(split), {(data / each).resolve() for each in trained_on}
-    again = len(shards & {digest for each in read for digest in _digests(each)})
-    if again or split.resolve() in read:
+    read = {(data / each).resolve() for each in trained_on}
+    if split.resolve() in read:
+        return Exposure(model=name, held_out=False)
+    try:
+        shards = _digests(split)
+        again = len(shards & {digest for each in read for digest in _digests(each)})
+    except UserError:  # no reason to refuse an analysis, which may not need that index
+        return Exposure(model=name, held_out=None, why="an index of its data cannot be read")
+    if again:
         part = f"{again} of the {len(shards)} shards of " if 0 < again < len(shards) else ""
         return Exposure(model=name, held_out=False, why=part)
     if config.pretrain.init is not None:

@@ -95,7 +95,10 @@ class TrainedExport:
         if stage.parent.name != "stages" or not (run / "config.yaml").is_file():
             why = "an export by itself does not say what it was trained on"
             return Exposure(model=str(self.folder), held_out=None, why=why)
-        config = read_config(RunConfig, [run / "config.yaml"], [])
+        try:
+            config = read_config(RunConfig, [run / "config.yaml"], [])
+        except UserError:  # of another version, say; the export needs none
+            return Exposure(model=str(self.folder), held_out=None, why="the config.yaml of its run cannot be read")
         return exposure_of(run, config, self.split_folder, config.pretrain.splits, str(self.folder))
 
     @property

@@ -1,7 +1,7 @@
 """A run folder whose pre-trained model is looked into, and the split that it is looked at with."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -76,8 +76,11 @@ class TrainedRun:
             split: A folder of indexed shards.
             fine_tuned: Whether fine-tuning counts too.
         """
-        splits = [*self.config.pretrain.splits, *(self.config.trim.splits if fine_tuned else ())]
-        return exposure_of(self.folder, self.config, split, splits)
+        trim = self.config.trim
+        splits = [*self.config.pretrain.splits, *(trim.splits if fine_tuned else ())]
+        found = exposure_of(self.folder, self.config, split, splits)
+        scored = (self.folder / "data" / trim.validation.split).resolve()
+        return replace(found, chose=fine_tuned and trim.validation.every_steps > 0 and split.resolve() == scored)
 
     @cached_property
     def inputs(self) -> Inputs:

@@ -67,7 +67,8 @@ def _left_out(stage: Stage) -> list[Fault]:
     what = f"{count} update{'s' if count > 1 else ''} left out: a loss or a gradient was not a number"
     if lines:
         shown = ", ".join(str(line.get("step")) for line in lines[:_MOST_NAMED])
-        what += f" (update {shown}{', ...' if len(lines) > _MOST_NAMED else ''})"
+        known = "of those known: " if len(lines) < count else ""  # a run that began before there was a list
+        what += f" ({known}update {shown}{', ...' if len(lines) > _MOST_NAMED else ''})"
     return [Fault(stage=stage.name, when=lines[-1].get("detected") if lines else None, what=what)]
 
 

@@ -334,7 +334,8 @@ def _training_skips(stages: tuple[Stage, ...]) -> list[tuple[str, str, int]]:
     """(stage, reason, samples) that training left out because they could not be read."""
     found = []
     for stage in stages:
-        skipped = stage.outputs.get("bad_samples") or stage.bad_samples or stage.outputs.get("skipped")
+        listed = stage.bad_samples if stage.curve is not None else {}  # evaluations have such lists too
+        skipped = stage.outputs.get("bad_samples") or listed or stage.outputs.get("skipped")
         if isinstance(skipped, Mapping):
             found += [(stage.name, str(reason), int(count)) for reason, count in skipped.items()]
         elif isinstance(skipped, int | float) and skipped:

@@ -69,8 +69,8 @@ def draw_pareto(table: TaskTable, named: str = "", published: Sequence[Quoted] =
     def paint(figure: Figure) -> None:
         for at, split in enumerate(splits):
             axes = figure.add_subplot(1, len(splits), at + 1)
-            _panel(axes, metric, [line for line in lines if line.split == split], looks)
             _quoted_points(axes, [row for row in published if row.split == split_name(split)])
+            _panel(axes, metric, [line for line in lines if line.split == split], looks)
             axes.set_title(split, loc="left")
         marks: dict[str, Any] = {}
         for axes in figure.axes:
@@ -143,7 +143,9 @@ def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tupl
         if len(lines) <= _MOST_NAMED:
             axes.annotate(metric_number(metric, y), (x, y), xytext=(7, -10), textcoords="offset points")
     axes.margins(x=0.15, y=0.2)
-    axes.set_xlim(left=0.0)
+    # From here on nothing widens the axis by itself; of a target that all models miss the line is to be seen too.
+    dearest = max((each.gmacs for each in _all_asked(lines)), default=0.0)
+    axes.set_xlim(0.0, max(axes.get_xlim()[1], 1.05 * dearest))
     _targets(axes, lines, looks)
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel("multiply-accumulates per instance, G")

@@ -137,6 +137,15 @@ class _Reader:
             self._note(path, f"{curve.broken_lines} of its lines hold no step and are left out", None)
         return curve
 
+    def reasons(self, folder: Path) -> Mapping[str, int]:
+        """How many samples the lists of a stage name, by reason; lists that cannot be used are noted."""
+        try:
+            return count_reasons(folder)
+        except (KeyError, TypeError) as error:
+            return self._note(folder, f"a line of its lists names no sample ({error!r})", {})
+        except OSError as error:
+            return self._note(folder, error.strerror or error, {})
+
     def yaml(self, path: Path) -> Mapping[str, Any]:
         try:
             value = yaml.safe_load(self.text(path))
@@ -216,7 +225,7 @@ def _stage(reader: _Reader, folder: Path) -> Stage:
         curve=reader.curve(folder / "metrics.jsonl"),
         restart_log=reader.lines(folder / "restarts.jsonl"),
         bad_updates=reader.lines(folder / BAD_UPDATES),
-        bad_samples=count_reasons(folder / QUARANTINE),
+        bad_samples=reader.reasons(folder / QUARANTINE),
         unscored=_unscored(reader, folder, state),
         log_tail="\n\n".join("\n".join(log[-_LOG_LINES:]) for log in logs if log),
     )
@@ -228,8 +237,9 @@ def _unscored(reader: _Reader, folder: Path, state: str) -> tuple[Mapping[str, A
     evaluated = folder.name.startswith("evaluate-trim") and state == "done" and (folder / "results.json").is_file()
     if not told and evaluated and not reader.json(folder / "results.json", []):
         why = (
-            "an older evaluation, which does not say why; captions want pycocoevalcap and Java, with which the same "
-            "command evaluates them anew, and other tasks want a split that says what is right"
+            "an older evaluation, which does not say why; captions want pycocoevalcap and Java on the machine that "
+            f"evaluates (then remove stages/{folder.name} and run the same command again), and other tasks want a "
+            "split that says what is right"
         )
         told = [{"model": folder.name.removeprefix("evaluate-"), "split": "any split", "why": why}]
     return tuple(told)

@@ -208,8 +208,9 @@ def _scored(told: ToldSplit, stage: Stage, name: str, split: str) -> dict[str, l
     missing = missing_for_captions()
     if missing is not None:
         log.warning("%s on %s is not scored: %s", name, split, missing)
-        again = "the same command again then evaluates it anew"
-        note_unscored(stage.folder, name, split, f"{missing}; {again}")
+        # Who builds the stages may be on another machine, which has the programs and sees no reason to begin anew.
+        again = f"on the machine that evaluates; then remove stages/evaluate-{name} and run the same command again"
+        note_unscored(stage.folder, name, split, f"{missing} {again}")
         return {}
     return told.tally.scores() or {"": []}
 

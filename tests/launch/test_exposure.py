@@ -8,6 +8,7 @@ from launch.config import RunConfig
 from launch.exposure import Exposure, exposure_of, in_caption, in_words
 from launch.reading import read_config
 from launch.trained_export import TrainedExport
+from launch.trained_run import TrainedRun
 from tests.launch.report.folders import save
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -58,10 +59,31 @@ def test_of_what_comes_from_elsewhere_nothing_is_claimed(run: Path, tmp_path: Pa
     assert known(run, run / "data" / "train", f"--pretrain.init.vision={tmp_path}").held_out is False
 
 
+def test_of_an_index_that_cannot_be_read_nothing_is_claimed_and_nothing_fails(run: Path) -> None:
+    train, val = run / "data" / "train", run / "data" / "coco" / "val"
+    save(train / "index.json", "cut o")
+    assert known(run, val).held_out is None and "an index of its data cannot be read" in known(run, val).words
+    assert known(run, train).held_out is False  # for this none is wanted
+
+
+def test_a_split_that_chose_the_weights_is_told_of_fine_tuned_models_alone(run: Path) -> None:
+    val, test = run / "data" / "coco" / "val", shards(run / "data" / "coco" / "test", "d")
+    chosen = ["--trim.validation.split=coco/val"]
+    scored = TrainedRun(run, read_config(RunConfig, [TINY], [*chosen, "--trim.validation.every_steps=2"]), "coco/val")
+    told = scored.exposure_to(val, fine_tuned=True)
+    assert told.words == f"held out: {run} was not trained on this split; its weights were chosen by it"
+    others = (scored.exposure, scored.exposure_to(test, fine_tuned=True))
+    never = TrainedRun(run, read_config(RunConfig, [TINY], [*chosen, "--trim.validation.every_steps=0"]), "coco/val")
+    assert not any(each.chose for each in (*others, never.exposure_to(val, fine_tuned=True)))
+
+
 def test_an_export_is_known_by_the_run_that_it_lies_in_and_not_by_itself(run: Path, tmp_path: Path) -> None:
     val = run / "data" / "coco" / "val"
     within = TrainedExport.of(run / "stages" / "pretrain" / "export", str(val)).exposure
     alone = TrainedExport.of(tmp_path / "export", str(val)).exposure
+    save(run / "config.yaml", "no_such_key: 1")
+    older = TrainedExport.of(run / "stages" / "pretrain" / "export", str(val)).exposure
+    assert older.held_out is None and "the config.yaml of its run cannot be read" in older.words
     assert within.held_out is True and alone.held_out is None
     assert "an export by itself does not say" in alone.words
 

@@ -202,6 +202,9 @@ def test_bad_updates_are_told_alike_of_a_run_that_is_over_and_of_one_that_is_not
         assert f"{when}went back to the last checkpoint from update 6: the loss is nan|4|" in page
         assert f"{when}2 updates left out: a loss or a gradient was not a number (update 6, 9)|" in page
         assert page.count("left out:") == 1 and "No process was lost" not in page
+    (folder / "status.json").write_text(json.dumps({**status, "state": "done", "outputs": {"left_out": 3}}))
+    page = plain(text_of(unfinished_run))  # the first of them was before there was a list
+    assert "3 updates left out: a loss or a gradient was not a number (of those known: update 6, 9)" in page
 
 
 def test_samples_that_a_running_stage_skipped_are_in_the_account(unfinished_run: Path) -> None:
@@ -209,7 +212,27 @@ def test_samples_that_a_running_stage_skipped_are_in_the_account(unfinished_run:
     (unfinished_run / "data" / "train" / "index.json").write_text('{"account": {"asked": 3, "written": 3}}')
     listed = {"source": "train", "shard": "0.tar", "number": 1, "key": "k", "reason": "image is cut off", "step": 2}
     save(unfinished_run / "stages" / "pretrain" / "quarantine" / "rank-0.jsonl", json.dumps(listed) + "\n")
-    assert "|pretrain|image is cut off|1|" in plain(text_of(unfinished_run))
+    save(unfinished_run / "stages" / "evaluate-pretrain" / "quarantine" / "rank-0.jsonl", json.dumps(listed) + "\n")
+    page = plain(text_of(unfinished_run))
+    assert "|pretrain|image is cut off|1|" in page
+    assert "|evaluate-pretrain|image is cut off|" not in page  # nothing that training skipped
+
+
+@pytest.mark.parametrize(
+    "line", ["[1, 2]", "3", '{"source": "train"}', '{"source": [], "shard": "0.tar", "number": 1}']
+)
+def test_a_list_of_bad_samples_with_a_damaged_line_is_noted(unfinished_run: Path, line: str) -> None:
+    save(unfinished_run / "stages" / "pretrain" / "quarantine" / "rank-0.jsonl", line + "\n")
+    said = missing(text_of(unfinished_run))
+    assert "stages/pretrain/quarantine cannot be read: a line of its lists names no sample" in said
+
+
+def test_a_list_of_bad_samples_that_is_gone_when_it_is_read_is_noted(unfinished_run: Path) -> None:
+    folder = unfinished_run / "stages" / "pretrain" / "quarantine"
+    folder.mkdir()
+    (folder / "rank-0.jsonl").symlink_to("gone")
+    said = missing(text_of(unfinished_run))
+    assert "stages/pretrain/quarantine cannot be read: No such file or directory" in said
 
 
 def test_lines_of_a_log_that_went_bad_are_told(unfinished_run: Path) -> None:
@@ -323,3 +346,20 @@ def test_published_points_are_drawn_where_models_are_of_one_size() -> None:
     drawn = [row for row in csv.DictReader(drawing.csv.splitlines()) if row["quoted"] == "1"]
     assert {row["split"] for row in drawn} == {"snli_ve/dev"} and len(drawn) == 6
     assert {row["on_front"] for row in drawn} == {"0"}
+
+
+@pytest.mark.parametrize("target", ["90GMACs", 2.0])
+def test_what_lies_right_of_all_that_was_measured_is_inside_of_its_panel(target: float | str) -> None:
+    """A target that the models miss, and points of published models that are larger."""
+    rows = [
+        {"stage": "s", "method": "smarttrim", "target": wanted, "task": "snli_ve", "split": "snli_ve/dev", "seed": 0,
+         "metric": "accuracy", "value": 70.0, "gmacs": cost} for wanted, cost in ((1.0, 26.0), (target, 20.0))
+    ]  # fmt: skip
+    (table,) = group_results(rows)
+    drawing = draw_pareto(table, published=comparable(table, quoted("meter", "snli_ve")))
+    assert drawing is not None
+    left, width = map(float, re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', drawing.svg)[-1])
+    # The clip path's rectangle is the panel; points are <use>, the names of targets <text>.
+    points = [float(x) for x in re.findall(r'<use [^>]*?\bx="([\d.]+)"', drawing.svg)]
+    names = [float(x) for x in re.findall(r'<text [^>]*?\bx="([\d.]+)"[^>]*>(?:90GMACs|2.0x)<', drawing.svg)]
+    assert len(points) > 8 and len(names) == 1 and max(*points, *names) < left + width
