@@ -177,8 +177,8 @@ class ClassificationModel(nn.Module):
         if isinstance(self.trimmers, Trimmers) and self.trimmers.together:
             if pair is not None:
                 ids_BL, mask_BL = ids_BL.repeat(2, 1), mask_BL.repeat(2, 1)
-            text, image = self.backbone.encode_together(pixels, ids_BL, mask_BL, interventions)
-            return self.backbone.begin_fusion(text, ids_BL, mask_BL), image
+            encoded, image = self.backbone.encode_together(pixels, ids_BL, mask_BL, interventions)
+            return self.backbone.begin_fusion(encoded, ids_BL, mask_BL), image
         text = self.encode_asked_text(ids_BL, mask_BL, interventions)
         guide = text if pair is None or text is None else twice(text)
         pruning: list[Intervention] = []
