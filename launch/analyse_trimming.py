@@ -66,7 +66,7 @@ def _seen(run: TrainedRun, stage: str, export: Path, samples: int, place: Path) 
     """What one model does."""
     process = Process(device=run.device)
     model, described = load_classification_model(export)
-    inputs = run.inputs.sized_for(model.backbone.config)  # fine-tuning may have had larger pictures
+    inputs = run.inputs.of_export(described)  # fine-tuning may have had larger pictures
     model, source = model.to(run.device), source_of(inputs, run.split, run.tokenizer)
     said = said_on(model, source, source.batches(model.classes.text, BATCH, process, samples), process)
     target = Target.parse(described["target"])

@@ -76,6 +76,8 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     options = _OPTIONS
     if list(words[:2]) == ["cluster", "submit"]:
         options = _OPTIONS | SUBMIT_OPTIONS
+    elif words and words[0] == "trim":
+        options = _OPTIONS | {_TARGETS}
     elif not words or words[0] not in _TAKING_OVERRIDES or of_export(words):
         return list(words), []
     own: list[str] = []
@@ -130,6 +132,7 @@ _RUNNING = frozenset(_RUN_HELP)
 _TAKING_OVERRIDES = _RUNNING | {"shard", "compare", "scale"}
 _FLAGS = frozenset({"--help", "--json", "--verbose", "--fresh", "--print_config"})
 _OPTIONS = _FLAGS | {"--config", "--take_from"}
+_TARGETS = "--targets"
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -180,6 +183,9 @@ def _add_run(commands: Any, name: str, text: str) -> None:
     taken = "another run's folder, of which finished stages are taken over that would be made just so here"
     parser.add_argument("--take_from", metavar="RUN", type=Path, help=taken)
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration as YAML, and stop")
+    if name == "trim":
+        wanted = "the wanted costs, such as '[1.0, 2.0x]'; the same as --trim.targets"
+        parser.add_argument(_TARGETS, metavar="LIST", help=wanted)
     if name == "evaluate":
         add_export_options(parser)
 
@@ -287,6 +293,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> Answer:
         return evaluate_export_handler(options)
     if options.command == "evaluate":
         refuse_folders([*options.configs, *options.config])
+    if options.command == "trim" and options.targets is not None:
+        overrides = [*overrides, f"--trim.targets={options.targets}"]
     from launch.commands import run_command
 
     return run_command(

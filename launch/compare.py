@@ -28,6 +28,7 @@ from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS
 from pipeline.limits import above_zero, at_least
 from pipeline.progress import read_metrics
+from pipeline.trimming.target import Target
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
     """
     files = [find_recipe(name) for name in config.base]
     words = {trial: settled(files, overrides_of(config, trial), trial) for trial in trials(config)}
+    check_full_models({trial.variant: read_config(RunConfig, files, given) for trial, given in words.items()})
     out = Path(config.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     runs, failures = _Runs(), dict[str, str]()
@@ -182,6 +184,31 @@ def settled(files: Sequence[Path], overrides: list[str], trial: Trial) -> list[s
     """
     path = read_config(RunConfig, files, overrides).checkpoint.path
     return overrides if path is None else [*overrides, f"--checkpoint.path={path.rstrip('/')}/{trial.name}"]
+
+
+def check_full_models(variants: Mapping[str, RunConfig]) -> None:
+    """Refuses variants whose speed-ups count from different full models, where nobody has asked for that.
+
+    Raises:
+        UserError: By default some keep pre-training's pruning, which the methods of others cannot.
+    """
+    ratios = {
+        name: run
+        for name, run in variants.items()
+        if any(target.unit == "x" and not target.is_full for target in map(Target.parse, run.trim.targets))
+    }
+    left = [name for name, run in ratios.items() if run.trim.leaves_pruning(run.model.backbone, run.pretrain.pruning)]
+    kept = [
+        name
+        for name, run in ratios.items()
+        if run.trim.kept_pruning(run.model.backbone, run.pretrain.pruning) is not None
+    ]
+    if left and kept:
+        raise UserError(
+            f"speed-ups of {', '.join(kept)} count from a full model that keeps pre-training's pruning, those of "
+            f"{', '.join(left)} from one that prunes nothing; set trim.keep_pruning=false in shared, or give targets "
+            "in GFLOPs"
+        )
 
 
 class _Runs:

@@ -10,6 +10,7 @@ from data_prep.errors import UserError
 from data_prep.index import INDEX
 from data_prep.remote import is_url
 from launch.answers import Answer
+from launch.devices import device_of
 from launch.local_processes import run_processes
 from launch.report.table import aligned
 from launch.torchrun import process_of, run_here
@@ -123,10 +124,7 @@ def _device(local_rank: int, device: str | None) -> str:
 
 def _gpus(device: str | None) -> int:
     """How many are to be used of those that this machine has."""
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if where == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no GPU that torch can use; leave it out, or give cpu")
-    return torch.cuda.device_count() if where == "cuda" else 0
+    return torch.cuda.device_count() if device_of(device) == "cuda" else 0
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -5,10 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data_prep.errors import UserError
 from launch.answers import Answer
+from launch.devices import device_of
 from launch.report.table import aligned
 from pipeline.captioner import Captioner, is_captioner
 from pipeline.tasks.classes import JUDGING
@@ -40,7 +39,7 @@ def predict_command(
     Raises:
         UserError: No such model or picture, or numbers that do not fit.
     """
-    folder, where = folder.expanduser(), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder, where = folder.expanduser(), device_of(device)
     if is_captioner(folder):
         if texts:
             raise UserError(f"{folder} holds a captioner, which judges no texts: leave out --text")

@@ -105,6 +105,12 @@ def _check_training(config: RunConfig) -> None:
         check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
         tuned = _meta_model(config, config.trim.image_size)
         check_targets(config.trim, tuned, config.pretrain.pruning, config.loader.max_tokens)
+        if config.trim.leaves_pruning(config.model.backbone, config.pretrain.pruning):
+            log.warning(
+                "trim.method=%s cannot keep pre-training's pruning: its speed-ups count from another full model than "
+                "those of methods that keep it; to compare them give GFLOPs, or trim.keep_pruning=false for all",
+                config.trim.method,
+            )
 
 
 def _processes(config: RunConfig) -> int:

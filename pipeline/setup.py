@@ -46,6 +46,15 @@ class Inputs:
         """The same with pictures of a model's size, which fine-tuning may have changed."""
         return replace(self, loader=replace(self.loader, height=model.vision.height, width=model.vision.width_px))
 
+    def of_export(self, described: Mapping[str, Any]) -> "Inputs":
+        """The same as an export reads it wherever it is used: pictures of its size, texts of its length.
+
+        Args:
+            described: Its config.json.
+        """
+        read = {name: described["loader"][name] for name in ("height", "width", "max_tokens")}
+        return replace(self, loader=replace(self.loader, **read))
+
     def load_tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""
         return Tokenizer.load(self.tokenizer)

@@ -119,7 +119,7 @@ def _draw_trimmed(
     model, described = load_classification_model(folder)
     if model.trimmers is None:
         return
-    batch, rows = _chosen(config, trained, inputs.sized_for(model.backbone.config), None)  # the same samples
+    batch, rows = _chosen(config, trained, inputs.of_export(described), None)  # the same samples
     image, text, macs_B = trimmed_sights(model, inputs.normalise(batch.pixels), batch)
     tokenizer, named = inputs.load_tokenizer(), _named(described)
     for picture, row in _each(rows, pictures):

@@ -72,8 +72,8 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
         more |= config.of_pairs
         model = fine_tuned(backbone, config.trims, config.policy, classes=_supposed(config), **more)
     longest = max_tokens if config.max_tokens is None else config.max_tokens
+    check_room(backbone.config.text, longest, "loader.max_tokens" if config.max_tokens is None else "trim.max_tokens")
     if config.task == "captioning":
-        check_room(backbone.config.text, longest, "trim.max_tokens")
         check_room(backbone.config.text, config.captions.max_length, "trim.captions.max_length")
         check_prompt(config.captions, 1 + len(config.captions.prompt.split()), longest)
     check_before([Target.parse(target) for target in config.targets], model, longest)
@@ -115,13 +115,15 @@ def trim(
     """
     process = stage.process
     pretrained, inputs = inputs.loader, replace(inputs, loader=config.loader(inputs.loader))
+    read = config.exported_loader(pretrained)
     settled = check_batch("trim", config.loop.global_batch, process.world_size, inputs.engine, inputs.loader)
     seed_everything(inputs.seed, 1000)
     tokenizer = inputs.load_tokenizer()
     trained = _pretrained(config, backbone, model_config, tokenizer, pretrained, process)
     reader = tokenizer.behind(config.captions.prompt) if config.task == "captioning" else tokenizer
-    examples, classes = _examples(config, inputs, reader), _classes(config, inputs, tokenizer, process)
-    beginning = Beginning(config, target, teacher, inputs, examples, process, pruning, classes)
+    together = config.loop.global_batch // process.world_size // settled.accumulation  # as many as training has
+    examples, classes = _examples(config, inputs, reader, together), _classes(config, inputs, tokenizer, process)
+    beginning = Beginning(config, target, teacher, inputs, examples, process, pruning, classes, read)
     begun = beginning.model(trained)
     drawn = examples.draw(TYPICAL_TEXTS)
     classes.targets(drawn)  # refuses data that does not say what is right
@@ -137,7 +139,7 @@ def trim(
     batch, sources = config.loop.global_batch, inputs.sources(config.splits)
     batches = training_batches(inputs, stage, batch, sources, reader, text=TEXTS[config.task], unit="pair")
     scored = validation_of(
-        config, target, task, inputs, pretrained.max_tokens, process, lambda: _plain(beginning, task, engine.weights())
+        config, target, task, inputs, read, process, lambda: _plain(beginning, task, engine.weights())
     )
     counts = train(task, engine, batches, config.loop, stage, facts, scored)
     weights = engine.weights()
@@ -245,9 +247,9 @@ def _log_facts(config: TrimConfig, task: ClassificationTask, inputs: Inputs, sta
     )
 
 
-def _examples(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer) -> Examples:
+def _examples(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, together: int) -> Examples:
     draw = partial(_typical, config, inputs, tokenizer)
-    return Examples(draw, inputs.normalise, config.loop.global_batch, config.latency)
+    return Examples(draw, inputs.normalise, together, config.latency)
 
 
 def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: int) -> ImageTextBatch:
@@ -268,7 +270,7 @@ def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: in
 
 def _described(beginning: Beginning, task: ClassificationTask) -> dict[str, Any]:
     """The export's config.json."""
-    config, target, inputs = beginning.config, beginning.target, beginning.inputs
+    config, target = beginning.config, beginning.target
     model = task.model
     if model.trimmers is not None:
         model.trimmers.set_share(task.curriculum.share)
@@ -277,7 +279,7 @@ def _described(beginning: Beginning, task: ClassificationTask) -> dict[str, Any]
         method |= {"captions": asdict(config.captions), "given": model.classes.given}
     if isinstance(model.classes, RankedAnswers):
         method |= {"candidates": model.classes.candidates}
-    return export_config(config.task, model.backbone.config, inputs.loader, target=target.plain, **method)
+    return export_config(config.task, model.backbone.config, beginning.read, target=target.plain, **method)
 
 
 def _training(samples: int, facts: LogFacts, full: Path | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from data_prep.errors import UserError
+from pipeline.data.loader import LoaderConfig
 from pipeline.exports import load_classification_model
 from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
@@ -44,6 +45,7 @@ class Beginning:
         process: Whose device it goes to.
         pruning: That the backbone keeps; None where it keeps none.
         classes: What the head tells apart.
+        read: How the exported model reads data.
     """
 
     config: TrimConfig
@@ -54,6 +56,7 @@ class Beginning:
     process: Process
     pruning: ElipConfig | None
     classes: Classes
+    read: LoaderConfig
 
     def model(self, trained: Backbone) -> ClassificationModel:
         """The full model, one with what trims it, or the teacher of a student."""

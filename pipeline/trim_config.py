@@ -7,7 +7,7 @@ from data_prep.errors import UserError
 from pipeline.data.loader import LoaderConfig
 from pipeline.engine import OptimizerConfig
 from pipeline.generation import CaptionConfig
-from pipeline.limits import above_zero, weights_above_zero
+from pipeline.limits import above_zero, at_least, weights_above_zero
 from pipeline.loop_config import LoopConfig
 from pipeline.measure.latency import LatencyConfig
 from pipeline.models.backbone import PairWay
@@ -51,7 +51,8 @@ class TrimConfig(MethodsConfig):
             of both; ``both``: the text attends to both at once, which METER cannot. None for the backbone's own way:
             ``passes`` of METER, ``both`` of the others.
         max_tokens: Length of statements and questions in training, where they are shorter than what the loader pads
-            captions to; None for the loader's. Longer ones are cut.
+            captions to; None for the loader's. Longer ones are cut. Validation, evaluation and the export cut at the
+            larger of both; captions are as long everywhere.
         loop: Durations and learning-rate schedule.
         optimizer: AdamW; the rate of the backbone.
         lr_scales: Learning rates of the backbone's parts over that, by the beginning of their parameters' names:
@@ -87,6 +88,8 @@ class TrimConfig(MethodsConfig):
         weights_above_zero(self.splits, "trim.splits")
         self._check_targets([Target.parse(target) for target in self.targets])
         above_zero(self, "trim", "head_scale", "trimmer_scale")
+        if self.max_tokens is not None:
+            at_least(self, "trim", 3, "max_tokens")  # begin, one word, end
         check_scales("trim.lr_scales", self.lr_scales)
         if self.task == "nlvr2" and self.method == "ftkd":
             raise UserError("trim.method=ftkd is not made for trim.task=nlvr2, which has two pictures; use another")
@@ -129,6 +132,16 @@ class TrimConfig(MethodsConfig):
             loader = replace(loader, height=side, width=side)
         return loader if tokens is None else replace(loader, max_tokens=tokens)
 
+    def exported_loader(self, loader: LoaderConfig) -> LoaderConfig:
+        """How the trained model reads data, in validation, in evaluation and from its export: not shorter than the run.
+
+        Args:
+            loader: Of the run.
+        """
+        trained = self.loader(loader)
+        longest = trained.max_tokens if self.task == "captioning" else max(trained.max_tokens, loader.max_tokens)
+        return replace(trained, max_tokens=longest)
+
     def kept_pruning(self, backbone: str, pruning: PruningConfig) -> ElipConfig | None:
         """Pre-training's pruning where the backbone keeps it.
 
@@ -148,6 +161,16 @@ class TrimConfig(MethodsConfig):
             )
         keep = backbone == "meter" if self.keep_pruning is None else self.keep_pruning
         return elip if keep else None
+
+    def leaves_pruning(self, backbone: str, pruning: PruningConfig) -> bool:
+        """Whether the method alone has pre-training's pruning left out: speed-ups then count from another full model.
+
+        Args:
+            backbone: Its name.
+            pruning: As in pre-training.
+        """
+        own = self.keep_pruning is None and backbone == "meter" and isinstance(pruning.chosen, ElipConfig)
+        return own and not self.goes_with_pruning and any(not Target.parse(each).is_full for each in self.targets)
 
     @property
     def of_pairs(self) -> dict[str, Any]:

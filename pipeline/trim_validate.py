@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.captioner import Captioner
-from pipeline.data.loader import StepLoader
+from pipeline.data.loader import LoaderConfig, StepLoader
 from pipeline.data.sample import TextKind
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of, words_on
 from pipeline.evaluation.classes import said_on
@@ -57,7 +57,7 @@ def validation_of(
     target: Target,
     task: ClassificationTask,
     inputs: Inputs,
-    max_tokens: int,
+    read: LoaderConfig,
     process: Process,
     exported: Callable[[], ClassificationModel],
 ) -> Validation | None:
@@ -67,8 +67,8 @@ def validation_of(
         config: Of the stage.
         target: Of the stage.
         task: That is trained.
-        inputs: Data and loader, as training reads it.
-        max_tokens: Length of texts in evaluation.
+        inputs: Data and tokenizer.
+        read: How the exported model reads data (`TrimConfig.exported_loader`).
         process: This rank.
         exported: Makes the model as it would be exported now; every rank calls it.
 
@@ -81,7 +81,7 @@ def validation_of(
     check_metric(config.task, wanted.metric)
     # Programs are wanted where rank 0 is, which scores for all.
     together(process, lambda: check_programs(wanted.metric) if process.is_main else None, "trim.validation")
-    scored = _way(config, inputs, max_tokens, process)
+    scored = _way(config, inputs, read, process)
 
     def score() -> Scored:
         # Making a model draws its weights, and training's own draws must not depend on how often it is scored.
@@ -95,7 +95,7 @@ def validation_of(
 
 
 def _way(
-    config: TrimConfig, inputs: Inputs, max_tokens: int, process: Process
+    config: TrimConfig, inputs: Inputs, read: LoaderConfig, process: Process
 ) -> Callable[[ClassificationModel], Scored]:
     """How a task's models are scored: by their answers, by captions that they tell, or by words behind right ones.
 
@@ -103,12 +103,11 @@ def _way(
         UserError: The split has nothing for the task; so before training.
     """
     wanted, tokenizer = config.validation, inputs.load_tokenizer()
-    loader = replace(inputs.loader, max_tokens=max_tokens)
-    source = Source(split=inputs.data / wanted.split, loader=loader, tokenizer=tokenizer)
+    source = Source(split=inputs.data / wanted.split, loader=read, tokenizer=tokenizer)
     way: Callable[[Source, ClassificationModel], Scored] = partial(_answered, wanted, process)
     if wanted.metric == WORD_ACCURACY:
         behind = tokenizer.behind(config.captions.prompt)  # as in training, and as long
-        source, way = replace(source, loader=inputs.loader, tokenizer=behind), partial(_worded, wanted, process)
+        source, way = replace(source, tokenizer=behind), partial(_worded, wanted, process)
     elif config.task == "captioning":
         way = partial(_told, wanted, process, config.captions)
     source.batches(TEXTS[config.task], wanted.batch_size, process)  # refuses a split that has none

@@ -177,7 +177,7 @@ def classified(
     """
     model, described = load_classification_model(folder)
     model, classes = model.to(stage.process.torch_device), model.classes
-    inputs = inputs.sized_for(model.backbone.config)
+    inputs = inputs.of_export(described)
     target, source = Target.parse(described["target"]), source_of(inputs, split, tokenizer, stage)
     said = said_on(model, source, source.batches(classes.text, config.batch_size, stage.process), stage.process)
     tally, costs = said.tally, said.costs

@@ -45,7 +45,7 @@ def evaluate_retrieval(
     """
     gallery = encode_split(model, loader, source.normalise, source.tokenize, batch_size, process, captions)
     ranks = rank_split(model, gallery, rerank, process)
-    cost = CostModel(model, matching_parts(model), None)
+    cost = CostModel(model, matching_parts(model), None, contrast=True)
     seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
     return Evaluated(
         scores=scores_of(gallery, ranks),

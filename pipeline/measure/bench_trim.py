@@ -258,15 +258,17 @@ def _watched(model: ClassificationModel, config: BenchTrimConfig) -> Iterator[di
     """Seconds by part of the model while it runs: the blocks of each stream, and the trimmers."""
     parts: dict[str, float] = {}
     handles = []
-    for name, module in _parts(model):
+    for module, names in _parts(model).items():
         begun: list[float] = []
 
         def before(*_: object, begun: list[float] = begun) -> None:
             _wait(config)
             begun.append(time.perf_counter())
 
-        def after(*_: object, name: str = name, begun: list[float] = begun) -> None:
+        def after(_: object, given: _Given, __: object, names: _Names = names, begun: list[float] = begun) -> None:
             _wait(config)
+            # A block of both the text and the fusion is in that of them whose sources it is given.
+            name = names[bool(given[1])] if len(names) > 1 else next(iter(names.values()))
             parts[name] = parts.get(name, 0.0) + time.perf_counter() - begun.pop()
 
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
@@ -277,14 +279,20 @@ def _watched(model: ClassificationModel, config: BenchTrimConfig) -> Iterator[di
             handle.remove()
 
 
-def _parts(model: ClassificationModel) -> Iterator[tuple[str, nn.Module]]:
+_Given = tuple[Any, ...]
+_Names = Mapping[bool, str]
+
+
+def _parts(model: ClassificationModel) -> dict[nn.Module, _Names]:
+    """The part of the model that each module is in, by whether it attends to sources there."""
+    parts: dict[nn.Module, dict[bool, str]] = {}
     for step in model.backbone.schedule:
         for advance in step.advances:
             assert isinstance(advance.block, nn.Module)
-            yield (step.part if len(step.advances) == 1 else f"{step.part} {advance.stream}"), advance.block
-    for module in model.modules():
-        if isinstance(module, TokenTrimmer | HeadTrimmer):
-            yield "trimmers", module
+            name = step.part if len(step.advances) == 1 else f"{step.part} {advance.stream}"
+            parts.setdefault(advance.block, {})[bool(advance.sources)] = name
+    trimmers = [module for module in model.modules() if isinstance(module, TokenTrimmer | HeadTrimmer)]
+    return {**parts, **{module: {False: "trimmers"} for module in trimmers}}
 
 
 def parts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

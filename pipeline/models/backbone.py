@@ -140,8 +140,9 @@ class Backbone(nn.Module, ABC):
         """Streams that fusion attends to where images do not change with the text (ALBEF, BLIP)."""
         return ("image", "other") if self.pair == "both" else ("image",)
 
-    def begin_fusion(self, text: TokenStream, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
-        """The text stream that fusion begins with, from the encoded text or from its ids."""
+    def begin_fusion(self, text: TokenStream | None, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
+        """The text stream that fusion begins with, from the encoded text or (`fuses_from_words`) from its ids."""
+        assert text is not None, "fusion goes on from the encoded text"
         return text
 
     def fuse(self, text: TokenStream, image: TokenStream, interventions: Sequence[Intervention] = ()) -> Fused:

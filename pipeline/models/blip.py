@@ -100,7 +100,7 @@ class GroundedBlip(Backbone):
         """Words and positions."""
         return self.text_encoder.embed(ids_BL, mask_BL)
 
-    def begin_fusion(self, text: TokenStream, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
+    def begin_fusion(self, text: TokenStream | None, ids_BL: Tensor, mask_BL: Tensor) -> TokenStream:
         """The text once more from its words, beginning with [ENC]."""
         return self.embed_text(begin_with(ids_BL, "ground", self.config.text.vocab_size), mask_BL)
 

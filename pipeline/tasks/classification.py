@@ -4,7 +4,7 @@ B batch, L text tokens, D width, A classes or answers.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -177,14 +177,29 @@ class ClassificationModel(nn.Module):
         if isinstance(self.trimmers, Trimmers) and self.trimmers.together:
             if pair is not None:
                 ids_BL, mask_BL = ids_BL.repeat(2, 1), mask_BL.repeat(2, 1)
-            text, image = self.backbone.encode_together(pixels, ids_BL, mask_BL, interventions)
-            return self.backbone.begin_fusion(text, ids_BL, mask_BL), image
-        text = self.backbone.encode_text(ids_BL, mask_BL, interventions)
-        guide = text if pair is None else twice(text)
-        pruning: list[Intervention] = [] if self.pruning is None else [self.pruning.begin(guide)]
+            encoded, image = self.backbone.encode_together(pixels, ids_BL, mask_BL, interventions)
+            return self.backbone.begin_fusion(encoded, ids_BL, mask_BL), image
+        text = self.encode_asked_text(ids_BL, mask_BL, interventions)
+        guide = text if pair is None or text is None else twice(text)
+        pruning: list[Intervention] = []
+        if self.pruning is not None:
+            assert guide is not None, "pruning asks for the text"
+            pruning = [self.pruning.begin(guide)]
         image = self.backbone.encode_image(pixels, [*pruning, *interventions], guide)
-        text = self.backbone.begin_fusion(text, ids_BL, mask_BL)
-        return (twice(text) if pair == "passes" else text), image
+        begun = self.backbone.begin_fusion(text, ids_BL, mask_BL)
+        return (twice(begun) if pair == "passes" else begun), image
+
+    def encode_asked_text(
+        self, ids_BL: Tensor, mask_BL: Tensor, interventions: Sequence[Intervention]
+    ) -> TokenStream | None:
+        """The text alone; None where nothing asks for it: fusion begins from the words, and nothing else looks at it.
+
+        `CostModel` counts likewise.
+        """
+        looking = [each for each in interventions if not (isinstance(each, VisionRun) and not each.looks_at_text)]
+        if self.backbone.fuses_from_words and self.pruning is None and not looking:
+            return None
+        return self.backbone.encode_text(ids_BL, mask_BL, interventions)
 
     def _fused(self, text: TokenStream, image: TokenStream, interventions: list[Intervention]) -> Tensor:
         """What the head looks at."""

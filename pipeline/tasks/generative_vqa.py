@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
-from pipeline.measure.flops import AnswerRanking, StepCounts, linear_macs, schedule_macs
+from pipeline.measure.flops import AnswerRanking, linear_macs
 from pipeline.metrics.vqa import normalised
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip_tasks import BlipAnswering
-from pipeline.models.schedule import Intervention, TokenStream, site
+from pipeline.models.schedule import Intervention, TokenStream
 from pipeline.objectives.lm import LABEL_SMOOTHING, next_words
 from pipeline.precision import at_least_float32
 from pipeline.tasks.answering import answering_loss, rank
@@ -32,7 +32,7 @@ from pipeline.tasks.decoders import with_decoder
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import CostModel, Units, units_of
 from pipeline.trimming.smarttrim import Gate, threshold
-from pipeline.trimming.trimmers import Policy, TrimmerConfig, block_size
+from pipeline.trimming.trimmers import Policy, TrimmerConfig
 
 _LONGEST = 30  # tokens of an answer
 
@@ -158,7 +158,7 @@ class AnsweringModel(ClassificationModel):
         self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: Sequence[Intervention]
     ) -> TokenStream:
         """The questions' states; their keys and values are made once."""
-        text = self.backbone.encode_text(ids_BL, mask_BL, interventions) if interventions else None
+        text = self.encode_asked_text(ids_BL, mask_BL, interventions)
         image = self.backbone.encode_image(pixels, interventions, text)
         return replace(self.backbone.ask(ids_BL, mask_BL, image, interventions), memo={})
 
@@ -209,33 +209,8 @@ class AnsweringModel(ClassificationModel):
     def _cost(self, answers: int) -> CostModel:
         decoder, lengths = self.backbone.text_decoder, [len(tokens) for tokens in self.classes.tokens]
         words = linear_macs(decoder.cls.predictions.transform) + decoder.config.width * decoder.config.vocab_size
-        return AnsweringCost(self, AnswerRanking(answers, sum(lengths) / len(lengths), words))
-
-
-class AnsweringCost(CostModel):
-    """MACs of answering.
-
-    Args:
-        model: To count.
-        ranking: What its decoder does.
-    """
-
-    def __init__(self, model: AnsweringModel, ranking: AnswerRanking) -> None:
-        super().__init__(model.backbone, model.cls_head, model.trimmers, speech=ranking)
-
-    def full(self, units: Units) -> Tensor:
-        """(B,) MACs with nothing trimmed and no trimmers: nobody asks for the text alone."""
-        text_B, none_B = 1.0 + units.text, torch.zeros_like(1.0 * units.text)
-        counts = {}
-        for step in self.model.text_steps:
-            for advance in step.advances:
-                heads_B = torch.full_like(text_B, block_size(advance)[1])
-                counts[site(step, advance)] = StepCounts(text_B, none_B, heads_B, heads_B)
-        return super().full(units) - schedule_macs(self.model.text_steps, counts)
-
-    def full_by_module(self, units: Units) -> dict[str, float]:
-        """See the base, and above: no text alone."""
-        return {**super().full_by_module(units), "text": 0.0}
+        ranking = AnswerRanking(answers, sum(lengths) / len(lengths), words)
+        return CostModel(self.backbone, self.cls_head, self.trimmers, speech=ranking)
 
 
 class AnsweringTask(ClassificationTask):

@@ -3,7 +3,7 @@
 B batch, n tokens beside CLS, H heads. Costs are multiply-accumulates of one instance.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,12 +66,16 @@ class CostModel:
 
     What a pair goes through twice, once for each picture, has 2 B rows of decisions: first all left ones.
 
+    Where fusion begins from the words (BLIP) the text is encoded alone only for those who look at it: trimmers,
+    pruning, or contrast. The untrimmed model has none of these and is counted without.
+
     Args:
         model: The backbone.
         head: The task head.
         trimmers: What trims; None for the untrimmed model.
         pruning: That the backbone keeps while it is fine-tuned; it is part of the untrimmed model.
         speech: What a model's decoder does, where it has one.
+        contrast: Whether the encoded text is compared with pictures, as in retrieval.
     """
 
     def __init__(
@@ -81,9 +85,14 @@ class CostModel:
         trimmers: Trimmers | ReducedVision | None,
         pruning: KeptPruning | None = None,
         speech: Telling | None = None,
+        contrast: bool = False,
     ) -> None:
         self.model = model
-        self.steps = model.schedule_for(isinstance(trimmers, Trimmers) and trimmers.together)
+        every = model.schedule_for(isinstance(trimmers, Trimmers) and trimmers.together)
+        asked = not model.fuses_from_words or pruning is not None or contrast
+        no_text = [step for step in every if step.part != "text"]
+        self.full_steps = every if asked else no_text
+        self.steps = every if asked or (trimmers is not None and trimmers.looks_at_text) else no_text
         self.trimmers = trimmers
         self.pruning = pruning
         self.speech = speech
@@ -93,7 +102,7 @@ class CostModel:
 
     def full(self, units: Units) -> Tensor:
         """(B,) MACs with nothing trimmed and no trimmers."""
-        return self._layers(self._counts(self._whole(units), units), units)
+        return self._layers(self._full_counts(units), units, self.full_steps)
 
     def at_share(self, units: Units, share: float) -> Tensor:
         """(B,) MACs where every layer keeps the same share of what is trimmed, trimmers included.
@@ -103,9 +112,9 @@ class CostModel:
         assert self.trimmers is not None, "a full model keeps everything"
         kept = {
             name: self.trimmers.kept_at(step, advance, 1.0 * self._there(step, advance, units), share)
-            for step, advance, name in self._sites()
+            for step, advance, name in _sites(self.steps)
         }
-        return self._layers(self._counts(kept, units), units) + self._own(kept, units, share)
+        return self._layers(self._counts(kept, units, self.steps), units, self.steps) + self._own(kept, units, share)
 
     def of(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of given decisions on instances with these units, trimmers included.
@@ -113,7 +122,7 @@ class CostModel:
         A trimmed head counts as not computed at all, as packed execution has it.
         """
         kept = _decided(decisions)
-        return self._layers(self._counts(kept, units), units) + self._own(kept, units)
+        return self._layers(self._counts(kept, units, self.steps), units, self.steps) + self._own(kept, units)
 
     def own(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of the trimmers alone."""
@@ -121,19 +130,23 @@ class CostModel:
 
     def by_module(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, float]:
         """Sums over instances of what `of` gives, by module: the backbone's parts, ``head`` and ``trimmers``."""
-        counts, own = self._counts(_decided(decisions), units), float(self.own(decisions, units).double().sum())
-        return {**self._split(counts, units, self.of(decisions, units), own), "trimmers": own}
+        counts, own = (
+            self._counts(_decided(decisions), units, self.steps),
+            float(self.own(decisions, units).double().sum()),
+        )
+        return {**self._split(counts, units, self.steps, self.of(decisions, units), own), "trimmers": own}
 
     def full_by_module(self, units: Units) -> dict[str, float]:
         """Likewise of what `full` gives, which has no trimmers."""
-        return self._split(self._counts(self._whole(units), units), units, self.full(units), 0.0)
+        return self._split(self._full_counts(units), units, self.full_steps, self.full(units), 0.0)
 
     def _split(
-        self, counts: Mapping[str, StepCounts], units: Units, total_B: Tensor, trimmers: float
+        self, counts: Mapping[str, StepCounts], units: Units, steps: Sequence[Step], total_B: Tensor, trimmers: float
     ) -> dict[str, float]:
         """Blocks go by their part, patches and pruning to the tower, the ways into the fusion and out of it to that."""
-        parts = [advance.part or step.part for step, advance, _ in self._sites()]
-        macs = torch.stack([block_macs(a, counts[name]).double().sum() for _, a, name in self._sites()])
+        sites = _sites(steps)
+        parts = [advance.part or step.part for step, advance, _ in sites]
+        macs = torch.stack([block_macs(a, counts[name]).double().sum() for _, a, name in sites])
         sums = dict.fromkeys(("vision", "text", "fusion"), 0.0)
         for part, each in zip(parts, macs.tolist(), strict=True):
             sums[part] = sums.get(part, 0.0) + each
@@ -151,7 +164,7 @@ class CostModel:
     def kept_by_place(self, decisions: Mapping[str, Decision], units: Units) -> dict[Place, Tensor]:
         """(B,) for each place: the kept units over those that are there untrimmed."""
         shares: dict[Place, Tensor] = {}
-        for step, advance, name in self._sites():
+        for step, advance, name in _sites(self.steps):
             if (decision := decisions.get(name)) is None:
                 continue
             at = advance.part or step.part, step.layer, advance.stream
@@ -188,18 +201,18 @@ class CostModel:
             return 2 if step.part != "text" and not whole else 1
         return 2 if advance.stream == "image" or self.model.pair == "passes" else 1
 
-    def _whole(self, units: Units) -> dict[str, Kept]:
-        """Everything."""
-        return {
-            name: Kept(1.0 + self._there(step, advance, units, whole=True)) for step, advance, name in self._sites()
-        }
+    def _full_counts(self, units: Units) -> dict[str, StepCounts]:
+        """Of everything."""
+        sites = _sites(self.full_steps)
+        kept = {name: Kept(1.0 + self._there(step, advance, units, whole=True)) for step, advance, name in sites}
+        return self._counts(kept, units, self.full_steps)
 
-    def _layers(self, counts: Mapping[str, StepCounts], units: Units) -> Tensor:
+    def _layers(self, counts: Mapping[str, StepCounts], units: Units, steps: Sequence[Step]) -> Tensor:
         """(B,) MACs of everything but the trimmers, with these tokens and heads."""
         vision = self.model.visual_encoder.steps
-        blocks = [block_macs(advance, counts[name]) for _, advance, name in self._sites()]
+        blocks = [block_macs(advance, counts[name]) for _, advance, name in _sites(steps)]
         macs = self.fixed + torch.stack([_by_instance(each, units).sum(0) for each in blocks]).sum(0)
-        if self.model.text_steps:
+        if self.model.text_steps and not self.model.fuses_from_words:
             text, image = (_leaving(counts, step) for step in (self.model.text_steps[-1], vision[-1]))
             joining = joining_macs(self.model, text.repeat(len(image) // len(text)), image)
             macs = macs + _by_instance(joining, units).sum(0)
@@ -210,13 +223,10 @@ class CostModel:
         pruned = self.pruning.macs({step.layer: _leaving(counts, step) for step in vision})
         return macs + _by_instance(pruned, units).sum(0)
 
-    def _sites(self) -> list[tuple[Step, Advance, str]]:
-        return [(step, advance, site(step, advance)) for step in self.steps for advance in step.advances]
-
-    def _counts(self, kept: Mapping[str, Kept], units: Units) -> dict[str, StepCounts]:
+    def _counts(self, kept: Mapping[str, Kept], units: Units, steps: Sequence[Step]) -> dict[str, StepCounts]:
         counts: dict[str, StepCounts] = {}
         last: dict[str, Tensor] = {}
-        for step, advance, name in self._sites():
+        for step, advance, name in _sites(steps):
             # Streams that advance together have all decided before any of them attends to another.
             last |= {a.trimmed: kept[site(step, a)].left for a in step.advances}
             if self.model.pair == "both" and step.part == "fusion":
@@ -247,7 +257,7 @@ class CostModel:
         if self.trimmers is None:
             return total
         entering: dict[str, Tensor] = {}
-        for step, advance, name in self._sites():
+        for step, advance, name in _sites(self.steps):
             part = self.trimmers.part(name)
             if self.model.fuses_from_words and step.part == "fusion" and step.layer == 0:
                 entering.pop(advance.stream, None)
@@ -264,6 +274,10 @@ class CostModel:
             total = total + len(tokens) // len(total) * once
             entering[advance.trimmed] = kept[name].tokens
         return total
+
+
+def _sites(steps: Sequence[Step]) -> list[tuple[Step, Advance, str]]:
+    return [(step, advance, site(step, advance)) for step in steps for advance in step.advances]
 
 
 def _by_instance(values: Tensor, units: Units) -> Tensor:

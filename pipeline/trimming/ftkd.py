@@ -83,7 +83,7 @@ def choose_layers(cost: CostModel, units: Units, speed_up: float) -> Layers:
     """
     model = cost.model
     whole, full = Layers.of(model.config), float(cost.full(units).mean())
-    parts = [float(macs_B.mean()) for macs_B in _parts(model, units)]
+    parts = [float(macs_B.mean()) for macs_B in _parts(cost, units)]
 
     def macs(student: Layers) -> float:
         gone = [total * (1 - share) for total, share in zip(parts, student.shares(whole), strict=True)]
@@ -108,19 +108,19 @@ def choose_layers(cost: CostModel, units: Units, speed_up: float) -> Layers:
 def thinnest_macs(cost: CostModel, units: Units) -> Tensor:
     """(B,) MACs of a student of one layer in each part."""
     shares = Layers(1, 1, 1).shares(Layers.of(cost.model.config))
-    gone = [macs_B * (1 - share) for macs_B, share in zip(_parts(cost.model, units), shares, strict=True)]
+    gone = [macs_B * (1 - share) for macs_B, share in zip(_parts(cost, units), shares, strict=True)]
     return cost.full(units) - torch.stack(gone).sum(0)
 
 
-def _parts(model: Backbone, units: Units) -> list[Tensor]:
-    """(B,) MACs of all layers of the vision, text and fusion part."""
-    return [_part_macs(model, units, part) for part in ("vision", "text", "fusion")]
+def _parts(cost: CostModel, units: Units) -> list[Tensor]:
+    """(B,) MACs of all layers of the vision, text and fusion part, as far as the full model runs them."""
+    return [_part_macs(cost, units, part) for part in ("vision", "text", "fusion")]
 
 
-def _part_macs(model: Backbone, units: Units, part: str) -> Tensor:
+def _part_macs(cost: CostModel, units: Units, part: str) -> Tensor:
     """(B,) MACs of all layers of a part."""
     total = torch.zeros_like(1.0 * units.text)
-    for step in (step for step in model.schedule if step.part == part):
+    for step in (step for step in cost.full_steps if step.part == part):
         for advance in step.advances:
             tokens = 1.0 + units.of(group_of(advance.stream))
             source = sum((1.0 + units.of(group_of(name)) for name in advance.sources), torch.zeros_like(tokens))

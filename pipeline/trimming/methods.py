@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from data_prep.errors import UserError
 from pipeline.limits import at_least
 from pipeline.trimming.ftkd import FtkdConfig
 from pipeline.trimming.target import Target
@@ -57,8 +58,8 @@ class AttentiveBaselineConfig:
     """``trips`` and ``evit``; how much they keep is solved from the target.
 
     Attributes:
-        layers: Vision layers, from 0, between whose attention and MLP tokens go; () for the method's own: the 5th and
-            10th of 12 (TRIPS), the 4th, 7th and 10th (EViT).
+        layers: Vision layers, from 0 and rising, between whose attention and MLP tokens go; () for the method's own:
+            the 5th and 10th of 12 (TRIPS), the 4th, 7th and 10th (EViT).
         fuse: Whether tokens that go are fused into one.
         distill_weight: λ_SD; 0 is the published method's.
     """
@@ -69,6 +70,11 @@ class AttentiveBaselineConfig:
 
     def __post_init__(self) -> None:
         at_least(self, "trim.trips or trim.evit", 0, "distill_weight")
+        if list(self.layers) != sorted(set(self.layers)):
+            raise UserError(
+                f"trim.trips or trim.evit: layers={list(self.layers)} must name different layers, rising, such as "
+                "[3, 6, 9]"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,6 +207,8 @@ class Trimmers(nn.ModuleDict):
         together: Whether both encoders advance side by side, so that each layer's trimmers see the other's CLS.
     """
 
+    looks_at_text = True
+
     def __init__(
         self, backbone: Backbone, config: TrimmerConfig, policy: Policy = SMARTTRIM, together: bool = False
     ) -> None:

@@ -76,6 +76,11 @@ class ReducedVision(nn.Module):
             self.queries = nn.ModuleDict({str(layer): _query(backbone, layer) for layer in self.layers})
         self.share = 1.0
 
+    @property
+    def looks_at_text(self) -> bool:
+        """Whether the encoded text has a say in what goes."""
+        return self.config.name == "trips"
+
     def set_share(self, share: float) -> None:
         """Sets the part of the tokens that each layer keeps (ToMe: what its merging leaves; 1 for all)."""
         self.share = share
@@ -194,6 +199,7 @@ class VisionRun:
 
     def __init__(self, method: ReducedVision, pruning: Pruning) -> None:
         self.pruning = pruning
+        self.looks_at_text = method.looks_at_text
         self.layers = method.layer_tokens(method.share)
         self.decisions: dict[str, Decision] = {}
 

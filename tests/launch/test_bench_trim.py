@@ -38,6 +38,13 @@ def test_trimmers_reach_their_targets_and_the_rest_is_told(capsys: pytest.Captur
     assert "2.5x" in trim_bench_text(answer)
 
 
+def test_a_block_that_serves_text_and_fusion_is_timed_in_either_part(capsys: pytest.CaptureFixture[str]) -> None:
+    full, trimmed = bench(capsys, "--model", "blip_tiny", "--targets", "1.5")["rows"]
+    assert set(full["parts"]) == {"vision", "fusion", "rest"}  # nothing looks at the text alone
+    assert {"text", "vision", "fusion", "trimmers", "rest"} == set(trimmed["parts"])
+    assert all(seconds > 0 for row in (full, trimmed) for seconds in row["parts"].values())
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -216,6 +216,15 @@ def test_the_printed_config_reads_back(tmp_path: Path) -> None:
     assert "seed: 7" in first.stdout
 
 
+def test_targets_of_trim_may_be_given_without_the_section(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for words in (["--targets", "[1.0, 2.5x]"], ["--targets=[1.0, 2.5x]"], ["--trim.targets", "[1.0, 2.5x]"]):
+        assert exit_code(["trim", RECIPE, *words, "--print_config"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] == shown[2] and "- 2.5x" in shown[0]
+    assert exit_code(["run", RECIPE, "--targets", "[1.0]", "--print_config"]) == 2  # only of what ends with it
+
+
 def test_shards_are_written_checked_and_indexed(tmp_path: Path) -> None:
     out = str(tmp_path / "shapes")
     words = ["--sizes", '{"train": 6, "val": 2, "test": 2, "unseen": 2}', "--image_size", "32"]
@@ -269,6 +278,8 @@ def test_what_is_tested_on_is_left_out_of_what_is_trained_on(tmp_path: Path) -> 
         (["run", "a.yaml", "--data.root", "--out", "x"], ["run", "a.yaml"], ["--data.root", "--out", "x"]),
         (["status", "--seed", "3"], ["status", "--seed", "3"], []),
         (["run", "-h"], ["run", "-h"], []),
+        (["trim", "a.yaml", "--targets", "[2.0]", "--seed=1"], ["trim", "a.yaml", "--targets", "[2.0]"], ["--seed=1"]),
+        (["run", "a.yaml", "--targets", "[2.0]"], ["run", "a.yaml"], ["--targets", "[2.0]"]),
         (
             ["shard", "coco", "--images", "a b", "c", "--seed", "3"],
             ["shard", "coco"],

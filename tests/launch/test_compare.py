@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from data_prep.errors import UserError
-from launch.compare import CompareConfig, Trial, overrides_of, settled, trials
+from launch.compare import CompareConfig, Trial, check_full_models, overrides_of, settled, trials
 from launch.compare_table import comparison_text, lines_of, paired_interval
 from launch.config import RunConfig
 from launch.reading import read_config
@@ -52,6 +52,31 @@ def test_trials_come_seed_by_seed_with_the_variants_overrides(tmp_path: Path) ->
     timed.write_text("budget: {minutes: 60}")
     read = read_config(RunConfig, [TINY, timed], words)
     assert (read.budget.minutes, read.pretrain.loop.samples) == (None, 64)  # only the samples end it
+
+
+METER = {"model.backbone": "meter", "model.text.fusion_layers": 1, "model.fusion.width": 16, "model.fusion.heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("shared", "method", "refused"),
+    [
+        ({}, "evit", True),
+        ({}, "local", False),
+        ({"trim.keep_pruning": False}, "evit", False),
+        ({"trim.targets": [1.0, "0.001 GFLOPs"]}, "evit", False),
+        ({"model.backbone": "albef"}, "evit", False),
+    ],
+)
+def test_speed_ups_from_different_full_models_are_not_compared(
+    shared: dict[str, Any], method: str, refused: bool
+) -> None:
+    asked = config(shared={**METER, **shared}, variants={"unpruned": {}, "other": {"trim.method": method}})
+    runs = {t.variant: read_config(RunConfig, [TINY], overrides_of(asked, t)) for t in trials(asked)}
+    if refused:
+        with pytest.raises(UserError, match=r"speed-ups of unpruned .* those of other .*trim\.keep_pruning=false"):
+            check_full_models(runs)
+    else:
+        check_full_models(runs)
 
 
 def test_each_trial_has_a_place_of_its_own_for_checkpoints_that_go_elsewhere() -> None:

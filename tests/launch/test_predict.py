@@ -103,6 +103,17 @@ def test_mistakes_are_told_in_one_line(folder: Path, tmp_path: Path, capsys: pyt
         assert said in told and told.count("\n") == 1, told
 
 
+def test_a_gpu_that_is_not_there_is_told_in_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "one.png").write_bytes(picture(0))
+    words = ["--image", str(tmp_path / "one.png"), "--text", "a", "--device", "cuda"]
+    assert main(["predict", str(folder), *words]) == 2
+    told = capsys.readouterr().err
+    assert "--device cuda: this machine has no GPU" in told and told.count("\n") == 1
+
+
 def test_an_export_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     for name in ("model.safetensors", "config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())

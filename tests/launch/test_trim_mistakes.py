@@ -27,6 +27,16 @@ TINY = str(Path(__file__).parent / "tiny.yaml")
             "highest target is 1.",
         ),
         (["--take_from", "/nowhere"], "holds no run"),
+        (
+            ["--trim.max_tokens", "40"],
+            "trim.max_tokens=40 is more than the 24 tokens that the model's",
+        ),
+        (["--trim.max_tokens", "2"], "trim.max_tokens=2 must be at least 3"),
+        (["--trim.method", "evit", "--trim.evit.layers", "[2, 1]"], "layers=[2, 1] must name different"),
+        (
+            ["--trim.method", "trips", "--trim.trips.layers", "[1, 1]"],
+            "layers=[1, 1] must name different",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(

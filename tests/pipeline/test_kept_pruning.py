@@ -189,6 +189,10 @@ def test_an_export_is_pruned_as_it_was_trained(trimmers: TrimmerConfig | None, t
     assert loaded.pruning is not None and loaded.pruning.elip == ELIP
 
 
+UNKEPT = ("meter", None, "evit", "elip")
+"""Speed-ups of this one count from another full model than those of methods that keep the pruning."""
+
+
 @pytest.mark.parametrize(
     ("backbone", "keep", "method", "pruning", "kept"),
     [
@@ -213,6 +217,7 @@ def test_what_a_backbone_keeps_is_config_with_a_default_of_its_own(
             config.kept_pruning(backbone, before)
     else:
         assert config.kept_pruning(backbone, before) == (ELIP if kept else None)
+        assert config.leaves_pruning(backbone, before) == ((backbone, keep, method, pruning) == UNKEPT)
 
 
 def test_a_stage_that_does_not_fit_the_tower_is_refused() -> None:
