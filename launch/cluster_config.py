@@ -1,6 +1,7 @@
 """How many processes a run gets, with what, and for how long."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from data_prep.errors import UserError
 
@@ -30,6 +31,9 @@ class ClusterConfig:
         cpus_per_worker: CPUs, and so threads, of each.
         gpus_per_worker: GPUs of each; 0 trains on the CPU. A part of one, such as 0.5, is for runs of one worker, whose
             trim stages then share a GPU.
+        placement: Where the workers of a stage stand: ``pack`` on as few machines as will do, ``spread`` on as many;
+            ``strict_pack`` and ``strict_spread`` want one machine for all, and one for each, and a number of workers
+            that is no range.
         address: A Ray cluster that runs already, such as ``auto`` or ``ray://head:10001``; without one, a local
             cluster is started for the run and stopped after it.
         restarts: How often a stage is started again from its newest checkpoint when one of its processes is lost,
@@ -44,6 +48,7 @@ class ClusterConfig:
     workers: int | WorkerRange = 2
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
     address: str | None = None
     restarts: int = 3
     silent_seconds: float = 15.0
@@ -57,6 +62,11 @@ class ClusterConfig:
         if isinstance(self.workers, WorkerRange) and not 1 <= self.workers.min <= self.workers.max:
             least, most = self.workers.min, self.workers.max
             raise UserError(f"cluster.workers={{min: {least}, max: {most}}} must have 1 <= min <= max")
+        if isinstance(self.workers, WorkerRange) and self.placement.startswith("strict"):
+            raise UserError(
+                f"cluster.placement={self.placement} wants one number of workers, not a range: "
+                f"set --cluster.workers {self.workers.max}, or placement {self.placement.removeprefix('strict_')}"
+            )
         if not self.cpus_per_worker > 0:
             raise UserError(f"cluster.cpus_per_worker={self.cpus_per_worker} must be above 0; try 1")
         if not self.gpus_per_worker >= 0:

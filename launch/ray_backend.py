@@ -250,7 +250,12 @@ class RayBackend(Backend):
             _run_together,
             train_loop_config={"job": dict(job), "gpu": bool(gpus)},
             torch_config=BoundTorchConfig(backend="nccl" if gpus else "gloo"),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=bool(gpus),
+                resources_per_worker=resources,
+                placement_strategy=self._config.placement.upper(),
+            ),
             run_config=RunConfig(
                 name=f"{job['stage']}-{secrets.token_hex(4)}",
                 storage_path=str(self._storage.resolve()),

@@ -37,13 +37,16 @@ class Machines:
         self._asked, self._closed = 0, False
 
     def room(self) -> int:
-        """How many more workers have room now, on machines that answer."""
+        """How many more workers of a stage have room now, where `placement` wants them, on machines that answer."""
         import ray
 
         if ray.util.client.ray.is_connected():  # from outside of the cluster's network nothing else can be seen
             return self._fitting(ray.available_resources())
         free = ray._private.state.available_resources_per_node()
-        return sum(self._fitting(free.get(node["NodeID"], {})) for node in _answering())
+        each = [self._fitting(free.get(node["NodeID"], {})) for node in _answering()]
+        if self._config.placement == "strict_pack":
+            return max(each, default=0)
+        return sum(min(1, room) for room in each) if self._config.placement == "strict_spread" else sum(each)
 
     def ask_for(self, workers: int) -> None:
         """Asks a cluster that grows by itself to have room for so many workers in all, until it is asked anew.
@@ -109,10 +112,12 @@ class Machines:
     def _too_few(self, room: int, wanted: int) -> str:
         gpus = f" and {self._config.gpus_per_worker:g} GPUs" if self._config.gpus_per_worker else ""
         fix = f"set --cluster.workers {room}, or " if room else ""
+        strict = self._config.placement.startswith("strict")
+        placed = f" where cluster.placement={self._config.placement} wants them" if strict else ""
         return (
-            f"cluster.workers={wanted} with {self._config.cpus_per_worker:g} CPUs{gpus} each were not to be had within "
-            f"cluster.wait_seconds={self._config.wait_seconds:g}: the cluster has room for {room}; {fix}add machines "
-            "and run the same command again: what is finished is kept"
+            f"cluster.workers={wanted} with {self._config.cpus_per_worker:g} CPUs{gpus} each{placed} were not to be "
+            f"had within cluster.wait_seconds={self._config.wait_seconds:g}: the cluster has room for {room}; {fix}add "
+            "machines and run the same command again: what is finished is kept"
         )
 
 

@@ -9,6 +9,7 @@ from launch.report.html import page_environment
 from launch.report.scale_figures import scale_figures
 from launch.report.table import aligned
 from launch.report.words import ABSENT, duration, moment, number
+from launch.scaling.trial import OK
 
 _GIB = 2**30
 _COLUMNS = {
@@ -68,9 +69,10 @@ def write_scale_report(out: Path, data: Mapping[str, Any]) -> Path:
 
 
 def _measured_on(data: Mapping[str, Any]) -> list[str]:
-    """The machines that measured, each once: not the one that writes the report."""
+    """The machines that measured, each once: not the one that writes the report, nor where a trial came to nothing."""
     searched = [] if data["largest"] is None else data["largest"]["found"]
-    names = [row["machine"] for row in data["rows"]] + [name for entry in searched for name in entry["machines"]]
+    names = [row["machine"] for row in data["rows"] if row["status"] == OK]
+    names += [name for entry in searched for name in entry["machines"]]
     return list(dict.fromkeys(names))
 
 

@@ -264,7 +264,7 @@ def notes(config: ScaleConfig, run: RunConfig, rows: Sequence[Mapping[str, Any]]
             f"The loader may be {ahead} batches ahead (loader.workers x loader.prefetch): after a slow first update as "
             "many come without a wait, so a trial of few updates tells little of the loader."
         )
-    if len({row["machine"] for row in rows}) > 1:
+    if len({row["machine"] for row in rows if row["status"] == OK}) > 1:
         told.append(
             "These trials were measured on different machines, as their column says: their times and their memory "
             "cannot be held against each other, nor can the recommendation by time."

@@ -61,7 +61,8 @@ def run_limited(command: Sequence[str], log: Path, seconds: float, environment: 
     finally:
         with uninterrupted():
             _end(process)
-    killed = None if killed_before is None else (oom_kills() or 0) - killed_before
+    killed_after = oom_kills()
+    killed = None if killed_before is None or killed_after is None else killed_after - killed_before
     return Ended(process.returncode, not in_time, time.monotonic() - began, peak, killed)
 
 

@@ -215,7 +215,7 @@ def _memory_killed(ended: Ended, words: str, resident: int | None) -> str:
 
 
 def _killed_in_words(ended: Ended) -> str:
-    kernel = "" if ended.oom_kills is None else "; the kernel killed nothing for want of memory"
+    kernel = "; the kernel killed nothing for want of memory" if ended.oom_kills == 0 else ""
     name = signal.Signals(-ended.code).name
     return f"ended from outside by {name}{_held(ended)}{kernel}; the same command tries it again"
 

@@ -4,6 +4,7 @@ On a GPU torch's allocator holds the limit. On a CPU a thread looks at the most 
 memory, as the kernel counts it: no moment escapes it, it only comes to know a little later.
 """
 
+import multiprocessing
 import os
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +81,8 @@ class MemoryLimit:
         peak = process_peak_bytes()
         if peak > self._limit_bytes:
             self._write_down(peak, None)
+            for child in multiprocessing.active_children():
+                child.kill()  # they may be held (`scale_trial.loaders_held`), and would wait for ever to go on
             # Not an exception: the main thread may be in the middle of an allocation of gigabytes.
             os._exit(OVER_MEMORY)
 

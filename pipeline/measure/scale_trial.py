@@ -138,8 +138,8 @@ def loaders_held() -> Iterator[None]:
     What they load while nobody trains would be there without a wait afterwards, as it never is in a training.
     """
     loaders = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
-    _send(signal.SIGSTOP, loaders)
     try:
+        _send(signal.SIGSTOP, loaders)
         yield
     finally:
         _send(signal.SIGCONT, loaders)

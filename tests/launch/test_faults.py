@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
 
 from data_prep.errors import UserError
 from launch.cluster_config import ClusterConfig
@@ -29,6 +30,10 @@ _WRITING = 20  # steps that this small model may do while a checkpoint is writte
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with two_nodes(tmp_path_factory.mktemp("faults")) as there:
         yield there
+
+
+PLACEMENTS: tuple[Literal["pack", "spread", "strict_pack", "strict_spread"], ...]
+PLACEMENTS = ("pack", "spread", "strict_pack", "strict_spread")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,8 @@ def test_machines_that_are_gone_have_no_room_and_processes_are_ended_where_they_
     try:
         backend.start()
         assert backend.available([1, 2]) == 2
+        halves = {name: Machines(ClusterConfig(cpus_per_worker=0.5, placement=name)).room() for name in PLACEMENTS}
+        assert halves == {"pack": 4, "spread": 4, "strict_pack": 2, "strict_spread": 2}
         sleeping = subprocess.Popen(["sleep", "100"])
         pulse = {"host": socket.gethostname(), "pid": sleeping.pid, "born": born(sleeping.pid)}
         monkeypatch.setattr("launch.ray_machines.socket.gethostname", lambda: "another")
@@ -96,6 +103,28 @@ def nap(job: dict[str, Any], process: Process) -> dict[str, Any]:
     """A job that has its room for a while."""
     time.sleep(job["seconds"])
     return {"end": time.time()}
+
+
+def where(job: dict[str, Any], process: Process) -> dict[str, Any]:
+    """A job of all workers that says on which of Ray's machines each is."""
+    import ray
+
+    found: list[str | None] = [None] * process.world_size
+    torch.distributed.all_gather_object(found, ray.get_runtime_context().get_node_id())
+    return {"nodes": found}
+
+
+@pytest.mark.parametrize(("placement", "machines"), [("strict_pack", 1), ("strict_spread", 2)])
+def test_workers_stand_where_placement_wants_them(nodes: Nodes, tmp_path: Path, placement, machines: int) -> None:
+    nodes.add()
+    config = ClusterConfig(workers=2, cpus_per_worker=0.5, placement=placement, address=nodes.address, wait_seconds=0)
+    backend = RayBackend(config, tmp_path)
+    job = {"stage": "where", "folder": str(tmp_path), "function": f"{__name__}:where"}
+    try:
+        backend.start()
+        assert len(set(backend.run(job, counts=(2,))["nodes"])) == machines
+    finally:
+        backend.stop()
 
 
 def test_a_job_waits_for_room_that_another_one_of_the_run_has(nodes: Nodes, tmp_path: Path) -> None:

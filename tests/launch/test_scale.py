@@ -1,5 +1,6 @@
 """`trimline scale`: which trials there are, how they end, and what is made of them."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,9 @@ def test_trials_of_different_machines_are_told_apart(tmp_path: Path) -> None:
     other["rows"][1]["machine"] = "Another CPU, 8 CPUs, torch 2"
     assert not any("different machines" in note for note in notes(config(), run, same["rows"]))
     assert any("cannot be held against each other" in note for note in notes(config(), run, other["rows"]))
+    gone = json.loads(json.dumps(other))
+    gone["rows"][1]["status"] = "out of memory"  # only the launcher's guess is known of it, and it has no times
+    assert not any("different machines" in note for note in notes(config(), run, gone["rows"]))
     assert "machine" not in scale_text(same).splitlines()[0] and "Another CPU" not in scale_text(same)
     assert "machine" in scale_text(other).splitlines()[0] and "Another CPU, 8 CPUs" in scale_text(other)
     page = write_scale_report(tmp_path, other).read_text()
