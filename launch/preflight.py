@@ -14,14 +14,12 @@ from launch.config import RunConfig
 from launch.machine import available_cpus, available_gpus
 from launch.stages import plan_source, pretrain_counts
 from pipeline.checkpoint_places import open_place
-from pipeline.data.decode import BadSample
-from pipeline.data.sample import Sample
-from pipeline.data.shards import ShardFolder
+from pipeline.data.first_samples import first_samples
 from pipeline.data.text import Tokenizer
 from pipeline.deepspeed_json import check_settings
 from pipeline.engine import preflight_deepspeed
 from pipeline.metrics.captions import missing_for_captions
-from pipeline.metrics.tally import check_metric, check_programs
+from pipeline.metrics.tally import check_identified, check_metric, check_programs
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.build import build_model
@@ -34,7 +32,6 @@ from pipeline.trim import check_targets
 log = logging.getLogger(__name__)
 
 _GIB = 2**30
-_LOOKED_AT = 8  # samples of a split
 _WANTED = {
     "snli_ve": ("statements with a relation", "snli_ve"),
     "vqa": ("questions with annotators' answers", "vqa"),
@@ -69,7 +66,7 @@ def check(config: RunConfig, out: Path) -> None:
 
 def _check_processes(config: RunConfig) -> None:
     cluster = config.cluster
-    if config.launcher == "local" or cluster.address is not None:
+    if config.launcher == "local" or _elsewhere(config):
         return
     workers = cluster.counts[0]
     cpus, wanted = available_cpus(), workers * cluster.cpus_per_worker
@@ -90,6 +87,11 @@ def _check_processes(config: RunConfig) -> None:
         )
 
 
+def _elsewhere(config: RunConfig) -> bool:
+    """Whether another cluster does the work, whose machines may have what this one has not."""
+    return config.launcher != "local" and config.cluster.address is not None
+
+
 def _check_training(config: RunConfig) -> None:
     workers = _processes(config)
     if config.trim.targets:
@@ -101,7 +103,8 @@ def _check_training(config: RunConfig) -> None:
         trimming = workers if config.launcher == "local" else 1
         if config.trim.validation.every_steps:
             check_metric(config.trim.task, config.trim.validation.metric)
-            check_programs(config.trim.validation.metric)
+            if not _elsewhere(config):  # the worker looks too, before it trains
+                check_programs(config.trim.validation.metric)
         check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
         tuned = _meta_model(config, config.trim.image_size)
         check_targets(config.trim, tuned, config.pretrain.pruning, config.loader.max_tokens)
@@ -180,7 +183,7 @@ def _check_task(config: RunConfig) -> None:
     scored = {config.trim.validation.split: "trim.validation.split"} if config.trim.validation.every_steps else {}
     for split, key in {**scored, **dict.fromkeys(config.trim.splits, "trim.splits")}.items():
         folder = plan[split].folder
-        first = [] if folder is None else _first_samples(folder)
+        first = [] if folder is None else first_samples(folder)
         if not (any(has_task(sample, task) for sample in first) or config.data.name == source):
             if config.data.name == "shards" and folder is None:
                 continue  # behind a URL; the stage looks itself
@@ -188,17 +191,8 @@ def _check_task(config: RunConfig) -> None:
                 f"trim.task={task} wants {wanted}, which {split!r} of data.name={config.data.name} does not "
                 f"have; make shards of such data with `trimline shard {source}`, and name them in {key}"
             )
-
-
-def _first_samples(folder: Path) -> list[Sample]:
-    shards = ShardFolder(folder)
-    found = []
-    for row in range(min(_LOOKED_AT, len(shards))):
-        try:
-            found.append(shards.read(row))
-        except BadSample as error:
-            log.warning("%s: sample %d cannot be read: %s", folder, row, error)
-    return found
+        if split in scored:
+            check_identified(task, config.trim.validation.metric, split, first)
 
 
 def _check_words(config: RunConfig) -> None:

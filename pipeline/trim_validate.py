@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.captioner import Captioner
+from pipeline.data.first_samples import first_samples
 from pipeline.data.loader import LoaderConfig, StepLoader
 from pipeline.data.sample import TextKind
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of, words_on
@@ -16,7 +17,7 @@ from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.source import Source
 from pipeline.exports import build_classification_model
 from pipeline.generation import CaptionConfig
-from pipeline.metrics.tally import WORD_ACCURACY, check_metric, check_programs
+from pipeline.metrics.tally import WORD_ACCURACY, check_identified, check_metric, check_programs
 from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.setup import Inputs
@@ -100,7 +101,7 @@ def _way(
     """How a task's models are scored: by their answers, by captions that they tell, or by words behind right ones.
 
     Raises:
-        UserError: The split has nothing for the task; so before training.
+        UserError: The split has nothing for the task, or no ids for the metric; so before training.
     """
     wanted, tokenizer = config.validation, inputs.load_tokenizer()
     source = Source(split=inputs.data / wanted.split, loader=read, tokenizer=tokenizer)
@@ -111,7 +112,15 @@ def _way(
     elif config.task == "captioning":
         way = partial(_told, wanted, process, config.captions)
     source.batches(TEXTS[config.task], wanted.batch_size, process)  # refuses a split that has none
+    if wanted.metric == CONSISTENCY:
+        together(process, lambda: _check_ids(config, source) if process.is_main else None, source.split)
     return partial(way, source)
+
+
+def _check_ids(config: TrimConfig, source: Source) -> None:
+    """What preflight cannot see of a split behind a URL."""
+    wanted = config.validation
+    check_identified(config.task, wanted.metric, wanted.split, first_samples(source.split, source.loader))
 
 
 def _batches(wanted: ValidationConfig, process: Process, source: Source, text: TextKind) -> StepLoader:

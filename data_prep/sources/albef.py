@@ -48,9 +48,9 @@ def _splits(request: Request) -> tuple[str, ...]:
 def _read_file(path: Path, which: int, split: str, groups: Groups) -> Iterator[Entry]:
     for number, (_, item) in enumerate(stream_json(path)):
         value = item if isinstance(item, dict) else {}
-        pair = value.get("images")
-        if isinstance(value.get("image"), str) and value["image"]:
-            groups.add(value["image"], value)
+        picture, pair = _picture(value), value.get("images")
+        if picture is not None:
+            groups.add(picture, value)
         elif isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair):
             # Each pair by itself; no path holds a zero byte, and lists of one name may lie in several folders.
             groups.add(f"\0{which} {number}", value | {"number": number, "list": which})
@@ -58,13 +58,19 @@ def _read_file(path: Path, which: int, split: str, groups: Groups) -> Iterator[E
             yield Entry(split=split, id=f"{path.name} {number}", skip="malformed record")
 
 
+def _picture(value: dict[str, Any]) -> str | None:
+    """Path of the only picture; None of a pair, and of a list's entry that is none of both."""
+    picture = value.get("image")
+    return picture if isinstance(picture, str) and picture else None
+
+
 def _entry(split: str, values: list[dict[str, Any]]) -> Entry:
     first = values[0]
     captions = dict.fromkeys(line for value in values for line in sentences(value.get("caption")))
     statements = [one for value in values if (one := _statement(value))]
     questions = [one for value in values if (one := _question(value))]
-    if "image" in first:
-        name, pictures, group = first["image"], {"": [first["image"]]}, None
+    if (picture := _picture(first)) is not None:
+        name, pictures, group = picture, {"": [picture]}, None
         key = name.rpartition("/")[2].rpartition(".")[0]
     else:
         left, right = first["images"]
@@ -97,8 +103,10 @@ def _ids(value: dict[str, Any]) -> dict[str, Any]:
     """What the lists call the picture, its number in COCO where its name is of there, and the set of NLVR2's pairs."""
     ids = {name: value[name] for name in ("image_id", "img_id") if isinstance(value.get(name), str | int)}
     found = _COCO.search(str(value.get("image")))
-    # Sentences about pictures of one set depend on each other, as in NLVR2's own files.
-    sets = {paired[1] for name in value.get("images", ()) if (paired := _PAIRED.match(name))}
+    # Sentences about pictures of one set depend on each other, as in NLVR2's own files. A picture's entry may have
+    # anything for "images", which nobody has looked at.
+    pair = value["images"] if _picture(value) is None else ()
+    sets = {paired[1] for name in pair if (paired := _PAIRED.match(name))}
     ids |= {"presentation": sets.pop()} if len(sets) == 1 else {}
     return ids | ({"coco_id": int(found[1])} if found else {})
 

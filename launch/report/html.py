@@ -138,7 +138,12 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture], ana
     if not run.stages:
         found.append("No stage has begun.")
     unscored = [told for stage in run.stages for told in stage.unscored]
-    found += [f"No scores of {told['model']} on {told['split']}: {told['why']}." for told in unscored]
+    scored = {(str(row.get("stage")), str(row.get("split"))) for row in run.results}
+    partly = [(str(told["model"]), str(told["split"])) in scored for told in unscored]
+    found += [
+        f"{'Not all' if some else 'No'} scores of {told['model']} on {told['split']}: {told['why']}."
+        for told, some in zip(unscored, partly, strict=True)
+    ]
     if not run.results and not unscored:
         found.append("No results: no evaluation has finished.")
     trims = any(stage.name.startswith("trim") for stage in run.stages)
@@ -146,7 +151,7 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture], ana
         found.append("No trimmed models: this recipe asks for none (trim.targets is empty).")
     elif not trims and run.stages:
         found.append("No trimmed models: no trim stage has begun.")
-    elif run.results and not fronts and not unscored:
+    elif run.results and not fronts and all(partly):
         found.append("No accuracy against computation: fewer than two models with different costs were measured.")
     accounted = run.instances or any(each.name.startswith("cost-") for each in analyses)
     captions = any(stage.name.startswith("trim-captioning") for stage in run.stages)  # of which there is none

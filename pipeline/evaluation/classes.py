@@ -183,6 +183,7 @@ def classified(
     tally, costs = said.tally, said.costs
     if stage.process.is_main and tally.lacking:
         log.warning("%s on %s: %s", name, split, tally.lacking)
+        note_unscored(stage.folder, name, split, tally.lacking)
     elif stage.process.is_main and tally.ending:
         tally.write(predictions_file(stage, name, split, tally.ending))
     row = {

@@ -14,6 +14,7 @@ from torch import nn
 from data_prep.errors import UserError
 from pipeline.captioner import KINDS, Captioner
 from pipeline.checkpoint import load_weights
+from pipeline.data.first_samples import first_samples
 from pipeline.data.sample import EveryImage, TextKind
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of
 from pipeline.evaluation.classes import said_on
@@ -26,7 +27,7 @@ from pipeline.exports import caption_config, load_classification_model
 from pipeline.measure.latency import Instance, alone
 from pipeline.measure.single import SingleLatency, single_latency
 from pipeline.metrics.captions import missing_for_captions
-from pipeline.metrics.tally import check_result_file
+from pipeline.metrics.tally import check_result_file, lacking_in
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner
 from pipeline.models.config import ModelConfig
@@ -180,10 +181,12 @@ def _classes(job: Job) -> Evaluated:
     assert isinstance(job.model, ClassificationModel)
     what = job.evaluation
     loader = job.source.batches(job.model.classes.text, what.batch_size, job.process, what.limit)
+    # Before the whole split is judged for a file that cannot be written.
+    together(job.process, lambda: _check_ids(job) if job.process.is_main else None, what.split)
     said = said_on(job.model, job.source, loader, job.process)
     scores = said.tally.scores()
-    if said.tally.lacking is not None and what.predictions is not None:
-        raise UserError(f"--predictions {what.predictions} cannot be written: {said.tally.lacking}; or leave it out")
+    if what.predictions is not None:
+        _refuse_lacking(what.predictions, said.tally.lacking)
     if not scores and what.predictions is None:
         raise UserError(
             f"{what.split}: nobody says what is right of its {job.model.classes.text}; use a labelled split"
@@ -196,6 +199,17 @@ def _classes(job: Job) -> Evaluated:
         more={} if said.tally.lacking is None else {"lacking": said.tally.lacking},
         write=said.tally.write,
     )
+
+
+def _check_ids(job: Job) -> None:
+    what = job.evaluation
+    if what.predictions is not None:
+        _refuse_lacking(what.predictions, lacking_in(what.task, first_samples(what.split, job.source.loader)))
+
+
+def _refuse_lacking(predictions: Path, lacking: str | None) -> None:
+    if lacking is not None:
+        raise UserError(f"--predictions {predictions} cannot be written: {lacking}; or leave it out")
 
 
 def _captioning(job: Job) -> Evaluated:

@@ -7,7 +7,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from data_prep.errors import UserError
 from data_prep.sources.nlvr2 import IDENTIFIER
 from data_prep.sources.snli_ve import LABELS
 from pipeline.data.batch import ImageTextBatch
+from pipeline.data.sample import Sample
 from pipeline.metrics.captions import METRICS as CAPTION_METRICS
 from pipeline.metrics.captions import missing_for
 from pipeline.metrics.result_files import write_captions, write_nlvr2, write_snli_ve, write_vqa
@@ -23,6 +24,12 @@ from pipeline.metrics.tasks import Asked, Score, mean_score, nlvr2_scores, snli_
 WORD_ACCURACY = "word_accuracy"
 """The share of captions' words that are told rightly behind the right ones: the score of captions that no other program
 counts, and that no server knows."""
+
+
+_NO_IDENTIFIER = (
+    "no identifier split-set-pair-sentence (ALBEF's lists leave them out), so there is accuracy, but no consistency "
+    "and no result file; for those make shards of NLVR2's own files with `trimline shard nlvr2`"
+)
 
 
 class Tally(ABC):
@@ -238,11 +245,8 @@ class Nlvr2Tally(Tally):
         """See the base."""
         if not self.nameless:
             return None
-        return (
-            f"{len(self.nameless)} of {len(self.right)} pairs, {self.nameless[0]} the first, have no identifier "
-            "split-set-pair-sentence (ALBEF's lists leave them out), so there is accuracy, but no consistency and no "
-            "result file; for those make shards of NLVR2's own files with `trimline shard nlvr2`"
-        )
+        pairs = f"{len(self.nameless)} of {len(self.right)} pairs, {self.nameless[0]} the first,"
+        return f"{pairs} have {_NO_IDENTIFIER}"
 
     def scores(self) -> list[Score]:
         """Accuracy and consistency."""
@@ -301,6 +305,35 @@ def check_metric(task: str, metric: str) -> None:
     if metric not in tally.metrics and not of_kind:
         there = [*tally.metrics, *([f"'{tally.kinds_of} KIND'"] if tally.kinds_of else [])]
         raise UserError(f"trim.validation.metric={metric} is no score of trim.task={task}: {', '.join(there)}")
+
+
+def lacking_in(task: str, samples: Iterable[Sample]) -> str | None:
+    """What `Tally.lacking` will say of a split, as far as some samples of it tell before anything runs.
+
+    Args:
+        task: Whose results are wanted.
+        samples: Of the split, such as the first ones.
+    """
+    named = task != "nlvr2"
+    nameless = next((sample.key for sample in samples if not (named or IDENTIFIER.fullmatch(sample.id))), None)
+    return None if nameless is None else f"{nameless} has {_NO_IDENTIFIER}"
+
+
+def check_identified(task: str, metric: str, split: str, samples: Iterable[Sample]) -> None:
+    """Refuses, before anything runs, a metric of `trim.validation` for which the split lacks the ids.
+
+    Args:
+        task: Of fine-tuning.
+        metric: Of `trim.validation`.
+        split: Its name.
+        samples: Of the split, such as the first ones.
+
+    Raises:
+        UserError: Consistency is wanted of pairs without the corpus's identifiers.
+    """
+    lacking = lacking_in(task, samples) if metric == "consistency" else None
+    if lacking is not None:
+        raise UserError(f"trim.validation.metric={metric} cannot be told of {split!r}: {lacking}; or take accuracy")
 
 
 def check_programs(metric: str) -> None:

@@ -145,6 +145,20 @@ def test_albefs_lists_of_pairs_are_in_nlvr2s_sets(tmp_path):
     assert "group" not in odd and " " in odd["id"]
 
 
+def test_albefs_entries_may_have_both_an_image_and_images(tmp_path):
+    pictures = images(tmp_path, "folder", ["a.jpg", "b.jpg", "c.jpg"])
+    lines = [
+        {"image": "a.jpg", "caption": "one", "images": None},
+        {"image": "b.jpg", "caption": "two", "images": [1]},
+        {"image": None, "images": ["b.jpg", "c.jpg"], "sentence": "both", "label": "True"},
+    ]
+    account, found = shards(tmp_path, "albef", annotations=(write(tmp_path / "x.json", lines),), images=(pictures,))
+    assert account["skipped"] == {}
+    single, other, pair = found["train"].values()
+    assert (single["captions"], other["captions"]) == (["one"], ["two"])
+    assert pair["statements"] == [{"text": "both", "label": True}]
+
+
 def test_albef_paths_that_disagree_need_match_name(tmp_path):
     file = write(tmp_path / "vg.json", [{"image": "visual-genome/image/2.jpg", "caption": "x"}])
     pictures = images(tmp_path, "folder", ["VG_100K/2.jpg"])

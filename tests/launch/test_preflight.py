@@ -1,5 +1,6 @@
 """What is refused before anything starts: each with its numbers and a way out."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -161,6 +162,35 @@ def test_best_captioners_need_the_programs_that_score_captions(tmp_path: Path, m
     preflight.check(config(*CAPTIONS, *SCORED, "--trim.validation.metric=word_accuracy"), tmp_path / "run")
     with pytest.raises(UserError, match=r"metric=accuracy is no score of trim\.task=captioning: BLEU@1, .*CIDEr"):
         preflight.check(config(*CAPTIONS, *SCORED), tmp_path / "run")
+
+
+def test_what_another_cluster_needs_is_not_looked_for_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Java
+    words = [*CAPTIONS, *SCORED, "--trim.validation.metric=CIDEr", "--cluster.address=ray://head:10001"]
+    preflight.check(config(*words, "--launcher=ray"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"trim\.validation\.metric=CIDEr: caption metrics need"):
+        preflight.check(config(*words, "--launcher=local"), tmp_path / "run")
+
+
+def test_consistency_of_pairs_wants_the_corpuss_identifiers(tmp_path: Path) -> None:
+    root, sizes = tmp_path / "raw", {"train": 4, "test1": 2}
+    write_published("nlvr2", root, sizes, 32, 0)
+    lines = [json.loads(line) for line in (root / "test1.json").read_text().splitlines()]
+    stems = [line.pop("identifier").rpartition("-")[0] for line in lines]
+    images = [{"images": [f"images/test1/{stem}-img{side}.png" for side in (0, 1)]} for stem in stems]
+    (tmp_path / "nlvr_val.json").write_text(json.dumps([a | b for a, b in zip(lines, images, strict=True)]))
+    prepare(SourceConfig(name="nlvr2", root=str(root)), tmp_path / "data", workers=1)
+    given = {"annotations": (str(tmp_path / "nlvr_val.json"),), "images": (str(root / "images"),)}
+    prepare(SourceConfig(name="albef", **given), tmp_path / "lists", workers=1)
+    (tmp_path / "lists/val").rename(tmp_path / "data/val")
+    words = ["--trim.task=nlvr2", "--data.name=shards", f"--data.root={tmp_path / 'data'}", "--data.sizes={}"]
+    words += ["--evaluate.retrieval_splits=[]", "--evaluate.statement_splits=[test1]", "--evaluate.pictures=0"]
+    words.append("--trim.validation.every_steps=2")
+    preflight.check(config(*words), tmp_path / "run")
+    words.append("--trim.validation.metric=consistency")
+    preflight.check(config(*words, "--trim.validation.split=test1"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"metric=consistency cannot be told of 'val': .* has no identifier .*accuracy"):
+        preflight.check(config(*words), tmp_path / "run")
 
 
 def test_what_is_scored_must_have_the_tasks_labels_too(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceConfig, prepare
+from pipeline.data.loader import StepLoader
 from pipeline.evaluation.exported import TASKS, Evaluation, evaluate_export, open_export
 from pipeline.metrics.tally import Nlvr2Tally
 from pipeline.process import Process
@@ -59,12 +60,18 @@ def test_albefs_lists_of_pairs_are_judged_as_nlvr2s_own_files(identified: bool, 
     for metric, row in theirs.items():
         assert [row[key] for key in ("value", "low", "high")] == [own[metric][key] for key in ("value", "low", "high")]
     assert (tmp_path / "test/predictions/trim-test.csv").exists() == identified
+    assert (tmp_path / "test/unscored/trim-test.json").exists() != identified
     asked = Evaluation(model=tmp_path / "trim/export", task="nlvr2", split=str(root / "data/test"))
     assert ("lacking" in evaluate_export(asked, Process())) != identified
     assert evaluate_export(replace(asked, limit=1), Process())["gmacs"]["mean"] == pytest.approx(counted_gmacs(asked))
     if not identified:
-        with pytest.raises(UserError, match=r"--predictions .*x\.csv cannot be written: 16 of 16 pairs, .*; or leave"):
-            evaluate_export(replace(asked, predictions=tmp_path / "x.csv"), Process())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StepLoader, "__iter__", lambda loader: pytest.fail("the split is judged for nothing"))
+            with pytest.raises(UserError, match=r"--predictions .*x\.csv cannot be written: .* has no identifier"):
+                evaluate_export(replace(asked, predictions=tmp_path / "x.csv"), Process())
+            validation = {"split": "test", "every_steps": 1, "metric": "consistency"}
+            with pytest.raises(UserError, match=r"metric=consistency cannot be told of 'test': .* has no identifier"):
+                trained(drawn, "albef", tmp_path / "refused", target=1.0, run={"trim.validation": validation})
 
 
 def counted_gmacs(asked: Evaluation) -> float:

@@ -260,6 +260,16 @@ def test_scores_that_nothing_could_compute_are_told_with_their_cause(finished_ru
     assert "No results" not in missing(text_of(finished_run))
 
 
+def test_that_some_of_the_scores_are_lacking_is_told_beside_the_others(finished_run: Path) -> None:
+    row = next(row for row in json.loads((finished_run / "results.json").read_text()) if row["stage"] != "pretrain")
+    (finished_run / "results.json").write_text(json.dumps([row]))
+    folder = finished_run / "stages" / f"evaluate-{row['stage']}"
+    note_unscored(folder, row["stage"], row["split"], "2 of 4 pairs have no identifier")
+    said = missing(text_of(finished_run))
+    assert f"Not all scores of {row['stage']} on {row['split']}: 2 of 4 pairs have no identifier." in said
+    assert "fewer than two models" in said, "that is another matter"
+
+
 def test_the_figures_of_analyses_are_shown_and_others_are_refused(unfinished_run: Path) -> None:
     drawing = bar_drawing("flops-vqa", "where <it> goes", 'a "note" & more', {"a": {"vision": 1.0, "text": 3.0}})
     folder = unfinished_run / "analyses"
