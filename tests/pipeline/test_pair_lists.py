@@ -69,9 +69,10 @@ def test_albefs_lists_of_pairs_are_judged_as_nlvr2s_own_files(identified: bool, 
             patch.setattr(StepLoader, "__iter__", lambda loader: pytest.fail("the split is judged for nothing"))
             with pytest.raises(UserError, match=r"--predictions .*x\.csv cannot be written: .* has no identifier"):
                 evaluate_export(replace(asked, predictions=tmp_path / "x.csv"), Process())
-            validation = {"split": "test", "every_steps": 1, "metric": "consistency"}
-            with pytest.raises(UserError, match=r"metric=consistency cannot be told of 'test': .* has no identifier"):
-                trained(drawn, "albef", tmp_path / "refused", target=1.0, run={"trim.validation": validation})
+        validation = {"split": "test", "every_steps": 1, "metric": "consistency"}
+        with pytest.raises(UserError, match=r"metric=consistency cannot be told of 'test': .* has no identifier"):
+            trained(drawn, "albef", tmp_path / "refused", target=1.0, run={"trim.validation": validation})
+        assert not (tmp_path / "refused/metrics.jsonl").exists()
 
 
 def counted_gmacs(asked: Evaluation) -> float:
