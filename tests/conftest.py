@@ -34,7 +34,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch):
     """A server that speaks S3 on the loopback, with a bucket."""
-    pytest.importorskip("s3fs", reason="s3fs is an optional dependency: pip install s3fs")
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is an optional dependency: pip install s3fs")
     pytest.importorskip("moto", reason="the S3 server of this test: pip install 'moto[server]'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -59,6 +59,7 @@ def s3(monkeypatch: pytest.MonkeyPatch):
                 break
             except OSError:
                 time.sleep(0.1)
+        s3fs.S3FileSystem.clear_instance_cache()  # it would keep the address of the server of the test before
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("shards")
         yield "s3://shards/train"
     finally:
