@@ -40,7 +40,8 @@ class ClusterConfig:
             without a newer checkpoint in between; an error of the program's or of the user's is not tried again.
         silent_seconds: Time without a sign of life after which a process counts as stuck and is ended; 0 for never.
         stall_seconds: Time without a step, from the first one on, after which a process ends itself as stuck; 0 for
-            never. It must be longer than whatever a step may wait for: data, a slow checkpoint.
+            never. It must be longer than whatever a step may wait for, such as data; waiting for a checkpoint to be
+            written does not count.
         wait_seconds: Time that a stage waits for machines that are not there, or not there any more.
         notice_seconds: Time that a stage has for a last checkpoint after SIGTERM.
     """

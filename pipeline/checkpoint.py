@@ -5,8 +5,7 @@
     ...
     store.finish()                                        # on all ranks: waits, and raises what went wrong
 
-They fit any number of ranks and any ZeRO stage. Nothing in them is unpickled. See `pipeline/checkpoint_places.py` for
-their files, and `docs/checkpoints.md`.
+They fit any number of ranks and any ZeRO stage. Nothing is unpickled. See `checkpoint_places` and docs/checkpoints.md.
 """
 
 import contextlib
@@ -227,13 +226,14 @@ class CheckpointStore:
         if self._thread is None:
             return
         self._thread.join()
-        self._thread = None
-        failure, self._failure = self._failure, None
+        failure, self._failure, self._thread = self._failure, None, None
         self._unanswered = self._unanswered + 1 if isinstance(failure, NoAnswer) else 0
         if failure is None:
             return
         if must or not self._bears(failure):
             raise failure
+        # Rank 0 clears up after it, for long where a store is silent: who began the next save would count it as lost.
+        together(self.process, lambda: None, str(self.place))
         log.warning("going on without a checkpoint: %s", failure)
 
     def _bears(self, failure: Exception) -> bool:

@@ -14,7 +14,7 @@ class LoopConfig:
 
     Attributes:
         samples: Samples to train on, counting repeats; rounded up to whole steps.
-        global_batch: Samples of a step over all processes.
+        global_batch: Samples of a step over all processes and all parts whose gradients are accumulated.
         schedule: Learning rate over training.
         checkpoint_seconds: Time between checkpoints.
         log_every: Steps between lines of metrics.jsonl.

@@ -39,10 +39,13 @@ class Pulse:
     """What the training loop tells of its life; this one tells nobody, and is never asked to leave."""
 
     def step(self, step: int) -> None:
-        """Is told after each step."""
+        """Is told after each step, and after each rest; from then on the next one is expected."""
 
     def rest(self) -> None:
-        """From now on no step is expected, until the next one is told."""
+        """From now on no step is expected, until one is told again."""
+
+    def end(self) -> None:
+        """Is told that the loop has ended by itself: no step is expected, and what was lost is known."""
 
     def lost(self, words: str) -> None:
         """Is told, from any thread, that another process was lost, of which the loop may not hear."""
@@ -94,6 +97,10 @@ class FilePulse(Pulse):
 
     def rest(self) -> None:
         """See `Pulse.rest`."""
+        self._moved = None  # a loss stays: the loop may wait for the lost one while it rests
+
+    def end(self) -> None:
+        """See `Pulse.end`."""
         self._moved = self._loss = None
 
     def lost(self, words: str) -> None:

@@ -43,12 +43,12 @@ class StepLog:
         self.facts = facts or LogFacts(restarts=stage.tracker.restarts)
         self.config = config
         self.more = more
-        self.load = LoadTally()
-        self.fed = ""
+        self.load = LoadTally()  # the loop adds to it
+        self.fed = ""  # words for the progress file: speed, and share of time without data
         begun = begun or {"count": 0, "sums": {}}
         self.sums = {name: torch.tensor(float.fromhex(value)) for name, value in begun["sums"].items()}
         self.count: int = begun["count"]
-        self.last: tuple[int, float] | None = None
+        self.last: tuple[int, float] | None = None  # step and seconds of the line before, in this process
         if self.main:
             stage.folder.mkdir(parents=True, exist_ok=True)
             self.metrics = MetricsLog(stage.folder / "metrics.jsonl", step)
@@ -63,16 +63,16 @@ class StepLog:
         """Take in one step; what its batch took is added to `load` before. Every process calls it for every step."""
         self.count += 1
         if not self.main:
-            values = {}
+            values = {}  # nobody would read them
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros(())) + value
+            self.sums[name] = self.sums.get(name, torch.zeros(())) + value  # on the device: no transfer before a line
         if step % self.config.log_every == 0:
             self._write(step, seconds)
         if self.main:
             self.progress.show(progress, f"loss {float(values['loss']):.3f}{self.fed}")
 
     def amend(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Add to this step's line, which ends with it."""
+        """Add scores to the line of this step, which is written now, due or not."""
         if self.count:
             self._write(step, seconds)
         if self.main:
@@ -86,7 +86,7 @@ class StepLog:
             self.progress.show(1.0, f"{step:,} steps", now=True)
 
     def _write(self, step: int, seconds: float) -> None:
-        load = self.load.over_processes(self.device).values()
+        load = self.load.over_processes(self.device).values()  # all processes come here after the same step
         if self.main:
             self._write_line(step, seconds, load)
         self.last = (step, seconds)

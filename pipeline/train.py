@@ -1,4 +1,14 @@
-"""The one training loop: batch, losses, step, log, checkpoint. It knows no objective and no launcher."""
+"""The one training loop: batch, losses, step, log, checkpoint. It knows no objective and no launcher.
+
+The way of one batch, as `_Loop.run` has it:
+
+    _tick      all processes agree on how far training is, and whether it saves, leaves or ends here
+    _scores    of the weights so far on held-out data, where they are due
+    _save      the state so far, where that is due; it is written while the next steps are made
+    next       this process's part of the global batch, from the loader
+    _update    `pipeline.update`: the task's losses, part by part, through the engine, which changes the weights
+    log        `pipeline.step_log`: values are taken in, and each `log_every` steps written as a line
+"""
 
 import logging
 import time
@@ -70,13 +80,14 @@ def train(
             try:
                 return _Loop(task, engine, config, stage, facts, validation, store, bad).run(batches)
             except Rewind as rewind:
-                store.finish()
+                stage.pulse.rest()
+                store.finish(must=False)  # one that fails is not needed where there is another to go back to
                 if store.latest() is None:  # the weights are no longer those of a beginning
                     raise UserError(
-                        f"{store.place} no longer holds a whole checkpoint to go back to; start over with --fresh"
+                        f"{store.place} holds no whole checkpoint to go back to; start over with --fresh"
                     ) from rewind
     finally:
-        stage.pulse.rest()
+        stage.pulse.end()
         store.leave()
 
 
@@ -97,17 +108,17 @@ class _Loop:
         self.task, self.engine, self.config, self.stage = task, engine, config, stage
         self.validation, self.store, self.bad = validation, store, bad
         stage.pulse.rest()
-        self.start, before = _restore(store, task, engine, stage.process)
-        bad.go_on(self.start, before["left_out"])
-        self.step = self.start
-        self.skipped_before, self.skipped_here = before["skipped"], 0
-        spent, device = before["seconds"], stage.process.device
+        self.start, counted = _restore(store, task, engine, stage.process)
+        bad.go_on(self.start, counted["left_out"])
+        self.step = self.start  # updates done, those included that were left out
+        self.skipped_before, self.skipped_here = counted["skipped"], 0  # samples: of all processes; of this one since
+        spent, device = counted["seconds"], stage.process.device
         self.clock = Clock(config.steps, stage.budget_seconds, config.checkpoint_seconds, spent, device)
-        parts = stage.process.world_size * engine.config.accumulation
+        parts = stage.process.world_size * engine.config.accumulation  # of a global batch
         self.noise = NoiseScale(config.noise_scale, config.global_batch, parts)
-        self.noise.load(before.get("noise"))
-        self.log = StepLog(stage, config, self.step, facts, before.get("log"), self.noise.values)
-        self.means = Means()
+        self.noise.load(counted.get("noise"))
+        self.log = StepLog(stage, config, self.step, facts, counted.get("log"), self.noise.values)
+        self.means = Means()  # since the last checkpoint, which says them of itself
 
     def run(self, batches: Batches) -> dict[str, Any]:
         """Step by step to the end; returns what `train` does."""
@@ -120,27 +131,27 @@ class _Loop:
                 break
             if tick.leave:
                 raise Left(f"training left after step {self.step}, as it was asked to")
-            begin = time.perf_counter()
+            began = time.perf_counter()
             batch = next(stream)
-            waited = time.perf_counter() - begin
+            waited = time.perf_counter() - began
             self.skipped_here += len(batch.skipped)
-            numbers = self._update(batch, tick.progress)
+            values = self._update(batch, tick.progress)
             self.step += 1
-            if numbers is None:
+            if values is None:  # left out: a step like others, but no mean takes it in
                 continue
-            self.means.add(numbers)
-            self.log.load.add(batch, waited, time.perf_counter() - begin)
-            self.log.add(self.step, self.clock.seconds, tick.progress, numbers)
+            self.means.add(values)
+            self.log.load.add(batch, waited, time.perf_counter() - began)
+            self.log.add(self.step, self.clock.seconds, tick.progress, values)
         self.log.finish(self.step, self.clock.seconds)
         return self._result()
 
     def _tick(self) -> Tick:
-        """Tells that a step is done, and agrees with all processes on what comes next."""
+        """Tells that a step is done, and agrees with all processes on what comes before the next one."""
         if self.step > self.start:
             self.stage.pulse.step(self.step)
         tick = self.clock.tick(self.step, self.store.failed, self.stage.pulse.asked_to_leave())
         if tick.failed:
-            self.store.finish(must=False)
+            self._wait_for_save()
         return tick
 
     def _scores(self, tick: Tick) -> dict[str, float]:
@@ -154,25 +165,33 @@ class _Loop:
         return scores
 
     def _save(self, tick: Tick, scores: Mapping[str, float]) -> None:
-        """Begins a checkpoint where one is due; the last one is waited for."""
+        """Begins a checkpoint where one is due, once the one before is written; the last one is waited for."""
         due = tick.save or tick.ends or tick.leave or scores or self.store.wants(self.step)
-        if due and self.step > self.start:
+        if due and self.step > self.start:  # a checkpoint that training has just gone on from is there already
+            self._wait_for_save()
             values = {
                 "seconds": self.clock.seconds, "skipped": self._skipped(), "left_out": self.bad.left_out,
                 "log": self.log.begun_line(), "noise": self.noise.state(),
             }  # fmt: skip
             self.store.begin(self.step, self.engine, self.task.tensors(), values, self.means.take(), scores)
         if tick.ends or tick.leave:
-            self.store.finish()
+            self._wait_for_save(last=True)
+
+    def _wait_for_save(self, *, last: bool = False) -> None:
+        """Returns when no checkpoint is being written; that is no step, and may take as long as an upload takes."""
+        self.stage.pulse.rest()
+        self.store.finish(must=last)
+        if not last:
+            self.stage.pulse.step(self.step)
 
     def _update(self, batch: ImageTextBatch, progress: float) -> dict[str, Tensor] | None:
-        """Makes one; returns what is logged of it, or None where it is left out as it was not a number."""
+        """Makes one of a batch; returns what is logged of it, or None where it is left out as it was not a number."""
         # The rate at the end of the step: that at its beginning would be 0 at first.
         lr_scale = self.config.schedule.lr_scale(min(1.0, progress + 1 / self.config.steps))
         try:
             if self.noise.due(self.step):
                 self.engine.watch_parts()
-            numbers, report = update(self.task, self.engine, batch.to(self.stage.process.device), progress, lr_scale)
+            values, report = update(self.task, self.engine, batch.to(self.stage.process.device), progress, lr_scale)
         except NonFiniteError as error:
             self.bad.bad(self.step, error, can_rewind=self.store.has_any)
             self.task.drop_update()
@@ -180,7 +199,7 @@ class _Loop:
         self.bad.good()
         if report.part_square is not None:
             self.noise.add(report.part_square, report.grad_norm**2)
-        return numbers
+        return values
 
     def _skipped(self) -> int:
         """Of all processes, in the whole training."""

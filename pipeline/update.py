@@ -11,28 +11,29 @@ from pipeline.tasks.task import Losses, Task
 def update(
     task: Task, engine: Engine, batch: ImageTextBatch, progress: float, lr_scale: float
 ) -> tuple[dict[str, Tensor], StepReport]:
-    """Makes it; where gradients are accumulated, the batch is cut and the values are means over its parts.
+    """Makes one of a batch; where gradients are accumulated, the batch is cut and the values are means over its parts.
 
     Args:
         task: Gives the losses.
         engine: Takes the step.
-        batch: This process's part of the global batch, on its device.
+        batch: This process's share of the global batch, on its device.
         progress: Share of training done.
         lr_scale: Learning rate over its peak.
 
     Returns:
-        What is logged, scalars, and what the engine said at its end.
+        What is logged, scalars, and what the engine said of the last part, which ended the update.
 
     Raises:
         NonFiniteError: On every process, where a loss or gradient is not a number.
     """
     task.before_update(progress)
-    parts = []
+    values = []  # of each part
+    # The task gives the losses of a part when they are asked for: the graph of one part only is alive.
     for losses in task.losses_of_parts(engine, _parts(batch, engine.config.accumulation), progress):
-        report = engine.step(losses.total, lr_scale)
-        parts.append(_values(losses, report))
+        report = engine.step(losses.total, lr_scale)  # the weights change with the last part
+        values.append(_values(losses, report))
     task.after_update(progress)
-    means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+    means = {name: torch.stack([of_part[name] for of_part in values]).mean() for name in values[0]}
     return {**means, "grad_norm": torch.tensor(report.grad_norm)}, report
 
 
@@ -44,6 +45,7 @@ def _values(losses: Losses, report: StepReport) -> dict[str, Tensor]:
 
 
 def _parts(batch: ImageTextBatch, count: int) -> list[ImageTextBatch]:
+    """The batch in `count` parts of the same size, in order."""
     if count == 1:
         return [batch]
     size = len(batch) // count

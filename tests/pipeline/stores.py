@@ -68,7 +68,7 @@ class FailingStore(_Memory):
         return data
 
     def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
-        self._may_fail("upload")
+        self._may_fail("upload", rpath)
         super().put_file(lpath, rpath, **more)
         if self.fails == "mark" and rpath.endswith("COMPLETE"):
             raise TimeoutError("no answer came")

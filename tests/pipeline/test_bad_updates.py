@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_prep import targets
 from data_prep.errors import UserError
 from pipeline.bad_updates import BadUpdateConfig, BadUpdates, Rewind
 from pipeline.checkpoint import CheckpointConfig
@@ -23,6 +24,7 @@ from pipeline.tasks.task import EachPartAlone, Losses
 from pipeline.train import train
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import small_batch
+from tests.pipeline.stores import FailingStore, emptied
 
 STEPS = 8
 ERROR = NonFiniteError("the loss is nan")
@@ -133,11 +135,24 @@ def test_a_fault_that_passes_leaves_no_trace_after_a_rewind(tmp_path: Path) -> N
     assert [(line["step"], line["back_to"]) for line in read_metrics(tmp_path / "faulty" / BAD_UPDATES)] == [(4, 3)]
 
 
+def test_a_rewind_goes_back_further_where_the_save_under_way_gets_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "_PAUSES", ())
+    for name, value in {"fails": "upload", "where": "step_00000003", "failures": 1}.items():
+        monkeypatch.setattr(FailingStore, name, value)
+    stage = Stage(tmp_path / "faulty", Process(), checkpoint=CheckpointConfig(path=emptied(FailingStore)))
+    result, losses, weights = run_task(Poisoned({3}, 0, Process()), Process(), stage, action="rewind")
+    assert FailingStore.failures == 0 and result["left_out"] == 0
+    assert [(line["step"], line["back_to"]) for line in read_metrics(stage.folder / BAD_UPDATES)] == [(4, 2)]
+    assert (losses, weights) == run(Process(), tmp_path / "whole", set())[1:]
+
+
 def test_a_run_does_not_begin_anew_with_trained_weights_where_its_checkpoint_is_lost(tmp_path: Path) -> None:
     task = Losing({3}, 0, Process())
     task.folder = tmp_path
     stage = Stage(tmp_path, Process(), checkpoint=CheckpointConfig(keep_every_steps=2))
-    with pytest.raises(UserError, match="no longer holds a whole checkpoint to go back to"):
+    with pytest.raises(UserError, match="holds no whole checkpoint to go back to"):
         run_task(task, Process(), stage, seconds=1000.0, action="rewind")
 
 

@@ -5,6 +5,7 @@ import fcntl
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pipeline.lease import check_lease
 from pipeline.process import Process
 from pipeline.together import RankFailedError, _told, together
 from tests.pipeline.distributed import run_ranks
-from tests.pipeline.stores import FailingStore, SharedStore, emptied
+from tests.pipeline.stores import FailingStore, SharedStore, TroubledStore, emptied
 from tests.pipeline.test_checkpoint import ONE, in_a_child, kill_at, new_engine, newest, one_thread, save, shorten
 from tests.pipeline.test_checkpoint_background import restored
 from tests.pipeline.zero import SmallRun, engine_config
@@ -278,6 +279,46 @@ def test_two_ranks_save_into_a_store_and_read_from_it(tmp_path: Path) -> None:
     found = run_ranks(outcome, 2, f"{store}/no", tmp_path / "copies", True, timeout=60)
     assert [kind for kind, _ in found] == ["RankFailedError", "FileNotFoundError"]
     assert all("No such file or directory: '/nowhere/" in text for _, text in found)
+
+
+SILENT = 2.0
+
+
+def cleared_up_late(process: Process, where: str) -> tuple[list[str], list[int]]:
+    """What a rank is told, and which of two saves count: the store does not answer at the first, after which rank 0
+    clears up for longer than any of them may be silent."""
+    told: list[str] = []
+    checks: list[float] = []
+
+    def check() -> None:
+        checks.append(time.monotonic())
+        if len(checks) == 2:  # the first is that before the save
+            time.sleep(2.5 * SILENT)
+
+    def strike(name: str) -> None:
+        if "step_00000001" in name:
+            raise TimeoutError("no answer came")
+
+    store = CheckpointStore(
+        where, process=process, guard=Guard(check=check, silent_seconds=SILENT, on_loss=told.append)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "_PAUSES", ())
+        patch.setattr("pipeline.together._TURN_SECONDS", 0.1)
+        patch.setattr(TroubledStore, "trouble", staticmethod(strike))
+        try:
+            store.begin(1, new_engine(), {}, {})
+            store.begin(2, new_engine(), {}, {})
+            store.finish()
+        finally:
+            store.leave()
+    return told, [saved.step for saved in store.place.saved()]
+
+
+@pytest.mark.timeout(240)
+def test_a_save_without_an_answer_is_left_out_by_all_ranks_however_long_one_clears_up_after_it(tmp_path: Path) -> None:
+    found = run_ranks(cleared_up_late, 2, f"{TroubledStore.protocol}://{tmp_path}/run", timeout=60)
+    assert found == [([], [2])] * 2
 
 
 @pytest.mark.timeout(240)

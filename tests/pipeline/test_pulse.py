@@ -23,7 +23,7 @@ with FilePulse(Path(sys.argv[1]), 1, stall_seconds=stall) as pulse:
         pulse.lost("another worker was lost")
     if sys.argv[2] == "hears of it":
         pulse.lost("another worker was lost")
-        pulse.rest()
+        pulse.end()
         time.sleep(4)
         sys.exit(0)
     def busy():
