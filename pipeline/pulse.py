@@ -62,8 +62,8 @@ class FilePulse(Pulse):
         folder: Of the stage.
         rank: Of this process.
         stall_seconds: Time without a step after which the process counts as stuck, writes down where its threads are,
-            and ends itself. It begins with the first step, which may take as long as compilation and data take. 0 for
-            never.
+            and ends itself. It begins with the first step, which may take as long as compilation and data take;
+            rests do not count. 0 for never.
     """
 
     def __init__(self, folder: Path, rank: int, stall_seconds: float = 0.0) -> None:

@@ -107,7 +107,6 @@ class _Loop:
     ) -> None:
         self.task, self.engine, self.config, self.stage = task, engine, config, stage
         self.validation, self.store, self.bad = validation, store, bad
-        stage.pulse.rest()
         self.start, counted = _restore(store, task, engine, stage.process)
         bad.go_on(self.start, counted["left_out"])
         self.step = self.start  # updates done, those included that were left out
