@@ -157,7 +157,7 @@ def test_a_refused_run_keeps_its_configuration_and_takes_nothing_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, other = tmp_path / "run", tmp_path / "other"
-    config = read_config(RunConfig, [TINY], [])
+    config = read_config(RunConfig, [Path(TINY)], [])
     made = build_stages(config, other, LocalBackend(0, 1), "pretrain")
     for each, digest in zip(made, fingerprints(made).values(), strict=True):
         for path in each.outputs:
