@@ -11,14 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from data_prep.errors import UserError
 from data_prep.files import disk_full, is_disk_full, read_json, write_json
 from data_prep.redact import redact
-
-if TYPE_CHECKING:
-    from pipeline.checkpoint_rules import Saved
 
 log = logging.getLogger(__name__)
 
@@ -179,60 +176,14 @@ def run_graph(
             (where they have threads of their own), to prepare what later ones need.
 
     Raises:
-        UserError: A stage that would begin anew has checkpoints to lose; nothing has begun then.
+        UserError: As of `launch.kept.check_kept`; nothing has begun then.
         KeyboardInterrupt: Passed on at once, and raised once a stage has left; stages that still run are left to
             whoever stops their processes.
     """
-    _check_kept(stages)
+    from launch.kept import check_kept  # torch comes with it, for which `trimline status` need not wait
+
+    check_kept(stages)
     return _Runner(stages, cpus, observer).run(meanwhile)
-
-
-def _check_kept(stages: Sequence[Stage]) -> None:
-    """Refuses to begin anew where that costs the checkpoints of a stage that is not finished, or is sure to fail.
-
-    It does so before any stage runs: an earlier one that is made again may take days, too.
-    """
-    digests = fingerprints(stages)
-    for stage in stages:
-        if stage.checkpoints is None or not stage.folder.exists() or _is_begun(stage, digests[stage.name]):
-            continue
-        if read_status(stage.folder).get("state") == "done" and Path(stage.checkpoints).is_relative_to(stage.folder):
-            continue  # what is made of them is there, and now another one is asked for
-        saved = _newest(stage)
-        if saved is not None:
-            place = redact(str(stage.checkpoints))
-            raise UserError(
-                f"stage {stage.name} has a checkpoint of another configuration, {saved.name} in {place}"
-                f"{_what_differs(stage)}: give what it was begun with to go on from it; to begin anew, remove "
-                f"{place}, give another --out (and --checkpoint.path), or start the whole run over with --fresh"
-            )
-
-
-def _what_differs(stage: Stage) -> str:
-    try:
-        old = read_json(stage.folder / PARTS)
-    except (FileNotFoundError, UserError):
-        return ""
-    from launch.stage_parts import differences
-
-    return f" ({differences(old, stage.parts) or 'its inputs have changed'})"
-
-
-def _is_begun(stage: Stage, fingerprint: str) -> bool:
-    """Whether the same was begun in its folder; where no status says so, as after a crash, its checkpoints do."""
-    if read_status(stage.folder).get("fingerprint") == fingerprint:
-        return True
-    saved = _newest(stage) if stage.folder.exists() else None
-    return saved is not None and saved.fingerprint == fingerprint
-
-
-def _newest(stage: Stage) -> "Saved | None":
-    if stage.checkpoints is None:
-        return None
-    # Torch comes with it, for which `trimline status` need not wait.
-    from pipeline.checkpoint_places import newest_saved
-
-    return newest_saved(stage.checkpoints)
 
 
 class _Runner:
@@ -351,21 +302,26 @@ def one_line(error: BaseException) -> str:
 
 
 def _begin(stage: Stage, fingerprint: str) -> Attempt:
-    """Marks the stage as running; a folder that was made from other things is emptied first."""
-    old, same = read_status(stage.folder), _is_begun(stage, fingerprint)
+    """Marks the stage as running; what was made from other things in its folder is removed first."""
+    from launch.kept import is_begun, lie_inside, noted_place
+
+    old, same = read_status(stage.folder), is_begun(stage, fingerprint)
+    of_another = old.get("fingerprint", fingerprint) != fingerprint  # though checkpoints elsewhere may be of this one
     if old and not same:
         log.info("stage %s: its configuration or its inputs changed, so it starts over", stage.name)
-    if stage.folder.exists() and not same:
+    if stage.folder.exists() and (not same or (of_another and not lie_inside(stage))):
         shutil.rmtree(stage.folder)
+        old = {}
     stage.folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     status: dict[str, Any] = {
         "state": "running",
         "fingerprint": fingerprint,
-        "started": old.get("started", now) if same else now,
-        "seconds": float(old.get("seconds", 0.0)) if same else 0.0,
+        "started": old.get("started", now),
+        "seconds": float(old.get("seconds", 0.0)),
         "restarts": int(old.get("restarts", 0)) + 1 if same else 0,
         "outputs": {},
+        "checkpoints": noted_place(stage),
     }
     write_json(stage.folder / PARTS, stage.parts)
     write_json(stage.folder / STATUS, status)

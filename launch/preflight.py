@@ -69,6 +69,11 @@ def _check_processes(config: RunConfig) -> None:
     if config.launcher == "local" or _elsewhere(config):
         return
     workers = cluster.counts[0]
+    if cluster.placement == "strict_spread" and workers > 1:
+        raise UserError(
+            f"cluster.placement=strict_spread wants a machine for each of cluster.workers={workers}, but without "
+            "cluster.address there is only this one; set --cluster.placement spread, or give --cluster.address"
+        )
     cpus, wanted = available_cpus(), workers * cluster.cpus_per_worker
     if wanted > cpus:
         fitting = int(cpus // cluster.cpus_per_worker)

@@ -21,6 +21,7 @@ from launch.backend import Backend
 from launch.config import RunConfig
 from launch.graph import Failure, GraphResult, Stage, all_finished, one_line, read_status, run_graph
 from launch.job import LogFile
+from launch.kept import check_kept
 from launch.progress import ProgressDisplay
 from launch.reading import dump_config
 from launch.signals import stopped_by_sigterm, uninterrupted
@@ -118,13 +119,12 @@ def execute(
         lease = _lease_of(config, out, run_id, backend)
         if fresh:
             _start_over(config, out, lease, held)
-        facts = _begin(config, out, run_id)
         session = None if lease is None else lease.session
         stages = build_stages(config, out, backend, until, f"{config.name}-{run_id}", session)
         if lease is not None and not fresh and not all_finished(stages):
             held.enter_context(lease)
-        facts["stages"] = {stage.name: list(stage.inputs) for stage in stages}
-        write_json(out / RUN, facts)
+        check_kept(stages)  # of a run that is refused not even the configuration may be replaced
+        facts = _begin(config, out, run_id, stages)
         if take_from is not None:
             take_over(stages, out, take_from.expanduser().resolve())
         try:
@@ -227,7 +227,7 @@ def _unusable(out: Path, error: OSError) -> UserError:
     return UserError(f"out={out} cannot be used ({error.strerror}); give another folder with --out DIR")
 
 
-def _begin(config: RunConfig, out: Path, run_id: str) -> dict[str, Any]:
+def _begin(config: RunConfig, out: Path, run_id: str, stages: Sequence[Stage]) -> dict[str, Any]:
     """Writes run.json and config.yaml; a run that goes on keeps its first start and its seconds."""
     try:
         earlier = read_json(out / RUN)
@@ -244,6 +244,7 @@ def _begin(config: RunConfig, out: Path, run_id: str) -> dict[str, Any]:
         "commit": machine.git_commit(),
         "hardware": machine.hardware(),
         "seed": config.seed,
+        "stages": {stage.name: list(stage.inputs) for stage in stages},
     }
     write_json(out / RUN, facts)
     write_atomic(out / "config.yaml", dump_config(config))

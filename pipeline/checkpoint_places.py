@@ -96,22 +96,31 @@ class Place(ABC):
         return [self._described(name, step) for step, _, name in sorted(found)[::-1]]
 
     def newest(self, fingerprint: str) -> Saved | None:
-        """The newest checkpoint that is whole; None where there is no finished one at all. It only reads.
+        """As `newest_whole`, of what is trained.
 
         Args:
             fingerprint: Of what is trained.
 
         Raises:
-            UserError: It is of another training, or all are damaged, or it cannot be told now.
+            UserError: It is of another training, or as there.
+        """
+        saved = self.newest_whole()
+        if saved is not None and saved.fingerprint != fingerprint:
+            raise UserError(
+                f"{self} holds checkpoints of another configuration ({saved.name}); give another folder "
+                "with --checkpoint.path, or start over with --fresh, which removes them"
+            )
+        return saved
+
+    def newest_whole(self) -> Saved | None:
+        """The newest checkpoint that is whole; None where there is no finished one at all. It only reads.
+
+        Raises:
+            UserError: All are damaged, or it cannot be told now.
         """
         there = self.saved()
         for saved in there:
             if self.is_whole(saved.name):
-                if saved.fingerprint != fingerprint:
-                    raise UserError(
-                        f"{self} holds checkpoints of another configuration ({saved.name}); give another folder "
-                        "with --checkpoint.path, or start over with --fresh, which removes them"
-                    )
                 return saved
             log.warning("%s/%s is incomplete or damaged; using an earlier checkpoint", self, saved.name)
         if there:  # whoever began anew would soon remove them, and drop the log
@@ -312,15 +321,14 @@ class StorePlace(Place):
 
 
 def newest_saved(where: str | Path) -> Saved | None:
-    """The newest complete checkpoint of a folder or URL; None where there is none."""
-    place = open_place(where, Process())
-    return next((saved for saved in place.saved() if place.is_whole(saved.name)), None)
+    """`Place.newest_whole` of a folder or URL."""
+    return open_place(where, Process()).newest_whole()
 
 
 def newest_step(where: str | Path) -> int:
     """After which step the newest complete checkpoint of a folder or URL was saved; 0 where there is none."""
-    saved = newest_saved(where)
-    return 0 if saved is None else saved.step
+    place = open_place(where, Process())
+    return next((saved.step for saved in place.saved() if place.is_whole(saved.name)), 0)
 
 
 def forget_all(path: str, stages: Iterable[str]) -> None:

@@ -34,8 +34,10 @@ def test_status_tells_of_them_and_fresh_removes_no_others(
     assert (found["step"], found["where"]) == (2, str(saved)) and found["age_seconds"] < 60
     foreign = tmp_path / "kept/others/step_00000009"
     foreign.mkdir(parents=True)
+    given = [(tmp_path / "run" / name).read_bytes() for name in ("config.yaml", "run.json")]
     assert run(tmp_path / "run", *elsewhere, "--seed", "1", command="pretrain") == 2
     assert "another configuration" in capsys.readouterr().err
+    assert given == [(tmp_path / "run" / name).read_bytes() for name in ("config.yaml", "run.json")]
     assert run(tmp_path / "run", *elsewhere, "--seed", "1", "--fresh", command="pretrain") == 0
     assert foreign.is_dir() and saved.is_dir()
     shutil.rmtree(saved)

@@ -20,6 +20,7 @@ TINY = Path(__file__).with_name("tiny.yaml")
 
 CAPTIONS = ["--trim.task=captioning", "--model.backbone=blip", "--model.text.fusion_layers=0", "--trim.targets=[1.0]"]
 BEYOND_GPUS = ["--cluster.gpus_per_worker=1000", "--engine.name=deepspeed"]
+SPREAD = ["--cluster.placement=strict_spread", "--engine.name=deepspeed"]
 NO_TRIMMING = ["--trim.targets=[]", "--evaluate.statement_splits=[]"]
 SCORED = ["--trim.validation.every_steps=2", "--trim.validation.split=test"]
 
@@ -54,6 +55,10 @@ def test_a_sound_run_passes(tmp_path: Path) -> None:
         (
             ["--launcher=ray", "--cluster.workers=2", "--cluster.cpus_per_worker=0.5", *BEYOND_GPUS],
             ["2000 GPUs", f"set --cluster.gpus_per_worker {min(1, available_gpus())}"],
+        ),
+        (
+            ["--launcher=ray", "--cluster.workers=2", "--cluster.cpus_per_worker=0.5", *SPREAD],
+            ["placement=strict_spread", "each of cluster.workers=2", "only this one", "--cluster.placement spread"],
         ),
         (["--pretrain.loop.global_batch=9"], ["pretrain.loop.global_batch=9", "multiple of 2", "global_batch 8"]),
         (
@@ -168,6 +173,7 @@ def test_what_another_cluster_needs_is_not_looked_for_here(tmp_path: Path, monke
     monkeypatch.setenv("PATH", str(tmp_path))  # no Java
     words = [*CAPTIONS, *SCORED, "--trim.validation.metric=CIDEr", "--cluster.address=ray://head:10001"]
     preflight.check(config(*words, "--launcher=ray"), tmp_path / "run")
+    preflight.check(config(*words, "--launcher=ray", "--cluster.workers=2", *SPREAD), tmp_path / "run")
     with pytest.raises(UserError, match=r"trim\.validation\.metric=CIDEr: caption metrics need"):
         preflight.check(config(*words, "--launcher=local"), tmp_path / "run")
 
