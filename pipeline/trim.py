@@ -71,12 +71,14 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
         more: dict[str, Any] = {} if kept is None else {"pruning": kept}
         more |= config.of_pairs
         model = fine_tuned(backbone, config.trims, config.policy, classes=_supposed(config), **more)
-    longest = max_tokens if config.max_tokens is None else config.max_tokens
-    check_room(backbone.config.text, longest, "loader.max_tokens" if config.max_tokens is None else "trim.max_tokens")
+    trained, key = max_tokens, "loader.max_tokens"
+    if config.max_tokens is not None:
+        trained, key = config.max_tokens, "trim.max_tokens"
+    check_room(backbone.config.text, trained, key)
     if config.task == "captioning":
         check_room(backbone.config.text, config.captions.max_length, "trim.captions.max_length")
-        check_prompt(config.captions, 1 + len(config.captions.prompt.split()), longest)
-    check_before([Target.parse(target) for target in config.targets], model, longest)
+        check_prompt(config.captions, 1 + len(config.captions.prompt.split()), trained)
+    check_before([Target.parse(target) for target in config.targets], model, config.exported_tokens(max_tokens))
 
 
 def _supposed(config: TrimConfig) -> Classes:
@@ -122,7 +124,9 @@ def trim(
     trained = _pretrained(config, backbone, model_config, tokenizer, pretrained, process)
     reader = tokenizer.behind(config.captions.prompt) if config.task == "captioning" else tokenizer
     together = config.loop.global_batch // process.world_size // settled.accumulation  # as many as training has
-    examples, classes = _examples(config, inputs, reader, together), _classes(config, inputs, tokenizer, process)
+    # Texts as long as the export reads them: a target that is settled on shorter ones is missed wherever it is used.
+    examples = _examples(config, replace(inputs, loader=read), reader, together)
+    classes = _classes(config, inputs, tokenizer, process)
     beginning = Beginning(config, target, teacher, inputs, examples, process, pruning, classes, read)
     begun = beginning.model(trained)
     drawn = examples.draw(TYPICAL_TEXTS)

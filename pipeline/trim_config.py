@@ -51,8 +51,8 @@ class TrimConfig(MethodsConfig):
             of both; ``both``: the text attends to both at once, which METER cannot. None for the backbone's own way:
             ``passes`` of METER, ``both`` of the others.
         max_tokens: Length of statements and questions in training, where they are shorter than what the loader pads
-            captions to; None for the loader's. Longer ones are cut. Validation, evaluation and the export cut at the
-            larger of both; captions are as long everywhere.
+            captions to; None for the loader's. Longer ones are cut. Targets, validation, evaluation and the export
+            take the larger of both; captions are as long everywhere.
         loop: Durations and learning-rate schedule.
         optimizer: AdamW; the rate of the backbone.
         lr_scales: Learning rates of the backbone's parts over that, by the beginning of their parameters' names:
@@ -138,9 +138,16 @@ class TrimConfig(MethodsConfig):
         Args:
             loader: Of the run.
         """
-        trained = self.loader(loader)
-        longest = trained.max_tokens if self.task == "captioning" else max(trained.max_tokens, loader.max_tokens)
-        return replace(trained, max_tokens=longest)
+        return replace(self.loader(loader), max_tokens=self.exported_tokens(loader.max_tokens))
+
+    def exported_tokens(self, tokens: int) -> int:
+        """Length of the texts that the trained model reads, and that its target is settled on.
+
+        Args:
+            tokens: Of the run's loader.
+        """
+        trained = tokens if self.max_tokens is None else self.max_tokens
+        return trained if self.task == "captioning" else max(trained, tokens)
 
     def kept_pruning(self, backbone: str, pruning: PruningConfig) -> ElipConfig | None:
         """Pre-training's pruning where the backbone keeps it.

@@ -24,6 +24,11 @@ class LayerWatch:
         self.wanted = {"hidden": hidden, "attention": attention}
         self.seen: dict[str, Tensor] = {}
 
+    @property
+    def looks_at_text(self) -> bool:
+        """Whether any of its sites is one of the text alone."""
+        return any(name.startswith("text_") for sites in self.wanted.values() for name in sites)
+
     def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
         """Look at every stream that advances."""
         for advance in step.advances:

@@ -194,9 +194,9 @@ class ClassificationModel(nn.Module):
     ) -> TokenStream | None:
         """The text alone; None where nothing asks for it: fusion begins from the words, and nothing else looks at it.
 
-        `CostModel` counts likewise.
+        Interventions that do not say `looks_at_text` do. `CostModel` counts likewise.
         """
-        looking = [each for each in interventions if not (isinstance(each, VisionRun) and not each.looks_at_text)]
+        looking = [each for each in interventions if getattr(each, "looks_at_text", True)]
         if self.backbone.fuses_from_words and self.pruning is None and not looking:
             return None
         return self.backbone.encode_text(ids_BL, mask_BL, interventions)

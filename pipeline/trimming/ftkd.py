@@ -158,6 +158,8 @@ class LayerMap:
             given = step if step.layer == 0 else steps[step.part, teacher_layer(step.layer - 1, *counts) + 1]
             for advance, other in zip(step.advances, same.advances, strict=True):
                 self.blocks.append((cast(nn.Module, advance.block), cast(nn.Module, other.block)))
+                if step.part == "text" and student.fuses_from_words:
+                    continue  # the same blocks again, and neither model runs them so: nobody looks at the text alone
                 self.attention[site(step, advance)] = site(same, other)
                 if step.layer > 0:
                     self.hidden[site(step, advance)] = site(given, other)

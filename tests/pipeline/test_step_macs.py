@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.measure.step_macs import classification_macs, pretraining_macs
 from pipeline.measure.training_macs import StepSizes
+from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName
 from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary, mask_words
@@ -15,8 +16,10 @@ from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.pruning.evit import EvitConfig
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask, SmartTrimConfig
+from pipeline.tasks.ftkd import TaughtClassification
 from pipeline.tasks.pretraining import Pretraining
 from pipeline.trimming.cost import units_of
+from pipeline.trimming.ftkd import FtkdConfig, Layers
 from pipeline.trimming.trimmers import TrimmerConfig
 from tests.pipeline.recorded import give_negatives
 from tests.pipeline.small import MAX_TOKENS, WORDS, scale, small_batch, small_model
@@ -63,3 +66,21 @@ def test_fine_tuning_costs_what_torch_counts(backbone: BackboneName, target: flo
     wanted = 2 * BATCH * classification_macs(model, MAX_TOKENS, full=True)
     # A first layer needs no gradient of its input, which counts more in a small model than in a large one.
     assert counter.get_total_flops() == pytest.approx(wanted, rel=0.15)
+
+
+@pytest.mark.parametrize("backbone", ["albef", "blip", "meter"])
+def test_a_students_step_and_its_teachers_cost_what_torch_counts(backbone: BackboneName) -> None:
+    torch.manual_seed(0)
+    teacher, batch = ClassificationModel(small_model(backbone), None), small_batch(BATCH)
+    batch = replace(batch, token_mask=torch.ones_like(batch.token_mask))
+    whole, units = teacher.backbone.config, units_of(teacher.backbone, batch.token_mask)
+    sizes = Layers(vision=2, text=1, fusion=1).cut(whole)
+    student = ClassificationModel(build_model(sizes), None, whole=whole)
+    task = TaughtClassification(student, teacher, scale, 2.0, FtkdConfig(), units)
+    # What is computed once more for the losses does not count, as what is to save memory: it is kept to one map.
+    task.layers.attention = dict(list(task.layers.attention.items())[-1:])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        task.losses(student, batch, 1.0)
+    whole_macs = float(student.full_macs(units)[0])
+    wanted = (classification_macs(student, MAX_TOKENS, full=True) - whole_macs) / 3 + whole_macs
+    assert counter.get_total_flops() == pytest.approx(2 * BATCH * wanted, rel=0.05)

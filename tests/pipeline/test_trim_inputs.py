@@ -56,6 +56,25 @@ def test_validation_both_evaluations_and_predict_cut_texts_alike(
     assert sum(said.gmacs for said in found) / len(found) == pytest.approx(row["gmacs"])
 
 
+@pytest.mark.timeout(200)
+def test_a_target_is_settled_on_texts_as_long_as_the_export_reads(
+    data: Path,  # noqa: F811
+    pretrained: Path,  # noqa: F811
+    full: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    def spent(export: Path) -> float:
+        every = Evaluation(model=export, task="statement", split=str(data / "train"))
+        return float(evaluate_export(every, Process())["gmacs"]["mean"])
+
+    amount = float(f"{spent(full[0]) / 1.3:.6g}")
+    run: dict[str, Any] = {"trim.max_tokens": SHORT, "trim.loop": {"samples": 8, "global_batch": 8}}
+    given = {"target": f"{amount} GFLOPs", "backbone": str(pretrained / "export"), "run": run}
+    settled = run_job(job_of(data, tmp_path / "trim", "trim", **given), Process())["calibration"]
+    assert settled["unit"] == "GMACs" and settled["wanted"] == amount
+    assert settled["reached"] == pytest.approx(spent(tmp_path / "trim" / "export"), rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("task", "own", "exported"),
     [("statement", None, 24), ("vqa", SHORT, 24), ("vqa", 30, 30), ("captioning", SHORT, SHORT)],

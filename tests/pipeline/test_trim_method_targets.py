@@ -151,3 +151,12 @@ def test_a_time_out_of_reach_is_refused_in_the_methods_own_words(tmp_path: Path)
     typical = units_of(model.backbone, small_batch(8).token_mask)
     with pytest.raises(UserError, match=r"with all trimmed that this method trims .* ms on this machine"):
         plan_target(Target(1e-3, "ms"), model, typical, EXAMPLES, stage)
+
+
+def test_what_only_the_exports_longer_texts_can_reach_is_not_refused() -> None:
+    bare = copy.deepcopy(small_model("albef", depth=6)).to("meta")
+    units = units_of(bare, torch.ones(1, MAX_TOKENS))
+    near = f"{0.999 * float(ClassificationModel(bare, None).full_macs(units)) / 1e9:.6g} GFLOPs"
+    check_targets(config_of("evit", 1.0, near, max_tokens=4), bare, UNPRUNED, MAX_TOKENS)
+    with pytest.raises(UserError, match="asks for no trimming"):
+        check_targets(config_of("evit", 1.0, near, max_tokens=4), bare, UNPRUNED, 4)
