@@ -137,8 +137,8 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
     """
     files = [find_recipe(name) for name in config.base]
     words = {trial: settled(files, overrides_of(config, trial), trial) for trial in trials(config)}
-    check_full_models({trial.variant: read_config(RunConfig, files, given) for trial, given in words.items()})
     out = Path(config.out).expanduser()
+    check_full_models({trial.variant: read_config(RunConfig, files, given) for trial, given in words.items()}, out)
     out.mkdir(parents=True, exist_ok=True)
     runs, failures = _Runs(), dict[str, str]()
     with FolderLock(out), stopped_by_sigterm(), concurrent.futures.ThreadPoolExecutor(config.parallel) as pool:
@@ -186,11 +186,18 @@ def settled(files: Sequence[Path], overrides: list[str], trial: Trial) -> list[s
     return overrides if path is None else [*overrides, f"--checkpoint.path={path.rstrip('/')}/{trial.name}"]
 
 
-def check_full_models(variants: Mapping[str, RunConfig]) -> None:
+def check_full_models(variants: Mapping[str, RunConfig], out: Path) -> None:
     """Refuses variants whose speed-ups count from different full models, where nobody has asked for that.
 
+    One that has results already goes on with a warning: other settings would have it begin anew.
+
+    Args:
+        variants: By name.
+        out: Folder of the comparison.
+
     Raises:
-        UserError: By default some keep pre-training's pruning, which the methods of others cannot.
+        UserError: By default some keep pre-training's pruning, which the methods of others cannot; or a variant is to
+            keep what it cannot.
     """
     ratios = {
         name: run
@@ -198,17 +205,23 @@ def check_full_models(variants: Mapping[str, RunConfig]) -> None:
         if any(target.unit == "x" and not target.is_full for target in map(Target.parse, run.trim.targets))
     }
     left = [name for name, run in ratios.items() if run.trim.leaves_pruning(run.model.backbone, run.pretrain.pruning)]
-    kept = [
-        name
-        for name, run in ratios.items()
-        if run.trim.kept_pruning(run.model.backbone, run.pretrain.pruning) is not None
-    ]
-    if left and kept:
-        raise UserError(
-            f"speed-ups of {', '.join(kept)} count from a full model that keeps pre-training's pruning, those of "
-            f"{', '.join(left)} from one that prunes nothing; set trim.keep_pruning=false in shared, or give targets "
-            "in GFLOPs"
-        )
+    kept = [name for name, run in ratios.items() if _keeps_pruning(name, run)]
+    if not left or not kept:
+        return
+    differ = (
+        f"speed-ups of {', '.join(kept)} count from a full model that keeps pre-training's pruning, those of "
+        f"{', '.join(left)} from one that prunes nothing"
+    )
+    if not (out / COMPARISON).is_file():
+        raise UserError(f"{differ}; set trim.keep_pruning=false in shared, or give targets in GFLOPs")
+    log.warning("%s: do not compare these; %s holds results already, so the comparison goes on", differ, out)
+
+
+def _keeps_pruning(name: str, run: RunConfig) -> bool:
+    try:
+        return run.trim.kept_pruning(run.model.backbone, run.pretrain.pruning) is not None
+    except UserError as error:
+        raise UserError(f"variant {name}: {error}") from error
 
 
 class _Runs:

@@ -62,8 +62,19 @@ def load_classification_model(folder: Path) -> tuple[ClassificationModel, dict[s
     with _named(folder):
         model = build_classification_model(described, _classes(folder, described))
         _check_answers(model, tensors)
-        fill(model, tensors)
+        fill(model, _decided_on(model, tensors))
     return model.eval(), described
+
+
+def _decided_on(model: ClassificationModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the trimmers of BLIP's text alone, which older exports have though nothing looks at that text.
+
+    No answer depends on them; without them such a model costs less than it was settled on.
+    """
+    if not model.backbone.fuses_from_words or not isinstance(model.trimmers, Trimmers):
+        return tensors
+    known = model.state_dict()
+    return {name: each for name, each in tensors.items() if name in known or not name.startswith("trimmers.text_")}
 
 
 def _classes(folder: Path, described: dict[str, Any]) -> Classes:

@@ -118,6 +118,13 @@ class _Reader:
             self._note(path, f"{len(whole) - len(rows)} of its rows name no task and metric", None)
         return rows
 
+    def unscored(self, path: Path) -> Mapping[str, Any]:
+        """What an evaluation has no scores of, and why; what does not say it is noted."""
+        value: Mapping[str, Any] = self.json(path, {})
+        if value and not {"model", "split", "why"} <= value.keys():
+            return self._note(path, "it does not say which model has no scores on which split, and why", {})
+        return value
+
     def lines(self, path: Path) -> tuple[Mapping[str, Any], ...]:
         """The objects of a file of JSON lines; the last one may be cut short by a kill."""
         found, broken = [], 0
@@ -233,9 +240,10 @@ def _stage(reader: _Reader, folder: Path) -> Stage:
 
 def _unscored(reader: _Reader, folder: Path, state: str) -> tuple[Mapping[str, Any], ...]:
     """What an evaluation says of scores that it lacks; older ones say nothing, and have no rows."""
-    told = [value for path in sorted(folder.glob(f"{UNSCORED}/*.json")) if (value := reader.json(path, {}))]
+    paths = sorted(folder.glob(f"{UNSCORED}/*.json"))
+    told = [value for path in paths if (value := reader.unscored(path))]
     evaluated = folder.name.startswith("evaluate-trim") and state == "done" and (folder / "results.json").is_file()
-    if not told and evaluated and not reader.json(folder / "results.json", []):
+    if not paths and evaluated and not reader.json(folder / "results.json", []):
         why = (
             "an older evaluation, which does not say why; captions want pycocoevalcap and Java on the machine that "
             f"evaluates (then remove stages/{folder.name} and run the same command again), and other tasks want a "

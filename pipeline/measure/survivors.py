@@ -38,6 +38,8 @@ class Sight:
 class Watch:
     """An intervention that only looks: the image stream where its number of tokens changed."""
 
+    looks_at_text = False
+
     def __init__(self) -> None:
         self.sights: list[Sight] = []
 

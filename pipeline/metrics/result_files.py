@@ -31,7 +31,7 @@ def predictions_of(path: Path, name_key: str, value_key: str) -> dict[str, str]:
     Raises:
         UserError: No such file, another format, or an id that stands there twice.
     """
-    if path.suffix not in _ENDINGS:
+    if path.suffix.lower() not in _ENDINGS:
         raise UserError(
             f"{path} ends in {path.suffix or 'nothing'}, and its ending tells what it is: a JSON array in .json, an "
             "object a line in .jsonl, two columns in .csv; rename it"
@@ -113,10 +113,10 @@ def write_snli_ve(path: Path, found: Mapping[str, str]) -> None:
 
 
 def _pairs(path: Path, name_key: str, value_key: str) -> Iterator[tuple[str, str]]:
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         yield from _csv_pairs(path, name_key, value_key)
         return
-    rows: Iterable[tuple[Any, Any]] = json_lines(path) if path.suffix == ".jsonl" else stream_json(path)
+    rows: Iterable[tuple[Any, Any]] = json_lines(path) if path.suffix.lower() == ".jsonl" else stream_json(path)
     for place, (_, row) in enumerate(rows):
         if not isinstance(row, dict) or not _is_id(row.get(name_key)) or not isinstance(row.get(value_key), str):
             raise UserError(

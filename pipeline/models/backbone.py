@@ -81,10 +81,16 @@ class Backbone(nn.Module, ABC):
         """Text first (its CLS guides vision), then vision, then fusion: the one way of every forward."""
         return [*self.text_steps, *self.visual_encoder.steps, *self.fusion_steps]
 
-    def schedule_for(self, together: bool) -> list[Step]:
-        """The same with both encoders side by side, if so."""
+    def schedule_for(self, together: bool, asked: bool = True) -> list[Step]:
+        """What a task's forward goes through.
+
+        Args:
+            together: Whether both encoders advance side by side.
+            asked: Whether somebody looks at the text alone; fusion may do without it (`fuses_from_words`).
+        """
         if not together:
-            return self.schedule
+            alone = asked or not self.fuses_from_words
+            return [step for step in self.schedule if alone or step.part != "text"]
         return [*side_by_side(self.text_steps, self.visual_encoder.steps), *self.fusion_steps]
 
     @abstractmethod

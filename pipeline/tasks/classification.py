@@ -121,7 +121,8 @@ class ClassificationModel(nn.Module):
         self.trimmers: Trimmers | ReducedVision | None = None
         if isinstance(trimmers, TrimmerConfig):
             default = backbone.encodes_together and pruning is None
-            self.trimmers = Trimmers(backbone, trimmers, policy, default if together is None else together)
+            beside = default if together is None else together
+            self.trimmers = Trimmers(backbone, trimmers, policy, beside, asked=pruning is not None)
         elif trimmers is not None:
             self.trimmers = ReducedVision(backbone, trimmers)
         self.whole = whole

@@ -129,7 +129,7 @@ def answering_of(backbone: Backbone) -> BlipAnswering:
 class AnsweringModel(ClassificationModel):
     """BLIP's question answering, and trimmers if it is to be trimmed.
 
-    The text-only CLS guides the picture's trimmers, so that a trimmed model encodes the question once more.
+    Where the text-only CLS guides the picture's trimmers, a trimmed model encodes the question once more.
 
     Args:
         backbone: BLIP, or its question answering; shared, not copied.

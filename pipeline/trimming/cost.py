@@ -66,8 +66,8 @@ class CostModel:
 
     What a pair goes through twice, once for each picture, has 2 B rows of decisions: first all left ones.
 
-    Where fusion begins from the words (BLIP) the text is encoded alone only for those who look at it: trimmers,
-    pruning, or contrast. The untrimmed model has none of these and is counted without.
+    Where fusion begins from the words (BLIP) the text is encoded alone only for those who look at it: trimmers
+    with a global score, TRIPS, pruning, or contrast. The untrimmed model has none of these and is counted without.
 
     Args:
         model: The backbone.
@@ -88,11 +88,10 @@ class CostModel:
         contrast: bool = False,
     ) -> None:
         self.model = model
-        every = model.schedule_for(isinstance(trimmers, Trimmers) and trimmers.together)
-        asked = not model.fuses_from_words or pruning is not None or contrast
-        no_text = [step for step in every if step.part != "text"]
-        self.full_steps = every if asked else no_text
-        self.steps = every if asked or (trimmers is not None and trimmers.looks_at_text) else no_text
+        together = isinstance(trimmers, Trimmers) and trimmers.together
+        asked = pruning is not None or contrast
+        self.full_steps = model.schedule_for(together, asked)
+        self.steps = model.schedule_for(together, asked or (trimmers is not None and trimmers.looks_at_text))
         self.trimmers = trimmers
         self.pruning = pruning
         self.speech = speech

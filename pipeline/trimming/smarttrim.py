@@ -98,6 +98,7 @@ class MaskedTrimming:
         self.ranks = ranks
         self.decisions: dict[str, Decision] = {}
         self._settled: dict[str, tuple[InBlock, Tensor | None]] = {}
+        self.looks_at_text = trimmers.looks_at_text
 
     def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
         """Decide for every stream that advances, all from the values before the step."""
@@ -154,6 +155,7 @@ class PackedTrimming:
         self.ranks = ranks
         self.decisions: dict[str, Decision] = {}
         self._settled: dict[str, tuple[InBlock, TokenStream]] = {}
+        self.looks_at_text = trimmers.looks_at_text
 
     def before(self, step: Step, streams: Streams) -> tuple[Streams, Mapping[str, InBlock]]:
         """Decide for every stream that advances and gather what stays."""
@@ -194,14 +196,14 @@ class Sight(NamedTuple):
     Attributes:
         tokens: Of the stream that is trimmed.
         own_BD: CLS of the stream that advances.
-        other_BD: CLS of the stream that guides it.
-        asked_BD: CLS that speaks for the modality that the tokens are not of.
+        other_BD: CLS of the stream that guides it; None where that has not been encoded, for no score asks for it.
+        asked_BD: CLS that speaks for the modality that the tokens are not of; likewise.
     """
 
     tokens: TokenStream
     own_BD: Tensor
-    other_BD: Tensor
-    asked_BD: Tensor
+    other_BD: Tensor | None
+    asked_BD: Tensor | None
 
 
 def look(trimmers: Trimmers, advance: Advance, streams: Streams) -> Sight:
@@ -209,7 +211,8 @@ def look(trimmers: Trimmers, advance: Advance, streams: Streams) -> Sight:
     trimmed = streams[advance.trimmed]
     tokens = trimmers.seen(trimmed)
     if not advance.tells_of:
-        guide_BD = trimmers.seen_cls(streams[advance.guide])
+        guide = streams.get(advance.guide)  # no BLIP text alone where `Trimmers.looks_at_text` says no
+        guide_BD = None if guide is None else trimmers.seen_cls(guide)
         return Sight(tokens, tokens.cls, guide_BD, guide_BD)
     own_BD = trimmers.seen_cls(streams[advance.stream])
     if trimmed.rows is None:
@@ -250,6 +253,7 @@ def score_heads(trimmers: StepTrimmers, gate: Gate, sight: Sight) -> InBlock:
     own_BH = _heads(trimmers.self_heads, gate, sight.own_BD)
     if trimmers.cross_heads is None:
         return InBlock(own_BH)
+    assert sight.other_BD is not None, "what is attended to is there"
     return InBlock(own_BH, _heads(trimmers.cross_heads, gate, torch.cat([sight.own_BD, sight.other_BD], -1)))
 
 

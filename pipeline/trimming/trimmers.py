@@ -74,6 +74,11 @@ class Policy:
         tokens = ("vision", "text") if self.tokens in ("global", "local") else ()
         return frozenset((*tokens, *(("msa", "mca") if self.heads == "trimmers" else ())))
 
+    @property
+    def asks(self) -> bool:
+        """Whether what stays of one modality depends on the other: only the global score asks it."""
+        return self.tokens == "global"
+
 
 SMARTTRIM = Policy()
 
@@ -113,12 +118,13 @@ class TokenTrimmer(nn.Module):
             self.ask = mlp(width + guide_width, inner, inner, config.last_std)
             self.key = nn.Linear(inner, inner, bias=False)
 
-    def forward(self, stream: TokenStream, cls_BD: Tensor, guide_BD: Tensor) -> Tensor:
+    def forward(self, stream: TokenStream, cls_BD: Tensor, guide_BD: Tensor | None) -> Tensor:
         """Scores π_t = π_l + π_g of all tokens, (B, N) or packed (T,); a token stays where it is >= 0."""
         small = self.down(stream.x)
         if self.ask is None:
             alone: Tensor = self.local(small)[..., 0]
             return alone
+        assert guide_BD is not None, "a global score is given the other modality's CLS"
         asked_Bd = self.ask(torch.cat([cls_BD, guide_BD], -1)) @ self.key.weight
         return self.local(small)[..., 0] + (small * spread(asked_Bd, stream)).sum(-1)
 
@@ -205,14 +211,20 @@ class Trimmers(nn.ModuleDict):
         config: Size and start.
         policy: SmartTrim, or one of its baselines.
         together: Whether both encoders advance side by side, so that each layer's trimmers see the other's CLS.
+        asked: Whether something else looks at the text alone, as a kept pruning does. Where fusion begins from the
+            words and nobody looks, there is no such text, and nothing to decide on it.
     """
 
-    looks_at_text = True
-
     def __init__(
-        self, backbone: Backbone, config: TrimmerConfig, policy: Policy = SMARTTRIM, together: bool = False
+        self,
+        backbone: Backbone,
+        config: TrimmerConfig,
+        policy: Policy = SMARTTRIM,
+        together: bool = False,
+        asked: bool = False,
     ) -> None:
-        steps, at = backbone.schedule_for(together), places(backbone)
+        steps = backbone.schedule_for(together, asked=asked or policy.asks)
+        at = places(backbone)
         image, text = backbone.config.vision.width, backbone.config.text.width
         widths = {"image": image, "pair": image, "text": text, "source": text}
         super().__init__(
@@ -228,6 +240,11 @@ class Trimmers(nn.ModuleDict):
         self.together = together
         self.patches = backbone.config.vision.patches
         self.share = 1.0
+
+    @property
+    def looks_at_text(self) -> bool:
+        """Whether the text alone has a say in what goes: heads go by what fusion has made of it, or by the picture."""
+        return self.policy.asks
 
     @property
     def learned(self) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """`trimline compare`: its runs, its table, and going on where it stopped."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import yaml
 
 from data_prep.errors import UserError
 from launch.compare import CompareConfig, Trial, check_full_models, overrides_of, settled, trials
-from launch.compare_table import comparison_text, lines_of, paired_interval
+from launch.compare_table import COMPARISON, comparison_text, lines_of, paired_interval
 from launch.config import RunConfig
 from launch.reading import read_config
 from launch.recipes import find_recipe, recipes
@@ -68,15 +69,37 @@ METER = {"model.backbone": "meter", "model.text.fusion_layers": 1, "model.fusion
     ],
 )
 def test_speed_ups_from_different_full_models_are_not_compared(
-    shared: dict[str, Any], method: str, refused: bool
+    shared: dict[str, Any], method: str, refused: bool, tmp_path: Path
 ) -> None:
     asked = config(shared={**METER, **shared}, variants={"unpruned": {}, "other": {"trim.method": method}})
     runs = {t.variant: read_config(RunConfig, [TINY], overrides_of(asked, t)) for t in trials(asked)}
     if refused:
         with pytest.raises(UserError, match=r"speed-ups of unpruned .* those of other .*trim\.keep_pruning=false"):
-            check_full_models(runs)
+            check_full_models(runs, tmp_path)
     else:
-        check_full_models(runs)
+        check_full_models(runs, tmp_path)
+
+
+def test_a_comparison_that_has_results_goes_on_and_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / COMPARISON).write_text("{}")
+    asked = config(shared=METER, variants={"unpruned": {}, "other": {"trim.method": "evit"}})
+    runs = {t.variant: read_config(RunConfig, [TINY], overrides_of(asked, t)) for t in trials(asked)}
+    with caplog.at_level(logging.WARNING):
+        check_full_models(runs, tmp_path)
+    assert "speed-ups of unpruned" in caplog.text and "those of other" in caplog.text
+    caplog.clear()
+    check_full_models({"unpruned": runs["unpruned"]}, tmp_path)
+    assert not caplog.text
+
+
+def test_the_variant_that_is_to_keep_what_it_cannot_is_named(tmp_path: Path) -> None:
+    more = {"trim.method": "evit", "trim.keep_pruning": True}
+    asked = config(shared=METER, variants={"unpruned": {}, "other": more})
+    runs = {t.variant: read_config(RunConfig, [TINY], overrides_of(asked, t)) for t in trials(asked)}
+    with pytest.raises(UserError, match=r"^variant other: trim\.keep_pruning=true"):
+        check_full_models(runs, tmp_path)
 
 
 def test_each_trial_has_a_place_of_its_own_for_checkpoints_that_go_elsewhere() -> None:

@@ -61,6 +61,19 @@ def refused(capsys: pytest.CaptureFixture[str], task: str, predictions: Path, an
     return said
 
 
+@pytest.mark.parametrize("ending", ["JSON", "JSONL", "Csv"])
+def test_an_ending_is_read_in_either_case(
+    ending: str, tmp_path: Path, vqa: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = [{"question_id": number, "answer": "red"} for number in (10, 11, 20)]
+    path = tmp_path / f"results.{ending}"
+    if ending == "Csv":
+        path.write_text("".join(f"{row['question_id']},red\n" for row in said))
+    else:
+        (write if ending == "JSON" else lines)(path, said)  # type: ignore[operator]
+    assert scores(capsys, "vqa", path, vqa)["accuracy"]["samples"] == 3
+
+
 def test_predictions_that_do_not_fit_are_named(tmp_path: Path, vqa: Path, capsys: pytest.CaptureFixture[str]) -> None:
     some = [{"question_id": 10, "answer": "red"}]
     missing = write(tmp_path / "missing.json", some)

@@ -1,20 +1,25 @@
 """BLIP's text is encoded alone, and counted, only where something looks at it: the reference has no such pass."""
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.checkpoint import export_weights
+from pipeline.exports import describe_method, load_classification_model
 from pipeline.measure.model_flops import FlopsConfig, count_macs, steps_macs
+from pipeline.measure.survivors import trimmed_sights
 from pipeline.models.build import build_model
 from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.classes import NLVR2, SNLI_VE, STATEMENT, Classes
-from pipeline.tasks.classification import ClassificationModel
+from pipeline.tasks.classification import ClassificationModel, ClassificationTask, SmartTrimConfig
 from pipeline.tasks.retrieval import matching_parts
 from pipeline.trimming.cost import CostModel, units_of
 from pipeline.trimming.ftkd import Layers, choose_layers
-from pipeline.trimming.trimmers import TrimmerConfig
+from pipeline.trimming.trimmers import Policy, TrimmerConfig, Trimmers
 from pipeline.trimming.vision_only import ReductionConfig
 from tests.pipeline.small import scale, small_batch, small_config, small_model
 
@@ -71,6 +76,68 @@ def test_only_methods_that_look_at_the_text_pay_for_it(method: Any) -> None:
 def test_trimmers_are_guided_by_the_text_and_pay_for_it() -> None:
     found, macs, _ = counted(SMART)
     assert found == pytest.approx(macs, rel=0.01)
+
+
+BLIND = [
+    Policy(tokens="local", heads="all"),
+    Policy(tokens="local"),
+    Policy(tokens="random"),
+    Policy(tokens="all", heads="ranked"),
+    Policy(tokens="all"),
+]
+
+
+@pytest.mark.parametrize("classes", [STATEMENT, NLVR2], ids=["statement", "nlvr2"])
+@pytest.mark.parametrize("policy", BLIND, ids=str)
+def test_trimmers_that_do_not_ask_the_text_do_without_it(policy: Policy, classes: Classes) -> None:
+    found, macs, _ = counted(SMART, classes, policy=policy)
+    assert found == pytest.approx(macs, rel=1e-6)
+    model, batch = ClassificationModel(small_model("blip"), SMART, policy, classes=classes), small_batch(3)
+    assert isinstance(model.trimmers, Trimmers)
+    assert {step.part for step in model.cost_model().steps} == {"vision", "fusion"}
+    assert not [name for name in model.trimmers if name.startswith("text_")]
+    if classes == STATEMENT:  # the watch for pictures of what survives asks for no text either
+        image, text, macs_B = trimmed_sights(model.eval(), scale(batch.pixels), batch)
+        assert {sight.part for sight in image} == {"vision"} and {sight.part for sight in text} == {"fusion"}
+        assert (macs_B > 0).all()
+
+
+def test_every_trimmer_without_a_text_alone_learns() -> None:
+    torch.manual_seed(0)
+    model, batch = ClassificationModel(small_model("blip"), SMART, Policy(tokens="local")), small_batch(8)
+    units = units_of(model.backbone, batch.token_mask)
+    task = ClassificationTask(model, scale, 1.5, SmartTrimConfig(), units)
+    task.losses(model, batch, 1.0).total.backward()
+    assert model.trimmers is not None
+    for name, parameter in model.trimmers.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_a_kept_pruning_has_the_text_encoded_and_trimmed() -> None:
+    model = ClassificationModel(small_model("blip"), SMART, Policy(tokens="local"), pruning=ELIP)
+    assert isinstance(model.trimmers, Trimmers) and "text_0_text" in model.trimmers
+    found, macs, _ = counted(SMART, policy=Policy(tokens="local"), pruning=ELIP)
+    assert found == pytest.approx(macs, rel=0.01)  # merging tokens is no matrix product
+
+
+def test_an_older_export_with_trimmers_of_the_text_alone_answers_as_it_did(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    policy, batch = Policy(tokens="local"), small_batch(4)
+    model = ClassificationModel(small_model("blip"), SMART, policy).eval()
+    before = Trimmers(model.backbone, SMART, policy, asked=True)
+    assert isinstance(model.trimmers, Trimmers)
+    before.load_state_dict(model.trimmers.state_dict(), strict=False)
+    described = {"kind": "statement", "model": asdict(model.backbone.config), "target": 2.0}
+    weights = model.state_dict() | {f"trimmers.{name}": each for name, each in before.state_dict().items()}
+    export_weights(tmp_path / "export", weights, described | describe_method(model, "local"))
+    loaded, _ = load_classification_model(tmp_path / "export")
+    inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
+    answers = []
+    for each in (model, loaded):
+        trimming = each.trimming(batch.token_ids, batch.token_mask)
+        assert trimming is not None
+        answers.append(each.classify(*inputs, [trimming]))
+    torch.testing.assert_close(*answers)
 
 
 def test_modules_of_the_reference_sum_to_it_without_text() -> None:

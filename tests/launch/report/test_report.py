@@ -270,6 +270,18 @@ def test_that_some_of_the_scores_are_lacking_is_told_beside_the_others(finished_
     assert "fewer than two models" in said, "that is another matter"
 
 
+def test_a_damaged_note_of_scores_that_are_lacking_leaves_the_others(finished_run: Path) -> None:
+    folder = finished_run / "stages" / "evaluate-trim-statement-2.0x"
+    note_unscored(folder, "trim-statement-2.0x", "val", "2 of 4 pairs have no identifier")
+    damaged = {"a": '{"model": "trim-statement-2.0x", "split": "test"}', "b": "[]", "c": '{"model": '}
+    for name, text in damaged.items():
+        (folder / "unscored" / f"{name}.json").write_text(text)
+    said = missing(text_of(finished_run))
+    assert "No scores of trim-statement-2.0x on val: 2 of 4 pairs have no identifier." in said
+    for name in damaged:
+        assert f"stages/{folder.name}/unscored/{name}.json cannot be read" in said
+
+
 def test_the_figures_of_analyses_are_shown_and_others_are_refused(unfinished_run: Path) -> None:
     drawing = bar_drawing("flops-vqa", "where <it> goes", 'a "note" & more', {"a": {"vision": 1.0, "text": 3.0}})
     folder = unfinished_run / "analyses"
