@@ -14,7 +14,7 @@ from pipeline.tasks.classification import SmartTrimConfig
 from pipeline.tasks.generative_vqa import AnsweringModel, AnsweringTask, RankedAnswers
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.smarttrim import threshold
-from pipeline.trimming.trimmers import SMARTTRIM, TrimmerConfig
+from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig
 from tests.pipeline.small import WORDS, scale, small_batch, small_model
 
 MIXED = TrimmerConfig(keep_bias=0.1, last_std=0.5)
@@ -31,12 +31,14 @@ def doubles() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def model_with(trimmers: TrimmerConfig | None, seed: int = 0, answers: RankedAnswers = ANSWERS) -> AnsweringModel:
+def model_with(
+    trimmers: TrimmerConfig | None, seed: int = 0, answers: RankedAnswers = ANSWERS, policy: Policy = SMARTTRIM
+) -> AnsweringModel:
     backbone = small_model("blip", seed)
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    return AnsweringModel(backbone, trimmers, SMARTTRIM, answers).eval()
+    return AnsweringModel(backbone, trimmers, policy, answers).eval()
 
 
 def asked(size: int, seed: int = 0) -> ImageTextBatch:
@@ -47,9 +49,10 @@ def asked(size: int, seed: int = 0) -> ImageTextBatch:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("policy", [SMARTTRIM, Policy(tokens="local")], ids=["smarttrim", "local"])
 @pytest.mark.parametrize("trimmers", EXTREMES, ids=["mixed", "everything kept", "nothing but CLS, no head"])
-def test_masked_and_packed_ranking_agree(trimmers: TrimmerConfig) -> None:
-    model, batch = model_with(trimmers), small_batch(5)
+def test_masked_and_packed_ranking_agree(trimmers: TrimmerConfig, policy: Policy) -> None:
+    model, batch = model_with(trimmers, policy=policy), small_batch(5)
     inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
     masked, packed = model.trimming(*inputs[1:], threshold), model.trimming(*inputs[1:])
     assert masked is not None and packed is not None
@@ -60,6 +63,7 @@ def test_masked_and_packed_ranking_agree(trimmers: TrimmerConfig) -> None:
     costs = [model.macs(each.decisions, units) for each in (masked, packed)]
     torch.testing.assert_close(*costs, check_dtype=False)
     assert [name for name in packed.decisions if name.startswith("decoder")] == ["decoder_0_text", "decoder_1_text"]
+    assert ("text_0_text" in packed.decisions) == (policy == SMARTTRIM)
     torch.testing.assert_close(model.cost_shares(*inputs), costs[0] / model.full_macs(units), check_dtype=False)
     full = model.classify(*inputs, [])
     assert torch.allclose(full, by_mask) == (trimmers.keep_bias == 9.0)
