@@ -4,14 +4,14 @@ They may lie where this run's configuration says, where the stage's status says 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.errors import UserError
 from data_prep.files import read_json
 from data_prep.redact import redact
 from data_prep.targets import LocalTarget, open_target
-from launch.graph import PARTS, Stage, fingerprints, is_finished, read_status
+from launch.graph import PARTS, STATUS, Stage, fingerprints, is_finished, read_status
 from launch.stage_parts import differences
 from pipeline.checkpoint_places import newest_saved
 from pipeline.checkpoint_rules import Saved
@@ -64,26 +64,36 @@ def _check(stage: Stage, fingerprint: str) -> None:
     made = _is_made(stage)
     if made and lie_inside(stage):
         return  # what is made of them is there, and now another one is asked for
-    wanted, *others = _places(stage)
+    assert stage.checkpoints is not None
+    wanted = _place(stage.checkpoints)
     here = newest_saved(wanted)
     if here is not None and here.fingerprint != fingerprint:
         raise _another(stage, wanted, here)
     if made or (here is not None and read_status(stage.folder).get("fingerprint") == fingerprint):
         return
-    for place in others:
-        saved = newest_saved(place)
+    for place, saved in _elsewhere_saved(stage, wanted):
         if saved is not None and saved.fingerprint != fingerprint:
             raise _another(stage, place, saved)
         if saved is not None and here is None:
             raise _elsewhere(stage, place, wanted, saved)
 
 
-def _places(stage: Stage) -> list[str]:
-    """Where its checkpoints may lie; first of all where they are to go now."""
-    assert stage.checkpoints is not None
+def _elsewhere_saved(stage: Stage, wanted: str) -> Iterator[tuple[str, Saved | None]]:
+    """The other places in which its checkpoints may lie, and the newest one there."""
     noted = read_status(stage.folder).get("checkpoints")
-    earlier = [noted if "://" in noted else stage.folder / noted] if isinstance(noted, str) else []
-    return list(dict.fromkeys(map(_place, [stage.checkpoints, *earlier, stage.folder / "checkpoints"])))
+    if isinstance(noted, str):
+        where = noted if "://" in noted else os.path.normpath(stage.folder / noted)
+        try:
+            place = _place(where)
+            saved = newest_saved(place) if place != wanted else None
+        except (UserError, OSError) as error:
+            raise UserError(
+                f"stage {stage.name} may have checkpoints in {redact(str(where))}, which cannot be read ({error}): "
+                f"bring it back, or, to go without what is there, remove {stage.folder / STATUS}"
+            ) from error
+        yield place, saved
+    own = _place(stage.folder / "checkpoints")
+    yield own, newest_saved(own) if own != wanted else None
 
 
 def _place(where: Path | str) -> str:

@@ -114,6 +114,20 @@ def test_a_stopped_stages_checkpoints_stay_where_another_place_has_some_to_go_on
     assert newest_step(tmp_path / "run/train/checkpoints") == 1
 
 
+def test_a_place_of_old_that_cannot_be_read_matters_only_where_nothing_is_at_the_new_one(tmp_path: Path) -> None:
+    there, status = tmp_path / "there", tmp_path / "train/status.json"
+    go(saving(tmp_path, 0.1, end=False, checkpoints=there))
+    write_json(status, {**read_status(tmp_path / "train"), "checkpoints": "nosuch://bucket/folder"})
+    result, recorder = go(saving(tmp_path, 0.1, checkpoints=there))
+    assert result.complete and recorder.resumed == ["train"]
+    go(saving(tmp_path, 0.2, end=False, checkpoints=tmp_path / "second"))
+    write_json(status, {**read_status(tmp_path / "train"), "checkpoints": "nosuch://bucket/folder"})
+    with pytest.raises(UserError, match=r"may have checkpoints in nosuch://bucket/folder, .* remove .*status\.json$"):
+        go(saving(tmp_path, 0.2, checkpoints=tmp_path / "third"))
+    status.unlink()
+    assert go(saving(tmp_path, 0.2, checkpoints=tmp_path / "third"))[0].complete
+
+
 def test_a_moved_run_does_not_look_where_it_was(tmp_path: Path) -> None:
     go(replace(saving(tmp_path / "old", 0.1), run=stops_early))
     (tmp_path / "old").rename(tmp_path / "new")
