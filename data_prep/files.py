@@ -206,6 +206,19 @@ def atomic_dir(final: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a folder with all in it, or ends the removal that a killed process began.
+
+    It is renamed first, so that nobody ever takes what is left of it for the folder.
+    """
+    aside = folder.with_name(f".{folder.name}.removed")
+    if aside.exists():
+        shutil.rmtree(aside)
+    if folder.exists():
+        folder.rename(aside)
+        shutil.rmtree(aside)
+
+
 def _fsync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder):
         for name in names:

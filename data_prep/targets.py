@@ -26,8 +26,8 @@ _T = TypeVar("_T")
 _BATCH = 64  # files that a store is asked for at a time
 _LOCAL = ("file://", "local://")
 _PAUSES = 1.0, 5.0, 15.0  # seconds before a store that did not answer is asked again, on top of what its library tries
-# What a store says that will be so the next time, too; a full one besides. All else may pass.
-_FOR_GOOD = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError, TypeError)
+# What a store says that will be so the next time, too; a full one besides. All else may pass, but mistakes in code.
+_FOR_GOOD = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError)
 
 
 class Target(Protocol):
@@ -312,7 +312,7 @@ class StoreTarget:
         try:
             fs, root = url_to_fs(self.url)
             return ask(fs, root.rstrip("/"))
-        except (UserError, FileNotFoundError):
+        except (UserError, FileNotFoundError, TypeError, NameError, AssertionError):
             raise
         except Exception as error:
             stays = isinstance(error, _FOR_GOOD) or (isinstance(error, OSError) and is_disk_full(error))

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 import threading
 import time
 import traceback
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from data_prep.errors import UserError
-from data_prep.files import disk_full, is_disk_full, read_json, write_json
+from data_prep.files import disk_full, is_disk_full, read_json, remove_folder, write_json
 from data_prep.redact import redact
 
 log = logging.getLogger(__name__)
@@ -309,8 +308,8 @@ def _begin(stage: Stage, fingerprint: str) -> Attempt:
     of_another = old.get("fingerprint", fingerprint) != fingerprint  # though checkpoints elsewhere may be of this one
     if old and not same:
         log.info("stage %s: its configuration or its inputs changed, so it starts over", stage.name)
-    if stage.folder.exists() and (not same or (of_another and not lie_inside(stage))):
-        shutil.rmtree(stage.folder)
+    if not same or (of_another and not lie_inside(stage)):
+        remove_folder(stage.folder)
         old = {}
     stage.folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -118,7 +118,7 @@ def execute(
         run_id = _id_of(out, fresh)
         lease = _lease_of(config, out, run_id, backend)
         if fresh:
-            _start_over(config, out, lease, held)
+            _start_over(config, out, run_id, lease, held)
         session = None if lease is None else lease.session
         stages = build_stages(config, out, backend, until, f"{config.name}-{run_id}", session)
         if lease is not None and not fresh and not all_finished(stages):
@@ -164,17 +164,23 @@ def _lease_of(config: RunConfig, out: Path, run_id: str, backend: Backend) -> Le
     return None if path is None else Lease(path, run_id, str(out), backend.ask_to_leave)
 
 
-def _start_over(config: RunConfig, out: Path, lease: Lease | None, held: contextlib.ExitStack) -> None:
+def _start_over(config: RunConfig, out: Path, run_id: str, lease: Lease | None, held: contextlib.ExitStack) -> None:
     """Removes what an earlier run left: checkpoints too, once their place is held."""
     if lease is not None:
         held.enter_context(lease)
         forget_all(str(config.checkpoint.path), training_stages(config))
-    remove_run(out)
+    write_json(out / RUN, {"name": config.name, "id": run_id})  # whenever this is stopped, the folder stays a run's
+    remove_run(out, keep=RUN)
 
 
-def remove_run(out: Path) -> None:
-    """Removes what a run wrote into its folder, and nothing else."""
-    for name in _OURS:
+def remove_run(out: Path, keep: str | None = None) -> None:
+    """Removes what a run wrote into its folder, and nothing else.
+
+    Args:
+        out: The run folder.
+        keep: Name of a file in it that stays.
+    """
+    for name in (name for name in _OURS if name != keep):
         path = out / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

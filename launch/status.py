@@ -71,7 +71,8 @@ def _facts(run: Path) -> dict[str, Any]:
 def _names(run: Path, facts: Mapping[str, Any]) -> list[str]:
     """The stages that the run is made of, then those that are there besides, in the order of their beginning."""
     planned = list(facts.get("stages") or ())
-    there = sorted((path.parent for path in run.glob(f"stages/*/{STATUS}")), key=_begin)
+    # pathlib's star takes hidden names too: those of folders whose removal was stopped.
+    there = sorted((path.parent for path in run.glob(f"stages/[!.]*/{STATUS}")), key=_begin)
     return [*planned, *(folder.name for folder in there if folder.name not in planned)]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.errors import UserError
+from data_prep.files import remove_folder
 from launch.graph import Stage, fingerprints, is_finished, read_status
 
 log = logging.getLogger(__name__)
@@ -65,8 +66,7 @@ def _trees(stage: Stage, out: Path, other: Path) -> Iterator[Path]:
 def _take(there: Path, here: Path) -> None:
     aside = here.with_name(here.name + _ASIDE)
     for old in (aside, here):
-        if old.exists():
-            shutil.rmtree(old)
+        remove_folder(old)
     here.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(there, aside, copy_function=_link, ignore=_LEFT_BEHIND)
     aside.rename(here)

@@ -204,8 +204,8 @@ def read_run(path: Path) -> RunFolder:
 
 def _stages(reader: _Reader) -> tuple[Stage, ...]:
     folder = reader.root / "stages"
-    # The stage that writes this very report has nothing to say about itself yet.
-    names = sorted(path for path in folder.glob("*/") if path.name != "report")
+    # The stage that writes this very report has nothing to say about itself yet; a hidden one was being removed.
+    names = sorted(path for path in folder.glob("*/") if path.name != "report" and not path.name.startswith("."))
     # In the order in which they began; one that never began comes last.
     return tuple(sorted((_stage(reader, path) for path in names), key=_began))
 

@@ -122,6 +122,15 @@ def test_a_store_that_refuses_is_one_line_for_the_user(tmp_path, monkeypatch):
         write(Plain(), "ftp://127.0.0.1:9/folder", workers=1)  # nobody listens there
 
 
+def test_a_mistake_in_code_is_not_told_as_the_stores(memory, monkeypatch):
+    def wrong(*given, **named):
+        raise TypeError("unexpected argument")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", wrong)
+    with pytest.raises(TypeError, match="unexpected argument"):
+        StoreTarget(memory).read("any")
+
+
 def test_half_written_files_of_a_killed_writer_are_removed(tmp_path):
     for name in (".00000.tar.1.ab.tmp", ".parts/.00000.1.ab.tmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

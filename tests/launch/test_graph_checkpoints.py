@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from data_prep import files
 from data_prep.errors import UserError
 from data_prep.files import write_json
 from launch.config import RunConfig
@@ -165,6 +166,24 @@ def test_a_stage_that_goes_on_from_elsewhere_has_nothing_of_another_one_in_its_f
     assert result.complete and recorder.resumed == ["train"]
     assert not (tmp_path / "train" / "bad_updates").exists()
     assert read_status(tmp_path / "train")["restarts"] == 1
+
+
+def test_a_removal_that_is_stopped_leaves_nothing_that_the_next_start_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(folder: Path) -> None:
+        next(folder.rglob("status.json")).unlink()
+        raise RuntimeError("stopped")
+
+    go(saving(tmp_path, 0.1))
+    with monkeypatch.context() as patched:
+        patched.setattr(files.shutil, "rmtree", stopped)
+        result, _ = go(saving(tmp_path, 0.2))
+    assert "stopped" in result.failures["train"].message
+    result, recorder = go(saving(tmp_path, 0.2))
+    assert result.complete and not recorder.resumed
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+    assert (tmp_path / "train" / "metrics").read_text() == "0.2"
 
 
 def test_a_refused_run_keeps_its_configuration_and_takes_nothing_over(

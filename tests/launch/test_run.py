@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from data_prep.errors import UserError
 from data_prep.files import read_json
 from launch.cli import main
 from launch.config import RunConfig
@@ -153,6 +154,24 @@ def test_fresh_starts_over_and_removes_nothing_of_the_users(tmp_path: Path) -> N
     assert not checkpoint.exists()
     remove_run(out)
     assert sorted(path.name for path in out.iterdir()) == ["notes.txt"]
+
+
+def test_starting_over_that_is_stopped_leaves_a_folder_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*given: Any) -> None:
+        raise UserError("stopped")
+
+    out = tmp_path / "run"
+    assert run(out, command="pretrain") == 0
+    (out / "notes.txt").write_text("mine")
+    first = read_json(out / "run.json")["id"]
+    with monkeypatch.context() as patched:
+        patched.setattr("launch.run.check_kept", stopped)
+        assert run(out, "--fresh", command="pretrain") == 2
+    assert not (out / "stages").exists() and (out / "notes.txt").exists()
+    assert run(out, command="pretrain") == 0
+    assert read_json(out / "run.json")["id"] != first
 
 
 def test_a_run_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
