@@ -37,7 +37,11 @@ from pipeline.measure.where import where  # noqa: E402
 BACKBONES = ("albef", "clip")
 KINDS = {"speed": 3.0, "largest": 2.0}
 """Kinds of cases, and what each may take of the time that is left, over the others."""
-TEXT_LENGTH = {"albef": 30, "clip": 77}
+TEXT_LENGTH = {"albef": 25, "clip": 77}
+VARIANTS = {"speed": {"albef": ("stage", "query", "query_momentum"), "clip": ("stage", "query")}}
+"""Prunings that are held against none; with `_momentum` the momentum tower is pruned too, which CLIP has not."""
+FEWER = ("stage", "query")
+"""In the search for the largest batch: a momentum tower keeps nothing for the backward."""
 BATCH = {"speed": {"albef": 128, "clip": 256}, "largest": {"albef": 64, "clip": 64}}
 """On a GPU; the search begins with the smaller one."""
 CPU_BATCH = 4
@@ -95,7 +99,7 @@ def config_of(options: argparse.Namespace, backbone: str, kind: str) -> UpdateCo
         what="step",
         backbone=backbone,  # type: ignore[arg-type]
         model=options.size,
-        variants=("query", "stage"),
+        variants=variants_of(backbone, kind),
         image_size=224 if options.size != "tiny" else 64,
         text_length=TEXT_LENGTH[backbone] if options.size != "tiny" else 8,
         batch=options.batch if options.batch is not None and kind == "speed" else batch,
@@ -108,6 +112,11 @@ def config_of(options: argparse.Namespace, backbone: str, kind: str) -> UpdateCo
         backend=None if backend == "none" else backend,
         most_rounds=40 if on_gpu else 6,  # only the way is tried on a CPU
     )
+
+
+def variants_of(backbone: str, kind: str) -> tuple[str, ...]:
+    """What is measured beside unpruned, in the table's order."""
+    return VARIANTS[kind][backbone] if kind in VARIANTS else FEWER
 
 
 def limit_of(options: argparse.Namespace) -> int:
@@ -294,7 +303,7 @@ def start(options: argparse.Namespace, name: str, seconds: float) -> str:
 
 # The table.
 
-HEAD = f"{'':22}{'batch':>6}{'ms':>9}{'samples/s':>11}{'ratio (95%)':>22}{'FLOPs':>7}{'GiB':>7}{'MFU':>7}{'largest':>9}"
+HEAD = f"{'':24}{'batch':>6}{'ms':>9}{'samples/s':>11}{'ratio (95%)':>22}{'FLOPs':>7}{'GiB':>7}{'MFU':>7}{'largest':>9}"
 
 
 def table(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
@@ -303,9 +312,9 @@ def table(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
     for backbone in dict.fromkeys(backbone for backbone, _ in found):
         speed, largest = found[backbone, "speed"], found[backbone, "largest"]
         by_name = {row["name"]: row for row in largest["rows"]}
-        for name in (REFERENCE, "stage", "query"):
+        for name in (REFERENCE, *variants_of(backbone, "speed")):
             timed = next((row for row in speed["rows"] if row["name"] == name), None)
-            lines.append(f"{backbone + ' ' + name:22}{time_cells(timed)}{batch_cells(by_name, name)}".rstrip())
+            lines.append(f"{backbone + ' ' + name:24}{time_cells(timed)}{batch_cells(by_name, name)}".rstrip())
     return [*lines, *notes(found)]
 
 
@@ -342,7 +351,7 @@ def notes(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
     if known:
         first = known[0]
         lines.append(f"{first['device_name']}, torch {first['torch']}, {first['settings']['dtype']}, {limits(known)}")
-    lines += sorted({compiled(result) for result in known})
+    lines += sorted({sizes(result) for result in known}) + sorted({compiled(result) for result in known})
     for case, result in found.items():
         if result.get("fault"):
             lines.append(f"{'_'.join(case)}: {result['fault']}")
@@ -360,6 +369,14 @@ def limits(known: list[Mapping[str, Any]]) -> str:
     )
     gib = next((row["limit"] / GIB for result in known for row in result["rows"] if "limit" in row), None)
     return said if gib is None else f"{said}; largest batch within {gib:.1f} GiB"
+
+
+def sizes(result: Mapping[str, Any]) -> str:
+    """What an update is of."""
+    set_to = result["settings"]
+    return (
+        f"{set_to['backbone']}: {set_to['model']}, {set_to['image_size']} px, texts of {set_to['text_length']} tokens"
+    )
 
 
 def compiled(result: Mapping[str, Any]) -> str:

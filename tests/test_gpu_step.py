@@ -50,10 +50,13 @@ def run(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def check(done: subprocess.CompletedProcess[str], out: Path, backbones: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    names = [f"{backbone} {name}" for backbone in backbones for name in ("unpruned", "stage", "query")]
+    prunings = {"albef": ("stage", "query", "query_momentum"), "clip": ("stage", "query")}
+    names = [f"{backbone} {name}" for backbone in backbones for name in ("unpruned", *prunings[backbone])]
     rows = lines[1 : 1 + len(names)]
     assert [" ".join(line.split()[:2]) for line in rows] == names
-    assert all(float(line.split()[4]) > 0 and line.split()[-1].startswith("x") for line in rows)
+    assert all(float(line.split()[4]) > 0 for line in rows)
+    assert all(line.split()[-1].startswith("-" if "momentum" in line else "x") for line in rows)
+    assert all(f"{backbone}: tiny, 64 px, texts of 8 tokens" in lines for backbone in backbones)
     assert "MFU left out: the peak of cpu in float32 is not known here" in done.stdout
     assert [line for line in lines if "torch.compile" in line] == [
         f"{backbone}: blocks by torch.compile, backend eager" for backbone in backbones
@@ -63,10 +66,14 @@ def check(done: subprocess.CompletedProcess[str], out: Path, backbones: tuple[st
     assert sorted(found) == sorted(f"{b}_{kind}" for b in backbones for kind in ("speed", "largest"))
     for name, result in found.items():
         by_name = {row["name"]: row for row in result["rows"]}
-        assert result["complete"] and len(by_name) == 3
+        assert result["complete"] and len(by_name) == 3 + (name == "albef_speed")
         if name.endswith("largest"):
             assert by_name["query"]["batch"] > by_name["unpruned"]["batch"] > 1
             assert all(row["over"] == row["batch"] + 1 and row["peak"] <= row["limit"] for row in by_name.values())
+
+
+def test_albef_runs_to_its_end(tmp_path: Path) -> None:
+    check(run(tmp_path, "--backbone", "albef", "--memory-gib", "0.3"), tmp_path, ("albef",))
 
 
 def test_a_backbone_runs_to_its_end_and_a_second_call_takes_it_over(
@@ -151,7 +158,9 @@ def speed(name: str, **more: Any) -> dict[str, Any]:
 
 def test_the_table_says_what_is_missing_and_why(gpu_step: ModuleType) -> None:
     about = {"device_name": "NVIDIA H100 80GB HBM3", "torch": "2.11"}
-    settings = {"dtype": "bfloat16", "backend": "inductor"}
+    settings = {
+        "dtype": "bfloat16", "backend": "inductor", "model": "base", "image_size": 224, "text_length": 25,
+    }  # fmt: skip
     timed = {**about, "settings": {**settings, "backbone": "albef"}}
     timed["rows"] = [speed("unpruned"), speed("query", ratio=1.3, ratio_low=1.29, ratio_high=1.31)]
     broken = {**about, "settings": {**settings, "backbone": "clip"}}

@@ -12,6 +12,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.files import write_atomic, write_json
+from data_prep.index import INDEX
 from data_prep.lock import FolderLock
 from launch import machine
 from launch.config import RunConfig
@@ -78,7 +79,7 @@ def scale(config: ScaleConfig) -> dict[str, Any]:
         write_atomic(out / CONFIG, dump_config(config))
         _say_left_out(display, left_out)
         ground = Ground(config, files, out, display, _write_shards(settled[0].run, out, display))
-        _check_split(config, out / "data")
+        check_split(config, out / "data")
         rows, curves = _try_all(ground, settled)
         data = {
             "name": config.name,
@@ -148,7 +149,7 @@ def _write_shards(run: RunConfig, out: Path, display: ProgressDisplay) -> str:
     return fingerprints([stage])[stage.name]
 
 
-def _check_split(config: ScaleConfig, data: Path) -> None:
+def check_split(config: ScaleConfig, data: Path) -> None:
     """Refuses a split that is not there, or too small for a fixed batch.
 
     Raises:
@@ -157,7 +158,9 @@ def _check_split(config: ScaleConfig, data: Path) -> None:
     split = config.judge.split
     if split is None:
         return
-    there = sorted(path.parent.relative_to(data).as_posix() for path in data.rglob("index.json"))
+    # Not by rglob, which does not look into links: shards that were there are linked.
+    indexes = (path for pattern in ("*", "*/*") for path in data.glob(f"{pattern}/{INDEX}"))
+    there = sorted(path.parent.relative_to(data).as_posix() for path in indexes)
     if split not in there:
         raise UserError(f"judge.split={split} is not among the data's splits {', '.join(there)}; give one, or null")
     samples = len(ShardFolder(data / split))

@@ -54,11 +54,16 @@ def _seconds(row: Row) -> float:
 
 
 def _why_soonest(best: Row, judged: Sequence[Row]) -> str:
-    why = f"it reached a loss of {best['goal']:.4g} on the fixed batch in {duration(_seconds(best))}"
+    at_first = bool(best["goal_at_first_look"])
+    why = f"{'by its first look ' * at_first}it reached a loss of {best['goal']:.4g} on the fixed batch in "
+    why += duration(_seconds(best))
     other = _rival(best, judged)
+    if at_first:
+        return f"{why} or less (look more often, or give a lower judge.goal, to know how much sooner than others)"
     if other is None:
         return why
-    return f"{why}, {_seconds(other) / _seconds(best):.2f} times as fast as {other['name']}"
+    most = "at most " * bool(other["goal_at_first_look"])  # that one may have been there long before
+    return f"{why}, {most}{_seconds(other) / _seconds(best):.2f} times as fast as {other['name']}"
 
 
 def _why_fastest(best: Row, tried: Sequence[Row]) -> str:

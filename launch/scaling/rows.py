@@ -85,7 +85,7 @@ def at_chance(losses: Mapping[str, float], batch: int) -> bool:
 MEASURED = (
     "steps", "samples", "seconds", "step_ms", "samples_per_second", "data_wait", "peak_bytes", "gmacs_per_sample",
     "gmacs_per_second_per_worker", "mfu", "noise_scale", "critical_batch", "train_loss", "fixed_loss", "at_chance",
-    "goal", "steps_to_goal", "samples_to_goal", "seconds_to_goal",
+    "goal", "steps_to_goal", "samples_to_goal", "seconds_to_goal", "goal_at_first_look",
 )  # fmt: skip
 
 
@@ -126,16 +126,17 @@ def goal_of(wanted: float | None, rows: Sequence[Mapping[str, Any]]) -> float | 
 def reached(evaluations: Sequence[Mapping[str, float]], goal: float) -> dict[str, float] | None:
     """Steps, samples and seconds at which a loss was first reached, on a straight line between two looks.
 
-    None where it was not; where the first look was below it already, that one's.
+    None where it was not; where the first look was below it already, that one's, with ``first_look`` set.
     """
     names = ("step", "samples", "seconds")
     before: Mapping[str, float] | None = None
     for point in evaluations:
         if point["loss"] <= goal:
             if before is None:
-                return {name: point[name] for name in names}
+                return {**{name: point[name] for name in names}, "first_look": True}
             share = (before["loss"] - goal) / (before["loss"] - point["loss"])
-            return {name: before[name] + share * (point[name] - before[name]) for name in names}
+            between = {name: before[name] + share * (point[name] - before[name]) for name in names}
+            return {**between, "first_look": False}
         before = point
     return None
 
@@ -145,8 +146,8 @@ def with_goal(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Any], goal
     finished = []
     for row in rows:
         at = None if goal is None or row["name"] not in curves else reached(curves[row["name"]]["evaluations"], goal)
-        values = None if at is None else (at["step"], at["samples"], at["seconds"])
-        names = ("steps_to_goal", "samples_to_goal", "seconds_to_goal")
+        values = None if at is None else (at["step"], at["samples"], at["seconds"], at["first_look"])
+        names = ("steps_to_goal", "samples_to_goal", "seconds_to_goal", "goal_at_first_look")
         took = dict.fromkeys(names) if values is None else dict(zip(names, values, strict=True))
         finished.append({**row, "goal": goal, **took})
     return finished

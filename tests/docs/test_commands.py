@@ -24,7 +24,7 @@ ELSEWHERE = {
     "trimline cluster": "tests/launch/cluster/test_jobs.py",
     "trimline bench launch": "tests/launch/test_bench_launch.py",
     "trimline report COMPARISON": "tests/launch/report/test_comparison.py",
-    "trimline scale": "tests/launch/test_scale.py",
+    "trimline scale": "tests/launch/test_scale_runs.py",
     "trimline evaluate runs/captions": "tests/launch/test_evaluate.py",
 }
 """Beginning of a command -> the test that runs it, where what it needs takes more than a folder of tiny files."""

@@ -10,19 +10,21 @@ import pytest
 import yaml
 
 from data_prep.errors import UserError
+from data_prep.writer import write_split
 from launch.config import RunConfig
 from launch.progress import ProgressDisplay
 from launch.reading import read_config
 from launch.recipes import find_recipe, recipes
 from launch.report.scale import largest_cells, part_cells, scale_text, write_scale_report
 from launch.scaling.config import GridConfig, JudgeConfig, LargestConfig, LimitConfig, ScaleConfig
-from launch.scaling.experiment import check_limits, notes, refuse_nothing, scale, search_of
+from launch.scaling.experiment import check_limits, check_split, notes, refuse_nothing, scale, search_of
 from launch.scaling.grid import Trial, overrides_of, settle, trials
 from launch.scaling.probing import Prober, entry_of, with_gain
 from launch.scaling.recommend import recommendation
 from launch.scaling.rows import MEASURED, at_chance, goal_of, reached, settled_seconds, with_goal
 from pipeline.measure.largest_batch import Bounds, Probe, search
 from pipeline.worker import parse
+from tests.data_prep.samples import Plain
 from tests.docs.pages import fenced
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -154,6 +156,17 @@ def test_a_limit_beyond_the_machine_and_a_batch_that_cannot_be_shared_are_refuse
         check_limits(config(judge=JudgeConfig(batch=5)), [run])
 
 
+@pytest.mark.parametrize("split", ["val", "coco/val"])
+def test_a_linked_split_can_be_judged_on(split: str, tmp_path: Path) -> None:
+    write_split(Plain(), tmp_path / "shards", name="plain", fingerprint="f", workers=1)
+    linked = tmp_path / "data" / split
+    linked.parent.mkdir(parents=True)
+    linked.symlink_to(tmp_path / "shards", target_is_directory=True)
+    check_split(config(judge=JudgeConfig(split=split, batch=2)), tmp_path / "data")
+    with pytest.raises(UserError, match=f"judge.split=test is not among the data's splits {split}; give one, or null"):
+        check_split(config(judge=JudgeConfig(split="test")), tmp_path / "data")
+
+
 def test_every_ready_experiment_reads_and_has_its_trials() -> None:
     found = [name for name in recipes() if name.startswith("configs/scale/")]
     assert {"configs/scale/albef_tiny.yaml", "configs/scale/clip_tiny.yaml"} <= set(found)
@@ -265,8 +278,8 @@ def evaluations(*losses: float) -> list[dict[str, Any]]:
 
 def test_a_loss_is_reached_on_the_line_between_two_looks() -> None:
     found = reached(evaluations(5.0, 4.0, 3.0), 3.5)
-    assert found == {"step": 5.0, "samples": 160.0, "seconds": 12.5}
-    assert reached(evaluations(3.0, 4.0), 3.5) == {"step": 2, "samples": 64, "seconds": 5.0}
+    assert found == {"step": 5.0, "samples": 160.0, "seconds": 12.5, "first_look": False}
+    assert reached(evaluations(3.0, 4.0), 3.5) == {"step": 2, "samples": 64, "seconds": 5.0, "first_look": True}
     assert reached(evaluations(5.0, 4.0), 3.5) is None
 
 
@@ -303,6 +316,13 @@ def test_the_recommendation_gives_its_reason() -> None:
         "it reached a loss of 4 on the fixed batch in 40 s, 1.25 times as fast as b32-off; so far its critical batch "
         "is about 91 samples; within 1 GiB a micro-batch may have 52 samples with pruning query instead of 40."
     )
+    at_first = recommendation([rows[0], {**rows[1], "goal_at_first_look": True}], None)
+    assert (
+        "for by its first look it reached a loss of 4 on the fixed batch in 40 s or less (look more often" in at_first
+    )
+    assert "times as fast" not in at_first  # for that it would have to be known
+    rival = recommendation([{**rows[0], "goal_at_first_look": True}, rows[1]], None)
+    assert "in 40 s, at most 1.25 times as fast as b32-off" in rival
     assert "10 samples a second (nothing was judged" in recommendation([row("b32-off")], None)
     guessing = [{**each, "at_chance": True} for each in rows]
     assert "no loss is better than guessing yet: give more samples" in recommendation(guessing, None)
