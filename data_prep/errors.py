@@ -1,4 +1,4 @@
-"""The exception that stands for a user's mistake, and its kind that may pass by itself."""
+"""The exception that stands for a user's mistake, and its kinds that may pass by themselves."""
 
 
 class UserError(ValueError):
@@ -6,6 +6,10 @@ class UserError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class DiskFull(UserError):
+    """A disk, a quota or a store is used up; once somebody has made room the same goes well."""
 
 
 class NoAnswer(UserError):

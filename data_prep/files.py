@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from data_prep.direct import DirectFile
-from data_prep.errors import NoAnswer, UserError
+from data_prep.errors import DiskFull, NoAnswer, UserError
 
 _BUFFER = 1 << 18  # small samples share a system call
 _EAGER = 8 << 20
@@ -32,9 +32,9 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in _DISK_FULL
 
 
-def disk_full(path: Path, error: OSError) -> UserError:
-    """The user's error for a disk that ran full while `path` was written."""
-    return UserError(
+def disk_full(path: Path, error: OSError) -> DiskFull:
+    """The error for a disk that ran full while `path` was written."""
+    return DiskFull(
         f"could not write {path}: {error.strerror}; free some space or give another output folder, "
         "then run the same command again: what is finished is kept"
     )

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar, cast
 import fsspec
 from fsspec.core import url_to_fs
 
-from data_prep.errors import NoAnswer, UserError
+from data_prep.errors import DiskFull, NoAnswer, UserError
 from data_prep.files import atomic_file, disk_full, is_disk_full, is_unanswered, remove_asides, unanswered
 from data_prep.redact import has_secret, redact_url
 
@@ -315,8 +315,8 @@ class StoreTarget:
         except (UserError, FileNotFoundError, TypeError, NameError, AssertionError):
             raise
         except Exception as error:
-            stays = isinstance(error, _FOR_GOOD) or (isinstance(error, OSError) and is_disk_full(error))
-            raise (UserError if stays else NoAnswer)(
+            full = isinstance(error, OSError) and is_disk_full(error)
+            raise (DiskFull if full else UserError if isinstance(error, _FOR_GOOD) else NoAnswer)(
                 f"{self.url} cannot be used ({type(error).__name__}: {error}); check the name and your credentials, "
                 "then run the same command again: what is finished is kept"
             ) from error

@@ -22,7 +22,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from data_prep.errors import NoAnswer, UserError
+from data_prep.errors import DiskFull, NoAnswer, UserError
 from data_prep.files import atomic_dir, read_json, sha256_file, write_json
 from pipeline.checkpoint_places import COMPLETE, MANIFEST, Place, name_of, open_place
 from pipeline.checkpoint_rules import CheckpointConfig, Guard, Saved, kept
@@ -239,7 +239,7 @@ class CheckpointStore:
     def _bears(self, failure: Exception) -> bool:
         """Whether training may go on though a save failed; the same on all ranks, as `together` has it."""
         if self.config.if_full == "go_on":
-            return isinstance(failure, UserError)
+            return isinstance(failure, DiskFull | NoAnswer)
         return isinstance(failure, NoAnswer) and self._unanswered < _MOST_UNANSWERED
 
     def leave(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from data_prep.errors import NoAnswer, UserError
+from data_prep.errors import DiskFull, NoAnswer, UserError
 from data_prep.files import disk_full, is_disk_full, is_unanswered, unanswered
 from pipeline.process import Process
 
@@ -21,7 +21,7 @@ class RankFailedError(RuntimeError):
     """Another rank failed at what all of them were doing together; its own log has the details."""
 
 
-_KINDS = (NoAnswer, UserError, RankFailedError)  # of failures, the worst last
+_KINDS = (NoAnswer, DiskFull, UserError, RankFailedError)  # of failures, the worst last
 
 
 def together(
@@ -37,7 +37,8 @@ def together(
 
     Raises:
         RankFailedError: Another rank raised something that is no UserError.
-        UserError: What any rank raised as one, or that its disk is full.
+        UserError: What any rank raised as one.
+        DiskFull: The same, or that a rank's disk is full, where no rank has anything worse to say.
         NoAnswer: The same, where no rank has anything worse to say: all ranks raise the same kind.
     """
     failure: Exception | None = None
@@ -66,8 +67,8 @@ def _told(failure: Exception | None, rank: int) -> tuple[int, str]:
     if failure is None:
         return -1, ""
     if isinstance(failure, UserError):
-        return int(not isinstance(failure, NoAnswer)), str(failure)
-    return 2, f"rank {rank}: {type(failure).__name__}: {failure}"
+        return next(index for index, kind in enumerate(_KINDS) if isinstance(failure, kind)), str(failure)
+    return _KINDS.index(RankFailedError), f"rank {rank}: {type(failure).__name__}: {failure}"
 
 
 def open_group(silent_seconds: float) -> dist.ProcessGroup:

@@ -1,5 +1,6 @@
 """Where shards go besides a local folder."""
 
+import errno
 import functools
 import importlib.util
 import json
@@ -12,7 +13,7 @@ import pytest
 
 from data_prep import targets
 from data_prep.clean import CleanConfig, Cleaner
-from data_prep.errors import UserError
+from data_prep.errors import DiskFull, NoAnswer, UserError
 from data_prep.executors import Processes
 from data_prep.job import Layout, ShardJob
 from data_prep.sources import SourceConfig, prepare
@@ -120,6 +121,25 @@ def test_a_store_that_refuses_is_one_line_for_the_user(tmp_path, monkeypatch):
     monkeypatch.setattr(targets, "_PAUSES", ())
     with pytest.raises(UserError, match="cannot be used"):
         write(Plain(), "ftp://127.0.0.1:9/folder", workers=1)  # nobody listens there
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (OSError(errno.EDQUOT, "the quota is used up"), DiskFull),
+        (PermissionError("not yours"), UserError),
+        (TimeoutError("no answer came"), NoAnswer),
+    ],
+)
+def test_a_full_store_one_that_refuses_and_one_that_does_not_answer_are_told_apart(memory, monkeypatch, said, kind):
+    def fails(*given, **named):
+        raise said
+
+    monkeypatch.setattr(targets, "_PAUSES", ())
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", fails)
+    with pytest.raises(kind, match=str(said.args[-1])) as caught:
+        StoreTarget(memory).read("any")
+    assert type(caught.value) is kind
 
 
 def test_a_mistake_in_code_is_not_told_as_the_stores(memory, monkeypatch):

@@ -131,7 +131,7 @@ def disk_full_on(process: Process, folder: Path, rank: int) -> tuple[str, float]
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_full_disk_on_one_rank_is_said_by_all_at_once(tmp_path: Path, rank: int) -> None:
     for said, seconds in run_ranks(disk_full_on, 2, tmp_path, rank):
-        assert said.startswith("UserError") and "free some space" in said
+        assert said.startswith("DiskFull") and "free some space" in said
         assert seconds < 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000000", "step_00000002"]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data_prep import targets
-from data_prep.errors import NoAnswer, UserError
+from data_prep.errors import DiskFull, NoAnswer, UserError
 from data_prep.files import read_json
 from data_prep.targets import open_target
 from pipeline.checkpoint import CheckpointConfig, CheckpointStore
@@ -168,6 +168,29 @@ def test_a_lease_that_cannot_be_read_costs_one_checkpoint() -> None:
     assert restored(store)[1] == 2
 
 
+def test_a_store_that_refuses_is_not_gone_on_with_as_a_full_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object, **named: object) -> None:
+        raise PermissionError("not yours")
+
+    url = emptied(FailingStore)
+    store = CheckpointStore(url, CheckpointConfig(path=url, if_full="go_on"))
+    monkeypatch.setattr(FailingStore, "put_file", refuse)
+    store.begin(1, new_engine(), {}, {})
+    with pytest.raises(UserError, match="not yours"):
+        store.finish(must=False)
+
+
+def test_a_place_that_another_run_has_taken_is_not_gone_on_with_as_a_full_one_is() -> None:
+    url = emptied(FailingStore)
+    with open_target(url).write("lease.json") as file:
+        file.write(b'{"session": "another"}')
+    guard = Guard(check=lambda: check_lease(url, "mine"))
+    store = CheckpointStore(f"{url}/pretrain", CheckpointConfig(path=url, if_full="go_on"), guard=guard)
+    store.begin(1, new_engine(), {}, {})
+    with pytest.raises(UserError, match="was taken by"):
+        store.finish(must=False)
+
+
 def test_a_metric_that_is_no_number_is_there_and_makes_none_of_the_best(tmp_path: Path) -> None:
     store, engine = CheckpointStore(tmp_path, CheckpointConfig(keep_last=1, keep_best=1)), new_engine()
     for number, loss in enumerate((2.0, math.nan, 3.0), 1):
@@ -226,10 +249,13 @@ def test_a_note_says_where_the_newest_one_lies(tmp_path: Path) -> None:
     [
         (None, NoAnswer("x"), NoAnswer, "x"),
         (NoAnswer("x"), None, NoAnswer, "x"),
-        (NoAnswer("x"), UserError("full"), UserError, "full"),
-        (UserError("full"), NoAnswer("x"), UserError, "full"),
+        (None, DiskFull("full"), DiskFull, "full"),
+        (NoAnswer("x"), DiskFull("full"), DiskFull, "full"),
+        (DiskFull("full"), UserError("refused"), UserError, "refused"),
+        (NoAnswer("x"), UserError("refused"), UserError, "refused"),
+        (UserError("refused"), NoAnswer("x"), UserError, "refused"),
         (NoAnswer("x"), ZeroDivisionError("bug"), RankFailedError, "rank 1: ZeroDivisionError: bug"),
-        (ZeroDivisionError("bug"), UserError("full"), ZeroDivisionError, "bug"),
+        (ZeroDivisionError("bug"), UserError("refused"), ZeroDivisionError, "bug"),
     ],
 )
 def test_all_ranks_raise_the_same_kind(
