@@ -296,7 +296,7 @@ class CheckpointStore:
 
     def _fail(self, error: Exception) -> None:
         self._failure = error
-        if is_loss(error):
+        if is_loss(error) and not isinstance(error, RankFailedError):  # which answers: the next tick tells all
             log.warning("another rank was lost while a checkpoint was written", exc_info=error)
             self._guard.on_loss("another worker was lost while a checkpoint was written")
 

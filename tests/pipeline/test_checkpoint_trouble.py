@@ -276,10 +276,11 @@ def test_all_ranks_raise_the_same_kind(
     assert (type(raised.value), str(raised.value)) == (kind, words)
 
 
-def outcome(process: Process, where: str, copies: Path, breaks: bool) -> tuple[str, str]:
-    """How saving and reading end; rank 1's machine has no temporary folder where it `breaks`."""
+def outcome(process: Process, where: str, copies: Path, breaks: bool) -> tuple[str, str, list[str]]:
+    """How saving and reading end, and what losses are told; rank 1's machine has no temporary folder if it `breaks`."""
     run, before = SmallRun(process, engine_config(1), "clip"), tempfile.tempdir
-    store = CheckpointStore(where.format(rank=process.rank), process=process)
+    lost: list[str] = []
+    store = CheckpointStore(where.format(rank=process.rank), process=process, guard=Guard(on_loss=lost.append))
     try:
         tempfile.tempdir = "/nowhere" if breaks and process.rank == 1 else str(copies)
         store.save(1, run.engine, run.task.tensors(), {})
@@ -287,24 +288,25 @@ def outcome(process: Process, where: str, copies: Path, breaks: bool) -> tuple[s
         assert checkpoint is not None
         checkpoint.restore(run.engine, process)
     except (UserError, RankFailedError, FileNotFoundError) as error:
-        return type(error).__name__, str(error)
+        return type(error).__name__, str(error), lost
     finally:
         tempfile.tempdir = before
         store.leave()
         run.engine.close()
-    return "", ""
+    return "", "", lost
 
 
 @pytest.mark.timeout(240)
 def test_two_ranks_save_into_a_store_and_read_from_it(tmp_path: Path) -> None:
     (tmp_path / "copies").mkdir()
     store = f"{SharedStore.protocol}://{tmp_path}"
-    assert run_ranks(outcome, 2, f"{store}/run", tmp_path / "copies", False, timeout=150) == [("", "")] * 2
+    assert run_ranks(outcome, 2, f"{store}/run", tmp_path / "copies", False, timeout=150) == [("", "", [])] * 2
     assert {path.name for path in (tmp_path / "run/step_00000001").iterdir()} >= {"engine_1.safetensors", "COMPLETE"}
     assert not list((tmp_path / "copies").iterdir())
     found = run_ranks(outcome, 2, f"{store}/no", tmp_path / "copies", True, timeout=60)
-    assert [kind for kind, _ in found] == ["RankFailedError", "FileNotFoundError"]
-    assert all("No such file or directory: '/nowhere/" in text for _, text in found)
+    assert [kind for kind, *_ in found] == ["RankFailedError", "FileNotFoundError"]
+    assert all("No such file or directory: '/nowhere/" in text for _, text, _ in found)
+    assert all(lost == [] for *_, lost in found), "both answered, and both are told before the next step"
 
 
 SILENT = 2.0
@@ -350,5 +352,5 @@ def test_a_save_without_an_answer_is_left_out_by_all_ranks_however_long_one_clea
 @pytest.mark.timeout(240)
 def test_machines_that_see_different_folders_are_told_so(tmp_path: Path) -> None:
     found = run_ranks(outcome, 2, f"{tmp_path}/{{rank}}", tmp_path, False, timeout=60)
-    assert [kind for kind, _ in found] == ["UserError"] * 2
+    assert [kind for kind, *_ in found] == ["UserError"] * 2
     assert "is not the same folder for all workers: rank 1 on " in found[0][1]
