@@ -46,7 +46,7 @@ _VALUES = "values.json"
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
 _DAMAGED = "is damaged (delete this folder to continue from the checkpoint before it)"
-_LEAVING_SECONDS = 5.0
+_LEAVING_SECONDS = 5.0  # for other ranks whose silence nothing else bounds
 _MOST_UNANSWERED = 3  # saves in a row that a store may leave without an answer
 
 
@@ -245,7 +245,7 @@ class CheckpointStore:
     def leave(self) -> None:
         """Lets go at the end; what is being written is finished unless another rank is needed that does not answer."""
         if self._thread is not None:
-            self._thread.join(_LEAVING_SECONDS if self.process.world_size > 1 else None)
+            self._thread.join(None if self.process.world_size == 1 or self._guard.silent_seconds else _LEAVING_SECONDS)
         if self._group is not None and (self._thread is None or not self._thread.is_alive()):
             dist.destroy_process_group(self._group)
             self._group = None

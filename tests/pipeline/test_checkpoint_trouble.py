@@ -349,6 +349,23 @@ def test_a_save_without_an_answer_is_left_out_by_all_ranks_however_long_one_clea
     assert found == [([], [2])] * 2
 
 
+def left_while_written(process: Process, where: str) -> list[int]:
+    """Which saves count once the store is let go of, where that waits longer than for ranks that may be silent."""
+    store = CheckpointStore(where, process=process, guard=Guard(silent_seconds=30.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.checkpoint._LEAVING_SECONDS", 0.0)
+        patch.setattr("pipeline.together._TURN_SECONDS", 0.1)
+        patch.setattr(TroubledStore, "trouble", staticmethod(lambda name: time.sleep(0.1)))
+        store.begin(1, new_engine(), {}, {})
+        store.leave()
+    return [saved.step for saved in store.place.saved()]
+
+
+@pytest.mark.timeout(240)
+def test_what_all_ranks_still_write_when_training_ends_by_an_error_becomes_whole(tmp_path: Path) -> None:
+    assert run_ranks(left_while_written, 2, f"{TroubledStore.protocol}://{tmp_path}/run", timeout=60) == [[1]] * 2
+
+
 @pytest.mark.timeout(240)
 def test_machines_that_see_different_folders_are_told_so(tmp_path: Path) -> None:
     found = run_ranks(outcome, 2, f"{tmp_path}/{{rank}}", tmp_path, False, timeout=60)
