@@ -8,8 +8,9 @@
         manifest.json          what it was made by, and every file's size and SHA-256
         COMPLETE               SHA-256 of the manifest; written last
 
-A folder without a valid mark is ignored, and removed by the next save. On this machine all ranks write into a hidden
-folder aside, which is fsynced, renamed, and then marked. A store has no rename: files go to their place, the mark last.
+A folder without a mark is removed by the next save; a damaged one is ignored, and stays until its step is saved again.
+On this machine all ranks write into a hidden folder aside, which is fsynced, renamed, and then marked. A store has no
+rename: files go to their place, the mark last.
 """
 
 import contextlib
