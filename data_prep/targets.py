@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _BATCH = 64  # files that a store is asked for at a time
 _LOCAL = ("file://", "local://")
-_PAUSES = 1.0, 5.0, 15.0  # seconds before a store that did not answer is asked again, on top of what its library tries
+_PAUSES = 1.0, 5.0, 15.0  # seconds before who did not answer is asked again, on top of what a store's library tries
 # What a store says that will be so the next time, too; a full one besides. All else may pass, but mistakes in code.
 _FOR_GOOD = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError)
 
@@ -167,8 +167,7 @@ class LocalTarget:
 
     def read(self, name: str) -> bytes:
         """See `Target.read`."""
-        with self._answering():
-            return (self.folder / name).read_bytes()
+        return self._asking((self.folder / name).read_bytes)
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes]:
         """See `Target.read_many`."""
@@ -176,21 +175,18 @@ class LocalTarget:
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """See `Target.sizes`."""
-        place = self.folder / folder
-        with self._answering():
-            if not place.is_dir():
-                return {}
-            return {path.name: path.stat().st_size for path in place.iterdir() if path.is_file()}
+        return self._asking(functools.partial(_local_sizes, self.folder / folder))
 
     def folders(self) -> list[str]:
         """See `Target.folders`."""
-        with self._answering():
-            return [path.name for path in self.folder.iterdir() if path.is_dir()] if self.folder.is_dir() else []
+        return self._asking(functools.partial(_local_folders, self.folder))
 
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _asking(self, ask: Callable[[], _T]) -> _T:
+        return _patiently(functools.partial(self._once, ask))
+
+    def _once(self, ask: Callable[[], _T]) -> _T:
         try:
-            yield
+            return ask()
         except OSError as error:
             if is_unanswered(error):
                 raise unanswered(self.folder, error) from error
@@ -299,13 +295,7 @@ class StoreTarget:
 
     def _asking(self, ask: Callable[[Any, str], _T]) -> _T:
         """What `ask` gets from the file system and the folder's path in it, if need be at a later attempt."""
-        for pause in _PAUSES:
-            try:
-                return self._once(ask)
-            except NoAnswer as error:
-                log.info("trying again in %g s: %s", pause, error)
-            time.sleep(pause)
-        return self._once(ask)
+        return _patiently(functools.partial(self._once, ask))
 
     def _once(self, ask: Callable[[Any, str], _T]) -> _T:
         """Every store has errors of its own; the user needs one line, and to know which of them may pass."""
@@ -320,6 +310,25 @@ class StoreTarget:
                 f"{self.url} cannot be used ({type(error).__name__}: {error}); check the name and your credentials, "
                 "then run the same command again: what is finished is kept"
             ) from error
+
+
+def _patiently(ask: Callable[[], _T]) -> _T:
+    """What `ask` gets, if need be at a later attempt."""
+    for pause in _PAUSES:
+        try:
+            return ask()
+        except NoAnswer as error:
+            log.info("trying again in %g s: %s", pause, error)
+        time.sleep(pause)
+    return ask()
+
+
+def _local_sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()} if folder.is_dir() else {}
+
+
+def _local_folders(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
 
 
 def _contents(names: Sequence[str], fs: Any, root: str) -> list[bytes]:

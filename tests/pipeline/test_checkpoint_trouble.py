@@ -109,6 +109,20 @@ def test_a_network_disk_that_does_not_answer_is_not_taken_for_damage(
     assert newest(store) == 2
 
 
+def test_a_network_disk_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, read = CheckpointStore(tmp_path), Path.read_bytes
+    save(store, 1)
+    failures = [OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EIO, "I/O error")]
+
+    def answers_at_last(path: Path) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", answers_at_last)
+    assert newest(store) == 1 and not failures
+
+
 def test_the_best_one_stays_while_what_it_scored_cannot_be_read() -> None:
     store, engine = CheckpointStore(emptied(FailingStore), CheckpointConfig(keep_last=1, keep_best=1)), new_engine()
     for number, loss in enumerate((1.0, 2.0), 1):
