@@ -73,7 +73,7 @@ def check(done: subprocess.CompletedProcess[str], out: Path, backbones: tuple[st
 
 
 def test_albef_runs_to_its_end(tmp_path: Path) -> None:
-    check(run(tmp_path, "--backbone", "albef", "--memory-gib", "0.3"), tmp_path, ("albef",))
+    check(run(tmp_path, "--backbone", "albef"), tmp_path, ("albef",))
 
 
 def test_a_backbone_runs_to_its_end_and_a_second_call_takes_it_over(

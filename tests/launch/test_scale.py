@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from data_prep.errors import UserError
+from data_prep.job import Layout
 from data_prep.writer import write_split
 from launch.config import RunConfig
 from launch.progress import ProgressDisplay
@@ -158,7 +159,7 @@ def test_a_limit_beyond_the_machine_and_a_batch_that_cannot_be_shared_are_refuse
 
 @pytest.mark.parametrize("split", ["val", "coco/val"])
 def test_a_linked_split_can_be_judged_on(split: str, tmp_path: Path) -> None:
-    write_split(Plain(), tmp_path / "shards", name="plain", fingerprint="f", workers=1)
+    write_split(Plain(), tmp_path / "shards", name="plain", fingerprint="f", layout=Layout(), workers=1)
     linked = tmp_path / "data" / split
     linked.parent.mkdir(parents=True)
     linked.symlink_to(tmp_path / "shards", target_is_directory=True)

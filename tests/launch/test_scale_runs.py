@@ -105,7 +105,8 @@ def test_limits_that_nothing_fits_into_end_with_a_line(tmp_path: Path) -> None:
     ("launcher", "number"), [("local", signal.SIGTERM), ("local", signal.SIGKILL), ("ray", signal.SIGTERM)]
 )
 def test_a_stopped_experiment_leaves_no_process(tmp_path: Path, launcher: str, number: signal.Signals) -> None:
-    path = experiment(tmp_path, samples=10**7, shared={**SHARED, "launcher": launcher, "cluster.workers": 2})
+    two = {"launcher": launcher, "cluster.workers": 2, "engine.name": "deepspeed"}
+    path = experiment(tmp_path, samples=10**7, shared={**SHARED, **two})
     process = start(path)
     trial = tmp_path / "scale" / "trials" / "b8-off-m4"
     while not (trial / "metrics.jsonl").exists() or not (trial / "metrics.jsonl").read_text():
