@@ -125,7 +125,7 @@ class _Pairs:
 
     def of(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         """(Q, K) scores of pairs that were chosen, and which belong together; image and text numbers broadcast."""
-        keys = images * len(self.owner_T) + texts
+        keys = images.long() * len(self.owner_T) + texts  # of a large split beyond 32 bits
         return self.score_P[torch.searchsorted(self.key_P, keys)], self.owner_T[texts.long()] == images
 
 

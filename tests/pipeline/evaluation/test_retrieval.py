@@ -19,7 +19,7 @@ from pipeline.models.schedule import TokenStream
 from pipeline.process import Process
 from pipeline.tasks import retrieval
 from pipeline.tasks.gallery import Asked, Gallery, encode_split
-from pipeline.tasks.retrieval import Ranks, rank_split
+from pipeline.tasks.retrieval import Ranks, _Pairs, rank_split
 from tests.pipeline.distributed import RankError, run_ranks
 from tests.pipeline.evaluation.exports import TOKENIZER, export, lively, loader_of, split
 from tests.pipeline.metrics.test_ranks import order_of
@@ -127,6 +127,17 @@ def test_strips_change_no_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(retrieval, "ROWS_AT_ONCE", 3)
     parts = rank_split(model, gallery, 4, Process())
     assert [ranks.tolist() for ranks in parts] == [ranks.tolist() for ranks in whole]
+
+
+def test_pairs_of_a_large_split_are_found_by_numbers_beyond_32_bits() -> None:
+    image, texts, text = 3000, 1 << 20, 5
+    pairs = _Pairs(
+        key_P=torch.tensor([text, image * texts + text]),
+        score_P=torch.tensor([1.0, 2.0]),
+        owner_T=torch.tensor([image]).expand(texts),
+    )
+    scores, right = pairs.of(torch.tensor([[image]], dtype=torch.int32), torch.tensor([[text]]))
+    assert scores.tolist() == [[2.0]] and right.all()
 
 
 def test_scores_by_hand() -> None:
