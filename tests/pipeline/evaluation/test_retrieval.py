@@ -140,6 +140,25 @@ def test_pairs_of_a_large_split_are_found_by_numbers_beyond_32_bits() -> None:
     assert scores.tolist() == [[2.0]] and right.all()
 
 
+@pytest.mark.parametrize(
+    ("backbone", "rerank", "kept"), [("albef", 0, False), ("albef", 2, True), ("meter", 0, True), ("clip", 2, False)]
+)
+def test_tokens_are_held_only_where_pairs_are_matched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: BackboneName, rerank: int, kept: bool
+) -> None:
+    folder, data = export(tmp_path / "export", backbone), split(tmp_path / "test", 3)
+    ranked: list[Gallery] = []
+
+    def rank(model: Backbone, gallery: Gallery, top: int, process: Process) -> Ranks:
+        ranked.append(gallery)
+        return rank_split(model, gallery, top, process)
+
+    monkeypatch.setattr("pipeline.evaluation.retrieval.rank_split", rank)
+    on_rank(Process(), Evaluation(model=folder, task="retrieval", split=str(data), rerank=rerank))
+    assert [len(gallery.tokens) for gallery in ranked] == [3 if kept else 0]
+    assert (ranked[0].text is not None) == kept
+
+
 def test_scores_by_hand() -> None:
     images = [Asked(n, f"s{n}", f"s{n}", ("x",) * count) for n, count in enumerate((2, 0, 1))]
     none = torch.empty(0)
