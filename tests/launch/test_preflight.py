@@ -225,5 +225,5 @@ def test_questions_that_are_evaluated_may_be_unanswered_but_need_ids(tmp_path: P
     words = ["--trim.task=vqa", "--data.name=shards", f"--data.root={tmp_path / 'data'}", "--data.sizes={}"]
     words += ["--evaluate.retrieval_splits=[]", "--evaluate.pictures=0"]
     preflight.check(config(*words, "--evaluate.statement_splits=[test]"), tmp_path / "run")
-    with pytest.raises(UserError, match=r" of 'val' has a question without question_id, .* trimline shard vqa"):
+    with pytest.raises(UserError, match=r" of 'val' has a question without question_id, .*`trimline shard vqa`"):
         preflight.check(config(*words, "--evaluate.statement_splits=[test,val]"), tmp_path / "run")
