@@ -189,7 +189,8 @@ def _check_task(config: RunConfig) -> None:
     plan, (wanted, source) = plan_source(config.data), _WANTED[task]
     scored = {config.trim.validation.split: "trim.validation.split"} if config.trim.validation.every_steps else {}
     told = dict.fromkeys(config.evaluate.statement_splits, _EVALUATED) | scored
-    for split, key in (told | dict.fromkeys(config.trim.splits, "trim.splits")).items():
+    learned = dict.fromkeys(config.trim.splits, "trim.splits")
+    for split, key in (learned | told | learned).items():  # what is learned comes first, and counts
         folder = plan[split].folder
         first = [] if folder is None else first_samples(folder)
         fits = any(has_task(sample, task, answered=key != _EVALUATED) for sample in first)
