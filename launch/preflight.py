@@ -15,6 +15,7 @@ from launch.machine import available_cpus, available_gpus
 from launch.stages import plan_source, pretrain_counts
 from pipeline.checkpoint_places import open_place
 from pipeline.data.first_samples import first_samples
+from pipeline.data.sample import Sample
 from pipeline.data.text import Tokenizer
 from pipeline.deepspeed_json import check_settings
 from pipeline.engine import preflight_deepspeed
@@ -26,7 +27,7 @@ from pipeline.models.build import build_model
 from pipeline.param_groups import check_lr_scales
 from pipeline.process import Process
 from pipeline.setup import check_batch, check_padding
-from pipeline.tasks.classes import has_task
+from pipeline.tasks.classes import ANSWERING, has_task
 from pipeline.trim import check_targets
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ _WANTED = {
     "vqa_generative": ("questions with annotators' answers", "vqa"),
 }
 """What a task learns, and the data set that has it."""
+_EVALUATED = "evaluate.statement_splits"
 _TOLD_OF_ALL = ("statement", "captioning")  # of such the loader refuses a split that has none
 _SPARE_BYTES = 256 * 2**20
 _STATE_COPIES = 4  # weights, two moments, momentum tower: 4 bytes each
@@ -163,7 +165,7 @@ def _check_splits(config: RunConfig) -> None:
         wanted["evaluate.picture_split"] = [config.evaluate.picture_split]
     if config.trim.targets:
         wanted["trim.splits"] = list(config.trim.splits)
-        wanted["evaluate.statement_splits"] = list(config.evaluate.statement_splits)
+        wanted[_EVALUATED] = list(config.evaluate.statement_splits)
         if config.trim.validation.every_steps:
             wanted["trim.validation.split"] = [config.trim.validation.split]
     for key, names in wanted.items():
@@ -186,18 +188,33 @@ def _check_task(config: RunConfig) -> None:
         return
     plan, (wanted, source) = plan_source(config.data), _WANTED[task]
     scored = {config.trim.validation.split: "trim.validation.split"} if config.trim.validation.every_steps else {}
-    for split, key in {**scored, **dict.fromkeys(config.trim.splits, "trim.splits")}.items():
+    told = dict.fromkeys(config.evaluate.statement_splits, _EVALUATED) | scored
+    learned = dict.fromkeys(config.trim.splits, "trim.splits")
+    for split, key in (learned | told | learned).items():  # what is learned comes first, and counts
         folder = plan[split].folder
         first = [] if folder is None else first_samples(folder)
-        if not (any(has_task(sample, task) for sample in first) or config.data.name == source):
+        fits = any(has_task(sample, task, answered=key != _EVALUATED) for sample in first)
+        if not (fits or config.data.name == source):
             if config.data.name == "shards" and folder is None:
                 continue  # behind a URL; the stage looks itself
             raise UserError(
                 f"trim.task={task} wants {wanted}, which {split!r} of data.name={config.data.name} does not "
                 f"have; make shards of such data with `trimline shard {source}`, and name them in {key}"
             )
+        if split in told and task in ANSWERING:
+            _check_question_ids(split, first)
         if split in scored:
             check_identified(task, config.trim.validation.metric, split, first)
+
+
+def _check_question_ids(split: str, samples: list[Sample]) -> None:
+    """Refuses, before training, questions whose answers could not be told apart behind it."""
+    for sample in samples:
+        if any(question.get("question_id") is None for question in sample.fields.get("questions", ())):
+            raise UserError(
+                f"{sample.key} of {split!r} has a question without question_id, which tells results apart; give each "
+                "one an id, as `trimline shard vqa` does"
+            )
 
 
 def _check_words(config: RunConfig) -> None:

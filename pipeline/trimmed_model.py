@@ -97,10 +97,14 @@ class TrimmedModel:
         """Reads the export folder of a trimming stage, trimmed or full.
 
         Raises:
-            UserError: The folder holds something else, or no tokenizer.
+            UserError: The folder holds something else, such as a captioner, or no tokenizer.
         """
         folder = Path(folder)
         model, described = load_classification_model(folder)
+        if model.classes.task == "captioning":
+            raise UserError(
+                f"{folder} holds a captioner, which judges no texts; load it with pipeline.captioner.Captioner"
+            )
         tokenizer = Tokenizer.from_pretrained(folder)
         transform, max_tokens = prepared_input(folder, described)
         return cls(model.to(device), tokenizer, transform, max_tokens)

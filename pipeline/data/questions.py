@@ -1,4 +1,4 @@
-"""Questions of a split: how many each sample has, and what most annotators answered.
+"""Questions of a split: how many each sample has, what most annotators answered, and whether they did.
 
 The index of a split counts captions and statements alone, so the split is read once for it, by one process for all.
 """
@@ -29,10 +29,12 @@ class Questions:
     Attributes:
         counts: (rows,) questions of each sample.
         answers: How often each answer is the one that most annotators gave, as it is written.
+        answered: How many questions have annotators' answers.
     """
 
     counts: NDArray[np.int64]
     answers: Counter[str]
+    answered: int
 
 
 def question_units(folder: ShardFolder, unit: Unit, process: Process) -> Units:
@@ -62,7 +64,7 @@ def questions_of(folder: ShardFolder, process: Process) -> Questions:
 
 
 def _read(folder: ShardFolder) -> Questions:
-    counts, answers, bad = np.zeros(len(folder), dtype=np.int64), Counter[str](), 0
+    counts, answers, answered, bad = np.zeros(len(folder), dtype=np.int64), Counter[str](), 0, 0
     for row, sample in folder.in_order():
         asked = None if isinstance(sample, BadSample) else sample.fields.get("questions", [])
         if not isinstance(asked, list):
@@ -70,6 +72,7 @@ def _read(folder: ShardFolder) -> Questions:
             continue
         counts[row] = len(asked)
         answers.update(str(one["answer"]) for one in asked if isinstance(one, dict) and one.get("answer"))
+        answered += sum(isinstance(one, dict) and bool(one.get("answers")) for one in asked)
     if bad:
         log.warning("%s: the questions of %d of %d samples cannot be read", folder.path, bad, len(folder))
-    return Questions(counts, answers)
+    return Questions(counts, answers, answered)

@@ -15,7 +15,9 @@ from data_prep.errors import UserError
 from pipeline.captioner import KINDS, Captioner
 from pipeline.checkpoint import load_weights
 from pipeline.data.first_samples import first_samples
+from pipeline.data.questions import questions_of
 from pipeline.data.sample import EveryImage, TextKind
+from pipeline.data.shards import ShardFolder
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.export_input import given_answers, loader_of, tokenizer_of
@@ -44,6 +46,8 @@ from pipeline.weights.folders import load_model
 
 TIMED = 16
 """Instances whose time is taken."""
+
+_UNANSWERED, _UNTOLD = "none of its questions has annotators' answers", "none of its pictures has a caption"
 
 IMPORTED: Mapping[str, tuple[str, ...]] = {"vqa_generative": ("blip_vqa",)}
 """Exports of `trimline import` that do a task of fine-tuning."""
@@ -183,14 +187,14 @@ def _classes(job: Job) -> Evaluated:
     loader = job.source.batches(job.model.classes.text, what.batch_size, job.process, what.limit)
     # Before the whole split is judged for a file that cannot be written.
     together(job.process, lambda: _check_ids(job) if job.process.is_main else None, what.split)
+    if job.model.classes.text == "questions":
+        questions = questions_of(ShardFolder(what.split, job.source.loader), job.process)
+        _refuse_unscored(what, questions.answered, _UNANSWERED)
     said = said_on(job.model, job.source, loader, job.process)
     scores = said.tally.scores()
     if what.predictions is not None:
         _refuse_lacking(what.predictions, said.tally.lacking)
-    if not scores and what.predictions is None:
-        raise UserError(
-            f"{what.split}: nobody says what is right of its {job.model.classes.text}; use a labelled split"
-        )
+    _refuse_unscored(what, len(scores), _UNANSWERED)
     return Evaluated(
         scores=[Score(metric=one.metric, value=one.value, low=one.low, high=one.high) for one in scores],
         gmacs=[macs / 1e9 for macs in said.costs.macs],
@@ -207,6 +211,17 @@ def _check_ids(job: Job) -> None:
         _refuse_lacking(what.predictions, lacking_in(what.task, first_samples(what.split, job.source.loader)))
 
 
+def _refuse_unscored(what: Evaluation, known: int, why: str) -> None:
+    """Refuses a split of which nobody says what is right, unless what the model says is to be written.
+
+    So before all of it is judged for nothing, and once more behind it, where a limit has left out what is known.
+    """
+    if not known and what.predictions is None:
+        raise UserError(
+            f"{what.split}: {why}; use a split that has them, or write what is said with --predictions FILE"
+        )
+
+
 def _refuse_lacking(predictions: Path, lacking: str | None) -> None:
     if lacking is not None:
         raise UserError(f"--predictions {predictions} cannot be written: {lacking}; or leave it out")
@@ -214,6 +229,8 @@ def _refuse_lacking(predictions: Path, lacking: str | None) -> None:
 
 def _captioning(job: Job) -> Evaluated:
     what, captioner = job.evaluation, job.captioner
+    captions = ShardFolder(what.split, job.source.loader).units("captions", "pair").total
+    _refuse_unscored(what, captions, _UNTOLD)
     # One rank looks for the programs and scores: others might find something else, and all must go the same way.
     missing = together(job.process, lambda: missing_for_captions() if job.process.is_main else None, "captions")[0]
     if missing is not None and what.predictions is None:
@@ -222,8 +239,7 @@ def _captioning(job: Job) -> Evaluated:
         captioner, job.source, job.source.batches(PICTURES, what.batch_size, job.process, what.limit), job.process
     )
     scores = {} if missing is not None else told_scores_of(told, job.process)
-    if not scores and what.predictions is None:
-        raise UserError(f"{what.split}: nobody has told of its pictures; write captions with --predictions FILE")
+    _refuse_unscored(what, len(scores), _UNTOLD)
     return Evaluated(
         scores=[
             Score(metric=f"{one.metric} {domain}".strip(), value=one.value, low=one.low, high=one.high)

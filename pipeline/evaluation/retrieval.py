@@ -11,7 +11,7 @@ from pipeline.metrics.ranks import recalls
 from pipeline.models.backbone import Backbone
 from pipeline.process import Process
 from pipeline.tasks.gallery import Gallery, encode_split
-from pipeline.tasks.retrieval import Ranks, matching_parts, rank_split
+from pipeline.tasks.retrieval import Ranks, matches, matching_parts, rank_split
 from pipeline.trimming.cost import CostModel, units_of
 
 
@@ -43,7 +43,9 @@ def evaluate_retrieval(
     Raises:
         UserError: No image has a caption, or the model gives scores that are no numbers.
     """
-    gallery = encode_split(model, loader, source.normalise, source.tokenize, batch_size, process, captions)
+    gallery = encode_split(
+        model, loader, source.normalise, source.tokenize, batch_size, process, captions, matches(model, rerank)
+    )
     ranks = rank_split(model, gallery, rerank, process)
     cost = CostModel(model, matching_parts(model), None, contrast=True)
     seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))

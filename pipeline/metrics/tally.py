@@ -25,11 +25,17 @@ WORD_ACCURACY = "word_accuracy"
 """The share of captions' words that are told rightly behind the right ones: the score of captions that no other program
 counts, and that no server knows."""
 
-
-_NO_IDENTIFIER = (
-    "no identifier split-set-pair-sentence (ALBEF's lists leave them out), so there is accuracy, but no consistency "
-    "and no result file; for those make shards of NLVR2's own files with `trimline shard nlvr2`"
-)
+_NO_NAME = {
+    "nlvr2": (
+        "no identifier split-set-pair-sentence (ALBEF's lists leave them out), so there is accuracy, but no "
+        "consistency and no result file; for those make shards of NLVR2's own files with `trimline shard nlvr2`"
+    ),
+    "snli_ve": (
+        "no pair_id (ALBEF's lists leave it out), so there is accuracy, but no result file; for that make shards of "
+        "SNLI-VE's own files with `trimline shard snli_ve`"
+    ),
+}
+"""What instances lack that no server knows, by task."""
 
 
 class Tally(ABC):
@@ -105,24 +111,75 @@ class StatementTally(Tally):
         """Nothing: there is no server."""
 
 
-class SnliVeTally(Tally):
-    """Relations of SNLI-VE."""
+class NamedTally(Tally):
+    """Instances that a server knows by name; where some have none there is the accuracy alone.
 
-    ending = ".jsonl"
-    metrics = ("accuracy",)
+    Attributes:
+        instances: What they are.
+        key: What their name is called.
+        no_name: What those lack that have none.
+    """
+
+    instances: str
+    key: str
+    no_name: str
 
     def __init__(self) -> None:
+        self.right: list[float] = []
+        self.clusters: list[str] = []
+        self.nameless: list[str] = []
         self.found: dict[str, str] = {}
         self.gold: dict[str, tuple[str, str]] = {}
+
+    @abstractmethod
+    def name_of(self, batch: ImageTextBatch, row: int) -> str | None:
+        """The name of an instance; None where it has none."""
 
     def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
         """Takes a batch."""
         for row, label in enumerate(batch.labels.tolist()):
-            name = str(_name(batch, row, "pair_id", self.found))
+            self.right.append(float(said[row] == label))
+            name = self.name_of(batch, row)
+            if name is None:
+                self.nameless.append(batch.keys[row])
+                continue
+            _refuse_twice(batch, row, self.key, name, self.found)
             self.found[name] = names[said[row]]
-            self.gold[name] = LABELS[label], batch.ids[row]
+            self.gold[name] = names[label], batch.ids[row]
+        self.clusters += batch.clusters
+
+    @property
+    def lacking(self) -> str | None:
+        """See the base."""
+        if not self.nameless:
+            return None
+        some = f"{len(self.nameless)} of {len(self.right)} {self.instances}, {self.nameless[0]} the first,"
+        return f"{some} have {self.no_name}"
 
     def scores(self) -> list[Score]:
+        """All scores, or the accuracy."""
+        if self.lacking is not None:
+            return [mean_score("accuracy", self.right, self.clusters)]
+        return self.named_scores()
+
+    @abstractmethod
+    def named_scores(self) -> list[Score]:
+        """All scores, where all have names."""
+
+
+class SnliVeTally(NamedTally):
+    """Relations of SNLI-VE."""
+
+    ending = ".jsonl"
+    metrics = ("accuracy",)
+    instances, key, no_name = "relations", "pair_id", _NO_NAME["snli_ve"]
+
+    def name_of(self, batch: ImageTextBatch, row: int) -> str | None:
+        """The pairID."""
+        name = batch.told[row].get(self.key)
+        return None if name is None else str(name)
+
+    def named_scores(self) -> list[Score]:
         """Accuracy."""
         return snli_ve_scores(self.found, self.gold, self.gold)
 
@@ -145,10 +202,14 @@ class VqaTally(Tally):
     def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
         """Takes a batch."""
         for row, told in enumerate(batch.told):
-            name = _name(batch, row, "question_id", self.found)
+            name = told.get("question_id")
+            if name is None:
+                raise UserError(f"{batch.keys[row]}: {batch.texts[row]!r} has no question_id that tells results apart")
+            _refuse_twice(batch, row, "question_id", name, self.found)
             self.found[name] = names[said[row]]
             if told.get("answers"):
-                self.asked[str(name)] = Asked(told["answers"], batch.ids[row], str(told.get("answer_type")))
+                answers, kind = [str(answer) for answer in told["answers"]], told.get("answer_type")
+                self.asked[str(name)] = Asked(answers, batch.ids[row], str(kind) if kind else None)
 
     def scores(self) -> list[Score]:
         """Accuracy of the questions that annotators answered; those of a test split are the server's alone."""
@@ -214,62 +275,24 @@ def _by_distance(domain: str) -> tuple[int, str]:
     return known.index(domain) if domain in known else len(known), domain
 
 
-class Nlvr2Tally(Tally):
-    """Statements about pairs of pictures; of those without the corpus's identifiers there is the accuracy alone."""
+class Nlvr2Tally(NamedTally):
+    """Statements about pairs of pictures (NLVR2)."""
 
     ending = ".csv"
     metrics = ("accuracy", "consistency")
+    instances, key, no_name = "pairs", "id", _NO_NAME["nlvr2"]
 
-    def __init__(self) -> None:
-        self.right: list[float] = []
-        self.clusters: list[str] = []
-        self.nameless: list[str] = []
-        self.found: dict[str, str] = {}
-        self.labels: dict[str, str] = {}
+    def name_of(self, batch: ImageTextBatch, row: int) -> str | None:
+        """The corpus's identifier."""
+        return batch.ids[row] if IDENTIFIER.fullmatch(batch.ids[row]) else None
 
-    def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
-        """Takes a batch."""
-        for row, label in enumerate(batch.labels.tolist()):
-            self.right.append(float(said[row] == label))
-            name = batch.ids[row]
-            if not IDENTIFIER.fullmatch(name):
-                self.nameless.append(batch.keys[row])
-                continue
-            _refuse_twice(batch, row, "id", name, self.found)
-            self.found[name], self.labels[name] = names[said[row]], names[label]
-
-        self.clusters += batch.clusters
-
-    @property
-    def lacking(self) -> str | None:
-        """See the base."""
-        if not self.nameless:
-            return None
-        pairs = f"{len(self.nameless)} of {len(self.right)} pairs, {self.nameless[0]} the first,"
-        return f"{pairs} have {_NO_IDENTIFIER}"
-
-    def scores(self) -> list[Score]:
+    def named_scores(self) -> list[Score]:
         """Accuracy and consistency."""
-        if self.lacking is not None:
-            return [mean_score("accuracy", self.right, self.clusters)]
-        return nlvr2_scores(self.found, self.labels, self.labels)
+        return nlvr2_scores(self.found, {name: right for name, (right, _) in self.gold.items()}, self.gold)
 
     def write(self, path: Path) -> None:
         """The corpus's CSV."""
         write_nlvr2(path, self.found)
-
-
-def _name(batch: ImageTextBatch, row: int, key: str, known: dict[Any, str]) -> Any:
-    """The id of an instance.
-
-    Raises:
-        UserError: It has none, or that of another one.
-    """
-    name = batch.told[row].get(key)
-    if name is None:
-        raise UserError(f"{batch.keys[row]}: {batch.texts[row]!r} has no {key}, by which results are told apart")
-    _refuse_twice(batch, row, key, name, known)
-    return name
 
 
 def _refuse_twice(batch: ImageTextBatch, row: int, key: str, name: Any, known: dict[Any, str]) -> None:
@@ -314,9 +337,15 @@ def lacking_in(task: str, samples: Iterable[Sample]) -> str | None:
         task: Whose results are wanted.
         samples: Of the split, such as the first ones.
     """
-    named = task != "nlvr2"
-    nameless = next((sample.key for sample in samples if not (named or IDENTIFIER.fullmatch(sample.id))), None)
-    return None if nameless is None else f"{nameless} has {_NO_IDENTIFIER}"
+    nameless = next((sample.key for sample in samples if not _is_named(task, sample)), None)
+    return None if nameless is None else f"{nameless} has {_NO_NAME[task]}"
+
+
+def _is_named(task: str, sample: Sample) -> bool:
+    if task == "nlvr2":
+        return IDENTIFIER.fullmatch(sample.id) is not None
+    statements = sample.fields.get("statements", ()) if task == "snli_ve" else ()
+    return all(one.get("pair_id") is not None for one in statements if one.get("relation") in LABELS)
 
 
 def check_identified(task: str, metric: str, split: str, samples: Iterable[Sample]) -> None:

@@ -46,16 +46,16 @@ class Asked:
     Attributes:
         answers: What the annotators said, as they wrote it.
         image: Name of its picture.
-        kind: Type of its answer, such as ``yes/no``.
+        kind: Type of its answer, such as ``yes/no``; None where nobody says.
     """
 
     answers: Sequence[str]
     image: str
-    kind: str
+    kind: str | None
 
 
 def vqa_scores(found: Mapping[str, str], asked: Mapping[str, Asked], names: Iterable[str]) -> list[Score]:
-    """VQA v2 accuracy, of all questions and by the type of their answer.
+    """VQA v2 accuracy, of all questions and by the type of their answer, where there is one.
 
     Args:
         found: Predicted answers by question.
@@ -66,7 +66,7 @@ def vqa_scores(found: Mapping[str, str], asked: Mapping[str, Asked], names: Iter
     if not names:
         return []
     right = {name: vqa_accuracy(found[name], asked[name].answers) for name in names}
-    kinds = sorted({asked[name].kind for name in names})
+    kinds = sorted({kind for name in names if (kind := asked[name].kind)})
     of_kind = {f"accuracy {kind}": [n for n in names if asked[n].kind == kind] for kind in kinds}
     return [
         mean_score(metric, [right[name] for name in some], [asked[name].image for name in some])
@@ -99,10 +99,10 @@ def score_vqa(predictions: Path, annotations: Path, subset: bool) -> list[Score]
     asked: dict[str, Asked] = {}
 
     def read(row: dict[str, Any]) -> None:
-        answers = [answer["answer"] for answer in row["answers"]]
-        if not answers:
+        answers, kind = [answer["answer"] for answer in row["answers"]], row["answer_type"]
+        if not answers or not all(isinstance(each, str) for each in answers) or not isinstance(kind, str | None):
             raise ValueError
-        asked[str(row["question_id"])] = Asked(answers, str(row["image_id"]), row["answer_type"])
+        asked[str(row["question_id"])] = Asked(answers, str(row["image_id"]), kind)
 
     annotated(annotations, "annotations", "question_id, image_id, answer_type and answers of annotators", read)
     return vqa_scores(found, asked, answered(predictions, found, asked, subset))

@@ -229,13 +229,13 @@ def word_divergence(trimmed_MV: Tensor, full_MV: Tensor) -> Tensor:
     return mean_over_global_count(class_divergence(trimmed_MV, full_MV) * count, count)
 
 
-def has_task(sample: Sample, task: TaskName) -> bool:
-    """Whether a sample has what a task learns."""
+def has_task(sample: Sample, task: TaskName, answered: bool = True) -> bool:
+    """Whether a sample has what a task learns; its questions may be unanswered where they are only asked."""
     if task == "captioning":
         return bool(sample.fields.get("captions"))
     statements, questions = sample.fields.get("statements", ()), sample.fields.get("questions", ())
     if task in ANSWERING:
-        return any(question.get("answers") for question in questions)
+        return any(question.get("answers") or not answered for question in questions)
     if task == "nlvr2":
         return bool(statements) and set(sample.images) == set(SIDES)
     return any(task == "statement" or statement.get("relation") in LABELS for statement in statements)

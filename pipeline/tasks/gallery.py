@@ -8,6 +8,7 @@ I images, T texts, B of a batch, N image tokens, L text tokens, D width, E embed
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -45,8 +46,8 @@ class Gallery:
         mask_TL: True at real tokens.
         image_IE: Features of unit length; without columns where the model has none.
         text_TE: Likewise.
-        text: Text tokens as fusion begins with them; None for a model without fusion.
-        tokens: By number, the tokens of the images that this rank has read; none for a model without fusion.
+        text: Text tokens as fusion begins with them; None where nothing is matched.
+        tokens: By number, the tokens of the images that this rank has read; none where nothing is matched.
     """
 
     images: list[Asked]
@@ -89,6 +90,7 @@ def encode_split(
     batch_size: int,
     process: Process,
     captions: int | None = None,
+    matching: bool = True,
 ) -> Gallery:
     """Encode without any text looking at an image: as a search engine would, unpruned.
 
@@ -100,11 +102,13 @@ def encode_split(
         batch_size: Texts at once.
         process: This rank.
         captions: Only so many of each image, the first ones; None for all.
+        matching: Whether pairs are to be matched: only then are tokens kept, and of a model that has fusion.
 
     Raises:
         UserError: There is no caption, or a feature is not finite.
     """
-    mine = _Mine()
+    matching = matching and bool(model.fusion_steps)
+    mine = _Mine(matching)
     # A rank that cannot read its part must not let the others wait for it.
     parts = together(process, lambda: _read(model, batches, normalise, captions, process, mine), "the split")
     images = sorted(image for part in parts for image in part)
@@ -116,16 +120,18 @@ def encode_split(
     owner_T = torch.tensor([number for number, image in enumerate(images) for _ in image.captions]).to(places)
     image_IE = mine.features_everywhere(model, places, len(images), process)
     check_finite(image_IE.isfinite().all(1), lambda at: images[at].key, "image features")
-    texts = _encode_texts(model, [said for image in images for said in image.captions], tokenize, batch_size, process)
+    said = [each for image in images for each in image.captions]
+    texts = _encode_texts(model, said, tokenize, batch_size, process, matching)
     check_finite(texts.text_TE.isfinite().all(1), lambda at: images[int(owner_T[at])].key, "text features")
-    tokens = dict(zip(own, mine.streams, strict=True)) if model.fusion_steps else {}
+    tokens = dict(zip(own, mine.streams, strict=True)) if matching else {}
     return Gallery(images=images, owner_T=owner_T, image_IE=image_IE, tokens=tokens, **texts._asdict())
 
 
 @dataclass(frozen=True)
 class _Mine:
-    """What a rank keeps of its images: tokens of each, features of each batch."""
+    """What a rank keeps of its images: tokens of each where they are matched, features of each batch."""
 
+    matching: bool
     streams: list[TokenStream] = field(default_factory=list)
     features: list[Tensor] = field(default_factory=list)
 
@@ -133,7 +139,7 @@ class _Mine:
         """Takes what the model needs of a batch of images."""
         if model.has_contrast:
             self.features.append(model.image_feature(image))
-        if model.fusion_steps:
+        if self.matching:
             self.streams.extend(_each(image))
 
     def features_everywhere(self, model: Backbone, places: Tensor, count: int, process: Process) -> Tensor:
@@ -181,18 +187,21 @@ class _Texts(NamedTuple):
     text: TokenStream | None
 
 
-def _encode_texts(model: Backbone, said: list[str], tokenize: Tokenize, batch_size: int, process: Process) -> _Texts:
+def _encode_texts(
+    model: Backbone, said: list[str], tokenize: Tokenize, batch_size: int, process: Process, matching: bool
+) -> _Texts:
     """All texts on every rank, each batch encoded by one."""
     device = process.torch_device
-    parts = [_encoded(model, *_on(device, tokenize(said[block]))) for block in dealt(len(said), batch_size, process)]
+    encoded = partial(_encoded, model, matching)
+    parts = [encoded(*_on(device, tokenize(said[block]))) for block in dealt(len(said), batch_size, process)]
     if not parts:  # fewer batches than ranks: something of the right shape, of which no row is taken
-        parts = [tuple(part[:0] for part in _encoded(model, *_on(device, tokenize(said[:1]))))]
+        parts = [tuple(part[:0] for part in encoded(*_on(device, tokenize(said[:1]))))]
     places = places_of(dealt(len(said), batch_size, process), device)
     whole = [torch.cat(same) for same in zip(*parts, strict=True)]
     mask_TL = assemble(process, whole[0], places, len(said))
     none = torch.empty(len(said), 0, device=device)
     text_TE = assemble(process, whole[1], places, len(said)) if model.has_contrast else none
-    if not model.fusion_steps:
+    if not matching:
         return _Texts(mask_TL, text_TE, None)
     return _Texts(mask_TL, text_TE, TokenStream(assemble(process, whole[2], places, len(said)), mask_TL))
 
@@ -201,12 +210,12 @@ def _on(device: torch.device, made: tuple[Tensor, Tensor]) -> tuple[Tensor, Tens
     return made[0].to(device), made[1].to(device)
 
 
-def _encoded(model: Backbone, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, ...]:
-    """Mask, features and the tokens that fusion begins with; an empty tensor for what the model has not."""
+def _encoded(model: Backbone, matching: bool, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, ...]:
+    """Mask, features and the tokens that fusion begins with; an empty tensor for what is not there or not wanted."""
     text = model.encode_text(ids_BL, mask_BL)
     none = text.x.new_empty(len(ids_BL), 0)
     feature_BE = model.text_feature(text) if model.has_contrast else none
-    return mask_BL, feature_BE, model.begin_fusion(text, ids_BL, mask_BL).x if model.fusion_steps else none
+    return mask_BL, feature_BE, model.begin_fusion(text, ids_BL, mask_BL).x if matching else none
 
 
 def score_type(model: Backbone) -> torch.dtype:

@@ -55,7 +55,7 @@ def rank_split(model: Backbone, gallery: Gallery, top: int, process: Process) ->
     """
     if not model.has_contrast:
         return _rank_all_pairs(model, gallery, process)
-    matching = top if model.fusion_steps else 0
+    matching = top if matches(model, top) else 0
     texts_T = torch.arange(len(gallery.owner_T), device=gallery.owner_T.device)
     by_image = contrast(gallery.image_IE, gallery.text_TE, gallery.asking, gallery.texts_of, matching, process)
     by_text = contrast(gallery.text_TE, gallery.image_IE, texts_T, gallery.image_of, matching, process)
@@ -66,6 +66,11 @@ def rank_split(model: Backbone, gallery: Gallery, top: int, process: Process) ->
         reranked(by_image.rank_Q, *pairs.of(gallery.asking[:, None], by_image.found_QK)),
         reranked(by_text.rank_Q, *pairs.of(by_text.found_QK, texts_T[:, None])),
     )
+
+
+def matches(model: Backbone, top: int) -> bool:
+    """Whether `rank_split` matches pairs: all of them without contrast, else those that it re-ranks by fusion."""
+    return bool(model.fusion_steps) and (top > 0 or not model.has_contrast)
 
 
 class Contrast(NamedTuple):
@@ -125,7 +130,7 @@ class _Pairs:
 
     def of(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         """(Q, K) scores of pairs that were chosen, and which belong together; image and text numbers broadcast."""
-        keys = images * len(self.owner_T) + texts
+        keys = images.long() * len(self.owner_T) + texts  # of a large split beyond 32 bits
         return self.score_P[torch.searchsorted(self.key_P, keys)], self.owner_T[texts.long()] == images
 
 

@@ -22,6 +22,7 @@ from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimmed_model import TrimmedModel
 from pipeline.trimming.smarttrim import MaskedTrimming
 from pipeline.trimming.trimmers import TrimmerConfig
+from tests.pipeline.evaluation.exports import caption_export
 from tests.pipeline.small import small_config
 
 TEXTS = ["there is a red circle", "a blue square is left of the big green star", "no"]
@@ -119,3 +120,8 @@ def test_an_export_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path) 
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(UserError, match="tokenizer"):
         TrimmedModel.from_pretrained(tmp_path)
+
+
+def test_a_captioner_is_refused_with_the_class_that_serves_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds a captioner, .* pipeline\.captioner\.Captioner"):
+        TrimmedModel.from_pretrained(caption_export(tmp_path / "export"))

@@ -211,3 +211,19 @@ def test_what_is_scored_must_have_the_tasks_labels_too(tmp_path: Path) -> None:
     preflight.check(config(*words, "--trim.validation.every_steps=2", "--trim.validation.split=test1"), tmp_path / "r")
     with pytest.raises(UserError, match=r"'val' of data\.name=shards does not have; .* in trim\.validation\.split"):
         preflight.check(config(*words, "--trim.validation.every_steps=2"), tmp_path / "run")
+    with pytest.raises(UserError, match=r"'val' of data\.name=shards does not have; .* in evaluate\.statement_splits"):
+        preflight.check(config(*words, "--evaluate.statement_splits=[test1,val]"), tmp_path / "run")
+
+
+def test_questions_that_are_evaluated_may_be_unanswered_but_need_ids(tmp_path: Path) -> None:
+    root = tmp_path / "raw"
+    write_published("vqa", root, {"train": 4, "test": 2}, 32, 0)
+    prepare(SourceConfig(name="vqa", root=str(root)), tmp_path / "data", workers=1)
+    few = {"train": 4, "val": 0, "test": 0, "unseen": 0}
+    prepare(SourceConfig(name="shapes", image_size=32, sizes=few), tmp_path / "nameless", workers=1)
+    (tmp_path / "nameless/train").rename(tmp_path / "data/val")
+    words = ["--trim.task=vqa", "--data.name=shards", f"--data.root={tmp_path / 'data'}", "--data.sizes={}"]
+    words += ["--evaluate.retrieval_splits=[]", "--evaluate.pictures=0"]
+    preflight.check(config(*words, "--evaluate.statement_splits=[test]"), tmp_path / "run")
+    with pytest.raises(UserError, match=r" of 'val' has a question without question_id, .*`trimline shard vqa`"):
+        preflight.check(config(*words, "--evaluate.statement_splits=[test,val]"), tmp_path / "run")

@@ -53,6 +53,14 @@ def test_vqa_of_all_questions_and_by_type(tmp_path: Path, vqa: Path, capsys: pyt
     assert found["accuracy"]["samples"] == 3
 
 
+def test_questions_of_no_type_count_among_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    untyped = {**question(11, ["no"] * 10), "answer_type": None}
+    gold = write(tmp_path / "gold.json", {"annotations": [question(10, ["red"] * 10), untyped]})
+    said = write(tmp_path / "said.json", [{"question_id": number, "answer": "red"} for number in (10, 11)])
+    found = scores(capsys, "vqa", said, gold)
+    assert {metric: row["value"] for metric, row in found.items()} == {"accuracy": 50, "accuracy other": 100}
+
+
 def refused(capsys: pytest.CaptureFixture[str], task: str, predictions: Path, annotations: Path, *more: str) -> str:
     words = ["score", task, "--predictions", str(predictions), "--annotations", str(annotations), *more]
     assert main(words) == 2
@@ -102,6 +110,9 @@ def test_predictions_that_do_not_fit_are_named(tmp_path: Path, vqa: Path, capsys
     assert "entry 0 is not in the published format, an object with question_id, image_id" in refused(
         capsys, "vqa", missing, bare
     )
+    for broken in (question(10, [3, "3"]), question(10, ["red"], 7)):  # type: ignore[list-item, arg-type]
+        odd = write(tmp_path / "odd_annotations.json", {"annotations": [broken]})
+        assert "entry 0 is not in the published format" in refused(capsys, "vqa", missing, odd)
     assert "no such file" in refused(capsys, "vqa", tmp_path / "gone.json", vqa)
 
 

@@ -1,4 +1,4 @@
-"""Pairs of pictures from ALBEF's lists, which leave out NLVR2's identifiers: what they are scored by."""
+"""What ALBEF's lists are scored by: pairs of pictures without NLVR2's identifiers, relations without SNLI-VE's."""
 
 import json
 from dataclasses import replace
@@ -10,12 +10,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.errors import UserError
+from data_prep.shapes_published import write_published
 from data_prep.sources import SourceConfig, prepare
 from pipeline.data.loader import StepLoader
 from pipeline.evaluation.exported import TASKS, Evaluation, evaluate_export, open_export
 from pipeline.metrics.tally import Nlvr2Tally
 from pipeline.process import Process
+from pipeline.tasks.classes import SNLI_VE
 from pipeline.tasks.classification import ClassificationModel
+from tests.pipeline.evaluation.exports import statement_export
+from tests.pipeline.evaluation.test_retrieval import on_rank
 from tests.pipeline.small import small_batch
 from tests.pipeline.test_task_stages import drawn_of, evaluated, trained
 
@@ -73,6 +77,27 @@ def test_albefs_lists_of_pairs_are_judged_as_nlvr2s_own_files(identified: bool, 
         with pytest.raises(UserError, match=r"metric=consistency cannot be told of 'test': .* has no identifier"):
             trained(drawn, "albef", tmp_path / "refused", target=1.0, run={"trim.validation": validation})
         assert not (tmp_path / "refused/metrics.jsonl").exists()
+
+
+def test_relations_of_albefs_lists_are_judged_as_snli_ves_own(tmp_path: Path) -> None:
+    write_published("snli_ve", tmp_path / "raw", {"dev": 4}, 32, 0)
+    lines = [json.loads(line) for line in (tmp_path / "raw/snli_ve_dev.jsonl").read_text().splitlines()]
+    listed = [{"sentence": line["sentence2"], "label": line["gold_label"]} for line in lines]
+    names = [{"image": f"flickr30k-images/{line['Flickr30K_ID']}.jpg"} for line in lines]
+    (tmp_path / "ve_dev.json").write_text(json.dumps([a | b for a, b in zip(listed, names, strict=True)]))
+    given = {"annotations": (str(tmp_path / "ve_dev.json"),), "images": (str(tmp_path / "raw/flickr30k-images"),)}
+    prepare(SourceConfig(name="albef", **given), tmp_path / "lists", workers=1)
+    prepare(SourceConfig(name="snli_ve", root=str(tmp_path / "raw")), tmp_path / "data", workers=1)
+    export = statement_export(tmp_path / "export", SNLI_VE)
+    own, theirs = (
+        Evaluation(model=export, task="snli_ve", split=str(tmp_path / part / "dev")) for part in ("data", "lists")
+    )
+    found, wanted = on_rank(Process(), theirs), on_rank(Process(), own)
+    assert [(one["metric"], one["value"]) for one in found["scores"]] == [("accuracy", wanted["scores"][0]["value"])]
+    assert found["samples"] == len(lines) and f"{len(lines)} of {len(lines)} relations" in found["more"]["lacking"]
+    assert "lacking" not in wanted["more"]
+    with pytest.raises(UserError, match=r"--predictions .*x\.jsonl cannot be written: .* has no pair_id"):
+        on_rank(Process(), replace(theirs, predictions=tmp_path / "x.jsonl"))
 
 
 def counted_gmacs(asked: Evaluation) -> float:

@@ -15,7 +15,7 @@ from data_prep.shapes_published import write_published
 from data_prep.sources import SourceConfig, prepare
 from pipeline.checkpoint import export_weights, load_weights
 from pipeline.data import questions
-from pipeline.data.loader import LoaderConfig
+from pipeline.data.loader import LoaderConfig, StepLoader
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.evaluation.exported import Evaluation
@@ -323,7 +323,9 @@ def test_scores_that_are_no_numbers_are_refused(drawn: tuple[str, Path], tmp_pat
         evaluated(drawn, tmp_path / "e", {"bad": tmp_path / "bad"})
 
 
-def test_questions_without_annotators_are_answered_but_not_scored(tmp_path: Path) -> None:
+def test_questions_without_annotators_are_answered_but_not_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_published("vqa", tmp_path / "raw", {"train": 40, "test": 6}, 32, 0)
     prepare(SourceConfig(name="vqa", root=str(tmp_path / "raw")), tmp_path / "data", workers=1)
     Tokenizer.train(list(TEXT.values()), TokenizerConfig(vocab_size=64)).save(tmp_path / "tokenizer")
@@ -336,6 +338,9 @@ def test_questions_without_annotators_are_answered_but_not_scored(tmp_path: Path
     assert [row["question_id"] for row in said] == asked
     answers = json.loads((tmp_path / "full/export/answers.json").read_text())
     assert {row["answer"] for row in said} <= set(answers)
+    monkeypatch.setattr(StepLoader, "__iter__", lambda loader: pytest.fail("the split is judged for nothing"))
+    with pytest.raises(UserError, match=r"none of its questions has annotators' answers; .* --predictions FILE"):
+        on_rank(Process(), Evaluation(model=tmp_path / "full/export", task="vqa", split=str(folder.path)))
 
 
 def test_statement_exports_of_before_there_were_tasks_are_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from data_prep.errors import UserError
 from data_prep.files import read_json
 from pipeline.captioner import Captioner
+from pipeline.data.loader import StepLoader
 from pipeline.evaluation.captions import ToldSplit, _scored
 from pipeline.evaluation.classes import Costs, rows_of
 from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
@@ -55,6 +56,15 @@ def test_one_rank_says_for_all_whether_captions_are_scored(tmp_path: Path) -> No
 def test_answers_that_are_not_there_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--answers .*gone\.json: no such file; give"):
         Evaluation(model=tmp_path, task="vqa_generative", split="", answers=tmp_path / "gone.json")
+
+
+def test_pictures_without_captions_are_refused_before_they_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, data = caption_export(tmp_path / "export"), split(tmp_path / "test", 2, captions=[0])
+    monkeypatch.setattr(StepLoader, "__iter__", lambda loader: pytest.fail("the split is told of for nothing"))
+    with pytest.raises(UserError, match=r"none of its pictures has a caption; .* --predictions FILE"):
+        on_rank(Process(), Evaluation(model=folder, task="captioning", split=str(data)))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pipeline.models.schedule import TokenStream
 from pipeline.process import Process
 from pipeline.tasks import retrieval
 from pipeline.tasks.gallery import Asked, Gallery, encode_split
-from pipeline.tasks.retrieval import Ranks, rank_split
+from pipeline.tasks.retrieval import Ranks, _Pairs, rank_split
 from tests.pipeline.distributed import RankError, run_ranks
 from tests.pipeline.evaluation.exports import TOKENIZER, export, lively, loader_of, split
 from tests.pipeline.metrics.test_ranks import order_of
@@ -127,6 +127,36 @@ def test_strips_change_no_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(retrieval, "ROWS_AT_ONCE", 3)
     parts = rank_split(model, gallery, 4, Process())
     assert [ranks.tolist() for ranks in parts] == [ranks.tolist() for ranks in whole]
+
+
+def test_pairs_of_a_large_split_are_found_by_numbers_beyond_32_bits() -> None:
+    image, texts, text = 3000, 1 << 20, 5
+    pairs = _Pairs(
+        key_P=torch.tensor([text, image * texts + text]),
+        score_P=torch.tensor([1.0, 2.0]),
+        owner_T=torch.tensor([image]).expand(texts),
+    )
+    scores, right = pairs.of(torch.tensor([[image]], dtype=torch.int32), torch.tensor([[text]]))
+    assert scores.tolist() == [[2.0]] and right.all()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "rerank", "kept"), [("albef", 0, False), ("albef", 2, True), ("meter", 0, True), ("clip", 2, False)]
+)
+def test_tokens_are_held_only_where_pairs_are_matched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: BackboneName, rerank: int, kept: bool
+) -> None:
+    folder, data = export(tmp_path / "export", backbone), split(tmp_path / "test", 3)
+    ranked: list[Gallery] = []
+
+    def rank(model: Backbone, gallery: Gallery, top: int, process: Process) -> Ranks:
+        ranked.append(gallery)
+        return rank_split(model, gallery, top, process)
+
+    monkeypatch.setattr("pipeline.evaluation.retrieval.rank_split", rank)
+    on_rank(Process(), Evaluation(model=folder, task="retrieval", split=str(data), rerank=rerank))
+    assert [len(gallery.tokens) for gallery in ranked] == [3 if kept else 0]
+    assert (ranked[0].text is not None) == kept
 
 
 def test_scores_by_hand() -> None:

@@ -10,7 +10,16 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
-from pipeline.metrics.tally import TALLIES, SnliVeTally, StatementTally, VqaTally, check_metric, check_programs
+from pipeline.data.sample import Sample
+from pipeline.metrics.tally import (
+    TALLIES,
+    SnliVeTally,
+    StatementTally,
+    VqaTally,
+    check_metric,
+    check_programs,
+    lacking_in,
+)
 from pipeline.tasks.classes import SNLI_VE, STATEMENT, TASKS, classes_of
 from tests.pipeline.small import small_batch
 
@@ -48,6 +57,19 @@ def test_relations_are_scored_and_written(tmp_path: Path) -> None:
     assert lines == [{"pairID": "x#0", "prediction": "entailment"}, {"pairID": "x#1", "prediction": "neutral"}]
 
 
+def test_relations_without_ids_have_an_accuracy_and_no_result_file() -> None:
+    """ALBEF's lists have none, and a run had failed on them after all of its training."""
+    tally, told = SnliVeTally(), [{"pair_id": "x#0"}, {}, {"pair_id": None}]
+    tally.add(batch_of(told, [0, 2, 1], ["x"] * 3, ["p", "p", "q"]), [0, 1, 1], SNLI_VE.names)
+    assert [(one.metric, one.value, one.samples) for one in tally.scores()] == [("accuracy", pytest.approx(200 / 3), 3)]
+    assert tally.lacking is not None and "2 of 3 relations, k0-1 the first, have no pair_id" in tally.lacking
+    samples = [
+        Sample(key=f"s{n}", images={}, fields={"statements": [{"relation": "neutral", **told[n]}]}) for n in range(2)
+    ]
+    assert lacking_in("snli_ve", samples[:1]) is None and lacking_in("statement", samples) is None
+    assert str(lacking_in("snli_ve", samples)).startswith("s1 has no pair_id")
+
+
 def test_answers_are_scored_by_the_servers_rules_and_their_ids_stay_numbers(tmp_path: Path) -> None:
     tally = VqaTally()
     told = [
@@ -67,6 +89,13 @@ def test_answers_are_scored_by_the_servers_rules_and_their_ids_stay_numbers(tmp_
     tally.write(tmp_path / "results.json")
     rows = json.loads((tmp_path / "results.json").read_text())
     assert rows == [{"question_id": 7 + row, "answer": said} for row, said in enumerate(("yes", "2", "no"))]
+
+
+def test_answers_of_no_type_are_scored_with_all_alone() -> None:
+    tally, told = VqaTally(), [{"question_id": n, "answers": [2] * 10} for n in range(2)]
+    told[0]["answer_type"] = "number"
+    tally.add(batch_of(told, [-1] * 2, ["x"] * 2, ["x"] * 2), [2, 0], ANSWERS.names)
+    assert {score.metric: score.value for score in tally.scores()} == {"accuracy": 50, "accuracy number": 100}
 
 
 def test_an_instance_without_an_id_is_refused() -> None:
