@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ def test_the_slurm_script_gives_the_run_most_of_the_notice() -> None:
     assert 0.7 * int(given) <= wanted <= int(given) - 30, "ending Ray takes its time too"
 
 
-def slurm(tmp_path: Path, trimline: str) -> subprocess.Popen[str]:
+def slurm(tmp_path: Path, trimline: str, node: str = "node7") -> subprocess.Popen[str]:
     """The script on one machine, with what is not here put in place: Slurm's and Ray's commands note their words."""
     tools = tmp_path / "environment" / "bin"
     tools.mkdir(parents=True)
@@ -138,6 +139,7 @@ def slurm(tmp_path: Path, trimline: str) -> subprocess.Popen[str]:
         tool.chmod(0o755)
     given = {"TRIMLINE_ENVIRONMENT": str(tmp_path / "environment"), "SLURM_JOB_ID": "123456", "SLURM_GPUS_ON_NODE": "2"}
     given |= {"SLURM_JOB_NUM_NODES": "3", "SLURM_CPUS_PER_TASK": "16", "HOME": str(tmp_path)}
+    given["SLURMD_NODENAME"] = node
     return subprocess.Popen(["bash", str(SLURM)], env={**os.environ, **given}, stderr=subprocess.PIPE, text=True)
 
 
@@ -145,14 +147,16 @@ def calls(tmp_path: Path) -> list[str]:
     return (tmp_path / "called").read_text().splitlines() if (tmp_path / "called").exists() else []
 
 
-@pytest.mark.parametrize("code", [0, 1])
-def test_the_slurm_script_ends_as_the_run_does(tmp_path: Path, code: int) -> None:
-    script = slurm(tmp_path, f"sleep 0.2; exit {code}")
+@pytest.mark.parametrize(
+    ("code", "node", "excluded"), [(0, "node7", "node7"), (1, "", socket.gethostname().split(".")[0])]
+)
+def test_the_slurm_script_ends_as_the_run_does(tmp_path: Path, code: int, node: str, excluded: str) -> None:
+    script = slurm(tmp_path, f"sleep 0.2; exit {code}", node)
     assert script.wait(30) == code, script.stderr and script.stderr.read()
     called = calls(tmp_path)
     assert called[0].startswith("ray start --head ")
     assert "--port=23456" in called[0]
-    assert [line for line in called if line.startswith("srun --nodes=2 --ntasks=2 --exclude=")]
+    assert [line for line in called if line.startswith(f"srun --nodes=2 --ntasks=2 --exclude={excluded} ")]
     assert [line for line in called if line.startswith("trimline run ") and "--cluster.workers 6 " in line]
     assert called[-1].startswith("ray stop")
     assert not [line for line in called if line.startswith("scontrol")]
