@@ -18,12 +18,12 @@ from launch.ray_backend import RayBackend
 from launch.ray_machines import Machines, end_process
 from pipeline.process import Process
 from pipeline.pulse import born
-from tests.launch.faulty.bench import EVERY, Run, disturbed, undisturbed
+from tests.launch.faulty.bench import Run, disturbed, undisturbed
 from tests.launch.faulty.faults import FAULTS
+from tests.launch.faulty.judge import over
 from tests.launch.faulty.nodes import Nodes, two_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-_WRITING = 20  # steps that this small model may do while a checkpoint is written
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,10 @@ def reference(nodes: Nodes) -> Run:
 
 @pytest.mark.parametrize("kind", list(FAULTS))
 def test_a_run_with_a_fault_comes_to_the_undisturbed_ones_end(kind: str, nodes: Nodes, reference: Run) -> None:
+    if FAULTS[kind].fills_disk and not nodes.has_disk:
+        pytest.skip("no small disk can be mounted here, and the machine's own is not to be filled")
     row = disturbed(nodes, nodes.folder / kind, kind, 7, reference)
-    if row["detected_seconds"] is not None:
-        assert row["detected_seconds"] <= 20
-        assert row["training_again_seconds"] <= 60
-        assert row["steps_lost"] <= EVERY + _WRITING
+    assert over(row) == [], row
 
 
 def test_machines_that_are_gone_have_no_room_and_processes_are_ended_where_they_are(

@@ -3,6 +3,7 @@
     python -m tests.launch.faulty.bench --runs 20 --seed 0 --out /tmp/faults
 
 Written for each: how long it took until the fault was noticed, until training went on, and how many steps were lost.
+The exit code is 1 where a run failed or took more than `judge.over` allows, or had other samples than the undisturbed.
 """
 
 import argparse
@@ -13,21 +14,22 @@ import random
 import subprocess
 import sys
 import time
+import traceback
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from launch.backend import RESTARTS
 from launch.graph import read_status
-from pipeline.checkpoint_places import newest_step
 from pipeline.progress import read_metrics
 from pipeline.pulse import read_pulses
-from tests.launch.faulty.faults import FAULTS, STEPS, Fault, Training, wait_until
+from tests.launch.faulty.faults import EVERY, FAULTS, STEPS, Fault, Training, wait_until
+from tests.launch.faulty.judge import checkpoints, complaints, gone_on_from, samples_of_steps
 from tests.launch.faulty.nodes import ROOT, Nodes, two_nodes
 
-EVERY = 20
 _CLOCKS = ("second", "time", "wait", "_ms", "tflops", "memory", "restarts")
 _PATIENCE = 240.0
+_BEGUN_SECONDS = 10.0
 _OPTIONS = [
     "--launcher=ray", "--cluster.workers=2", "--engine.name=deepspeed", "--pretrain.loop.global_batch=8",
     "--pretrain.loop.checkpoint_seconds=10000",
@@ -76,6 +78,21 @@ class Run:
         lines = read_metrics(self.stage / "metrics.jsonl")
         return int(lines[-1]["step"]) if lines else 0
 
+    def state(self) -> dict[str, int | None]:
+        """Steps done, and the checkpoints for them: the newest complete one, and a newer one that is being written.
+
+        Raises:
+            AssertionError: A checkpoint that is due was not begun.
+        """
+        end = time.monotonic() + _BEGUN_SECONDS
+        while True:
+            step = self.step()
+            complete, saving = checkpoints(self.checkpoints)
+            if step - (saving or complete) <= EVERY:
+                return {"step": step, "complete": complete, "saving": saving}
+            assert time.monotonic() < end, f"no checkpoint was begun from step {saving or complete} to {step}"
+            time.sleep(0.02)
+
     def goes_on(self, before: dict[int, int]) -> bool:
         """Whether other processes than those before have done a step; signs of life come once a second."""
         pulses = read_pulses(self.stage)
@@ -114,6 +131,7 @@ def undisturbed(nodes: Nodes, out: Path) -> Run:
     run = Run(nodes, out)
     assert run.wait() == 0, run.said()
     assert [line["step"] for line in run.losses()] == list(range(1, STEPS + 1))
+    assert sorted(samples_of_steps(out)) == list(range(1, STEPS + 1))
     return run
 
 
@@ -137,9 +155,9 @@ def _strike(nodes: Nodes, run: Run, fault: Fault, draw: random.Random, reference
     wait_until(lambda: run.step() >= step or run.process.poll() is not None, _PATIENCE, f"step {step}")
     assert run.process.poll() is None, run.said()
     pids = run.pids()
-    reached, struck = run.step(), time.time()
+    state, struck = run.state(), time.time()
     fault.inject(Training(nodes, run.process.pid, pids, rank))
-    row = {"step": reached, "rank": rank} | _follow(run, fault, nodes, pids, rank, struck)
+    row = {"rank": rank} | state | _follow(run, fault, nodes, pids, rank, struck)
     assert run.wait() == 0, run.said()
     _check(run, fault, reference, row)
     return row
@@ -164,9 +182,8 @@ def _follow(
         noticed = datetime.fromisoformat(told["detected"]).timestamp()
     else:
         return {"detected_seconds": None, "training_again_seconds": None, "resumed_from": None, "steps_lost": None}
-    resumed = newest_step(run.checkpoints)
     wait_until(lambda: run.goes_on(pids), _PATIENCE, "training")
-    again = time.time()
+    again, resumed = time.time(), gone_on_from(run.out, pids.values())
     return {
         "detected_seconds": round(noticed - struck, 1),
         "training_again_seconds": round(again - noticed, 1),
@@ -176,8 +193,15 @@ def _follow(
 
 
 def _check(run: Run, fault: Fault, reference: Run, row: dict[str, Any]) -> None:
-    """The committed trajectory is the undisturbed one; no more was lost or said than may be."""
+    """The committed trajectory is the undisturbed one, and no more was said than may be; times are for `judge.over`.
+
+    With another number of workers losses differ, but each step has the samples that it has in the undisturbed run,
+    whoever did it and however often; steps beyond that run's end (`grow`) were the same each time that they were done.
+    """
     assert [line["step"] for line in run.losses()] == list(range(1, fault.steps + 1))
+    given, usual = samples_of_steps(run.out), samples_of_steps(reference.out)
+    assert sorted(given) == list(range(1, fault.steps + 1))
+    assert {step: given[step] for step in usual} == usual
     made, wanted = (read_status(each.stage)["outputs"] for each in (run, reference))
     assert (made["steps"], made["samples"], made["skipped"]) == (fault.steps, 8 * fault.steps, wanted["skipped"])
     assert fault.says in run.said(), run.said()
@@ -192,31 +216,48 @@ def _check(run: Run, fault: Fault, reference: Run, row: dict[str, Any]) -> None:
     row["said"] = [line for line in run.said().splitlines() if "restart" in line or line.startswith("trimline:")]
 
 
-def main() -> None:
-    """The command line."""
+def _possible(kinds: list[str], nodes: Nodes) -> list[str]:
+    """Those of the kinds that can be tried here; the others are told."""
+    left_out = [kind for kind in kinds if FAULTS[kind].fills_disk and not nodes.has_disk]
+    if left_out:
+        print(f"left out, as no small disk can be mounted to be filled: {', '.join(left_out)}", flush=True)
+    return [kind for kind in kinds if kind not in left_out]
+
+
+def _try_all(kinds: list[str], runs: int, first_seed: int, out: Path, nodes: Nodes) -> list[dict[str, Any]]:
+    """Each kind in turn, so that few runs have them all; when and whom it hits is the seed's. A row for each run."""
+    reference = undisturbed(nodes, out / "undisturbed")
+    print(f"undisturbed: {time.time() - reference.began:.1f} s", flush=True)
+    rows: list[dict[str, Any]] = []
+    for number in range(runs):
+        kind, seed = kinds[number % len(kinds)], first_seed + number
+        try:
+            row = disturbed(nodes, out / f"{kind}-{seed}", kind, seed, reference)
+        except (AssertionError, TimeoutError, subprocess.TimeoutExpired):
+            row = {"failed": traceback.format_exc()[-2000:]}  # of a bare assertion only the line tells
+        rows.append({"fault": kind, "seed": seed} | row)
+        print(json.dumps(rows[-1]), flush=True)
+        with open(out / "faults.jsonl", "a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+    return rows
+
+
+def main() -> int:
+    """The command line; its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--faults", nargs="*", choices=list(FAULTS), default=list(FAULTS))
+    parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with two_nodes(options.out) as nodes:
-        reference = undisturbed(nodes, options.out / "undisturbed")
-        print(f"undisturbed: {time.time() - reference.began:.1f} s", flush=True)
-        for number in range(options.runs):
-            seed = options.seed + number
-            # Each kind in turn, so that few runs have them all; when and whom it hits is the seed's.
-            kind = options.faults[number % len(options.faults)]
-            try:
-                row = disturbed(nodes, options.out / f"{kind}-{seed}", kind, seed, reference)
-            except (AssertionError, TimeoutError, subprocess.TimeoutExpired) as error:
-                row = {"failed": str(error)[-2000:]}
-            row = {"fault": kind, "seed": seed} | row
-            print(json.dumps(row), flush=True)
-            with open(options.out / "faults.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
+        kinds = _possible(options.faults, nodes)
+        rows = _try_all(kinds, options.runs, options.seed, options.out, nodes) if kinds else []
+    wrong = complaints(rows)
+    print(*wrong, f"{len(rows)} runs with a fault, {len(wrong)} of them failed or over a limit", sep="\n", flush=True)
+    return 1 if wrong or not rows else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

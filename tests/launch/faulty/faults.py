@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.launch.faulty.nodes import NAN, Nodes
 
 STEPS = 240
+EVERY = 20  # steps from checkpoint to checkpoint
 FILLER = "filler"
 _RANGE = ("--cluster.workers.min=1", "--cluster.workers.max=2")
 _FILL = """
@@ -67,6 +69,11 @@ class Fault:
     steps: int = STEPS
     says: str = ""
 
+    @property
+    def fills_disk(self) -> bool:
+        """Whether it takes the small disk, which not every machine lets be mounted."""
+        return any("{disk}" in word for word in self.words)
+
 
 def _kill(training: Training) -> None:
     os.kill(training.workers[training.rank], signal.SIGKILL)
@@ -76,8 +83,15 @@ def _freeze(training: Training) -> None:
     os.kill(training.workers[training.rank], signal.SIGSTOP)
 
 
-def _fill_disk(training: Training) -> None:
-    with contextlib.suppress(OSError), open(training.nodes.disk / FILLER, "wb", buffering=0) as file:
+def fill_disk(disk: Path) -> None:
+    """Writes until nothing more fits.
+
+    Raises:
+        RuntimeError: It is a folder of a larger disk, which is not ours to fill.
+    """
+    if not os.path.ismount(disk):
+        raise RuntimeError(f"{disk} is not a disk of its own, so it is not filled")
+    with contextlib.suppress(OSError), open(disk / FILLER, "wb", buffering=0) as file:
         while True:
             file.write(bytes(1 << 16))
 
@@ -128,7 +142,7 @@ FAULTS = {
     ),
     "disk": Fault(
         name="disk of the checkpoints full; space made, same command again",
-        inject=_fill_disk,
+        inject=lambda training: fill_disk(training.nodes.disk),
         mend=_free_disk,
         exit_code=2,
         restarts=0,
@@ -136,7 +150,7 @@ FAULTS = {
     ),
     "disk_on": Fault(
         name="disk of the checkpoints full for 5 s, if_full: go_on",
-        inject=_fill_disk,
+        inject=lambda training: fill_disk(training.nodes.disk),
         mend=_free_disk,
         mend_seconds=5.0,
         restarts=0,

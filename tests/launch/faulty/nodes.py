@@ -47,6 +47,11 @@ class Nodes:
         self._cluster.remove_node(self._second, allow_graceful=False)
         self._second = None
 
+    @property
+    def has_disk(self) -> bool:
+        """Whether the small disk could be mounted."""
+        return os.path.ismount(self.disk)
+
     def close(self) -> None:
         """Ends all."""
         self._cluster.shutdown()
@@ -58,7 +63,7 @@ class Nodes:
 
 @contextlib.contextmanager
 def _small_disk(disk: Path) -> Iterator[None]:
-    """A disk of 400 MB (a run wants 256 free), which takes root to mount; elsewhere an empty folder."""
+    """A disk of 400 MB (a run wants 256 free), which takes root to mount; else a folder that is not to be filled."""
     disk.mkdir(parents=True, exist_ok=True)
     words = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(disk)]
     mounted = shutil.which("mount") is not None and subprocess.run(words, capture_output=True).returncode == 0
