@@ -97,7 +97,7 @@ def check_same_end(run: Torchrun, other: Torchrun) -> None:
 def test_torchrun_starts_all_again_where_one_is_killed_and_they_go_on_from_the_checkpoint(
     tmp_path: Path, runs: list[Torchrun], undisturbed: Torchrun
 ) -> None:
-    runs.append(run := Torchrun(tmp_path / "run", f"--checkpoint.path={tmp_path / 'kept'}"))
+    runs.append(run := Torchrun(tmp_path / "run", "--fresh", f"--checkpoint.path={tmp_path / 'kept'}"))
     pids = run.reach(35)
     os.kill(pids[1], signal.SIGKILL)
     assert run.wait() == 0, run.said()
