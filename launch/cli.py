@@ -4,6 +4,7 @@ Only what a command needs is imported, for `--help` must answer at once and torc
 """
 
 import argparse
+import copy
 import json
 import logging
 import sys
@@ -114,9 +115,20 @@ def _apologise(error: Exception, options: argparse.Namespace) -> int:
     return INTERNAL
 
 
+class _LineFormatter(SafeFormatter):
+    """Leaves tracebacks and stacks to the log file of a run, and to --verbose."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        line = copy.copy(record)  # the log file gets the same record
+        line.exc_info = line.exc_text = line.stack_info = None
+        return super().format(line)
+
+
 def _log_to_stderr(verbose: bool) -> None:
     screen = logging.StreamHandler(sys.stderr)
-    screen.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s" if verbose else "%(message)s"))
+    whole = SafeFormatter("%(levelname)s %(name)s: %(message)s")
+    screen.setFormatter(whole if verbose else _LineFormatter("%(message)s"))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[screen])
     for noisy in ("ray", "asyncio", "PIL", "matplotlib", "urllib3", "filelock", "fsspec", "wandb"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

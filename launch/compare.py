@@ -172,8 +172,8 @@ def _report(out: Path) -> None:
         write_comparison(out)
     except (OSError, UserError) as error:
         log.warning("the comparison's report could not be written: %s", error)
-    except Exception:  # a mistake of ours: it must be seen, and must not end trials that are under way
-        log.exception("the comparison's report could not be written")
+    except Exception as error:  # a mistake of ours: it must be seen, and must not end trials that are under way
+        log.exception("the comparison's report could not be written: %s: %s", type(error).__name__, error)
 
 
 def settled(files: Sequence[Path], overrides: list[str], trial: Trial) -> list[str]:

@@ -30,6 +30,7 @@ from data_prep.lock import in_use, remove_left
 from data_prep.redact import redact
 from launch.backend import Backend
 from launch.cluster_config import ClusterConfig
+from launch.graph import StageLeft
 from launch.job import Job, carry_out
 from launch.machine import available_cpus, available_gpus
 from launch.ray_machines import Machines, end_process, explain
@@ -100,9 +101,7 @@ class RayBackend(Backend):
 
     def launch(self, job: Job, workers: int) -> BaseException | None:
         """See `Backend.launch`."""
-        self._ready.wait()
-        if self._failed is not None:
-            return self._failed
+        self._wait_until_started()
         try:
             self._machines.ask_for(0)
             if workers == 1:
@@ -115,10 +114,14 @@ class RayBackend(Backend):
 
     def available(self, counts: Sequence[int]) -> int:
         """See `Backend.available`."""
+        self._wait_until_started()
+        return self._machines.wait_for(counts, self.has_jobs)
+
+    def _wait_until_started(self) -> None:
+        """Waits for `start`; where that failed, what it raised is told by who called it, and no worker was lost."""
         self._ready.wait()
         if self._failed is not None:
-            return counts[-1]  # `launch` tells
-        return self._machines.wait_for(counts, self.has_jobs)
+            raise StageLeft("Ray did not start") from self._failed
 
     def could_have(self, more: Sequence[int], workers: int) -> bool:
         """See `Backend.could_have`."""

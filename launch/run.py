@@ -24,6 +24,7 @@ from launch.job import LogFile
 from launch.kept import check_kept
 from launch.progress import ProgressDisplay
 from launch.reading import dump_config
+from launch.relaunch import is_relaunch, launch_names
 from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS, build_stages, training_stages
 from launch.takeover import take_over
@@ -89,7 +90,8 @@ def execute(
     Args:
         config: The run's configuration.
         until: The last kind of stage wanted: pretrain, trim or evaluate; None for all.
-        fresh: Starts over: what an earlier run left in the folder is removed.
+        fresh: Starts over: what an earlier run left in the folder is removed; once, however often torchrun or Slurm
+            starts this very command.
         take_from: Folder of another run, of which finished stages are taken over that would be made just so here.
 
     Returns:
@@ -115,6 +117,7 @@ def execute(
         _log_file(out),
         contextlib.ExitStack() as held,
     ):
+        fresh = fresh and not _is_started_over(out)
         run_id = _id_of(out, fresh)
         lease = _lease_of(config, out, run_id, backend)
         if fresh:
@@ -148,12 +151,26 @@ def make_backend(config: RunConfig, out: Path) -> Backend:
     return RayBackend(cluster, out / "ray")
 
 
+def _earlier(out: Path) -> dict[str, Any]:
+    """What run.json says of an earlier start; nothing where there was none."""
+    try:
+        facts: dict[str, Any] = read_json(out / RUN)
+    except (FileNotFoundError, UserError):
+        return {}
+    return facts
+
+
+def _is_started_over(out: Path) -> bool:
+    """Whether `--fresh` was done already when torchrun or Slurm first started this very command."""
+    over = is_relaunch(_earlier(out).get("started_over", {}))
+    if over:
+        log.info("--fresh is not repeated: this run was started over by the same launch before")
+    return over
+
+
 def _id_of(out: Path, fresh: bool) -> str:
     """What tells a run from others, also where it goes on."""
-    try:
-        earlier = {} if fresh else read_json(out / RUN)
-    except (FileNotFoundError, UserError):
-        earlier = {}
+    earlier = {} if fresh else _earlier(out)
     return str(earlier.get("id") or secrets.token_hex(3))
 
 
@@ -169,8 +186,10 @@ def _start_over(config: RunConfig, out: Path, run_id: str, lease: Lease | None, 
     if lease is not None:
         held.enter_context(lease)
         forget_all(str(config.checkpoint.path), training_stages(config))
-    write_json(out / RUN, {"name": config.name, "id": run_id})  # whenever this is stopped, the folder stays a run's
+    facts = {"name": config.name, "id": run_id}
+    write_json(out / RUN, facts)  # whenever this is stopped, the folder stays a run's
     remove_run(out, keep=RUN)
+    write_json(out / RUN, {**facts, "started_over": launch_names()})  # only now, for until then it is to be done again
 
 
 def remove_run(out: Path, keep: str | None = None) -> None:
@@ -235,13 +254,11 @@ def _unusable(out: Path, error: OSError) -> UserError:
 
 def _begin(config: RunConfig, out: Path, run_id: str, stages: Sequence[Stage]) -> dict[str, Any]:
     """Writes run.json and config.yaml; a run that goes on keeps its first start and its seconds."""
-    try:
-        earlier = read_json(out / RUN)
-    except (FileNotFoundError, UserError):
-        earlier = {}
+    earlier = _earlier(out)
     facts = {
         "name": config.name,
         "id": run_id,
+        "started_over": earlier.get("started_over", {}),
         "command": machine.command(),
         "started": earlier.get("started", _now()),
         "finished": earlier.get("finished"),

@@ -134,13 +134,21 @@ class FilePulse(Pulse):
             log.debug("no sign of life could be given", exc_info=error)
 
     def _give_up(self, words: str) -> None:
-        frames = sys._current_frames()
-        stacks = ["".join(traceback.format_stack(frame)) for frame in frames.values()]
-        log.error("%s: this process is stuck and ends itself; its threads are at\n%s", words, "\n".join(stacks))
-        self._write(stuck=words)
-        sys.stderr.write(f"trimline: {words}, so this process ends; what was saved stays\n")
-        sys.stderr.flush()
-        os._exit(STUCK)
+        try:
+            self._write(stuck=words)
+            log.handle(_stuck_record(words))
+            sys.stderr.write(f"trimline: {words}, so this process ends; what was saved stays\n")
+            sys.stderr.flush()
+        finally:  # whether or not anybody is left who hears of it
+            os._exit(STUCK)
+
+
+def _stuck_record(words: str) -> logging.LogRecord:
+    """What the log is told; the stacks are of all threads, where `stack_info=True` would be this one's."""
+    stacks = "\n".join("".join(traceback.format_stack(frame)) for frame in sys._current_frames().values())
+    text = "%s: this process is stuck and ends itself"
+    told = f"its threads are at\n{stacks}"
+    return log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (words,), None, sinfo=told)
 
 
 def read_pulses(folder: Path) -> dict[int, dict[str, object]]:

@@ -46,5 +46,5 @@ class Repeating:
         try:
             while not self._over.wait(self._seconds):
                 self._work()
-        except Exception:  # there is nobody above this thread whom it could reach
-            log.exception("the thread %r ended", self._thread.name)
+        except Exception as error:  # there is nobody above this thread whom it could reach
+            log.exception("the thread %r ended: %s: %s", self._thread.name, type(error).__name__, error)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import math
 import os
 import secrets
 import shlex
@@ -267,7 +268,7 @@ def _variables(config: RunConfig) -> dict[str, str]:
     commit = git_commit()
     return {
         "PYTHONUNBUFFERED": "1",
-        "RAY_JOB_STOP_WAIT_TIME_S": f"{_notice(config) + _LEAVING_SECONDS:g}",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(_notice(config) + _LEAVING_SECONDS)),  # Ray reads a whole number
         **({COMMIT: commit} if commit else {}),
     }
 

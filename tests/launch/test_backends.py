@@ -14,14 +14,15 @@ import pytest
 import ray
 
 from data_prep.errors import UserError
-from launch.backend import Backend, Care
+from launch.backend import RESTARTS, Backend, Care
 from launch.bench_launch import PlainBackend
 from launch.cluster_config import ClusterConfig
-from launch.graph import StageLeft
+from launch.graph import Attempt, Stage, StageLeft, run_graph
 from launch.job import JobFailed, WorkerDied
 from launch.local_backend import LocalBackend
 from launch.ray_backend import RayBackend
 from launch.run import _keep_logs
+from tests.launch.test_graph import Recorder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -201,6 +202,28 @@ def test_a_start_of_ray_that_takes_too_long_is_tried_again(
         backend.start()
     backend.stop()
     assert [process.wait(20) for process in left] == [-signal.SIGKILL] * failures
+
+
+def test_a_ray_that_does_not_start_is_told_and_not_taken_for_lost_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    def train(attempt: Attempt) -> dict[str, Any]:
+        return backend.run(job(attempt.folder, "add_ranks"), (1,), Care(restarts=3))
+
+    monkeypatch.setattr(ray, "init", init)
+    backend = RayBackend(ClusterConfig(workers=1), tmp_path / "ray")
+    recorder = Recorder()
+    with pytest.raises(UserError, match="Ray did not start in 3 tries"):
+        run_graph([Stage(name="train", folder=tmp_path / "train", run=train)], 1.0, recorder, backend.start)
+    for thread in threading.enumerate():
+        if thread.name == "train":
+            thread.join(20)
+    backend.stop()
+    assert recorder.started == ["train"] and recorder.ended == []
+    assert "lost" not in caplog.text and not (tmp_path / "train" / RESTARTS).exists()
 
 
 def test_what_is_wrong_with_the_program_is_not_taken_for_a_slow_machine(

@@ -1,6 +1,7 @@
 """The command line as its users meet it: in a process of its own."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 
 import launch
 from data_prep.sources import SOURCES, source_module
-from launch.cli import _split, main
+from launch.cli import _log_to_stderr, _split, main
+from launch.job import LogFile
 from tests.data_prep.samples import picture
 
 ROOT = Path(launch.__file__).resolve().parent.parent
@@ -104,6 +106,30 @@ def test_lists_of_files_reach_the_source_from_the_command_line(tmp_path: Path) -
     assert {split: of["written"] for split, of in account["splits"].items()} == {"train": 1, "val": 1}
     assert account["skipped"] == {"picture missing": 2}
     assert trimline("verify", out).returncode == 0
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_tracebacks_and_stacks_are_the_logs_and_the_screen_has_a_line(
+    verbose: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, log, file = logging.getLogger(), logging.getLogger("launch"), LogFile(tmp_path / "log.txt")
+    level = root.level
+    with monkeypatch.context() as patched:
+        patched.setattr(root, "handlers", [])
+        _log_to_stderr(verbose)
+        root.handlers.insert(0, file)  # the first to format a record leaves the traceback in it
+        try:
+            raise OSError("Stale file handle")
+        except OSError as error:
+            log.warning("trying again: %s", error, exc_info=error)
+        log.error("this process is stuck", stack_info=True)
+        root.setLevel(level)
+    file.close()
+    kept, said = (tmp_path / "log.txt").read_text(), capsys.readouterr().err
+    for text in ("Traceback (most recent", "Stack (most recent"):
+        assert text in kept and (text in said) is verbose
+    if not verbose:
+        assert said == "trying again: Stale file handle\nthis process is stuck\n"
 
 
 def test_the_version_is_printed() -> None:

@@ -144,7 +144,10 @@ def test_a_failed_stage_does_not_stop_others_and_is_named_at_the_end(
     assert read_json(out / "run.json")["finished"] is None
 
 
-def test_fresh_starts_over_and_removes_nothing_of_the_users(tmp_path: Path) -> None:
+def test_fresh_starts_over_once_a_launch_and_removes_nothing_of_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
     out = tmp_path / "run"
     assert run(out, command="pretrain") == 0
     (out / "notes.txt").write_text("mine")
@@ -152,6 +155,10 @@ def test_fresh_starts_over_and_removes_nothing_of_the_users(tmp_path: Path) -> N
     checkpoint.touch()
     assert run(out, "--fresh", command="pretrain") == 0
     assert not checkpoint.exists()
+    checkpoint.touch()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run(out, "--fresh", command="pretrain") == 0
+    assert checkpoint.exists()
     remove_run(out)
     assert sorted(path.name for path in out.iterdir()) == ["notes.txt"]
 

@@ -97,7 +97,7 @@ def check_same_end(run: Torchrun, other: Torchrun) -> None:
 def test_torchrun_starts_all_again_where_one_is_killed_and_they_go_on_from_the_checkpoint(
     tmp_path: Path, runs: list[Torchrun], undisturbed: Torchrun
 ) -> None:
-    runs.append(run := Torchrun(tmp_path / "run", f"--checkpoint.path={tmp_path / 'kept'}"))
+    runs.append(run := Torchrun(tmp_path / "run", "--fresh", f"--checkpoint.path={tmp_path / 'kept'}"))
     pids = run.reach(35)
     os.kill(pids[1], signal.SIGKILL)
     assert run.wait() == 0, run.said()
@@ -145,6 +145,7 @@ def test_a_leader_that_is_stopped_leaves_the_others_stuck_and_they_end_themselve
     pids = run.reach(25)
     os.kill(pids[0], signal.SIGSTOP)
     wait_until(lambda: "trimline: no step for 8 s after step" in run.said(), 60, "the end of the other")
+    assert "its threads are at" in (run.stage / "log.rank1.txt").read_text() and "its threads are at" not in run.said()
     assert json.loads((run.stage / "pulse.rank0.json").read_text())["pid"] == pids[0]
     assert run.wait() == 0, run.said()
     check_same_end(run, undisturbed)

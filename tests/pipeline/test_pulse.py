@@ -1,9 +1,13 @@
 """Signs of life of a training process: given while it works, missing when it hangs."""
 
+import contextlib
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from pipeline.pulse import LEAVE, STUCK, FilePulse, born, clear_pulses, read_pulses
 
@@ -69,6 +73,20 @@ def test_a_process_that_waits_for_a_lost_one_ends_and_one_that_hears_of_it_does_
     assert "another worker was lost, after step 1" in ended.stderr and "in busy" in ended.stderr
     assert read_pulses(tmp_path)[1]["stuck"] == "another worker was lost, after step 1"
     assert run(tmp_path / "told", "hears of it").returncode == 0
+
+
+def test_a_stuck_process_ends_though_nobody_reads_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    read, write = os.pipe()
+    os.close(read)
+    (tmp_path / "pulse.rank0.json").touch()
+    with contextlib.suppress(BrokenPipeError), os.fdopen(write, "w", buffering=1) as nobody:
+        monkeypatch.setattr(sys, "stderr", nobody)
+        with pytest.raises(BrokenPipeError):
+            FilePulse(tmp_path, 0)._give_up("no step for 1 s after step 1")
+    assert ends == [STUCK]
+    assert read_pulses(tmp_path)[0]["stuck"] == "no step for 1 s after step 1"
 
 
 def test_a_request_to_leave_is_seen_and_is_not_left_to_the_next_attempt(tmp_path: Path) -> None:

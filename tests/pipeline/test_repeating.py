@@ -84,4 +84,4 @@ def test_an_error_of_the_work_ends_it_and_is_logged(caplog: pytest.LogCaptureFix
         repeating.start()
         repeating._thread.join(LIMIT_SECONDS)
     assert done == ["work"] and not repeating._thread.is_alive()
-    assert "'failing' ended" in caplog.text and "the disk is gone" in caplog.text
+    assert caplog.messages == ["the thread 'failing' ended: OSError: the disk is gone"] and "Traceback" in caplog.text

@@ -9,7 +9,7 @@ import pytest
 from data_prep.errors import UserError
 from launch.cli import _split, command_parser
 from launch.cluster import package
-from launch.cluster.jobs import entrypoint_of
+from launch.cluster.jobs import _variables, entrypoint_of
 from launch.cluster.package import CONFIG, check_portable, make_working_dir
 from launch.config import RunConfig
 from launch.reading import read_config
@@ -99,6 +99,13 @@ def test_a_job_has_the_time_that_the_server_gives_it() -> None:
     assert plain == "python -m launch run trimline_run.yaml --cluster.address auto --cluster.notice_seconds 110"
     longer = entrypoint_of(config("--cluster.notice_seconds=300"), "trim", "/my env/python")
     assert longer.startswith("'/my env/python' -m launch trim ") and longer.endswith("--cluster.notice_seconds 300")
+
+
+@pytest.mark.parametrize(
+    ("notice", "patience"), [("30", "120"), ("300", "310"), ("200.5", "211"), ("1234567", "1234577")]
+)
+def test_the_server_is_told_its_patience_in_whole_seconds_which_it_reads(notice: str, patience: str) -> None:
+    assert _variables(config("--cluster.notice_seconds", notice))["RAY_JOB_STOP_WAIT_TIME_S"] == patience
 
 
 def test_a_job_can_start_over_or_take_stages_from_another_run_there() -> None:
