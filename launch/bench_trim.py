@@ -60,9 +60,16 @@ def trim_bench_text(result: Mapping[str, Any]) -> str:
             *aligned([head, *map(_cells, rows)], left=1),
             *aligned([where, *([row["name"], *_parts(row, where[1:])] for row in rows)], left=1),
             f"median of {result['rounds']} rounds against {result['reference']} in the same round; promised: by "
-            "multiply-accumulates of what was decided; kept: tokens, heads of self- (msa) and cross-attention (mca)",
+            f"multiply-accumulates of what was decided{_padding(result)}; kept: tokens, heads of self- (msa) and "
+            "cross-attention (mca)",
         ]
     )
+
+
+def _padding(result: Mapping[str, Any]) -> str:
+    """What packing saves beside trimming."""
+    padding = result["padding"]
+    return "" if padding == 1 else f", against {result['reference']} with padding, which is {padding:.3f} times without"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

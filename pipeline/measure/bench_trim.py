@@ -39,7 +39,7 @@ class BenchTrimConfig:
     """What is measured, and how.
 
     Attributes:
-        targets: Wanted speed-ups in multiply-accumulates, each above 1.
+        targets: Wanted speed-ups in multiply-accumulates, each above 1, over the full model without padding.
         text_length: Tokens of a text; in a batch they are drawn from half as many to half as many more.
         batch: B.
         dtype: ``bfloat16`` runs under autocast.
@@ -121,7 +121,9 @@ def run_trim_bench(
         row["realised"] = row["ratio"] / row["flops_ratio"]
     gpu = torch.cuda.get_device_name() if config.device == "cuda" else None
     stated = {key: list(value) if key == "targets" else value for key, value in asdict(config).items()}
-    return {"reference": REFERENCE, "device_name": gpu, **stated, "rows": rows, "torch": torch.__version__}
+    padding = _macs(models[REFERENCE], inputs, None) / _full_macs(models[REFERENCE], inputs.mask_BL)
+    more = {"device_name": gpu, **stated, "padding": padding}
+    return {"reference": REFERENCE, **more, "rows": rows, "torch": torch.__version__}
 
 
 def _inputs(model: ModelConfig, config: BenchTrimConfig) -> _Inputs:
@@ -203,13 +205,19 @@ def _classify(model: ClassificationModel, inputs: _Inputs, config: BenchTrimConf
 
 
 def _macs(model: ClassificationModel, inputs: _Inputs, decisions: Mapping[str, Decision] | None) -> float:
-    """Mean multiply-accumulates of an instance, without padding."""
-    cost, units = model.cost_model(), units_of(model.backbone, inputs.mask_BL)
-    return float((cost.full(units) if decisions is None else cost.of(decisions, units)).mean())
+    """Mean multiply-accumulates of an instance as it runs: the full model's with padding, which packing takes out."""
+    if decisions is None:
+        return _full_macs(model, torch.ones_like(inputs.mask_BL))
+    return float(model.cost_model().of(decisions, units_of(model.backbone, inputs.mask_BL)).mean())
+
+
+def _full_macs(model: ClassificationModel, mask_BL: Tensor) -> float:
+    """Those of the full model on texts of these tokens; without padding they are what targets count from."""
+    return float(model.cost_model().full(units_of(model.backbone, mask_BL)).mean())
 
 
 def _cost_share(model: ClassificationModel, inputs: _Inputs, config: BenchTrimConfig) -> float:
-    return _macs(model, inputs, _classify(model, inputs, config)) / _macs(model, inputs, None)
+    return _macs(model, inputs, _classify(model, inputs, config)) / _full_macs(model, inputs.mask_BL)
 
 
 def _seconds(run: Callable[[], object], config: BenchTrimConfig) -> float:
@@ -247,8 +255,8 @@ def _work(model: ClassificationModel, inputs: _Inputs, config: BenchTrimConfig) 
     row: dict[str, Any] = {"gmacs": _macs(model, inputs, decisions) / 1e9, "trimmers_share": 0.0, "kept": {}}
     if decisions is not None:
         units = units_of(model.backbone, inputs.mask_BL)
-        own = model.cost_model().own(decisions, units).mean() / model.cost_model().full(units).mean()
-        row["trimmers_share"] = float(own)
+        own = float(model.cost_model().own(decisions, units).mean())
+        row["trimmers_share"] = own / _full_macs(model, inputs.mask_BL)
         row["kept"] = {name: float(share) for name, share in model.cost_model().kept_shares(decisions, units).items()}
     return {**row, "parts": parts}
 

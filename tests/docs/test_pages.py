@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.cli import _TAKING_OVERRIDES, _split, command_parser
+from launch.cli import _TAKING_OVERRIDES, _split, command_parser, main
 from launch.cli_evaluate import of_export
 from launch.reading import known_keys, read_config
 from launch.recipes import find_recipe
@@ -80,6 +80,15 @@ def test_yaml_has_known_keys_and_python_imports_what_is_there(page: Path) -> Non
         for node in imports:
             module = importlib.import_module(str(node.module))
             assert all(hasattr(module, name.name) for name in node.names), block
+
+
+def test_a_target_out_of_reach_is_refused_in_the_words_of_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "configs/runs/demo.yaml", "--out", str(tmp_path / "run"), "--trim.targets", "[1.0, 500.0x]"]
+    assert main(words) == 2
+    said = capsys.readouterr().err.strip().removeprefix("trimline: ")
+    assert said in inline_code(ROOT / "docs/trimming.md")
 
 
 def _dotted(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from launch.bench_trim import trim_bench_text
 from launch.cli import main
+from launch.flops import read_model
+from pipeline.measure import bench_trim
+from pipeline.measure.bench_trim import BenchTrimConfig
 
 TINY = ["--model", "meter_tiny", "--image-size", "48", "--rounds", "2", "--warmup", "1", "--threads", "1"]
 
@@ -28,14 +32,28 @@ def test_trimmers_reach_their_targets_and_the_rest_is_told(capsys: pytest.Captur
     full, *trimmed = answer["rows"]
     assert (full["name"], full["ratio"], full["flops_ratio"], full["kept"]) == ("full", 1.0, 1.0, {})
     # A tiny model has few tokens and heads to choose from.
-    assert [row["flops_ratio"] for row in trimmed] == pytest.approx([1.5, 2.5], rel=0.1)
+    assert [row["flops_ratio"] / answer["padding"] for row in trimmed] == pytest.approx([1.5, 2.5], rel=0.1)
+    told = trim_bench_text(answer)
+    assert answer["padding"] == 1 and "padding" not in told if batch == "1" else 1 < answer["padding"] < 1.5
+    assert batch == "1" or f"with padding, which is {answer['padding']:.3f} times without" in told
     for row in trimmed:
         assert 0 < row["trimmers_share"] < 0.05
         assert all(0 < share < 1 for share in row["kept"].values())
         assert row["realised"] == pytest.approx(row["ratio"] / row["flops_ratio"])
         assert {"text", "vision", "fusion text", "fusion image", "trimmers", "rest"} == set(row["parts"])
         assert all(seconds > 0 for seconds in row["parts"].values())
-    assert "2.5x" in trim_bench_text(answer)
+    assert "2.5x" in told
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["albef_tiny", "blip_tiny", "meter_tiny"])
+def test_the_untrimmed_model_is_counted_as_it_is_timed_with_its_padding(name: str) -> None:
+    sizes, config = read_model(name, 48), BenchTrimConfig(batch=3)
+    model, inputs = bench_trim._model(sizes, config, None), bench_trim._inputs(sizes, config)
+    with FlopCounterMode(display=False) as counter:
+        bench_trim._classify(model, inputs, config)
+    assert not inputs.mask_BL.all()
+    assert 1e9 * bench_trim._work(model, inputs, config)["gmacs"] == pytest.approx(counter.get_total_flops() / 2 / 3)
 
 
 def test_a_block_that_serves_text_and_fusion_is_timed_in_either_part(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from data_prep.errors import UserError
+from data_prep.shapes import ShapesSplit
 from launch.compare import CompareConfig, Trial, check_full_models, overrides_of, settled, trials
 from launch.compare_table import COMPARISON, comparison_text, lines_of, paired_interval
 from launch.config import RunConfig
 from launch.reading import read_config
 from launch.recipes import find_recipe, recipes
+from pipeline.data.text import Tokenizer
+from pipeline.models.build import build_model
+from pipeline.setup import sized_model
+from pipeline.tasks.classification import ClassificationModel
+from pipeline.trimming.cost import units_of
+from pipeline.trimming.target import Target
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -184,6 +192,24 @@ def test_every_variant_of_every_experiment_reads() -> None:
         for trial in [trial for trial in trials(asked) if trial.seed == asked.seeds[0]]:
             read = read_config(RunConfig, base, overrides_of(asked, trial))
             read.pretrain.pruning.check(read.model.vision.depth, read.model.vision.patches)
+
+
+def test_resolutions_are_compared_at_equal_cost() -> None:
+    """The trimmed model's target is what the full one takes at 64 px, with statements of the length that they have."""
+    asked = read_config(CompareConfig, [find_recipe("configs/experiments/resolution.yaml")], [])
+    base, named = [find_recipe(name) for name in asked.base], ("full_64", "trimmed_96")
+    runs = [overrides_of(asked, Trial(variant=variant, budget="samples", seed=0)) for variant in named]
+    full, trimmed = (read_config(RunConfig, base, words) for words in runs)
+    drawn = list(ShapesSplit(name="train", size=300, image_size=16, seed=0).records(0, 300))
+    texts = [statement["text"] for record in drawn for statement in record.statements]
+    captions = [caption for record in drawn for caption in record.captions]
+    tokenizer = Tokenizer.train([*texts, *captions], full.tokenizer)
+    read = full.trim.exported_loader(full.loader)
+    with torch.device("meta"):
+        model = ClassificationModel(build_model(sized_model(full.model, tokenizer, read)), None)
+    _, mask_BL = tokenizer.encode(texts, read.max_tokens)
+    cost = float(model.full_macs(units_of(model.backbone, mask_BL)).mean()) / 1e9
+    assert [Target.parse(each) for each in trimmed.trim.targets] == [Target(pytest.approx(cost, rel=0.005), "GMACs")]
 
 
 @pytest.mark.slow
