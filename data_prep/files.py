@@ -209,14 +209,21 @@ def atomic_dir(final: Path) -> Iterator[Path]:
 def remove_folder(folder: Path) -> None:
     """Removes a folder with all in it, or ends the removal that a killed process began.
 
-    It is renamed first, so that nobody ever takes what is left of it for the folder.
+    It is renamed first, so that nobody ever takes what is left of it for the folder. Of a link to a folder only the
+    link is removed.
     """
     aside = folder.with_name(f".{folder.name}.removed")
-    if aside.exists():
-        shutil.rmtree(aside)
-    if folder.exists():
+    _remove(aside)
+    if folder.is_symlink() or folder.exists():
         folder.rename(aside)
-        shutil.rmtree(aside)
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _fsync_tree(folder: Path) -> None:

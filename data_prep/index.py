@@ -25,6 +25,16 @@ COUNTS = {"captions": ("captions", "captioned"), "statements": ("statements", "s
 """By column: the keys of a shard in the index for the sum of its rows, and for how many rows are not 0."""
 
 
+def indexed_splits(data: Path) -> list[Path]:
+    """The folders with an index, of one data set (`data/SPLIT`) and of several (`data/SET/SPLIT`), in order.
+
+    Hidden ones are left out: what a killed process had begun to write or to remove.
+    """
+    # Not by rglob, which does not look into links: shards that were there are linked.
+    found = (path.parent for pattern in ("*", "*/*") for path in data.glob(f"{pattern}/{INDEX}"))
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(data).parts))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
     """One finished shard; `rows` has a row of `COLUMNS` for each sample, in order."""

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _PIECE = 8 << 20
 _LARGEST_INDEX = 64 << 20  # what the time limit of a file of unknown size is reckoned by
-_PROGRAM_ERRORS = (TypeError, AttributeError, NameError, AssertionError)
+_PROGRAM_ERRORS = (TypeError, AttributeError, NameError)  # AssertionError is how aiohttp tells of a dropped connection
 _TRIES = 5  # for errors that a store's library has of its own, for example missing credentials
 
 
@@ -266,7 +266,11 @@ class _StoreRanges:
                 INHERITED.append(self._opened)
             try:
                 fs, root = url_to_fs(self._url, skip_instance_cache=True)
-            except (*_PROGRAM_ERRORS, ValueError) as error:  # how these classes say that a part of the URL is missing
+            except (
+                *_PROGRAM_ERRORS,
+                AssertionError,
+                ValueError,
+            ) as error:  # how these classes say that a part of the URL is missing
                 line = " ".join(str(error).split())
                 raise UserError(f"{self._url} cannot be opened ({line}); check the address") from error
             self._opened = os.getpid(), fs, root.rstrip("/")

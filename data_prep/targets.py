@@ -302,8 +302,8 @@ class StoreTarget:
         try:
             fs, root = url_to_fs(self.url)
             return ask(fs, root.rstrip("/"))
-        except (UserError, FileNotFoundError, TypeError, NameError, AssertionError):
-            raise
+        except (UserError, FileNotFoundError, TypeError, NameError):
+            raise  # not AssertionError, which aiohttp raises where a connection drops
         except Exception as error:
             full = isinstance(error, OSError) and is_disk_full(error)
             raise (DiskFull if full else UserError if isinstance(error, _FOR_GOOD) else NoAnswer)(

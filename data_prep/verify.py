@@ -44,7 +44,7 @@ def find_splits(folder: Path) -> list[Path]:
     if _is_split(folder):
         splits = [folder]
     else:
-        splits = sorted(path for path in folder.glob("*") if path.is_dir() and _is_split(path))
+        splits = sorted(path for path in folder.glob("[!.]*") if path.is_dir() and _is_split(path))
     if not splits:
         raise UserError(f"{folder} holds neither {INDEX} nor .tar files; give the folder of a split, or of several")
     for split in splits:

@@ -107,8 +107,8 @@ def _apologise(error: Exception, options: argparse.Namespace) -> int:
     """One line for an error of ours; the traceback is in the run's launch.log, or on screen with --verbose."""
     log.debug("internal error", exc_info=error)
     line = " ".join(redact(f"{type(error).__name__}: {error}").split())
-    in_run = options.command in _RUNNING and getattr(options, "task", None) is None
-    where = "the run folder's launch.log has" if in_run else "--verbose shows"
+    in_run = options.command in _RUNNING | {"compare", "scale"} and getattr(options, "task", None) is None
+    where = "launch.log in its folder has" if in_run else "--verbose shows"
     sys.stderr.write(f"trimline: an error of Trimline's own: {line} ({where} the details)\n")
     if options.json:
         sys.stdout.write(json.dumps({"error": line}) + "\n")

@@ -24,6 +24,7 @@ from launch.compare_table import COMPARISON
 from launch.config import RunConfig
 from launch.reading import read_config
 from launch.recipes import find_recipe
+from launch.run_log import LOG, log_file
 from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS
 from pipeline.limits import above_zero, at_least
@@ -141,7 +142,12 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
     check_full_models({trial.variant: read_config(RunConfig, files, given) for trial, given in words.items()}, out)
     out.mkdir(parents=True, exist_ok=True)
     runs, failures = _Runs(), dict[str, str]()
-    with FolderLock(out), stopped_by_sigterm(), concurrent.futures.ThreadPoolExecutor(config.parallel) as pool:
+    with (
+        FolderLock(out),
+        stopped_by_sigterm(),
+        log_file(out / LOG),
+        concurrent.futures.ThreadPoolExecutor(config.parallel) as pool,
+    ):
         jobs: dict[concurrent.futures.Future[str], Trial] = {}
         for trial, overrides in words.items():
             first = next((job for job, other in jobs.items() if other == reference_of(config, trial)), None)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data_prep.errors import UserError
-from data_prep.index import INDEX
+from data_prep.index import INDEX, indexed_splits
 from data_prep.remote import is_url
 from launch.answers import Answer
 from launch.devices import device_of
@@ -92,7 +92,7 @@ def find_split(data: str | None, split: str | None) -> str:
     for folder in tried:
         if (folder / INDEX).is_file():
             return str(folder)
-    known = "" if root is None else ", ".join(sorted(path.parent.name for path in root.glob(f"*/{INDEX}")))
+    known = "" if root is None else ", ".join(path.relative_to(root).as_posix() for path in indexed_splits(root))
     wanted = split if split is not None else _SPLIT
     there = f"{data} has the splits {known}" if known else f"{data or split} holds no indexed shards"
     raise UserError(f"no split {wanted!r}: {there}; name one with --split, or make an index with `trimline index DIR`")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.errors import UserError
-from data_prep.index import INDEX, read_shard_list
+from data_prep.index import INDEX, indexed_splits, read_shard_list
 from launch.config import RunConfig
 
 _FOREIGN = "its training began with weights that do not say what they were trained on"
@@ -76,8 +76,7 @@ def exposure_of(folder: Path, config: RunConfig, split: Path, trained_on: Collec
         return Exposure(model=name, held_out=False, why=part)
     if config.pretrain.init is not None:
         return Exposure(model=name, held_out=None, why=_FOREIGN)
-    own = {path.parent.resolve() for path in (*data.glob(f"*/{INDEX}"), *data.glob(f"*/*/{INDEX}"))}
-    if split.resolve() in own:
+    if split.resolve() in {path.resolve() for path in indexed_splits(data)}:
         return Exposure(model=name, held_out=True)
     return Exposure(model=name, held_out=None, why="it is none of the run's own")
 

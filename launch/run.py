@@ -1,11 +1,9 @@
 """One run from its configuration to its report: lock, checks, stages, summary."""
 
 import contextlib
-import io
 import json
 import logging
 import secrets
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,35 +12,31 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.files import is_disk_full, read_json, write_atomic, write_json
+from data_prep.files import is_disk_full, read_json, remove_folder, write_atomic, write_json
 from data_prep.lock import LOCK, FolderLock
 from launch import machine, preflight
 from launch.backend import Backend
 from launch.config import RunConfig
 from launch.graph import Failure, GraphResult, Stage, all_finished, one_line, read_status, run_graph
-from launch.job import LogFile
 from launch.kept import check_kept
 from launch.progress import ProgressDisplay
 from launch.reading import dump_config
 from launch.relaunch import is_relaunch, launch_names
+from launch.run_log import LOG, log_file, printed
 from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS, build_stages, training_stages
-from launch.takeover import take_over
+from launch.takeover import aside_of, take_over
 from pipeline.checkpoint_places import forget_all
 from pipeline.lease import Lease
 from pipeline.progress import read_metrics
 
 log = logging.getLogger(__name__)
-_printed = logging.getLogger("launch.printed")
-_printed.propagate = False  # into the run's log only, not onto the screen
-_printed.setLevel(logging.INFO)
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
-LOG = "launch.log"
 _FOLDERS = ("data", "tokenizer", "stages", "ray", "ray_logs", "figures", "analyses")
-_OURS = (RUN, "config.yaml", *_FOLDERS, METRICS, RESULTS, REPORT, LOG)
+_FILES = (RUN, "config.yaml", METRICS, RESULTS, REPORT, LOG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +108,7 @@ def execute(
     with (
         FolderLock(out),
         stopped_by_sigterm(backend.ask_to_leave, notice),
-        _log_file(out),
+        log_file(out / LOG),
         contextlib.ExitStack() as held,
     ):
         fresh = fresh and not _is_started_over(out)
@@ -161,10 +155,18 @@ def _earlier(out: Path) -> dict[str, Any]:
 
 
 def _is_started_over(out: Path) -> bool:
-    """Whether `--fresh` was done already when torchrun or Slurm first started this very command."""
-    over = is_relaunch(_earlier(out).get("started_over", {}))
+    """Whether `--fresh` was done already when torchrun or Slurm first started this very command.
+
+    This start is noted then, so that `--fresh` given once more within the same requeued job is a person's.
+    """
+    facts = _earlier(out)
+    over = is_relaunch(facts.get("started_over", {}))
     if over:
-        log.info("--fresh is not repeated: this run was started over by the same launch before")
+        write_json(out / RUN, facts | {"started_over": launch_names()})
+        log.info(
+            "--fresh is not repeated: the same launch started this run over before; to start over once more, give "
+            "another --rdzv-id to torchrun, or the command again within Slurm's job"
+        )
     return over
 
 
@@ -199,12 +201,11 @@ def remove_run(out: Path, keep: str | None = None) -> None:
         out: The run folder.
         keep: Name of a file in it that stays.
     """
-    for name in (name for name in _OURS if name != keep):
-        path = out / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for name in _FOLDERS:
+        remove_folder(out / name)
+        remove_folder(aside_of(out / name))
+    for name in (name for name in _FILES if name != keep):
+        (out / name).unlink(missing_ok=True)
 
 
 def _cpus(config: RunConfig, backend: Backend) -> float:
@@ -321,7 +322,7 @@ def _finish(
     except Exception as error:
         by_user = isinstance(error, UserError) or (isinstance(error, OSError) and is_disk_full(error))
         if not by_user:
-            _printed.error("the report could not be written", exc_info=error)
+            printed.error("the report could not be written", exc_info=error)
         failures["report"] = Failure(message=one_line(error), by_user=by_user)
     return RunResult(
         out=out, outcomes=dict(result.outcomes), failures=failures, rows=rows, report=report, seconds=seconds
@@ -355,34 +356,3 @@ def _metrics(stages: Sequence[Stage]) -> Iterator[str]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextlib.contextmanager
-def _log_file(out: Path) -> Iterator[None]:
-    """Keeps what the launcher logs, tracebacks too, in the run folder."""
-    handler = LogFile(out / LOG)
-    loggers = (logging.getLogger(), _printed)
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        with contextlib.redirect_stdout(_ToLog()):
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        _printed.error("the run failed", exc_info=error)
-        raise
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        handler.close()
-
-
-class _ToLog(io.TextIOBase):
-    """Takes what libraries print, Ray's reports of dead processes above all, and keeps it off the screen."""
-
-    def write(self, text: str) -> int:
-        """Logs the lines that are not empty."""
-        for line in filter(None, map(str.strip, text.splitlines())):
-            _printed.info("%s", line)
-        return len(text)

@@ -63,8 +63,13 @@ def _trees(stage: Stage, out: Path, other: Path) -> Iterator[Path]:
     yield stage.folder.relative_to(out)
 
 
+def aside_of(folder: Path) -> Path:
+    """Where a folder is copied to first; hidden, as what a killed process leaves there is no stage and no split."""
+    return folder.with_name(f".{folder.name}{_ASIDE}")
+
+
 def _take(there: Path, here: Path) -> None:
-    aside = here.with_name(here.name + _ASIDE)
+    aside = aside_of(here)
     for old in (aside, here):
         remove_folder(old)
     here.parent.mkdir(parents=True, exist_ok=True)

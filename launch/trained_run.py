@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.index import INDEX
+from data_prep.index import INDEX, indexed_splits
 from launch.config import RunConfig
 from launch.exposure import Exposure, exposure_of
 from launch.reading import read_config
@@ -54,8 +54,7 @@ class TrainedRun:
             return cls(folder, config, chosen)
         if (Path(chosen) / INDEX).is_file():
             return cls(folder, config, str(Path(chosen).resolve()))
-        there = [*data.glob(f"*/{INDEX}"), *data.glob(f"*/*/{INDEX}")]
-        known = ", ".join(sorted(path.parent.relative_to(data).as_posix() for path in there)) or "none"
+        known = ", ".join(path.relative_to(data).as_posix() for path in indexed_splits(data)) or "none"
         raise UserError(f"{folder} has no split {chosen!r}, nor is that a folder of indexed shards; it has {known}")
 
     @property

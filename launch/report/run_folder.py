@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from data_prep.errors import UserError
+from data_prep.index import INDEX, indexed_splits
 from launch.report.curves import Curve, read_curve
 from launch.report.words import as_moment
 from pipeline.data.quarantine import FOLDER as QUARANTINE
@@ -260,17 +261,16 @@ def _done_share(progress: Mapping[str, Any]) -> float | None:
 
 def _splits(reader: _Reader) -> tuple[Split, ...]:
     data = reader.root / "data"
-    paths = [*data.glob("*/index.json"), *data.glob("*/*/index.json")]  # of one data set, and of several
-    training_first = sorted(paths, key=lambda path: (path.parent.name != "train", path.parent))
-    return tuple(_split(reader, path) for path in training_first)
+    training_first = sorted(indexed_splits(data), key=lambda folder: folder.name != "train")
+    return tuple(_split(reader, folder) for folder in training_first)
 
 
-def _split(reader: _Reader, path: Path) -> Split:
-    index = reader.json(path, {})
+def _split(reader: _Reader, folder: Path) -> Split:
+    index = reader.json(folder / INDEX, {})
     account = index.get("account") or {}
     skipped = account.get("skipped") or {}
     return Split(
-        name=path.parent.relative_to(reader.root / "data").as_posix(),
+        name=folder.relative_to(reader.root / "data").as_posix(),
         asked=account.get("asked"),
         written=account.get("written"),
         skipped=skipped if isinstance(skipped, Mapping) else {"all reasons": int(skipped)},

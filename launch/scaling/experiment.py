@@ -12,7 +12,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.files import write_atomic, write_json
-from data_prep.index import INDEX
+from data_prep.index import indexed_splits
 from data_prep.lock import FolderLock
 from launch import machine
 from launch.config import RunConfig
@@ -21,6 +21,7 @@ from launch.progress import ProgressDisplay
 from launch.reading import as_json, dump_config, read_config
 from launch.recipes import find_recipe
 from launch.run import check_folder, make_folder
+from launch.run_log import LOG, log_file
 from launch.scaling.config import ScaleConfig
 from launch.scaling.grid import LeftOut, Settled, settle, steps_of, trials
 from launch.scaling.probing import Prober, settle_probes
@@ -75,7 +76,7 @@ def scale(config: ScaleConfig) -> dict[str, Any]:
     out = Path(config.out).expanduser().resolve()
     check_folder(out, CONFIG, "experiment")
     make_folder(out)
-    with FolderLock(out), stopped_by_sigterm(), ProgressDisplay() as display:
+    with FolderLock(out), stopped_by_sigterm(), log_file(out / LOG), ProgressDisplay() as display:
         write_atomic(out / CONFIG, dump_config(config))
         _say_left_out(display, left_out)
         ground = Ground(config, files, out, display, _write_shards(settled[0].run, out, display))
@@ -158,9 +159,7 @@ def check_split(config: ScaleConfig, data: Path) -> None:
     split = config.judge.split
     if split is None:
         return
-    # Not by rglob, which does not look into links: shards that were there are linked.
-    indexes = (path for pattern in ("*", "*/*") for path in data.glob(f"{pattern}/{INDEX}"))
-    there = sorted(path.parent.relative_to(data).as_posix() for path in indexes)
+    there = [path.relative_to(data).as_posix() for path in indexed_splits(data)]
     if split not in there:
         raise UserError(f"judge.split={split} is not among the data's splits {', '.join(there)}; give one, or null")
     samples = len(ShardFolder(data / split))

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from data_prep.files import atomic_dir, read_json, write_atomic, write_json
+from data_prep.files import atomic_dir, read_json, remove_folder, write_atomic, write_json
+from data_prep.index import indexed_splits
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -54,3 +55,22 @@ print(sorted({"torch", "ray", "deepspeed", "transformers"} & set(sys.modules)))
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_of_a_link_only_the_link_is_removed_and_what_a_killed_removal_left_goes_too(tmp_path: Path) -> None:
+    kept, link, left = tmp_path / "kept", tmp_path / "link", tmp_path / ".link.removed"
+    for folder in (kept, left):
+        folder.mkdir()
+        (folder / "x").write_text("1")
+    for target in (kept, tmp_path / "gone"):
+        link.symlink_to(target)
+        remove_folder(link)
+        assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (kept / "x").exists()
+
+
+def test_what_is_being_removed_or_written_is_no_split(tmp_path: Path) -> None:
+    for name in ("b/train", "a", ".a.removed", "b/.train.removed", ".b.taken/train"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "index.json").write_text("{}")
+    assert indexed_splits(tmp_path) == [tmp_path / "a", tmp_path / "b/train"]

@@ -22,6 +22,8 @@ SLURM = {"SLURM_JOB_ID": "17"}
         (SLURM, {**SLURM, "SLURM_RESTART_COUNT": "1"}, True),
         (SLURM, {**SLURM, "SLURM_RESTART_COUNT": "0"}, False),  # given twice within a job
         (SLURM, SLURM, False),
+        ({**SLURM, "SLURM_RESTART_COUNT": "1"}, {**SLURM, "SLURM_RESTART_COUNT": "1"}, False),  # twice, once requeued
+        ({**SLURM, "SLURM_RESTART_COUNT": "1"}, {**SLURM, "SLURM_RESTART_COUNT": "2"}, True),
         (SLURM, {"SLURM_JOB_ID": "18", "SLURM_RESTART_COUNT": "1"}, False),
         ({**SLURM, **TORCHRUN}, {**SLURM, "SLURM_RESTART_COUNT": "2", "TORCHELASTIC_RUN_ID": "8d1e"}, True),
         ({}, {}, False),

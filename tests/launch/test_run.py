@@ -159,6 +159,10 @@ def test_fresh_starts_over_once_a_launch_and_removes_nothing_of_the_users(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert run(out, "--fresh", command="pretrain") == 0
     assert checkpoint.exists()
+    assert run(out, "--fresh", command="pretrain") == 0  # by a person, within the job that was queued again
+    assert not checkpoint.exists()
+    for left in (".data.removed", ".data.taken", ".stages.removed"):
+        (out / left).mkdir()
     remove_run(out)
     assert sorted(path.name for path in out.iterdir()) == ["notes.txt"]
 

@@ -55,6 +55,7 @@ Layout = tuple[int, int | None]
 MOVES: list[tuple[Layout, Layout]] = [
     ((2, 2), (1, 2)),
     ((2, 2), (2, 3)),
+    ((2, 2), (1, 3)),
     ((2, 2), (1, None)),
     ((3, 2), (2, 2)),
     ((3, 3), (2, 1)),
