@@ -266,11 +266,8 @@ class _StoreRanges:
                 INHERITED.append(self._opened)
             try:
                 fs, root = url_to_fs(self._url, skip_instance_cache=True)
-            except (
-                *_PROGRAM_ERRORS,
-                AssertionError,
-                ValueError,
-            ) as error:  # how these classes say that a part of the URL is missing
+            # How these classes say that a part of the URL is missing.
+            except (*_PROGRAM_ERRORS, AssertionError, ValueError) as error:
                 line = " ".join(str(error).split())
                 raise UserError(f"{self._url} cannot be opened ({line}); check the address") from error
             self._opened = os.getpid(), fs, root.rstrip("/")
