@@ -23,6 +23,7 @@ _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_REFUSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 # What a mounted network disk says while its server is away.
 _NO_ANSWER = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH})
 
@@ -43,6 +44,19 @@ def disk_full(path: Path, error: OSError) -> DiskFull:
 def is_unanswered(error: OSError) -> bool:
     """Whether an error of a disk may pass by itself, and says nothing about the file."""
     return error.errno in _NO_ANSWER
+
+
+def is_refused(error: OSError) -> bool:
+    """Whether a disk is mounted for reading only, or a file is somebody else's: neither passes by itself."""
+    return error.errno in _REFUSED
+
+
+def refused(path: Path, error: OSError) -> UserError:
+    """The error for a place that may not be used so."""
+    return UserError(
+        f"{path} cannot be used ({error.strerror}); have it mounted for writing and owned by you, or give another "
+        "folder, then run the same command again: what is finished is kept"
+    )
 
 
 def unanswered(path: Path, error: OSError) -> NoAnswer:

@@ -1,5 +1,6 @@
 """How many processes a run gets, with what, and for how long."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,8 +80,8 @@ class ClusterConfig:
                 "set --cluster.gpus_per_worker 1"
             )
         for name in ("restarts", "silent_seconds", "stall_seconds", "wait_seconds", "notice_seconds"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"cluster.{name}={getattr(self, name)} must be 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"cluster.{name}={getattr(self, name)} must be 0 or more, and finite")
         if 0 < self.silent_seconds < _LEAST_SILENCE:
             raise UserError(
                 f"cluster.silent_seconds={self.silent_seconds} must be 0 or at least {_LEAST_SILENCE:g}: signs of life "
@@ -113,7 +114,7 @@ class BudgetConfig:
     pretrain_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.minutes is not None and not self.minutes > 0:
-            raise UserError(f"budget.minutes={self.minutes} must be above 0; leave it out for no limit")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UserError(f"budget.minutes={self.minutes} must be above 0 and finite; leave it out for no limit")
         if not 0 < self.pretrain_share <= 1:
             raise UserError(f"budget.pretrain_share={self.pretrain_share} must be above 0 and at most 1; try 0.5")

@@ -195,8 +195,9 @@ def _check_task(config: RunConfig) -> None:
         first = [] if folder is None else first_samples(folder)
         fits = any(has_task(sample, task, answered=key != _EVALUATED) for sample in first)
         if not (fits or config.data.name == source):
-            if config.data.name == "shards" and folder is None:
-                continue  # behind a URL; the stage looks itself
+            unread = not first and (folder is None or key == _EVALUATED)  # behind a URL, empty, or damaged at its head
+            if config.data.name == "shards" and unread:
+                continue  # the stage looks itself; of what is learned that would be hours too late
             raise UserError(
                 f"trim.task={task} wants {wanted}, which {split!r} of data.name={config.data.name} does not "
                 f"have; make shards of such data with `trimline shard {source}`, and name them in {key}"

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.errors import DiskFull, NoAnswer, UserError
-from data_prep.files import disk_full, is_disk_full, is_unanswered, unanswered
+from data_prep.files import disk_full, is_disk_full, is_refused, is_unanswered, refused, unanswered
 from pipeline.process import Process
 
 _T = TypeVar("_T")
@@ -121,12 +121,14 @@ def _given(outcome: list[tuple[_T | None, Exception | None]]) -> Any:
 
 
 def _explained(error: Exception, folder: Path | str) -> Exception:
-    """The user's error for a disk that is full or does not answer, in whichever way a library says so; others as is."""
+    """The user's error for a disk that is full, refuses or does not answer, however a library says so; others as is."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and is_disk_full(cause):
             return disk_full(Path(folder), cause)
         if isinstance(cause, OSError) and is_unanswered(cause) and not isinstance(error, UserError):
             return unanswered(Path(folder), cause)
+        if isinstance(cause, OSError) and is_refused(cause) and not isinstance(error, UserError):
+            return refused(Path(folder), cause)
         cause = cause.__cause__ or cause.__context__
     return error

@@ -163,6 +163,7 @@ def test_help_imports_neither_torch_nor_ray() -> None:
         (["run", RECIPE, "--out", str(ROOT / "Makefile" / "run")], "Makefile is a file"),
         (["run", RECIPE, "--out", "x" * 300], "File name too long"),
         (["run", RECIPE, "--budget.minutes", ".nan"], "budget.minutes=nan must be above 0"),
+        (["run", RECIPE, "--budget.minutes", ".inf"], "budget.minutes=inf must be above 0 and finite"),
         (["run", RECIPE, "--trim.loop.samples", "0"], "trim.loop.samples=0 must be at least 1"),
         (["run", RECIPE, "--loader.workers", "-1"], "loader.workers=-1 must be 0 or more"),
         (["shard", "shapes"], "out is missing"),

@@ -1,6 +1,7 @@
 """What is refused before anything starts: each with its numbers and a way out."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -213,6 +214,9 @@ def test_what_is_scored_must_have_the_tasks_labels_too(tmp_path: Path) -> None:
         preflight.check(config(*words, "--trim.validation.every_steps=2"), tmp_path / "run")
     with pytest.raises(UserError, match=r"'val' of data\.name=shards does not have; .* in evaluate\.statement_splits"):
         preflight.check(config(*words, "--evaluate.statement_splits=[test1,val]"), tmp_path / "run")
+    for shard in (tmp_path / "data/val").glob("*.tar"):  # of what cannot be read nothing is claimed
+        os.truncate(shard, 0)
+    preflight.check(config(*words, "--evaluate.statement_splits=[test1,val]"), tmp_path / "run")
 
 
 def test_questions_that_are_evaluated_may_be_unanswered_but_need_ids(tmp_path: Path) -> None:

@@ -103,9 +103,10 @@ def test_workers_are_a_number_or_a_range_of_which_some_divide_the_batch() -> Non
 
 
 @pytest.mark.parametrize("key", ["restarts", "silent_seconds", "stall_seconds", "wait_seconds", "notice_seconds"])
-def test_times_below_nothing_are_refused(key: str) -> None:
-    with pytest.raises(UserError, match=f"cluster.{key}=-1 must be 0 or more"):
-        ClusterConfig(**{key: -1})  # type: ignore[arg-type]
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+def test_times_below_nothing_and_without_end_are_refused(key: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"cluster.{key}={value} must be 0 or more"):
+        ClusterConfig(**{key: value})  # type: ignore[arg-type]
 
 
 def test_less_silence_than_signs_of_life_need_is_refused() -> None:

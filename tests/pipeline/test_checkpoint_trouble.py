@@ -123,6 +123,22 @@ def test_a_network_disk_that_does_not_answer_is_asked_again(tmp_path: Path, monk
     assert newest(store) == 1 and not failures
 
 
+def test_a_disk_that_is_mounted_for_reading_only_is_the_users_to_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+
+    def refuses(*given: object, **more: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.files._opened", refuses)
+        with pytest.raises(UserError, match=r"cannot be used \(Read-only file system\); have it mounted for writing"):
+            save(store, 2)
+    assert newest(store) == 1
+
+
 def test_the_best_one_stays_while_what_it_scored_cannot_be_read() -> None:
     store, engine = CheckpointStore(emptied(FailingStore), CheckpointConfig(keep_last=1, keep_best=1)), new_engine()
     for number, loss in enumerate((1.0, 2.0), 1):

@@ -156,7 +156,7 @@ def _strike(nodes: Nodes, run: Run, fault: Fault, draw: random.Random, reference
     assert run.process.poll() is None, run.said()
     pids = run.pids()
     state, struck = run.state(), time.time()
-    fault.inject(Training(nodes, run.process.pid, pids, rank))
+    fault.inject(Training(nodes, run.stage, run.process.pid, pids, rank))
     row = {"rank": rank} | state | _follow(run, fault, nodes, pids, rank, struck)
     assert run.wait() == 0, run.said()
     _check(run, fault, reference, row)
@@ -173,7 +173,7 @@ def _follow(
         time.sleep(1)  # whatever stops training has stopped it
     noticed, reached = time.time(), run.step()
     time.sleep(fault.mend_seconds)
-    fault.mend(Training(nodes, run.process.pid, pids, rank))
+    fault.mend(Training(nodes, run.stage, run.process.pid, pids, rank))
     if fault.exit_code:
         run.again()
     elif fault.restarts:

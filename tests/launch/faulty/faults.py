@@ -15,6 +15,7 @@ from tests.launch.faulty.nodes import NAN, Nodes
 STEPS = 240
 EVERY = 20  # steps from checkpoint to checkpoint
 FILLER = "filler"
+_MISSED_SECONDS = 60.0
 _RANGE = ("--cluster.workers.min=1", "--cluster.workers.max=2")
 _FILL = """
 import sys, time, numpy, ray
@@ -30,12 +31,14 @@ class Training:
 
     Attributes:
         nodes: The cluster.
+        stage: Folder of the stage.
         driver: Process of `trimline run`.
         workers: Processes of the workers, by rank.
         rank: That is to be hit where one is.
     """
 
     nodes: Nodes
+    stage: Path
     driver: int
     workers: dict[int, int]
     rank: int
@@ -100,6 +103,14 @@ def _free_disk(training: Training) -> None:
     (training.nodes.disk / FILLER).unlink()
 
 
+def _free_disk_once_missed(training: Training) -> None:
+    """Frees it when a save has been left out: a fixed time might be over before one is due, or last until the end."""
+    log = training.stage / "log.txt"
+    missed = "going on without a checkpoint"
+    wait_until(lambda: log.exists() and missed in log.read_text(), _MISSED_SECONDS, "a save that was left out")
+    _free_disk(training)
+
+
 def _break_loss(training: Training) -> None:
     (training.nodes.folder / f"{NAN}.{training.rank}").touch()
 
@@ -149,10 +160,9 @@ FAULTS = {
         words=("--checkpoint.path={disk}/{name}",),
     ),
     "disk_on": Fault(
-        name="disk of the checkpoints full for 5 s, if_full: go_on",
+        name="disk of the checkpoints full until a save was left out, if_full: go_on",
         inject=lambda training: fill_disk(training.nodes.disk),
-        mend=_free_disk,
-        mend_seconds=5.0,
+        mend=_free_disk_once_missed,
         restarts=0,
         words=("--checkpoint.path={disk}/{name}", "--checkpoint.if_full=go_on"),
     ),
