@@ -24,7 +24,7 @@ def read_fields(members: Mapping[str, bytes]) -> dict[str, Any]:
     """
     written = members.get("json", b"{}")
     try:
-        fields = json.loads(written)
+        fields = json.loads(_decoded(written))
         caption = members.get("txt", b"").decode()
     except (ValueError, RecursionError) as error:  # JSON may be nested deeper than the parser goes
         raise BadText("text member is not JSON or UTF-8") from error
@@ -42,6 +42,12 @@ def read_fields(members: Mapping[str, bytes]) -> dict[str, Any]:
     if not all(map(_is_unicode, captions)) or not all(_is_unicode(statement["text"]) for statement in statements):
         raise BadText("texts hold half a character")
     return fields
+
+
+def _decoded(written: bytes) -> str | bytes:
+    """What is UTF-8 for certain as text, as json decodes it but without a search for the encoding; else as it is."""
+    is_utf8 = written[:1] == b"{" and written[1:2] != b"\0"
+    return written.decode("utf-8", "surrogatepass") if is_utf8 else written
 
 
 def _is_statement(value: object) -> bool:

@@ -23,7 +23,7 @@ class EngineConfig:
     Attributes:
         name: `deepspeed`, or `torch` for one plain process.
         zero_stage: What DeepSpeed splits over the ranks: 0 nothing, 1 optimizer state, 2 also gradients,
-            3 also weights.
+            3 also weights. On one rank 1 and 2 are carried out as 0 (`on`).
         precision: `auto` is bf16 where the device multiplies it natively, else fp32. `bf16` and `fp16` run the forward
             pass under autocast; weights, gradients and optimizer state stay float32, so that a slowly moving momentum
             copy of the weights does not lose its small updates. `fp16` scales the loss, by as much as goes.
@@ -96,6 +96,17 @@ class EngineConfig:
             raise UserError(f"engine.offload_params does not go with {stage}, which keeps all weights; give 3")
         if self.compile and self.name == "deepspeed" and self.zero_stage == 3:
             raise UserError(f"engine.compile does not go with {stage}, which gathers weights layer by layer; give 2")
+
+    def on(self, processes: int) -> "EngineConfig":
+        """As so many processes carry it out: on one, ZeRO 1 and 2 have nothing to split, and stage 0 does the same.
+
+        They would copy all gradients twice and keep a second copy of the weights. Settings of DeepSpeed's own, and an
+        optimizer on the CPU, are carried out as they are given.
+        """
+        splits_nothing = self.name == "deepspeed" and processes == 1 and self.zero_stage in (1, 2)
+        if not splits_nothing or self.offload_optimizer or self.deepspeed_json:
+            return self
+        return replace(self, zero_stage=0)
 
     def resolved(self, stage: str, batch: int, processes: int, least: int = 1) -> "EngineConfig":
         """With `accumulation` in place of `micro_batch`.

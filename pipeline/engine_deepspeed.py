@@ -55,6 +55,7 @@ class DeepSpeedEngine(Engine):
         groups: list[ParamGroup],
         process: Process,
     ) -> None:
+        config = config.on(process.world_size)
         super().__init__(config, optimizer, module, process)
         ensure_process_group(process)
         deepspeed = _import_deepspeed(process)

@@ -34,9 +34,8 @@ _LARGEST_KEPT = (32 << 20) - (64 << 10)  # bytes; of larger pieces glibc does no
 _MOST_STAND_INS = 1000  # tried for one slot: where all are bad nothing good is left, and somebody waits for the batch
 
 
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """What a batch says of a sample; its pixels have their place.
+class Item(NamedTuple):
+    """What a batch says of a sample; its pixels have their place. Made in a fifth of a frozen dataclass's time.
 
     Nothing here holds on to the encoded picture: a batch of them, made and thrown away, would have the kernel take
     back and clear megabytes of pages each time, which costs as much as a third of decoding.

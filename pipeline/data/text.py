@@ -202,14 +202,14 @@ class Tokenizer:
             ids (B, L) int64 and mask (B, L) bool, True for all but padding.
         """
         ids = np.full((len(texts), max_tokens), self.pad_id, dtype=np.int64)
-        mask = np.zeros((len(texts), max_tokens), dtype=np.bool_)
+        lengths = np.zeros((len(texts), 1), dtype=np.int64)
         for row, text in enumerate(texts):
             told = clean_text(text, self.max_words, self.clean)
             words = self._encode(f"{self.prompt} {told}".strip() if self.prompt else told)
             tokens = [self.cls_id, *words[: max_tokens - 2], self.sep_id]
             ids[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = True
-        return torch.from_numpy(ids), torch.from_numpy(mask)
+            lengths[row] = len(tokens)
+        return torch.from_numpy(ids), torch.from_numpy(np.arange(max_tokens) < lengths)
 
     def _encode(self, text: str) -> list[int]:
         """The tokens of a cleaned text, whose words stand one blank apart.

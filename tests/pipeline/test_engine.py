@@ -320,3 +320,19 @@ def test_a_missing_or_old_deepspeed_is_said_in_one_line(monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"not installed; install it with .*--engine\.name torch") as caught:
         preflight_deepspeed()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "processes", "stage"),
+    [
+        ({"zero_stage": 1}, 1, 0),
+        ({"zero_stage": 2}, 1, 0),
+        ({"zero_stage": 3}, 1, 3),  # which may not hold all weights at once
+        ({"zero_stage": 2}, 2, 2),
+        ({"zero_stage": 1, "offload_optimizer": True}, 1, 1),
+        ({"zero_stage": 2, "deepspeed_json": {"zero_optimization": {"round_robin_gradients": True}}}, 1, 2),
+        ({"zero_stage": 1, "name": "torch"}, 1, 1),
+    ],
+)
+def test_one_rank_splits_nothing(given: dict[str, Any], processes: int, stage: int) -> None:
+    assert EngineConfig(**given).on(processes).zero_stage == stage
