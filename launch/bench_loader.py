@@ -21,7 +21,7 @@ from data_prep.writer import write_split
 from launch import machine
 from launch.answers import Answer
 from launch.bench_loader_peers import REQUIREMENTS, LoaderSpec
-from launch.bench_loader_serve import MOST_PICTURES
+from launch.bench_loader_serve import MOST_PICTURES, PARTS
 from launch.bench_progress import interleaved
 from launch.bench_shard import is_picture, make_pictures
 from launch.bench_shard_work import PictureSplit
@@ -265,6 +265,7 @@ def _peer(name: str, spec: LoaderSpec, folder: str | None, stack: ExitStack) -> 
 
 def _row(name: str, laps: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
     rates = {who: [lap["rate"] for lap in laps[who]] for who in (name, REFERENCE)}
+    parts = PARTS if f"{PARTS[0]}_us" in laps[name][0] else ()
     # A rate is better the higher it is, seconds the lower: so the roles are changed.
     ratios = spread(paired_ratios(rates[name], rates[REFERENCE]))
     return {
@@ -277,9 +278,15 @@ def _row(name: str, laps: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[s
         "ratio_q3": ratios.high,
         "first_batch_seconds": None if name == REFERENCE else spread([lap["first"] for lap in laps[name]]).median,
         "cpu_us": spread([lap["cpu_us"] for lap in laps[name]]).least,
+        "parts_us": {part: spread([lap[f"{part}_us"] for lap in laps[name]]).median for part in parts},
         "flops_ratio": None,
         "peak_bytes": None,
     }
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
+    parts = ", ".join(f"{part} {value:.0f}" for part, value in row["parts_us"].items())
+    return f"{row['name']}'s workers, us/sample: {parts}; the rest of their time they pass batches on, or wait"
 
 
 def loader_bench_text(result: Mapping[str, Any]) -> str:
@@ -301,6 +308,7 @@ def loader_bench_text(result: Mapping[str, Any]) -> str:
         f"ratio: times as fast as {result['reference']}, the same decoding and resizing in as many processes and "
         f"nothing else, in the same round; median of {result['rounds']} rounds",
         "CPU: of all its processes, with their start, in the round that took least",
+        *(_in_words(row) for row in result["rows"] if row["parts_us"]),
         *(f"left out: {why}" for why in result["left_out"].values()),
     ]
     return "\n".join([title, *aligned(cells, left=1), *notes])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.bench_loader_peers import PEERS, Batches, LoaderSpec
+from pipeline.data.batch import LoadWork
 from pipeline.data.loader import LoaderConfig, train_loader
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
@@ -24,6 +25,8 @@ from pipeline.data.transforms import TransformConfig, eval_image
 from pipeline.process import Process
 
 Lap = Callable[[], dict[str, float]]
+PARTS = ("read", "decode", "text")
+"""Of our workers' time, as `LoadWork` has it."""
 MOST_PICTURES = 512
 """Different ones, for the bare decoder has them in memory."""
 
@@ -41,12 +44,29 @@ def serve(name: str, spec: LoaderSpec) -> None:
 def _lap_of(name: str, spec: LoaderSpec) -> Lap:
     if name == "decoder":
         return DecoderPool(spec).lap
-    batches = our_loader(spec) if name == "trimline" else PEERS[name](spec)
+    if name == "trimline":
+        work: list[LoadWork] = []
+        ours = our_loader(spec, work)
+        return lambda: timed(ours, spec) | _parts(work, spec)
+    batches = PEERS[name](spec)
     return lambda: timed(batches, spec)
 
 
-def our_loader(spec: LoaderSpec) -> Batches:
-    """Our own loader, as training uses it but for augmentation."""
+def _parts(work: list[LoadWork], spec: LoaderSpec) -> dict[str, float]:
+    """What the workers did for a sample of a lap, in microseconds; in the rest they pass batches on, or wait."""
+    samples = spec.batch * len(work)
+    parts = {f"{name}_us": 1e6 * sum(getattr(each, name) for each in work) / samples for name in PARTS}
+    work.clear()
+    return parts
+
+
+def our_loader(spec: LoaderSpec, work: list[LoadWork]) -> Batches:
+    """Our own loader, as training uses it but for augmentation.
+
+    Args:
+        spec: What is loaded.
+        work: Takes what workers say of their work for each batch.
+    """
     config = LoaderConfig(
         height=spec.size,
         width=spec.size,
@@ -70,6 +90,7 @@ def our_loader(spec: LoaderSpec) -> Batches:
             steps=spec.samples // spec.batch,
         )
         for batch in loader:
+            work.append(batch.work)
             yield batch.pixels, batch.token_ids, batch.token_mask
 
     return batches

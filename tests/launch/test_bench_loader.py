@@ -51,6 +51,8 @@ def test_our_loader_is_measured_against_the_bare_decoder_and_webdataset(
         assert row["unit"] == "samples/s" and row["value"] > 0 and row["cpu_us"] > 0
         assert row["ratio_min"] <= row["ratio_q1"] <= row["ratio"] <= row["ratio_q3"]
         assert row["first_batch_seconds"] > 0
+    assert rows["trimline"]["parts_us"].keys() == {"read", "decode", "text"} and rows["webdataset"]["parts_us"] == {}
+    assert all(value > 0 for value in rows["trimline"]["parts_us"].values())
     assert {"commit", "device", "device_name", "includes", "seed", "picture_bytes"} <= set(answer)
     assert answer["left_out"] == {} and not list((tmp_path / "out").iterdir())
     assert loader_bench_text(answer).splitlines()[1].split()[:3] == ["loader", "samples/s", "ratio"]
