@@ -176,23 +176,24 @@ def launch_bench_command(options: argparse.Namespace) -> Answer:
     _check(options)
     place = None if options.out is None else Path(options.out).expanduser()
     with tempfile.TemporaryDirectory(prefix="trimline-bench-", dir=place) as scratch:
-        config = _config(options, Path(scratch))
+        config, checkpoint_seconds = _config(options, Path(scratch))
         preflight.check(config, Path(scratch))
         _write_shards(config, Path(scratch))
         result = _measure(config, options, Path(scratch))
+    result |= _as_configured(result, checkpoint_seconds)
     return 0, result, launch_bench_text(result)
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name, least in {"batch": 2, "every": 2, "rounds": 1, "warmup": 0, "threads": 1}.items():
+    for name, least in {"batch": 2, "every": 3, "rounds": 1, "warmup": 0, "threads": 1}.items():
         if getattr(options, name) < least:
             raise UserError(f"bench.{name}={getattr(options, name)} must be at least {least}")
     if options.out is not None and not Path(options.out).expanduser().is_dir():
         raise UserError(f"bench.out={options.out} is not a folder; give one that is there, on the disk to measure")
 
 
-def _config(options: argparse.Namespace, out: Path) -> RunConfig:
-    """The recipe of the backbone's kind with a small data set and one worker put in."""
+def _config(options: argparse.Namespace, out: Path) -> tuple[RunConfig, float]:
+    """The recipe of the backbone's kind with a small data set and one worker put in; its time between checkpoints."""
     kind = options.model.partition("_")[0]
     files = [find_recipe(f"configs/models/{options.model}.yaml"), find_recipe(f"configs/pretrain/{kind}_4m.yaml")]
     steps = _gate(options, out, checkpoints=True).total
@@ -209,7 +210,6 @@ def _config(options: argparse.Namespace, out: Path) -> RunConfig:
         "model.text.vocab_size": PUBLISHED_WORDS.get(kind, 0),
         "pretrain.loop.samples": steps * options.batch,
         "pretrain.loop.global_batch": options.batch,
-        "pretrain.loop.checkpoint_seconds": 1e9,
         "checkpoint.keep_every_steps": options.every,
         "evaluate.retrieval_splits": [],
         "evaluate.pictures": 0,
@@ -220,8 +220,9 @@ def _config(options: argparse.Namespace, out: Path) -> RunConfig:
         sides = ("loader.height", "loader.width", "model.vision.height", "model.vision.width_px")
         given |= dict.fromkeys(sides, options.image_size)
     words = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
-    config = read_config(RunConfig, files, words)
-    return read_config(RunConfig, files, [*words, f"--data.image_size={config.loader.height}"])
+    recipe = read_config(RunConfig, files, words)
+    words += [f"--data.image_size={recipe.loader.height}", "--pretrain.loop.checkpoint_seconds=1e9"]
+    return read_config(RunConfig, files, words), recipe.pretrain.loop.checkpoint_seconds
 
 
 def _write_shards(config: RunConfig, out: Path) -> None:
@@ -274,7 +275,7 @@ def _measure(config: RunConfig, options: argparse.Namespace, out: Path) -> dict[
         "model": options.model,
         "image_size": config.loader.height,
         "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
-        "zero_stage": config.engine.zero_stage,
+        "zero_stage": config.engine.on(1).zero_stage,
         **{name: getattr(options, name) for name in ("batch", "every", "threads", "rounds", "warmup", "seed")},
         "first_step_seconds": contenders[WHOLE].first_step_seconds,
         "cluster_seconds": cluster_seconds,
@@ -295,6 +296,7 @@ def _stopped(backend: Backend) -> Iterator[Backend]:
 
 def _row(name: str, laps: Mapping[str, Sequence[Mapping[str, float]]], every: int, peak: int) -> dict[str, Any]:
     seconds = {who: [lap["seconds"] / every for lap in laps[who]] for who in (name, REFERENCE)}
+    heads = {who: [lap["head_seconds"] for lap in laps[who]] for who in (name, REFERENCE)}
     ratios = spread(paired_ratios(seconds[REFERENCE], seconds[name]))
     return {
         "name": name,
@@ -305,13 +307,28 @@ def _row(name: str, laps: Mapping[str, Sequence[Mapping[str, float]]], every: in
         "ratio_q1": ratios.low,
         "ratio_q3": ratios.high,
         "cost": 1 / ratios.median - 1,
+        "step_cost": 1 / spread(paired_ratios(heads[REFERENCE], heads[name])).median - 1,
+        "checkpoint_seconds": spread([_added(lap, every) for lap in laps[name]]).median,
         "flops_ratio": None,
         "peak_bytes": peak,
     }
 
 
+def _added(lap: Mapping[str, float], every: int) -> float:
+    """Seconds by which a lap is longer than its steps before the checkpoint foretell."""
+    return lap["seconds"] - every * lap["head_seconds"] / lap["head_steps"]
+
+
+def _as_configured(result: Mapping[str, Any], checkpoint_seconds: float) -> dict[str, float]:
+    """What all costs together where checkpoints are made as often as the recipe says."""
+    whole = next(row for row in result["rows"] if row["name"] == WHOLE)
+    cost = whole["step_cost"] + whole["checkpoint_seconds"] / checkpoint_seconds
+    return {"recipe_checkpoint_seconds": checkpoint_seconds, "recipe_cost": cost}
+
+
 def launch_bench_text(result: Mapping[str, Any]) -> str:
     """The result for people: what was measured, a table, how to read it."""
+    whole = next(row for row in result["rows"] if row["name"] == WHOLE)
     cells = [["way", "s/step", "ratio", "quartiles", "cost", "peak MB"]]
     for row in result["rows"]:
         quartiles = f"{row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}"
@@ -327,6 +344,9 @@ def launch_bench_text(result: Mapping[str, Any]) -> str:
         f"measured: {result['includes']}",
         f"ratio: times as fast as {REFERENCE}, the same steps in plain PyTorch, in the same round; cost: of its step "
         f"time; medians of {result['rounds']} rounds",
+        f"{WHOLE}: {whole['step_cost']:+.1%} in the steps before a checkpoint, {whole['checkpoint_seconds']:.1f} s for "
+        f"a checkpoint; with one every {result['recipe_checkpoint_seconds']:.0f} s, as the recipe has it, "
+        f"{result['recipe_cost']:+.1%} in all",
         f"start: {result['cluster_seconds']:.1f} s for a local cluster, then {result['first_step_seconds']:.1f} s from "
         "the job's submission to the end of its first step",
     ]

@@ -76,6 +76,11 @@ class Gate:
         return self.steps // 2
 
     @property
+    def head(self) -> int:
+        """Steps of a lap that are over before its checkpoint is begun."""
+        return self.steps - self.begins - 1
+
+    @property
     def total(self) -> int:
         """Steps of the whole training; one is left behind the last lap, for a loop ends without asking for more."""
         return self.begins + self.laps * self.steps + 1
@@ -89,10 +94,12 @@ class Gate:
         for lap in range(self.laps):
             self._wait_for(self.folder / go_file(lap))
             began = time.perf_counter()
-            yield from itertools.islice(stream, self.steps)
+            yield from itertools.islice(stream, self.head)
+            head_seconds = time.perf_counter() - began
+            yield from itertools.islice(stream, self.steps - self.head)
             written = self._settle(lap)
-            lasted = time.perf_counter() - began
-            write_json(self.folder / lap_file(lap), {"seconds": lasted, "checkpoint_bytes": self._remove(written)})
+            times = {"seconds": time.perf_counter() - began, "head_seconds": head_seconds, "head_steps": self.head}
+            write_json(self.folder / lap_file(lap), {**times, "checkpoint_bytes": self._remove(written)})
         yield from stream
 
     def _settle(self, lap: int) -> Path | None:

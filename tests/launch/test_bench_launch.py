@@ -31,10 +31,11 @@ def test_a_gate_lets_a_lap_through_at_a_time(tmp_path: Path) -> None:
             (tmp_path / go_file(1)).touch()
     assert list(stream) == [10]
     laps = [read_json(tmp_path / lap_file(lap)) for lap in range(2)]
-    assert all(lap["seconds"] > 0 and lap["checkpoint_bytes"] == 0 for lap in laps)
+    assert all(lap["seconds"] > lap["head_seconds"] > 0 and lap["checkpoint_bytes"] == 0 for lap in laps)
+    assert gate.head == 1, "the second of a lap's four steps is followed by its checkpoint"
 
 
-@pytest.mark.parametrize("steps", [2, 5])
+@pytest.mark.parametrize("steps", [3, 6])
 def test_each_lap_has_one_checkpoint_and_waits_for_it(tmp_path: Path, steps: int) -> None:
     gate = Gate(tmp_path / "stage", steps, laps=3, checkpoints=tmp_path, device=CPU)
     (tmp_path / "stage").mkdir()
@@ -58,7 +59,7 @@ def test_each_lap_has_one_checkpoint_and_waits_for_it(tmp_path: Path, steps: int
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--every", "1"], "bench.every=1 must be at least 2"),
+        (["--every", "1"], "bench.every=1 must be at least 3"),
         (["--batch", "1"], "bench.batch=1 must be at least 2"),
         (["--rounds", "0"], "bench.rounds=0"),
         (["--threads", "0"], "bench.threads=0"),
@@ -91,6 +92,10 @@ def test_the_whole_way_is_measured_against_the_bare_loop(
     for row in rows.values():
         assert row["value"] > 0 and row["unit"] == "s" and row["peak_bytes"] > 10**8
         assert row["ratio_min"] <= row["ratio_q1"] <= row["ratio"] <= row["ratio_q3"]
+    whole = rows["trimline"]
+    assert answer["recipe_checkpoint_seconds"] == 900
+    assert answer["recipe_cost"] == pytest.approx(whole["step_cost"] + whole["checkpoint_seconds"] / 900)
+    assert rows["bare"]["step_cost"] == 0 and "with one every 900 s" in launch_bench_text(answer)
     # A checkpoint has weights and two moments, 4 bytes each, of some millions of parameters.
     assert answer["checkpoint_bytes"] > 12 * 3e6
     assert 0 < answer["first_step_seconds"] < 120 and answer["cluster_seconds"] > 0
