@@ -16,7 +16,7 @@ import yaml
 from data_prep.errors import UserError
 from data_prep.shapes import ShapesSplit
 from launch.compare import CompareConfig, Trial, check_full_models, overrides_of, settled, trials
-from launch.compare_table import COMPARISON, comparison_text, lines_of, paired_interval
+from launch.compare_table import COMPARISON, comparison_text, lines_of, student_interval
 from launch.config import RunConfig
 from launch.reading import read_config
 from launch.recipes import find_recipe, recipes
@@ -136,9 +136,9 @@ def test_what_a_target_costs_stands_beside_its_accuracy() -> None:
 
 
 def test_the_interval_is_students_over_pairs() -> None:
-    difference, half = paired_interval([3.0, 4.0, 8.0], [1.0, 3.0, 5.0])
+    difference, half = student_interval([3.0, 4.0, 8.0], [1.0, 3.0, 5.0])
     assert (difference, half) == (2.0, pytest.approx(4.303 * 1.0 / 3**0.5))
-    assert paired_interval([3.0], [1.0]) == (2.0, None)
+    assert student_interval([3.0], [1.0]) == (2.0, None)
 
 
 def test_only_seeds_that_both_finished_are_compared() -> None:
