@@ -159,8 +159,8 @@ def points(row: Mapping[str, Any]) -> str:
 def _without(questions: int, asked: int, models: Sequence[str]) -> str:
     few = ", ".join(models[:_FEW]) + (f" and {len(models) - _FEW} more" if len(models) > _FEW else "")
     return (
-        f"{questions} of {asked} differences have no paired interval, and others may lack seeds: there is no file of what "
-        f"became of each test instance for {few}. Evaluations from before there were such files have none; remove "
+        f"{questions} of {asked} differences have no paired interval, and others may lack seeds: there is no file of "
+        f"what became of each test instance for {few}. Evaluations from before there were such files have none; remove "
         "stages/evaluate-* of these runs and run the same command again."
     )
 
