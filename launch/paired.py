@@ -27,8 +27,8 @@ RESAMPLED = (
 """What the intervals mean."""
 
 _FEW = 2
-_CORPUS = "captioning"
-"""The task whose scores are of all captions together."""
+_CAPTIONS = "captioning"
+"""Of whose instances nothing is kept: most scores of captions are of all of them together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +144,8 @@ def paired_differences(runs: Sequence[JudgedRun], reference: str | None = None) 
             answers.missing.append(f"No paired interval of {which} from {question.against}: {error}.")
             continue
         without += not there
-    if any(row["task"] == _CORPUS for run in runs for row in run.rows):
-        answers.missing.append("No paired intervals of captions: their scores are of all captions of a split together.")
+    if any(row["task"] == _CAPTIONS for run in runs for row in run.rows):
+        answers.missing.append("No paired intervals of captions: what became of single ones is not kept.")
     if lacking:
         answers.missing.append(_without(without, len(asked), [*lacking]))
     return answers
@@ -177,7 +177,7 @@ def _named_as(question: Question) -> dict[str, Any]:
 def _questions(runs: Sequence[JudgedRun], reference: str | None) -> Iterator[tuple[Question, Pair]]:
     references = {(run.budget, run.seed): run for run in runs if run.variant == reference}
     for run in runs:
-        for row in (row for row in run.rows if row["task"] != _CORPUS):
+        for row in (row for row in run.rows if row["task"] != _CAPTIONS):
             for against, other, held in _counterparts(run, row, references.get((run.budget, run.seed))):
                 question = Question(budget=run.budget, variant=run.variant, score=score_of(row), against=against)
                 yield question, (run, row, other, held)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 18
 """Numbers of drawn groups that are held at once."""
 
 _NAMED = 3
