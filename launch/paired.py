@@ -56,9 +56,12 @@ class JudgedRun:
             FileNotFoundError: An older evaluation has not kept it.
             UserError: The file is damaged.
         """
+        return read_outcomes(self.outcomes_of(row), str(row["metric"]))
+
+    def outcomes_of(self, row: Row) -> Path:
+        """Where they lie."""
         stage = str(row.get("stage"))
-        path = outcomes_file(self.folder / "stages" / f"evaluate-{stage}", stage, str(row["split"]))
-        return read_outcomes(path, str(row["metric"]))
+        return outcomes_file(self.folder / "stages" / f"evaluate-{stage}", stage, str(row["split"]))
 
     def at(self, row: Row, target: Any) -> Row | None:
         """The row of another target that is else the same."""
@@ -179,8 +182,15 @@ def _questions(runs: Sequence[JudgedRun], reference: str | None) -> Iterator[tup
     for run in runs:
         for row in (row for row in run.rows if row["task"] != _CAPTIONS):
             for against, other, held in _counterparts(run, row, references.get((run.budget, run.seed))):
-                question = Question(budget=run.budget, variant=run.variant, score=score_of(row), against=against)
-                yield question, (run, row, other, held)
+                pair = run, row, other, held
+                if not _taken_over(pair):
+                    yield Question(budget=run.budget, variant=run.variant, score=score_of(row), against=against), pair
+
+
+def _taken_over(pair: Pair) -> bool:
+    """Whether both are one model, which one of the runs has taken over from the other (`share`)."""
+    one, other = pair[0].outcomes_of(pair[1]), pair[2].outcomes_of(pair[3])
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _counterparts(run: JudgedRun, row: Row, reference: JudgedRun | None) -> Iterator[tuple[str, JudgedRun, Row]]:

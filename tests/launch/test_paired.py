@@ -125,3 +125,13 @@ def test_an_older_comparison_says_that_it_has_none(compared: dict[str, Any], tmp
     save(tmp_path / "comparison.json", old)
     page = write_comparison(tmp_path).read_text()
     assert "On the same test instances" not in page and "No differences on the same test instances" in page
+
+
+def test_a_model_that_was_taken_over_is_not_held_against_itself(tmp_path: Path) -> None:
+    reference, other = judged(tmp_path, "smarttrim", 0), judged(tmp_path, "local", 0)
+    theirs, own = (run.outcomes_of(run.rows[0]) for run in (reference, other))
+    own.unlink()
+    own.hardlink_to(theirs)
+    found = [(row["score"], row["against"]) for row in paired_differences([reference, other], "smarttrim").rows]
+    assert ("statement 2x test accuracy", "smarttrim") in found
+    assert ("statement 1x test accuracy", "smarttrim") not in found
