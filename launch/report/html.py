@@ -40,7 +40,7 @@ class Page:
     tables: list[TaskTable]
     curves: list[Drawing]
     fronts: list[Drawing]
-    paired: list[Mapping[str, Any]]
+    paired: list[dict[str, Any]]
     """By how much trimmed models differ from the untrimmed one on the same instances."""
     published: Mapping[str, list[Quoted]]
     """By task what `quoted_source` says of the run's backbone."""
