@@ -173,11 +173,11 @@ def test_the_cost_loss_reaches_its_target_while_layers_differ() -> None:
         curriculum=CurriculumConfig(share=0.0, gain=0.0),
         distill_weight=0.0,
     )
-    model, batch = model_with(config.trimmers), small_batch(16)
+    model, batch = model_with(config.trimmers), small_batch(8)
     units = units_of(model.backbone, batch.token_mask)
     task = ClassificationTask(model, scale, 1.5, config, units)
     optimizer, costs = torch.optim.Adam(model.parameters(), 0.005), []
-    for _ in range(60):
+    for _ in range(45):
         losses = task.losses(model, batch, 1.0)
         optimizer.zero_grad()
         losses.total.backward()
