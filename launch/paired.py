@@ -219,17 +219,23 @@ def _series(pair: Pair, lacking: dict[str, None]) -> tuple[tuple[Series, ...], t
     return (found[0], found[1]) if len(found) == 2 else None
 
 
+_ENDS = {"difference": "value", "low": "low", "high": "high"}
+
+
+def _points(share: float) -> float:
+    """Without the last bits, which differ with the order of sums and would show where a figure is rounded."""
+    return round(100 * share, 9)
+
+
 def _difference(there: Iterable[tuple[int, tuple[tuple[Series, ...], tuple[Series, ...]]]]) -> dict[str, Any]:
     """Of the pairs of several seeds, in points."""
     seeds, pairs = zip(*there, strict=True)
     interval = paired_interval(pairs)
     own = [series for series, _ in pairs]
     return {
-        "difference": 100 * interval.value,
-        "low": 100 * interval.low,
-        "high": 100 * interval.high,
+        **{name: _points(getattr(interval, at)) for name, at in _ENDS.items()},
         "seeds": list(seeds),
-        "by_seed": [100 * (_mean(one) - _mean(other)) for one, other in pairs],
+        "by_seed": [_points(_mean(one) - _mean(other)) for one, other in pairs],
         "instances": sum(len(each.names) for series in own for each in series),
         "groups": len({group for series in own for group in series[0].groups}),
     }
