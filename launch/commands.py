@@ -82,12 +82,13 @@ def compare_command(files: Sequence[str], overrides: Sequence[str]) -> Answer:
         UserError: for a mistake in any of the runs, before the first one starts.
     """
     from launch.compare import CompareConfig, compare
-    from launch.compare_table import comparison_text, lines_of
+    from launch.compare_table import comparison_text, lines_of, paired_lines
 
     config = read_config(CompareConfig, [find_recipe(name) for name in files], overrides)
     data = compare(config, lambda line: print(line, file=sys.stderr))
     code = INTERNAL if data["failures"] else 0
-    return code, {"out": config.out, "lines": lines_of(data), "failures": data["failures"]}, comparison_text(data)
+    told = {"lines": lines_of(data), "paired": paired_lines(data), "unpaired": data["unpaired"]}
+    return code, {"out": config.out, **told, "failures": data["failures"]}, comparison_text(data)
 
 
 def scale_command(files: Sequence[str], overrides: Sequence[str]) -> Answer:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from data_prep.lock import FolderLock
 from launch import machine
-from launch.compare_table import COMPARISON
+from launch.compare_table import COMPARED, COMPARISON
 from launch.config import RunConfig
+from launch.paired import JudgedRun, paired_differences
 from launch.reading import read_config
 from launch.recipes import find_recipe
 from launch.run_log import LOG, log_file
@@ -286,7 +287,7 @@ def _step_ms(folder: Path, stage: Mapping[str, Any]) -> float:
 
 
 def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, Any]:
-    """What the finished runs gave: for each trial its results, speed and memory."""
+    """What the finished runs gave: for each trial its results, speed and memory; differences on the same instances."""
     runs = []
     for trial in trials(config):
         folder = Path(config.out).expanduser() / trial.name
@@ -308,4 +309,12 @@ def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, An
         )
     facts = {"command": machine.command(), "commit": machine.git_commit(), "hardware": machine.hardware()}
     planned = {"reference": config.reference, "trials": len(trials(config))}
-    return {**planned, "runs": runs, "failures": dict(failures), "facts": facts}
+    judged = paired_differences([_judged(config, run) for run in runs], config.reference)
+    paired = {"paired": judged.rows, "unpaired": judged.missing}
+    return {**planned, "runs": runs, **paired, "failures": dict(failures), "facts": facts}
+
+
+def _judged(config: CompareConfig, run: Mapping[str, Any]) -> JudgedRun:
+    trial = Trial(variant=run["variant"], budget=run["budget"], seed=run["seed"])
+    rows = [row for row in run["results"] if row["metric"] in COMPARED]
+    return JudgedRun(**asdict(trial), folder=Path(config.out).expanduser() / trial.name, rows=rows)

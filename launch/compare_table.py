@@ -1,10 +1,15 @@
-"""The table of a comparison: means over seeds, and paired differences from the reference with their intervals."""
+"""The tables of a comparison: means over seeds, and differences with their intervals.
+
+There are two kinds of these. Over seeds: what would another training give? Over test instances, where outcomes are kept
+(`launch.paired`): what would these very models do with other instances?
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from launch.paired import RESAMPLED, points, score_of
 from launch.report.table import aligned
 
 # Two-sided 95% points of Student's t, for 1, 2, ... degrees of freedom.
@@ -12,7 +17,8 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _T95_MANY = 1.96
 
 COMPARISON = "comparison.json"
-_COMPARED = ("R@10", "accuracy", "CIDEr")
+COMPARED = ("R@10", "accuracy", "CIDEr")
+"""Metrics that comparisons show."""
 COST = "MMACs"  # billions are too coarse for the small models that are compared on one machine
 
 Key = tuple[str, str, str]
@@ -28,7 +34,7 @@ def half_width(values: Sequence[float]) -> float | None:
     return point * stdev(values) / math.sqrt(len(values))
 
 
-def paired_interval(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float | None]:
+def student_interval(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float | None]:
     """Mean of paired differences, and the half width of its 95% interval; None for a single pair."""
     differences = [value - other for value, other in zip(values, reference, strict=True)]
     return mean(differences), half_width(differences)
@@ -62,7 +68,7 @@ def _line(
         cell |= {"mean": mean(values.values()), "values": list(values.values()), "seeds": list(values)}
         if shared:
             others = [_metrics(reference[seed])[key] for seed in shared]
-            cell["difference"], cell["half_width"] = paired_interval([values[seed] for seed in shared], others)
+            cell["difference"], cell["half_width"] = student_interval([values[seed] for seed in shared], others)
         metrics[" ".join(key)] = cell
     each = list(runs.values())
     return {
@@ -76,16 +82,22 @@ def _line(
     }
 
 
+def paired_lines(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Differences on the same test instances (`launch.paired.Answers`), each with the interval over seeds beside it.
+
+    `half_width` is half of Student's 95% interval of the seeds' own differences; None for a single seed.
+    """
+    return [{**row, "half_width": half_width(row["by_seed"])} for row in data.get("paired", ())]
+
+
 def _metrics(run: Mapping[str, Any]) -> dict[Key, float]:
     found = {}
     for row in run["results"]:
-        if row["metric"] in _COMPARED:
-            task, target = row["task"], row["target"]
-            if target is not None:
-                task += f" {target}" if isinstance(target, str) else f" {target:g}x"
-            found[(task, row["split"], row["metric"])] = float(row["value"])
+        if row["metric"] in COMPARED:
+            task, split, metric = score_of(row)
+            found[(task, split, metric)] = float(row["value"])
             if row["target"] is not None and row.get("gmacs") is not None:
-                found[(task, row["split"], COST)] = 1e3 * float(row["gmacs"])
+                found[(task, split, COST)] = 1e3 * float(row["gmacs"])
     return found
 
 
@@ -102,7 +114,33 @@ def comparison_text(data: Mapping[str, Any]) -> str:
         cells.append([line["budget"], line["variant"], *numbers, f"{line['peak_bytes'] / 2**30:.2f}", *found])
     note = f"differences from {data['reference']} in brackets: mean over pairs of the same seed, 95% interval (t)"
     failed = [f"failed: {name}: {why}" for name, why in data["failures"].items()]
-    return "\n".join([*aligned(cells, left=2), note, *failed])
+    return "\n".join([*aligned(cells, left=2), note, *_paired_text(data), *failed])
+
+
+PAIRED_NOTE = (
+    f"{RESAMPLED} Over seeds: the mean of each seed's difference with Student's 95% interval, which tells what other "
+    "trainings would do."
+)
+"""What the columns of differences on the same test instances mean."""
+
+
+def _paired_text(data: Mapping[str, Any]) -> list[str]:
+    """Differences on the same test instances, where there are any, and why others are not there."""
+    lines, missing = paired_lines(data), list(data.get("unpaired", ()))
+    if not lines:
+        return missing
+    cells = [["variant", "score", "against", "difference", "over seeds", "seeds", "instances in groups"]]
+    for line in lines:
+        variant = line["variant"] if line["budget"] == lines[0]["budget"] else f"{line['variant']}, {line['budget']}"
+        seeds, instances = str(len(line["seeds"])), f"{line['instances']:,} in {line['groups']:,}"
+        cells.append([variant, line["score"], line["against"], *paired_words(line), seeds, instances])
+    return ["", "on the same test instances", *aligned(cells, left=3), PAIRED_NOTE, *missing]
+
+
+def paired_words(line: Mapping[str, Any]) -> tuple[str, str]:
+    """A difference as `-0.6 (-1.1 to -0.1)`, and that over seeds as `-0.6 ± 0.9`, or nothing."""
+    over = "" if line["half_width"] is None else f"{mean(line['by_seed']):+.1f} ± {line['half_width']:.1f}"
+    return points(line), over
 
 
 def _cell(cell: Mapping[str, Any] | None, is_reference: bool) -> str:

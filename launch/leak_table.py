@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from launch.compare_table import paired_interval
+from launch.compare_table import student_interval
 from launch.report.table import aligned
 from launch.report.words import ABSENT
 from pipeline.measure.leak import UNPRUNED
@@ -33,7 +33,7 @@ def _mean(group: Sequence[Row]) -> dict[str, Any]:
     for name in _APART:
         if name in group[0]:
             apart = [row[name] for row in group]
-            found[name], found[f"{name}_half_width"] = paired_interval(apart, [0.0] * len(apart))
+            found[name], found[f"{name}_half_width"] = student_interval(apart, [0.0] * len(apart))
     return found
 
 

@@ -13,6 +13,7 @@ from pipeline.evaluation.classes import classified
 from pipeline.evaluation.config import EvaluateConfig, Row, Trained, source_of
 from pipeline.evaluation.retrieval import evaluate_retrieval
 from pipeline.exports import load_backbone
+from pipeline.measure.outcomes import outcomes_file, write_outcomes
 from pipeline.progress import ProgressFile
 from pipeline.setup import Inputs
 from pipeline.stage import Stage
@@ -69,6 +70,10 @@ def _retrieval(
         captions=1 if config.retrieval_captions == "first" else None,
         process=stage.process,
     )
+    if stage.process.is_main:
+        # Of the recalls the one that comparisons show: the names of all take as much room each time.
+        kept = [one for one in found.outcomes if one.metric == "R@10"]
+        write_outcomes(outcomes_file(stage.folder, "pretrain", split), found.digest, kept)
     row = {
         "stage": "pretrain",
         "method": model.config.backbone,

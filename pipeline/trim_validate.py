@@ -17,7 +17,8 @@ from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.source import Source
 from pipeline.exports import build_classification_model
 from pipeline.generation import CaptionConfig
-from pipeline.metrics.tally import WORD_ACCURACY, check_identified, check_metric, check_programs
+from pipeline.metrics.caption_tally import WORD_ACCURACY
+from pipeline.metrics.tally import check_identified, check_metric, check_programs
 from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.setup import Inputs

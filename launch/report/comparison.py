@@ -10,7 +10,7 @@ import yaml
 
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_atomic
-from launch.compare_table import COMPARISON, COST, lines_of
+from launch.compare_table import COMPARISON, COST, PAIRED_NOTE, lines_of, paired_lines, paired_words
 from launch.report.figures import Drawing
 from launch.report.html import hardware_in_words, page_environment
 from launch.report.pareto import draw_pareto
@@ -55,6 +55,9 @@ class Page:
     budgets: list[str]
     facts: list[tuple[str, str]]
     tables: list[Table]
+    paired: list[tuple[Line, str, str]]
+    """Differences on the same test instances, each in words: itself, and over seeds."""
+    paired_note: str
     differences: list[Drawing]
     sweeps: list[Drawing]
     fronts: list[Drawing]
@@ -107,6 +110,8 @@ def _page(folder: Path, data: Mapping[str, Any]) -> Page:
         budgets=budgets,
         facts=_facts(facts, data, lines),
         tables=[table for budget in budgets for table in _tables(budget, lines)],
+        paired=[(line, *paired_words(line)) for line in paired_lines(data)],
+        paired_note=PAIRED_NOTE,
         differences=[made for budget in budgets if (made := draw_differences(reference, budget, lines)) is not None],
         sweeps=[made for made in sweeps if made is not None],
         fronts=[made for budget in budgets for made in _fronts(data["runs"], budget, len(budgets) > 1)],
@@ -114,7 +119,7 @@ def _page(folder: Path, data: Mapping[str, Any]) -> Page:
         command=str(facts.get("command") or ""),
         commit=str(facts.get("commit") or ""),
         changes=_changes(configs, reference),
-        missing=[*_missing(lines, reference), *unread],
+        missing=[*_missing(lines, reference), *_unpaired(data), *unread],
     )
 
 
@@ -133,6 +138,15 @@ def _missing(lines: Sequence[Line], reference: str) -> list[str]:
             "No intervals: every variant has a single seed, and nothing says how much of a difference is chance."
         )
     return found
+
+
+def _unpaired(data: Mapping[str, Any]) -> list[str]:
+    if "paired" in data or not data["runs"]:
+        return [str(sentence) for sentence in data.get("unpaired", ())]
+    return [
+        f"No differences on the same test instances: {COMPARISON} is of an older trimline; the same `trimline compare` "
+        "again goes on and looks for them."
+    ]
 
 
 def _facts(facts: Mapping[str, Any], data: Mapping[str, Any], lines: Sequence[Line]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from data_prep.errors import UserError
 from data_prep.files import write_atomic
+from launch.paired import RESAMPLED, JudgedRun, paired_differences, points
 from launch.report import words
 from launch.report.curves import draw_curve
 from launch.report.faults import Fault, faults_of
@@ -39,6 +40,8 @@ class Page:
     tables: list[TaskTable]
     curves: list[Drawing]
     fronts: list[Drawing]
+    paired: list[dict[str, Any]]
+    """By how much trimmed models differ from the untrimmed one on the same instances."""
     published: Mapping[str, list[Quoted]]
     """By task what `quoted_source` says of the run's backbone."""
     instances: list[Drawing]
@@ -55,6 +58,7 @@ class Page:
     missing: list[str]
     """Sentences on what a reader would expect and does not find, each with its reason."""
     quoted_source: str = SOURCE
+    paired_note: str = RESAMPLED
 
 
 def write_report(run: Path) -> Path:
@@ -89,11 +93,14 @@ def _page(run: RunFolder) -> Page:
     analyses, unshown = _analyses(run.path / ANALYSES)
     models, untold = _told(run)
     shown, lost = extremes(models)
+    paired = paired_differences([_judged(run)])
+    unshown += [*untold, *lost, *paired.missing]
     return Page(
         run=run,
         tables=tables,
         curves=[draw_curve(stage.name, stage.curve) for stage in run.stages if stage.curve is not None],
         fronts=drawn,
+        paired=paired.rows,
         published={task: rows for task, rows in published.items() if rows},
         instances=drawings(models),
         extremes=shown,
@@ -102,7 +109,7 @@ def _page(run: RunFolder) -> Page:
         faults=faults_of(run.stages),
         mixed=_mixed(run.stages),
         pretrained=any(stage.name == "pretrain" and stage.state == "done" for stage in run.stages),
-        missing=[*_missing(run, drawn, pictures, analyses), *problems, *unshown, *untold, *lost, *run.unreadable],
+        missing=[*_missing(run, drawn, pictures, analyses), *problems, *unshown, *run.unreadable],
     )
 
 
@@ -126,6 +133,11 @@ def _told(run: RunFolder) -> tuple[list[Told], list[str]]:
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"{path.relative_to(run.path)} does not tell of instances: {error!r}.")
     return found, problems
+
+
+def _judged(run: RunFolder) -> JudgedRun:
+    rows = [row for row in run.results if {"split", "target"} <= row.keys()]
+    return JudgedRun(variant="", budget="", seed=int(run.facts.get("seed") or 0), folder=run.path, rows=rows)
 
 
 def _backbone(run: RunFolder) -> str:
@@ -204,6 +216,7 @@ def page_environment() -> jinja2.Environment:
         "metric_name": words.metric_name,
         "download": _download,
         "frames_data": _frames_data,
+        "points": points,
     }
     environment.globals |= {"words": words, "absent": words.ABSENT, "frame_words": _frame_words, "safe": Markup}
     return environment

@@ -22,8 +22,8 @@ from pipeline.evaluation.config import EvaluateConfig, Row, source_of
 from pipeline.evaluation.source import Source
 from pipeline.evaluation.unscored import note_unscored
 from pipeline.gathering import all_objects
+from pipeline.metrics.caption_tally import CaptionTally
 from pipeline.metrics.captions import missing_for_captions
-from pipeline.metrics.tally import CaptionTally
 from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.setup import Inputs

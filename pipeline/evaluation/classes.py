@@ -27,6 +27,7 @@ from pipeline.exports import load_classification_model, method_of
 from pipeline.gathering import all_objects
 from pipeline.measure.instances import INSTANCES, Instances, write_instances
 from pipeline.measure.latency import Latency, alike, alone, candidates, packed_latency
+from pipeline.measure.outcomes import digest_of, outcomes_file, write_outcomes
 from pipeline.metrics.tally import TALLIES, Tally
 from pipeline.metrics.tasks import Score
 from pipeline.models.schedule import Intervention
@@ -96,6 +97,7 @@ class Said:
         tally: Its answers.
         costs: Of each instance, in the order of the split.
         instances: What was kept of them, and where their costs lie.
+        digest: Tells these instances from those of other data.
         samples: Instances that were used.
         skipped: Those that could not be.
     """
@@ -103,6 +105,7 @@ class Said:
     tally: Tally
     costs: Costs
     instances: Instances
+    digest: str
     samples: int
     skipped: int
 
@@ -142,7 +145,9 @@ def said_on(model: ClassificationModel, source: Source, loader: StepLoader, proc
     for each in seen_by:
         instances.join(each)
     seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
-    return Said(tally, costs, instances, seen, bad)
+    asked = (zip(one.batch.keys, one.batch.ids, one.batch.texts, strict=True) for one in answered)
+    digest = digest_of(words for batch in asked for words in batch)
+    return Said(tally, costs, instances, digest, seen, bad)
 
 
 def _own_part(
@@ -195,6 +200,8 @@ def classified(
     if stage.process.is_main:
         path = stage.folder / INSTANCES / f"{name}-{split.replace('/', '-')}.json"
         write_instances(path, row, said.instances, costs.macs)
+        if outcomes := tally.outcomes():
+            write_outcomes(outcomes_file(stage.folder, name, split), said.digest, outcomes)
     return rows_of(row, tally.scores(), stage)
 
 

@@ -202,6 +202,8 @@ def _classes(job: Job) -> Evaluated:
         skipped=said.skipped,
         more={} if said.tally.lacking is None else {"lacking": said.tally.lacking},
         write=said.tally.write,
+        outcomes=said.tally.outcomes(),
+        digest=said.digest,
     )
 
 

@@ -3,10 +3,14 @@
 T texts, L text tokens.
 """
 
+from collections.abc import Sequence
+
 from pipeline.data.loader import StepLoader
-from pipeline.evaluation.scores import Evaluated, Score, Values, percent
+from pipeline.evaluation.scores import Evaluated, Score, percent
 from pipeline.evaluation.source import Source
 from pipeline.gathering import all_objects
+from pipeline.measure.bootstrap import Series
+from pipeline.measure.outcomes import Outcomes, digest_of, numbered
 from pipeline.metrics.ranks import recalls
 from pipeline.models.backbone import Backbone
 from pipeline.process import Process
@@ -47,27 +51,37 @@ def evaluate_retrieval(
         model, loader, source.normalise, source.tokenize, batch_size, process, captions, matches(model, rerank)
     )
     ranks = rank_split(model, gallery, rerank, process)
+    outcomes = outcomes_of(gallery, ranks)
     cost = CostModel(model, matching_parts(model), None, contrast=True)
     seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
     return Evaluated(
-        scores=scores_of(gallery, ranks),
+        scores=scores_of(outcomes),
         gmacs=(cost.full(units_of(model, gallery.mask_TL)) / 1e9).tolist(),
         samples=seen,
         skipped=bad,
         more={"images": len(gallery.images), "captions": len(gallery.owner_T), "queries": len(gallery.asking)},
+        outcomes=outcomes,
+        digest=digest_of((image.key, *image.captions) for image in gallery.images),
     )
 
 
-def scores_of(gallery: Gallery, ranks: Ranks) -> list[Score]:
-    """All scores of the ranks of a split."""
-    clusters = [image.cluster for image in gallery.images]
-    asks_image = [clusters[number] for number in gallery.asking.tolist()]
-    asks_text = [clusters[number] for number in gallery.owner_T.tolist()]
-    ways: dict[str, dict[str, Values]] = {
-        way: {metric: (hits, asks) for metric, hits in recalls(found).items()}
-        for way, found, asks in (("TR", ranks.image_Q, asks_image), ("IR", ranks.text_T, asks_text))
+def outcomes_of(gallery: Gallery, ranks: Ranks) -> list[Outcomes]:
+    """By metric whether each image, and each caption, found what it looks for."""
+    keys, clusters = ([getattr(image, name) for image in gallery.images] for name in ("key", "cluster"))
+    ways: dict[str, dict[str, Series]] = {}
+    for way, found, owners in (("TR", ranks.image_Q, gallery.asking), ("IR", ranks.text_T, gallery.owner_T)):
+        numbers = owners.tolist()
+        names, groups = numbered(keys[number] for number in numbers), [clusters[number] for number in numbers]
+        ways[way] = {metric: Series(names=names, values=hits, groups=groups) for metric, hits in recalls(found).items()}
+    whole: dict[str, tuple[Series, ...]] = {
+        f"{way} {metric}": (each,) for way, of in ways.items() for metric, each in of.items()
     }
-    scores = [percent(f"{way} {metric}", each) for way, of in ways.items() for metric, each in of.items()]
-    scores.append(percent("R@10", *(of["R@10"] for of in ways.values())))
-    scores += [percent(f"{way} mean", *of.values()) for way, of in ways.items()]
-    return [*scores, percent("mean_recall", *(each for of in ways.values() for each in of.values()))]
+    whole["R@10"] = tuple(of["R@10"] for of in ways.values())
+    whole |= {f"{way} mean": tuple(of.values()) for way, of in ways.items()}
+    whole["mean_recall"] = tuple(each for of in ways.values() for each in of.values())
+    return [Outcomes(metric=metric, series=series) for metric, series in whole.items()]
+
+
+def scores_of(outcomes: Sequence[Outcomes]) -> list[Score]:
+    """All scores of a split."""
+    return [percent(one.metric, *((each.values, each.groups) for each in one.series)) for one in outcomes]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.measure.bootstrap import joint_interval
+from pipeline.measure.outcomes import Outcomes
 
 Values = tuple[Sequence[float], Sequence[str]]
 """A number for each item, and what each item is resampled with."""
@@ -39,6 +40,8 @@ class Evaluated:
         skipped: Those that could not be used.
         more: What the task says besides, such as its classes.
         write: Writes what the model said as the task's server takes it; None where there is none.
+        outcomes: What the scores are means of, where that is known by name.
+        digest: Tells the instances of this data from those of other; see `pipeline.measure.outcomes.digest_of`.
     """
 
     scores: list[Score]
@@ -47,6 +50,8 @@ class Evaluated:
     skipped: int
     more: dict[str, Any]
     write: Callable[[Path], None] | None = None
+    outcomes: Sequence[Outcomes] = ()
+    digest: str = ""
 
 
 def percent(metric: str, *series: Values) -> Score:

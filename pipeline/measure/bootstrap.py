@@ -1,9 +1,21 @@
-"""Confidence intervals by resampling whole groups."""
+"""Confidence intervals by resampling whole groups.
+
+S series, G groups, D draws that are held at once.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError
+
+_AT_ONCE = 1 << 18
+"""Numbers of drawn groups that are held at once."""
+
+_NAMED = 3
+"""Instances that an error names."""
 
 
 @dataclass(frozen=True)
@@ -13,6 +25,21 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A number for each of several items; a score is their mean.
+
+    Attributes:
+        names: Of the items, all different.
+        values: Of each; finite.
+        groups: What each belongs to; items of a group are drawn together.
+    """
+
+    names: Sequence[str]
+    values: Sequence[float]
+    groups: Sequence[str]
 
 
 def group_interval(values: Sequence[float], groups: Sequence[str], seed: int = 0, draws: int = 2000) -> Interval:
@@ -59,11 +86,89 @@ def joint_interval(
         totals.append(np.bincount(group, numbers))
         counts.append(np.bincount(group))
         means.append(numbers.mean())
-    total, count = np.stack(totals), np.stack(counts)
-    rng = np.random.default_rng(seed)
-    drawn = np.empty(draws)
-    for draw in range(draws):
-        taken = rng.integers(0, total.shape[1], total.shape[1])
-        drawn[draw] = (total[:, taken].sum(1) / count[:, taken].sum(1)).mean()
+    drawn = _resampled(np.stack(totals), np.stack(counts), seed, draws)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(float(np.mean(means)), float(low), float(high))
+
+
+def _resampled(
+    total_SG: NDArray[np.float64], count_SG: NDArray[np.int64], seed: int, draws: int
+) -> NDArray[np.float64]:
+    """The mean of each resample; as many of them at once as memory is meant for."""
+    rng, groups, drawn = np.random.default_rng(seed), total_SG.shape[1], np.empty(draws)
+    step = max(1, _AT_ONCE // groups)
+    for first in range(0, draws, step):
+        taken_DG = rng.integers(0, groups, (min(step, draws - first), groups))
+        mean_SD = total_SG[:, taken_DG].sum(2) / count_SG[:, taken_DG].sum(2)
+        drawn[first : first + step] = mean_SD.mean(0)
+    return drawn
+
+
+def paired(one: Series, other: Series) -> Series:
+    """By how much one model does better than another, item by item.
+
+    Args:
+        one: Of the model.
+        other: Of the model that it is held against, over the same items in any order.
+
+    Raises:
+        UserError: They have different items, or an item belongs to different groups.
+    """
+    names, own, others = _matched(one, other)
+    groups, other_groups = np.asarray(one.groups)[own], np.asarray(other.groups)[others]
+    if (moved := np.flatnonzero(groups != other_groups)).size:
+        at = moved[0]
+        raise UserError(
+            f"two models were judged on instances of the same names but other data: {names[at]} belongs to "
+            f"{groups[at]} here and to {other_groups[at]} there; evaluate both on one split"
+        )
+    values = np.asarray(one.values, np.float64)[own] - np.asarray(other.values, np.float64)[others]
+    return Series(names=names.tolist(), values=values.tolist(), groups=groups.tolist())
+
+
+def _matched(one: Series, other: Series) -> tuple[NDArray[np.str_], NDArray[np.intp], NDArray[np.intp]]:
+    """Names of the items, and where they stand in either."""
+    names, own = np.unique(np.asarray(one.names), return_index=True)
+    there, others = np.unique(np.asarray(other.names), return_index=True)
+    if len(names) < len(one.names) or len(there) < len(other.names):
+        raise ValueError("items that are paired must have different names")
+    if not np.array_equal(names, there):
+        alone = {"here": np.setdiff1d(names, there), "there": np.setdiff1d(there, names)}
+        told = " and ".join(_some(each, where) for where, each in alone.items() if len(each))
+        raise UserError(f"two models were not judged on the same instances: {told}; evaluate both on one split")
+    return names, own, others
+
+
+def _some(names: NDArray[np.str_], where: str) -> str:
+    more = ", ..." if len(names) > _NAMED else ""
+    return f"{len(names)} are only {where} ({', '.join(names[:_NAMED].tolist())}{more})"
+
+
+def paired_interval(
+    pairs: Sequence[tuple[Sequence[Series], Sequence[Series]]], seed: int = 0, draws: int = 2000
+) -> Interval:
+    """By how much models score better than others on the same items, with the interval of this difference.
+
+    What both find easy or hard drops out, so that the interval is narrower than those of the two scores. It tells how
+    far the difference hangs on the items that were drawn; the models themselves stay as they are.
+
+    Args:
+        pairs: For each pair of models, such as those of one seed, the series of either one's score. Pairs are pooled:
+            an item of any of them counts alike, and groups of one name are drawn together wherever they stand.
+        seed: Of the resampling.
+        draws: Number of resamples.
+
+    Returns:
+        Mean difference, 2.5% and 97.5% quantile.
+
+    Raises:
+        UserError: A pair was not judged on the same items.
+        ValueError: There is nothing to compare, or a value is not finite.
+    """
+    differences = [[paired(*each) for each in zip(one, other, strict=True)] for one, other in pairs]
+    pooled = zip(*differences, strict=True)
+    return joint_interval(
+        [([v for part in parts for v in part.values], [g for part in parts for g in part.groups]) for parts in pooled],
+        seed,
+        draws,
+    )

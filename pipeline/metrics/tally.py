@@ -3,7 +3,6 @@
 The scores are those that `trimline score` gives of the file and the data set's own annotations.
 """
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -16,14 +15,20 @@ from data_prep.sources.nlvr2 import IDENTIFIER
 from data_prep.sources.snli_ve import LABELS
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.sample import Sample
+from pipeline.measure.outcomes import Outcomes, numbered
+from pipeline.metrics.caption_tally import WORD_ACCURACY, CaptionTally
 from pipeline.metrics.captions import METRICS as CAPTION_METRICS
 from pipeline.metrics.captions import missing_for
-from pipeline.metrics.result_files import write_captions, write_nlvr2, write_snli_ve, write_vqa
-from pipeline.metrics.tasks import Asked, Score, mean_score, nlvr2_scores, snli_ve_scores, told_scores, vqa_scores
-
-WORD_ACCURACY = "word_accuracy"
-"""The share of captions' words that are told rightly behind the right ones: the score of captions that no other program
-counts, and that no server knows."""
+from pipeline.metrics.result_files import write_nlvr2, write_snli_ve, write_vqa
+from pipeline.metrics.tasks import (
+    Asked,
+    Score,
+    nlvr2_outcomes,
+    outcomes_of,
+    score_of,
+    snli_ve_outcomes,
+    vqa_outcomes,
+)
 
 _NO_NAME = {
     "nlvr2": (
@@ -67,8 +72,12 @@ class Tally(ABC):
         """
 
     @abstractmethod
+    def outcomes(self) -> list[Outcomes]:
+        """By metric what became of each instance; none where nobody knows what is right."""
+
     def scores(self) -> list[Score]:
-        """All scores; none where nobody knows what is right."""
+        """All scores."""
+        return [score_of(each) for each in self.outcomes()]
 
     @abstractmethod
     def write(self, path: Path) -> None:
@@ -82,33 +91,40 @@ class StatementTally(Tally):
 
     def __init__(self) -> None:
         self.right: list[float] = []
+        self.keys: list[str] = []
         self.groups: list[str] = []
         self.clusters: list[str] = []
 
     def add(self, batch: ImageTextBatch, said: Sequence[int], names: Sequence[str]) -> None:
         """Takes a batch."""
         self.right += [float(one == label) for one, label in zip(said, batch.labels.tolist(), strict=True)]
+        self.keys += batch.keys
         self.groups += batch.groups
         self.clusters += batch.clusters
 
-    def scores(self) -> list[Score]:
+    def outcomes(self) -> list[Outcomes]:
         """Accuracy; and consistency, where statements are told of several pictures."""
-        found = [mean_score("accuracy", self.right, self.clusters)]
+        found = [_accuracy(self.keys, self.right, self.clusters)]
         if len(set(self.groups)) < len(self.groups) and len(set(self.clusters)) < len(set(self.groups)):
             found.append(self._consistency())
         return found
 
-    def _consistency(self) -> Score:
+    def _consistency(self) -> Outcomes:
         """Share of examples of which every picture is judged rightly."""
         all_right: dict[str, float] = defaultdict(lambda: 1.0)
         cluster_of: dict[str, str] = {}
         for hit, group, cluster in zip(self.right, self.groups, self.clusters, strict=True):
             all_right[group] = min(all_right[group], hit)
             cluster_of[group] = cluster
-        return mean_score("consistency", list(all_right.values()), [cluster_of[group] for group in all_right])
+        return outcomes_of("consistency", all_right, (cluster_of[group] for group in all_right))
 
     def write(self, path: Path) -> None:
         """Nothing: there is no server."""
+
+
+def _accuracy(keys: Sequence[str], right: Sequence[float], clusters: Sequence[str]) -> Outcomes:
+    """Of instances that have no names but their samples'."""
+    return outcomes_of("accuracy", dict(zip(numbered(keys), right, strict=True)), clusters)
 
 
 class NamedTally(Tally):
@@ -126,6 +142,7 @@ class NamedTally(Tally):
 
     def __init__(self) -> None:
         self.right: list[float] = []
+        self.keys: list[str] = []
         self.clusters: list[str] = []
         self.nameless: list[str] = []
         self.found: dict[str, str] = {}
@@ -146,6 +163,7 @@ class NamedTally(Tally):
             _refuse_twice(batch, row, self.key, name, self.found)
             self.found[name] = names[said[row]]
             self.gold[name] = names[label], batch.ids[row]
+        self.keys += batch.keys
         self.clusters += batch.clusters
 
     @property
@@ -156,15 +174,15 @@ class NamedTally(Tally):
         some = f"{len(self.nameless)} of {len(self.right)} {self.instances}, {self.nameless[0]} the first,"
         return f"{some} have {self.no_name}"
 
-    def scores(self) -> list[Score]:
-        """All scores, or the accuracy."""
+    def outcomes(self) -> list[Outcomes]:
+        """Of all metrics, or of the accuracy."""
         if self.lacking is not None:
-            return [mean_score("accuracy", self.right, self.clusters)]
-        return self.named_scores()
+            return [_accuracy(self.keys, self.right, self.clusters)]
+        return self.named_outcomes()
 
     @abstractmethod
-    def named_scores(self) -> list[Score]:
-        """All scores, where all have names."""
+    def named_outcomes(self) -> list[Outcomes]:
+        """Of all metrics, where all have names."""
 
 
 class SnliVeTally(NamedTally):
@@ -179,9 +197,9 @@ class SnliVeTally(NamedTally):
         name = batch.told[row].get(self.key)
         return None if name is None else str(name)
 
-    def named_scores(self) -> list[Score]:
+    def named_outcomes(self) -> list[Outcomes]:
         """Accuracy."""
-        return snli_ve_scores(self.found, self.gold, self.gold)
+        return snli_ve_outcomes(self.found, self.gold, self.gold)
 
     def write(self, path: Path) -> None:
         """An object a line."""
@@ -211,68 +229,13 @@ class VqaTally(Tally):
                 answers, kind = [str(answer) for answer in told["answers"]], told.get("answer_type")
                 self.asked[str(name)] = Asked(answers, batch.ids[row], str(kind) if kind else None)
 
-    def scores(self) -> list[Score]:
+    def outcomes(self) -> list[Outcomes]:
         """Accuracy of the questions that annotators answered; those of a test split are the server's alone."""
-        return vqa_scores({str(name): said for name, said in self.found.items()}, self.asked, self.asked)
+        return vqa_outcomes({str(name): said for name, said in self.found.items()}, self.asked, self.asked)
 
     def write(self, path: Path) -> None:
         """The server's results.json."""
         write_vqa(path, self.found)
-
-
-class CaptionTally:
-    """Captions that were told of pictures.
-
-    Attributes:
-        found: By picture.
-        said: The annotators', of pictures that have some.
-        domains: Of the pictures whose data set says how far they are from what was learned (NoCaps).
-    """
-
-    ending = ".json"
-    metrics = (*CAPTION_METRICS, WORD_ACCURACY)
-    kinds_of = ""
-
-    def __init__(self) -> None:
-        self.found: dict[str, str] = {}
-        self.said: dict[str, list[str]] = {}
-        self.domains: dict[str, str] = {}
-
-    def add(self, batch: ImageTextBatch, told: Sequence[str]) -> None:
-        """Takes a batch whose texts are the pictures' domains (`EveryImage`).
-
-        Raises:
-            UserError: Two pictures have one id.
-        """
-        for row, name in enumerate(batch.ids):
-            if name in self.found:
-                raise UserError(f"{batch.keys[row]}: image {name!r} stands twice, so results cannot be told apart")
-            self.found[name] = told[row]
-            if batch.captions[row]:
-                self.said[name] = batch.captions[row]
-            if domain := json.loads(batch.texts[row])[:1]:
-                self.domains[name] = str(domain[0])
-
-    def scores(self) -> dict[str, list[Score]]:
-        """Scores of all pictures that annotators told of, as "", and of each domain, as a corpus of its own.
-
-        Raises:
-            UserError: pycocoevalcap or Java is missing.
-        """
-        there = {self.domains[name] for name in self.said if name in self.domains}
-        wanted = {domain: [n for n in self.said if self.domains.get(n) == domain] for domain in there}
-        groups = {"": list(self.said), **dict(sorted(wanted.items(), key=lambda each: _by_distance(each[0])))}
-        return {domain: told_scores(self.found, self.said, names) for domain, names in groups.items() if names}
-
-    def write(self, path: Path) -> None:
-        """The server's results.json."""
-        write_captions(path, self.found)
-
-
-def _by_distance(domain: str) -> tuple[int, str]:
-    """NoCaps' domains from near to far."""
-    known = ("in-domain", "near-domain", "out-domain")
-    return known.index(domain) if domain in known else len(known), domain
 
 
 class Nlvr2Tally(NamedTally):
@@ -286,9 +249,9 @@ class Nlvr2Tally(NamedTally):
         """The corpus's identifier."""
         return batch.ids[row] if IDENTIFIER.fullmatch(batch.ids[row]) else None
 
-    def named_scores(self) -> list[Score]:
+    def named_outcomes(self) -> list[Outcomes]:
         """Accuracy and consistency."""
-        return nlvr2_scores(self.found, {name: right for name, (right, _) in self.gold.items()}, self.gold)
+        return nlvr2_outcomes(self.found, {name: right for name, (right, _) in self.gold.items()}, self.gold)
 
     def write(self, path: Path) -> None:
         """The corpus's CSV."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.sources.snli_ve import LABELS
-from pipeline.measure.bootstrap import group_interval
+from pipeline.measure.bootstrap import Series, group_interval
+from pipeline.measure.outcomes import Outcomes
 from pipeline.metrics.captions import caption_scores
 from pipeline.metrics.result_files import annotated, answered, predictions_of, refuse_others
 from pipeline.metrics.vqa import vqa_accuracy
@@ -33,10 +34,16 @@ class Score:
     samples: int
 
 
-def mean_score(metric: str, values: Sequence[float], groups: Sequence[str]) -> Score:
-    """Mean of values from 0 to 1, with the interval by resampling groups."""
-    interval = group_interval(values, groups)
-    return Score(metric, 100 * interval.value, 100 * interval.low, 100 * interval.high, len(values))
+def outcomes_of(metric: str, values: Mapping[str, float], groups: Iterable[str]) -> Outcomes:
+    """By instance a value from 0 to 1, and what it is resampled with."""
+    return Outcomes(metric=metric, series=(Series(names=[*values], values=[*values.values()], groups=[*groups]),))
+
+
+def score_of(outcomes: Outcomes) -> Score:
+    """Their mean, with the interval by resampling groups."""
+    (each,) = outcomes.series
+    interval = group_interval(each.values, each.groups)
+    return Score(outcomes.metric, 100 * interval.value, 100 * interval.low, 100 * interval.high, len(each.values))
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Asked:
     kind: str | None
 
 
-def vqa_scores(found: Mapping[str, str], asked: Mapping[str, Asked], names: Iterable[str]) -> list[Score]:
+def vqa_outcomes(found: Mapping[str, str], asked: Mapping[str, Asked], names: Iterable[str]) -> list[Outcomes]:
     """VQA v2 accuracy, of all questions and by the type of their answer, where there is one.
 
     Args:
@@ -69,12 +76,14 @@ def vqa_scores(found: Mapping[str, str], asked: Mapping[str, Asked], names: Iter
     kinds = sorted({kind for name in names if (kind := asked[name].kind)})
     of_kind = {f"accuracy {kind}": [n for n in names if asked[n].kind == kind] for kind in kinds}
     return [
-        mean_score(metric, [right[name] for name in some], [asked[name].image for name in some])
+        outcomes_of(metric, {name: right[name] for name in some}, (asked[name].image for name in some))
         for metric, some in {"accuracy": names, **of_kind}.items()
     ]
 
 
-def snli_ve_scores(found: Mapping[str, str], gold: Mapping[str, tuple[str, str]], names: Iterable[str]) -> list[Score]:
+def snli_ve_outcomes(
+    found: Mapping[str, str], gold: Mapping[str, tuple[str, str]], names: Iterable[str]
+) -> list[Outcomes]:
     """Accuracy over the three classes.
 
     Args:
@@ -83,12 +92,12 @@ def snli_ve_scores(found: Mapping[str, str], gold: Mapping[str, tuple[str, str]]
         names: Those that count, in any order.
     """
     names = sorted(names)
-    right = [float(found[name].lower() == gold[name][0]) for name in names]
-    return [mean_score("accuracy", right, [gold[name][1] for name in names])]
+    right = {name: float(found[name].lower() == gold[name][0]) for name in names}
+    return [outcomes_of("accuracy", right, (gold[name][1] for name in names))]
 
 
 def score_vqa(predictions: Path, annotations: Path, subset: bool) -> list[Score]:
-    """VQA v2 accuracy; see `vqa_scores`.
+    """VQA v2 accuracy; see `vqa_outcomes`.
 
     Args:
         predictions: The server's results.json: an array of {"question_id", "answer"}.
@@ -105,7 +114,7 @@ def score_vqa(predictions: Path, annotations: Path, subset: bool) -> list[Score]
         asked[str(row["question_id"])] = Asked(answers, str(row["image_id"]), kind)
 
     annotated(annotations, "annotations", "question_id, image_id, answer_type and answers of annotators", read)
-    return vqa_scores(found, asked, answered(predictions, found, asked, subset))
+    return _scores(vqa_outcomes(found, asked, answered(predictions, found, asked, subset)))
 
 
 def score_captions(predictions: Path, annotations: Path, subset: bool) -> list[Score]:
@@ -170,7 +179,7 @@ def score_snli_ve(predictions: Path, annotations: Path, subset: bool) -> list[Sc
             gold[str(row["pairID"])] = row["gold_label"], str(image)
 
     annotated(annotations, "", "pairID, gold_label and Flickr30K_ID", read)
-    return snli_ve_scores(found, gold, answered(predictions, found, gold, subset))
+    return _scores(snli_ve_outcomes(found, gold, answered(predictions, found, gold, subset)))
 
 
 def score_nlvr2(predictions: Path, annotations: Path, subset: bool) -> list[Score]:
@@ -190,10 +199,14 @@ def score_nlvr2(predictions: Path, annotations: Path, subset: bool) -> list[Scor
         labels[row["identifier"]] = str(row["label"]).lower()
 
     annotated(annotations, "", "label and an identifier split-set-pair-sentence", read)
-    return nlvr2_scores(found, labels, answered(predictions, found, labels, subset))
+    return _scores(nlvr2_outcomes(found, labels, answered(predictions, found, labels, subset)))
 
 
-def nlvr2_scores(found: Mapping[str, str], labels: Mapping[str, str], names: Iterable[str]) -> list[Score]:
+def _scores(outcomes: Iterable[Outcomes]) -> list[Score]:
+    return [score_of(each) for each in outcomes]
+
+
+def nlvr2_outcomes(found: Mapping[str, str], labels: Mapping[str, str], names: Iterable[str]) -> list[Outcomes]:
     """Accuracy, and the share of sentences that are judged rightly of every pair that they are told of.
 
     Args:
@@ -207,8 +220,8 @@ def nlvr2_scores(found: Mapping[str, str], labels: Mapping[str, str], names: Ite
     for name in names:
         consistent[_sentence(name)] = min(consistent[_sentence(name)], right[name])
     return [
-        mean_score("accuracy", list(right.values()), [_image_set(name) for name in names]),
-        mean_score("consistency", list(consistent.values()), [_image_set(name) for name in consistent]),
+        outcomes_of("accuracy", right, map(_image_set, names)),
+        outcomes_of("consistency", consistent, map(_image_set, consistent)),
     ]
 
 

@@ -16,7 +16,7 @@ import yaml
 from data_prep.errors import UserError
 from data_prep.shapes import ShapesSplit
 from launch.compare import CompareConfig, Trial, check_full_models, overrides_of, settled, trials
-from launch.compare_table import COMPARISON, comparison_text, lines_of, paired_interval
+from launch.compare_table import COMPARISON, comparison_text, lines_of, student_interval
 from launch.config import RunConfig
 from launch.reading import read_config
 from launch.recipes import find_recipe, recipes
@@ -136,9 +136,9 @@ def test_what_a_target_costs_stands_beside_its_accuracy() -> None:
 
 
 def test_the_interval_is_students_over_pairs() -> None:
-    difference, half = paired_interval([3.0, 4.0, 8.0], [1.0, 3.0, 5.0])
+    difference, half = student_interval([3.0, 4.0, 8.0], [1.0, 3.0, 5.0])
     assert (difference, half) == (2.0, pytest.approx(4.303 * 1.0 / 3**0.5))
-    assert paired_interval([3.0], [1.0]) == (2.0, None)
+    assert student_interval([3.0], [1.0]) == (2.0, None)
 
 
 def test_only_seeds_that_both_finished_are_compared() -> None:
@@ -254,9 +254,14 @@ def test_a_comparison_runs_reports_and_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch", "compare", str(tmp_path / "cmp.yaml"), "--json"]
     first, again = (subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2))
     assert first.returncode == again.returncode == 0, first.stderr + again.stderr
-    lines = json.loads(first.stdout)["lines"]
+    told = json.loads(first.stdout)
+    lines = told["lines"]
     assert lines == json.loads(again.stdout)["lines"]
     assert [(line["variant"], line["seeds"]) for line in lines] == [("unpruned", [0, 1]), ("query", [0, 1])]
+    scores = {(row["variant"], row["score"], row["against"]): row["seeds"] for row in told["paired"]}
+    both = ("statement 1x test accuracy", "retrieval test R@10")
+    assert scores == {("query", score, "unpruned"): [0, 1] for score in both} and told["unpaired"] == []
+    assert "On the same test instances" in (tmp_path / "cmp" / "report.html").read_text()
     shards = [tmp_path / "cmp" / f"{name}-samples-0" / "data/test/index.json" for name in ("unpruned", "query")]
     assert shards[0].stat().st_ino == shards[1].stat().st_ino  # the same file, made once
     assert all(line["peak_bytes"] > 2**27 and line["step_ms"] > 0 for line in lines)

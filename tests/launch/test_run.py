@@ -21,6 +21,7 @@ from launch.recipes import find_recipe
 from launch.run import remove_run
 from launch.stages import build_stages, trim_name
 from pipeline.checkpoint_places import newest_step
+from pipeline.measure.outcomes import outcomes_file, read_outcomes
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "tests" / "launch" / "tiny.yaml")
@@ -80,6 +81,18 @@ def test_a_run_leaves_results_report_metrics_and_its_own_description(finished: P
     config = read_config(RunConfig, [find_recipe(str(finished / "config.yaml"))], [])
     assert config == read_config(RunConfig, [Path(TINY)], ["--out", str(finished)])
     assert all((finished / "stages" / name / "export").is_dir() for name in STAGES[1:4])
+
+
+def test_what_became_of_each_test_instance_is_kept_and_compared(finished: Path) -> None:
+    rows = {(row["stage"], row["metric"]): row["value"] for row in read_json(finished / "results.json")}
+    page = (finished / "report.html").read_text()
+    for model, metric, count in (("pretrain", "R@10", 16), ("trim-statement-2.0x", "accuracy", 64)):
+        path = outcomes_file(finished / "stages" / f"evaluate-{model}", model, "test")
+        series = read_outcomes(path, metric)
+        means = [100 * sum(each.values) / len(each.values) for each in series]
+        assert sum(means) / len(means) == pytest.approx(rows[model, metric])
+        assert {len(each.names) for each in series} == {count}
+    assert "<td>statement 2x test accuracy</td><td>own 1.0x</td>" in page
 
 
 def test_a_second_call_does_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

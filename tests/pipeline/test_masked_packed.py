@@ -1,7 +1,7 @@
 """The same decisions run masked, as training has them, and packed, as inference has them: the same answers.
 
 Decisions are drawn here and put into the trimmers' mouths, so that both ways are given the same ones whatever their
-rounding, and the extremes are reached.
+rounding, and the extremes are reached. What trimmers decide by themselves is held against each other at the end.
 
 B batch, N tokens, T packed tokens, H heads.
 """
@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models.config import BackboneName
 from pipeline.models.packing import spread
 from pipeline.tasks.classification import Answers, ClassificationModel
-from pipeline.trimming.smarttrim import GumbelGate
+from pipeline.trimming.cost import units_of
+from pipeline.trimming.smarttrim import Decision, GumbelGate, MaskedTrimming, PackedTrimming
 from pipeline.trimming.trimmers import HeadTrimmer, TokenTrimmer, TrimmerConfig
 from tests.pipeline.small import scale, small_batch, small_model
 
 ROWS = 5
 PLACES = 17  # a picture's patches with CLS, which are more than the words
+MIXED = TrimmerConfig(keep_bias=0.1, last_std=0.5)  # about half of everything goes
 SHARES = {"all": 1.0, "chance": 0.6, "none": 0.0}
 
 
@@ -102,3 +104,56 @@ def test_the_same_decisions_give_the_same_answers(
             if found_BH is not None and wanted_BH is not None:
                 assert torch.equal(found_BH, wanted_BH)
                 assert heads != "one" or (found_BH.sum(1) == 1).all()
+
+
+EDGE = 1e-4
+MANY = 64
+
+
+def kept_of(decision: Decision, row: int) -> list[int]:
+    """Where the tokens that an instance keeps came from."""
+    assert decision.origin is not None
+    if decision.offsets is not None:
+        return decision.origin[decision.offsets[row] : decision.offsets[row + 1]].tolist()
+    assert decision.present_BN is not None
+    return decision.origin[row][decision.present_BN[row].bool()].tolist()
+
+
+def heads_of(decision: Decision, row: int) -> list[list[float]]:
+    """Which heads of an instance work."""
+    return [each[row].tolist() for each in (decision.self_BH, decision.cross_BH) if each is not None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("backbone", ["albef", "blip", "meter"])
+def test_trimmers_decide_alike_where_no_score_lies_at_the_edge(backbone: BackboneName, seed: int) -> None:
+    """In float32, where both ways round differently: instances whose scores are all further from 0 than that."""
+    model, batch = ClassificationModel(small_model(backbone, seed), MIXED).eval(), small_batch(MANY, seed)
+    assert model.trimmers is not None
+    nearest: list[Tensor] = []
+
+    def watch(module: nn.Module, given: tuple[Any, ...], scores: Tensor) -> None:
+        far = scores.abs()
+        if isinstance(module, TokenTrimmer):  # CLS stays whatever its score, and what is gone has none
+            there = torch.ones_like(scores) if given[0].present is None else given[0].present
+            far = far.where(there.bool(), torch.inf)[:, 1:]
+        nearest.append(far.amin(1))
+
+    watched = [each for each in model.trimmers.modules() if isinstance(each, TokenTrimmer | HeadTrimmer)]
+    hooks = [each.register_forward_hook(watch) for each in watched]
+    inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
+    masked, packed = MaskedTrimming(model.trimmers), PackedTrimming(model.trimmers)
+    masked_BA = model.classify(*inputs, [masked])
+    for hook in hooks:
+        hook.remove()
+    packed_BA = model.classify(*inputs, [packed])
+    sure = [row for row, far in enumerate(torch.stack(nearest).amin(0).tolist()) if far > EDGE]
+    assert len(nearest) == len(watched) and len(sure) > 0.8 * MANY
+    for row in sure:
+        for name, decision in masked.decisions.items():
+            assert kept_of(decision, row) == kept_of(packed.decisions[name], row), (name, row)
+            assert heads_of(decision, row) == heads_of(packed.decisions[name], row), (name, row)
+    torch.testing.assert_close(masked_BA[sure], packed_BA[sure], rtol=1e-5, atol=1e-5)
+    shares = model.cost_model().kept_shares(packed.decisions, units_of(model.backbone, batch.token_mask))
+    assert all(0.05 < float(share) < 0.95 for share in shares.values()), shares

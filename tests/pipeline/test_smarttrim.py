@@ -166,6 +166,36 @@ def test_shares_and_cost_loss_by_hand() -> None:
     assert float(cost_loss(shares, dict.fromkeys(shares, 0.5))) == pytest.approx(0.25)
 
 
+def test_the_cost_loss_reaches_its_target_while_layers_differ() -> None:
+    """γ binds each group over all its layers, not each layer: on few instances, without the shift of all scores."""
+    config = SmartTrimConfig(
+        trimmers=TrimmerConfig(noise=0.0, keep_bias=2.0, last_std=0.1),
+        curriculum=CurriculumConfig(share=0.0, gain=0.0),
+        distill_weight=0.0,
+    )
+    model, batch = model_with(config.trimmers), small_batch(8)
+    units = units_of(model.backbone, batch.token_mask)
+    task = ClassificationTask(model, scale, 1.5, config, units)
+    optimizer, costs = torch.optim.Adam(model.parameters(), 0.005), []
+    for _ in range(45):
+        losses = task.losses(model, batch, 1.0)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        costs.append(float(losses.named["cost"].detach()))
+    trimming = MaskedTrimming(model.trimmers)  # type: ignore[arg-type]
+    with torch.no_grad():
+        model.classify(scale(batch.pixels), batch.token_ids, batch.token_mask, [trimming])
+    cost, wanted = model.cost_model(), task.curriculum.wanted(1.0)
+    shares = {group: float(share) for group, share in cost.kept_shares(trimming.decisions, units).items()}
+    assert wanted < 0.9 and costs[0] > 20 * costs[-1]
+    assert shares == pytest.approx(dict.fromkeys(shares, wanted), abs=0.06)
+    layers = {place: float(share_B.mean()) for place, share_B in cost.kept_by_place(trimming.decisions, units).items()}
+    for group in ("vision", "msa"):
+        own = [share for place, share in layers.items() if place.group == group]
+        assert max(own) - min(own) > 0.15, (group, own)
+
+
 def test_the_full_cost_is_what_torchs_flop_counter_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -7,7 +7,7 @@ import pytest
 
 from launch.report import write_report
 from tests.launch.report.compared import build_comparison
-from tests.launch.report.folders import draw_picture, instances, save
+from tests.launch.report.folders import draw_picture, instances, outcomes, save
 
 COMMAND = "trimline run configs/runs/demo.yaml --seed 7"
 STEPS = 300
@@ -168,6 +168,11 @@ def build_finished_run(run: Path) -> Path:
     stage(run, "evaluate", 7, 31.0)
     stage(run, "survivors", 8, 4.2)
     save(run / "stages" / "survivors" / "survivors.json", survivors(run))
+    for target in (1.0, 1.5, 2.0, 3.0):
+        name, whole = f"trim-statement-{target:.1f}x", float(target == 1.0)
+        stage(run, f"evaluate-{name}", 7, 3.0)
+        for split in ("test", "unseen"):
+            outcomes(run, name, split, {"accuracy": [1.0, 1.0, 1.0, whole], "consistency": [1.0, whole]})
     instances(run, 2.0, [0.005, 0.006, 0.006, 0.0075])
     instances(run, 1.0, [0.0122, 0.0124, 0.0124, 0.0126])
     save(run / "results.json", results())

@@ -1,10 +1,14 @@
 """Parts of run folders in the format that the stages write."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
+
+from pipeline.measure.bootstrap import Series
+from pipeline.measure.outcomes import Outcomes, outcomes_file, write_outcomes
 
 GROUPS = {
     "vision": ("vision", "image"),
@@ -54,3 +58,12 @@ def instances(run: Path, target: float, gmacs: list[float]) -> dict[str, Any]:
     }  # fmt: skip
     save(folder / f"{name}.json", value)
     return value
+
+
+def outcomes(run: Path, model: str, split: str, right: Mapping[str, Sequence[float]], data: str = "d0") -> None:
+    """What became of each instance, two to a group, by metric."""
+    told = []
+    for metric, values in right.items():
+        names, groups = [f"k{n}" for n in range(len(values))], [f"g{n // 2}" for n in range(len(values))]
+        told.append(Outcomes(metric=metric, series=(Series(names=names, values=values, groups=groups),)))
+    write_outcomes(outcomes_file(run / "stages" / f"evaluate-{model}", model, split), data, told)

@@ -385,3 +385,13 @@ def test_what_lies_right_of_all_that_was_measured_is_inside_of_its_panel(target:
     points = [float(x) for x in re.findall(r'<use [^>]*?\bx="([\d.]+)"', drawing.svg)]
     names = [float(x) for x in re.findall(r'<text [^>]*?\bx="([\d.]+)"[^>]*>(?:90GMACs|2.0x)<', drawing.svg)]
     assert len(points) > 8 and len(names) == 1 and max(*points, *names) < left + width
+
+
+def test_what_trimming_costs_on_the_same_instances_is_shown(finished_run: Path) -> None:
+    (finished_run / "stages/evaluate-trim-statement-3.0x/outcomes/trim-statement-3.0x-test.npz").unlink()
+    page = text_of(finished_run)
+    cells = re.sub(r"(\s|\|)*\|(\s|\|)*", "|", re.sub(r"<[^>]+>", "|", page))
+    assert "|statement 2x test accuracy|own 1.0x|-25.0 (-50.0 to +0.0)|4|2|" in cells
+    assert "|statement 2x unseen consistency|own 1.0x|-50.0 (" in cells
+    assert "statement 1x test accuracy" not in page and "statement 3x test accuracy" not in page
+    assert "2 of 12 differences have no paired interval" in missing(page)

@@ -16,8 +16,8 @@ from pipeline.evaluation.classes import Costs, rows_of
 from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
 from pipeline.evaluation.unscored import UNSCORED
 from pipeline.measure.latency import Instance
+from pipeline.metrics.caption_tally import CaptionTally
 from pipeline.metrics.captions import missing_for_captions
-from pipeline.metrics.tally import CaptionTally
 from pipeline.process import Process
 from pipeline.stage import Stage
 from tests.pipeline.distributed import run_ranks

@@ -11,7 +11,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.data.sample import EveryImage
 from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
-from pipeline.evaluation.retrieval import scores_of
+from pipeline.evaluation.retrieval import outcomes_of, scores_of
 from pipeline.evaluation.source import Source
 from pipeline.models.backbone import Backbone
 from pipeline.models.config import BackboneName
@@ -165,9 +165,8 @@ def test_scores_by_hand() -> None:
     gallery = Gallery(
         images=images, owner_T=torch.tensor([0, 0, 2]), mask_TL=none, image_IE=none, text_TE=none, text=None, tokens={}
     )
-    scores = {
-        score.metric: score for score in scores_of(gallery, Ranks(torch.tensor([0, 7]), torch.tensor([0, 4, 20])))
-    }
+    ranks = Ranks(torch.tensor([0, 7]), torch.tensor([0, 4, 20]))
+    scores = {score.metric: score for score in scores_of(outcomes_of(gallery, ranks))}
     third = 100 / 3
     values = {
         "TR R@1": 50, "TR R@5": 50, "TR R@10": 100, "IR R@1": third, "IR R@5": 2 * third, "IR R@10": 2 * third,

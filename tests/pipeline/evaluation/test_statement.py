@@ -28,6 +28,7 @@ def test_processes_and_batches_change_no_score(tmp_path: Path) -> None:
         given = Evaluation(model=folder, task="statement", split=str(data), batch_size=1)
         for result in run_ranks(on_rank, world_size, given):
             assert result["scores"] == wanted["scores"]
+            assert (result["outcomes"], result["digest"]) == (wanted["outcomes"], wanted["digest"])
             assert sorted(result["gmacs"]) == sorted(wanted["gmacs"])
 
 
@@ -45,6 +46,7 @@ def test_pairs_too(backbone: BackboneName, tmp_path: Path) -> None:
         results = [on_rank(Process(), given)] if world_size == 1 else run_ranks(on_rank, world_size, given)
         for result in results:
             assert result["scores"] == wanted["scores"]
+            assert (result["outcomes"], result["digest"]) == (wanted["outcomes"], wanted["digest"])
             assert sorted(result["gmacs"]) == sorted(wanted["gmacs"])
 
 

@@ -141,3 +141,23 @@ def test_others_are_refused_by_their_whole_name(task: str, metric: str, known: s
     with pytest.raises(UserError) as caught:
         check_metric(task, metric)
     assert str(caught.value) == f"trim.validation.metric={metric} is no score of trim.task={task}: {known}"
+
+
+def test_what_became_of_each_instance_is_known_by_name_and_group() -> None:
+    statements = StatementTally()
+    batch = replace(batch_of([{}] * 3, [1, 0, 0], ["a", "a", "b"], ["p", "p", "p"]), keys=["k0", "k0", "k1"])
+    statements.add(batch, [1, 1, 0], STATEMENT.names)
+    statements.add(replace(batch, keys=["k2", "k3", "k3"], groups=["b", "c", "c"]), [1, 0, 0], STATEMENT.names)
+    accuracy, consistency = statements.outcomes()
+    assert (accuracy.metric, consistency.metric) == ("accuracy", "consistency")
+    (each,) = accuracy.series
+    assert dict(zip(each.names, each.values, strict=True)) == {
+        "k0#0": 1, "k0#1": 0, "k1#0": 1, "k2#0": 1, "k3#0": 1, "k3#1": 1,
+    }  # fmt: skip
+    assert each.groups == ["p"] * 6  # the presentation, which is what intervals are resampled by
+    (of_sentences,) = consistency.series
+    assert dict(zip(of_sentences.names, of_sentences.values, strict=True)) == {"a": 0, "b": 1, "c": 1}
+    answers = VqaTally()
+    answers.add(batch_of([{"question_id": 7, "answers": ["yes"] * 10}], [-1], ["x"], ["x"]), [0], ANSWERS.names)
+    (asked,) = answers.outcomes()[0].series
+    assert (asked.names, asked.values, asked.groups) == (["7"], [1.0], ["picture0"])

@@ -1,0 +1,246 @@
+"""By how much models do better than others on the very same test instances, with intervals over these instances.
+
+What hangs on the seed of a training is another thing: `launch.compare_table` has its interval beside this one.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from pipeline.measure.bootstrap import Series, paired_interval
+from pipeline.measure.outcomes import outcomes_file, read_outcomes
+from pipeline.trimming.target import Target
+
+Row = Mapping[str, Any]
+"""Of results.json."""
+
+FULL = "own 1.0x"
+"""What a trimmed model is held against in its own run."""
+
+RESAMPLED = (
+    "Differences in points on the very same test instances. In brackets the 95% interval of resampling groups (a "
+    "picture with those that hang together with it, such as a presentation of NLVR) with all that is asked of them: it "
+    "tells what these models would do with other pictures."
+)
+"""What the intervals mean."""
+
+_FEW = 2
+_CAPTIONS = "captioning"
+"""Of whose instances nothing is kept: most scores of captions are of all of them together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedRun:
+    """A run whose models were judged.
+
+    Attributes:
+        variant: What it is called in its comparison; "" outside of one.
+        budget: Likewise.
+        seed: Its seed.
+        folder: Where it lies.
+        rows: Its results, of the metrics that are to be compared.
+    """
+
+    variant: str
+    budget: str
+    seed: int
+    folder: Path
+    rows: Sequence[Row]
+
+    def outcomes(self, row: Row) -> tuple[Series, ...]:
+        """What became of each instance.
+
+        Raises:
+            FileNotFoundError: An older evaluation has not kept it.
+            UserError: The file is damaged.
+        """
+        return read_outcomes(self.outcomes_of(row), str(row["metric"]))
+
+    def outcomes_of(self, row: Row) -> Path:
+        """Where they lie."""
+        stage = str(row.get("stage"))
+        return outcomes_file(self.folder / "stages" / f"evaluate-{stage}", stage, str(row["split"]))
+
+    def at(self, row: Row, target: Any) -> Row | None:
+        """The row of another target that is else the same."""
+        return next((each for each in self.like(row) if each.get("target") == target), None)
+
+    def like(self, row: Row) -> list[Row]:
+        """Rows of the same task, split and metric."""
+        return [each for each in self.rows if _what(each) == _what(row)]
+
+
+def _what(row: Row) -> tuple[Any, ...]:
+    return row["task"], row["split"], row["metric"]
+
+
+Pair = tuple[JudgedRun, Row, JudgedRun, Row]
+"""A model, and the one that it is held against: for either the run and its row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is compared, over all seeds.
+
+    Attributes:
+        budget: Of the runs.
+        variant: Whose models.
+        score: Task with target, split and metric.
+        against: What they are held against.
+    """
+
+    budget: str
+    variant: str
+    score: tuple[str, str, str]
+    against: str
+
+
+@dataclass
+class Answers:
+    """What is known.
+
+    Attributes:
+        rows: For each question that has an answer {"budget", "variant", "score", "against", "difference", "low",
+            "high", "seeds", "by_seed", "instances", "groups"}; differences are in points.
+        missing: A sentence for each reason why others have none.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def score_of(row: Row) -> tuple[str, str, str]:
+    """Task (with the target where there is one), split and metric, as comparisons call them."""
+    return " ".join([str(row["task"]), *_named(row)]), str(row["split"]), str(row["metric"])
+
+
+def _named(row: Row) -> list[str]:
+    target = row["target"]
+    if target is None:
+        return []
+    return [target if isinstance(target, str) else f"{target:g}x"]
+
+
+def paired_differences(runs: Sequence[JudgedRun], reference: str | None = None) -> Answers:
+    """Each target against its own run's untrimmed model, and each variant against the reference of the same seed.
+
+    Args:
+        runs: Of one comparison, or a single one.
+        reference: The variant that others are held against; None for none.
+
+    Returns:
+        Differences pooled over the seeds that have outcomes, each paired within its own.
+    """
+    asked: dict[Question, list[Pair]] = {}
+    for question, pair in _questions(runs, reference):
+        asked.setdefault(question, []).append(pair)
+    answers, without, lacking = Answers(), 0, dict[str, None]()
+    for question, pairs in asked.items():
+        try:
+            there = [(pair[0].seed, series) for pair in pairs if (series := _series(pair, lacking)) is not None]
+            if there:
+                answers.rows.append({**_named_as(question), **_difference(there)})
+        except UserError as error:
+            which = " ".join(each for each in (question.variant, *question.score) if each)
+            answers.missing.append(f"No paired interval of {which} from {question.against}: {error}.")
+            continue
+        without += not there
+    if any(row["task"] == _CAPTIONS for run in runs for row in run.rows):
+        answers.missing.append("No paired intervals of captions: what became of single ones is not kept.")
+    if lacking:
+        answers.missing.append(_without(without, len(asked), [*lacking]))
+    return answers
+
+
+def points(row: Mapping[str, Any]) -> str:
+    """A difference as `-0.6 (-1.1 to -0.1)`."""
+    return f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
+
+
+def _without(questions: int, asked: int, models: Sequence[str]) -> str:
+    few = ", ".join(models[:_FEW]) + (f" and {len(models) - _FEW} more" if len(models) > _FEW else "")
+    return (
+        f"{questions} of {asked} differences have no paired interval, and others may lack seeds: there is no file of "
+        f"what became of each test instance for {few}. Evaluations from before there were such files have none; remove "
+        "stages/evaluate-* of these runs and run the same command again."
+    )
+
+
+def _named_as(question: Question) -> dict[str, Any]:
+    return {
+        "budget": question.budget,
+        "variant": question.variant,
+        "score": " ".join(question.score),
+        "against": question.against,
+    }
+
+
+def _questions(runs: Sequence[JudgedRun], reference: str | None) -> Iterator[tuple[Question, Pair]]:
+    references = {(run.budget, run.seed): run for run in runs if run.variant == reference}
+    for run in runs:
+        for row in (row for row in run.rows if row["task"] != _CAPTIONS):
+            for against, other, held in _counterparts(run, row, references.get((run.budget, run.seed))):
+                pair = run, row, other, held
+                if not _taken_over(pair):
+                    yield Question(budget=run.budget, variant=run.variant, score=score_of(row), against=against), pair
+
+
+def _taken_over(pair: Pair) -> bool:
+    """Whether both are one model, which one of the runs has taken over from the other (`share`)."""
+    one, other = pair[0].outcomes_of(pair[1]), pair[2].outcomes_of(pair[3])
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _counterparts(run: JudgedRun, row: Row, reference: JudgedRun | None) -> Iterator[tuple[str, JudgedRun, Row]]:
+    """What a model is held against, with its name."""
+    trimmed = row["target"] is not None and not Target.parse(row["target"]).is_full
+    full = run.at(row, 1.0) if trimmed else None
+    if full is not None:
+        yield FULL, run, full
+    if reference is None or reference.variant == run.variant:
+        return
+    same, like = reference.at(row, row["target"]), reference.like(row)
+    if same is not None:
+        yield reference.variant, reference, same
+    elif len(like) == 1:  # a reference of one target is what all others are held against, whatever theirs
+        yield " ".join([reference.variant, *_named(like[0])]), reference, like[0]
+
+
+def _series(pair: Pair, lacking: dict[str, None]) -> tuple[tuple[Series, ...], tuple[Series, ...]] | None:
+    """Outcomes of both; None where one of them has none, which is noted."""
+    found = []
+    for run, row in (pair[:2], pair[2:]):
+        try:
+            found.append(run.outcomes(row))
+        except FileNotFoundError:
+            lacking[f"{run.folder.name}: {row.get('stage')} on {row['split']}"] = None
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+_ENDS = {"difference": "value", "low": "low", "high": "high"}
+
+
+def _points(share: float) -> float:
+    """Without the last bits, which differ with the order of sums and would show where a figure is rounded."""
+    return round(100 * share, 9)
+
+
+def _difference(there: Iterable[tuple[int, tuple[tuple[Series, ...], tuple[Series, ...]]]]) -> dict[str, Any]:
+    """Of the pairs of several seeds, in points."""
+    seeds, pairs = zip(*there, strict=True)
+    interval = paired_interval(pairs)
+    own = [series for series, _ in pairs]
+    return {
+        **{name: _points(getattr(interval, at)) for name, at in _ENDS.items()},
+        "seeds": list(seeds),
+        "by_seed": [_points(_mean(one) - _mean(other)) for one, other in pairs],
+        "instances": sum(len(each.names) for series in own for each in series),
+        "groups": len({group for series in own for group in series[0].groups}),
+    }
+
+
+def _mean(series: Sequence[Series]) -> float:
+    """Mean of the means."""
+    return sum(sum(each.values) / len(each.values) for each in series) / len(series)

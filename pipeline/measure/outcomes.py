@@ -1,0 +1,111 @@
+"""What became of every instance of an evaluation, kept so that two models can be compared instance by instance."""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.errors import UserError
+from data_prep.files import write_atomic
+from pipeline.measure.bootstrap import Series
+
+OUTCOMES = "outcomes"
+"""Folder in the evaluation's, with a file MODEL-SPLIT.npz for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """Of what a score is the mean.
+
+    Attributes:
+        metric: Its name.
+        series: What each instance adds to it, from 0 to 1; several where the score is the mean of their means.
+    """
+
+    metric: str
+    series: tuple[Series, ...]
+
+
+def numbered(keys: Iterable[str]) -> list[str]:
+    """Names for instances of which several may belong to one sample: KEY#0, KEY#1 and so on, in the split's order."""
+    seen: dict[str, int] = {}
+    names = []
+    for key in keys:
+        seen[key] = seen.get(key, -1) + 1
+        names.append(f"{key}#{seen[key]}")
+    return names
+
+
+def digest_of(asked: Iterable[Sequence[str]]) -> str:
+    """What tells the instances of a split from those of another whose samples have the same names.
+
+    Args:
+        asked: Of each instance, in the split's order, its key, its name in the data set, and what is asked.
+    """
+    digest = sha256()
+    for words in asked:
+        digest.update("\0".join(words).encode(errors="surrogatepass") + b"\n")
+    return digest.hexdigest()[:12]
+
+
+def outcomes_file(stage: Path, model: str, split: str) -> Path:
+    """Where the outcomes of a model on a split lie.
+
+    Args:
+        stage: Folder of the stage that evaluated it.
+        model: Name of the stage that trained it.
+        split: Its name.
+    """
+    return stage / OUTCOMES / f"{model}-{split.replace('/', '-')}.npz"
+
+
+def write_outcomes(path: Path, digest: str, outcomes: Sequence[Outcomes]) -> None:
+    """Writes them, whole or not at all.
+
+    Args:
+        path: See `outcomes_file`.
+        digest: Of the split's instances, see `digest_of`.
+        outcomes: By metric.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    arrays: dict[str, Any] = {"digest": digest, "metrics": [one.metric for one in outcomes]}
+    for at, one in enumerate(outcomes):
+        for number, each in enumerate(one.series):
+            arrays |= {f"{at}/{number}/{part}": getattr(each, part) for part in _PARTS}
+    held = io.BytesIO()
+    np.savez_compressed(held, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, held.getvalue())
+
+
+def read_outcomes(path: Path, metric: str) -> tuple[Series, ...]:
+    """The series of a metric; their groups bear the digest of the data, so that those of other data are other groups.
+
+    Raises:
+        FileNotFoundError: There are none.
+        UserError: The file is damaged, or has no such metric.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            at, data = held["metrics"].tolist().index(metric), str(held["digest"])
+            count = sum(name.startswith(f"{at}/") and name.endswith("/names") for name in held.files)
+            return tuple(_series({part: held[f"{at}/{n}/{part}"] for part in _PARTS}, data) for n in range(count))
+    except (ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        again = f"remove {path.parent.parent} and run the same command again"
+        raise UserError(f"{path} does not tell what became of instances by {metric} ({error}); {again}") from error
+
+
+_PARTS = ("names", "values", "groups")
+
+
+def _series(parts: dict[str, Any], data: str) -> Series:
+    groups = [f"{data}/{group}" for group in parts["groups"].tolist()]
+    return Series(names=parts["names"].tolist(), values=parts["values"].tolist(), groups=groups)
