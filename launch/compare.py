@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 Budget = Literal["samples", "minutes"]
 _ENDLESS = 10**9
+_LATER = "Differences on the same test instances are reckoned when all runs have ended."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,15 +161,24 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
                 if error:
                     failures[trial.name] = error
                 told(f"{trial.name}: {error or 'done'}")
-                write_json(out / COMPARISON, gathered(config, failures))
-                _report(out)
+                _keep(out, gathered(config, failures) | {"paired": [], "unpaired": [_LATER]})
         except BaseException:
             # The pool would otherwise go on with every run that has not begun.
             pool.shutdown(wait=False, cancel_futures=True)
             with uninterrupted():
                 runs.stop()
             raise
-    return gathered(config, failures)
+        # Only now: with many runs it takes a minute, which those that are timed beside it would pay.
+        data = gathered(config, failures)
+        judged = paired_differences([_judged(config, run) for run in data["runs"]], config.reference)
+        data |= {"paired": judged.rows, "unpaired": judged.missing}
+        _keep(out, data)
+    return data
+
+
+def _keep(out: Path, data: Mapping[str, Any]) -> None:
+    write_json(out / COMPARISON, data)
+    _report(out)
 
 
 def _report(out: Path) -> None:
@@ -309,9 +319,7 @@ def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, An
         )
     facts = {"command": machine.command(), "commit": machine.git_commit(), "hardware": machine.hardware()}
     planned = {"reference": config.reference, "trials": len(trials(config))}
-    judged = paired_differences([_judged(config, run) for run in runs], config.reference)
-    paired = {"paired": judged.rows, "unpaired": judged.missing}
-    return {**planned, "runs": runs, **paired, "failures": dict(failures), "facts": facts}
+    return {**planned, "runs": runs, "failures": dict(failures), "facts": facts}
 
 
 def _judged(config: CompareConfig, run: Mapping[str, Any]) -> JudgedRun:

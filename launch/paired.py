@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from pipeline.measure.bootstrap import Series, paired_interval
+from pipeline.measure.bootstrap import Series, paired, paired_interval
 from pipeline.measure.outcomes import outcomes_file, read_outcomes
 from pipeline.trimming.target import Target
 
@@ -76,6 +76,8 @@ def _what(row: Row) -> tuple[Any, ...]:
     return row["task"], row["split"], row["metric"]
 
 
+Both = tuple[tuple[Series, ...], tuple[Series, ...]]
+"""Outcomes of two models."""
 Pair = tuple[JudgedRun, Row, JudgedRun, Row]
 """A model, and the one that it is held against: for either the run and its row."""
 
@@ -138,15 +140,11 @@ def paired_differences(runs: Sequence[JudgedRun], reference: str | None = None) 
         asked.setdefault(question, []).append(pair)
     answers, without, lacking = Answers(), 0, dict[str, None]()
     for question, pairs in asked.items():
-        try:
-            there = [(pair[0].seed, series) for pair in pairs if (series := _series(pair, lacking)) is not None]
-            if there:
-                answers.rows.append({**_named_as(question), **_difference(there)})
-        except UserError as error:
-            which = " ".join(each for each in (question.variant, *question.score) if each)
-            answers.missing.append(f"No paired interval of {which} from {question.against}: {error}.")
-            continue
-        without += not there
+        refused = len(answers.missing)
+        there = [(pair[0].seed, series) for pair in pairs if (series := _read(question, pair, answers, lacking))]
+        if there:
+            answers.rows.append({**_named_as(question), **_difference(there)})
+        without += not there and len(answers.missing) == refused
     if any(row["task"] == _CAPTIONS for run in runs for row in run.rows):
         answers.missing.append("No paired intervals of captions: what became of single ones is not kept.")
     if lacking:
@@ -189,8 +187,10 @@ def _questions(runs: Sequence[JudgedRun], reference: str | None) -> Iterator[tup
 
 def _taken_over(pair: Pair) -> bool:
     """Whether both are one model, which one of the runs has taken over from the other (`share`)."""
-    one, other = pair[0].outcomes_of(pair[1]), pair[2].outcomes_of(pair[3])
-    return one.exists() and other.exists() and one.samefile(other)
+    try:
+        return pair[0].outcomes_of(pair[1]).samefile(pair[2].outcomes_of(pair[3]))
+    except OSError:  # there are none, or they are just being written anew
+        return False
 
 
 def _counterparts(run: JudgedRun, row: Row, reference: JudgedRun | None) -> Iterator[tuple[str, JudgedRun, Row]]:
@@ -208,7 +208,21 @@ def _counterparts(run: JudgedRun, row: Row, reference: JudgedRun | None) -> Iter
         yield " ".join([reference.variant, *_named(like[0])]), reference, like[0]
 
 
-def _series(pair: Pair, lacking: dict[str, None]) -> tuple[tuple[Series, ...], tuple[Series, ...]] | None:
+def _read(question: Question, pair: Pair, answers: Answers, lacking: dict[str, None]) -> Both | None:
+    """Outcomes of both; None where they cannot be held against each other, which is told: other seeds stay."""
+    try:
+        both = _series(pair, lacking)
+        for one, other in zip(*both, strict=True) if both else ():
+            paired(one, other)
+    except UserError as error:
+        which = " ".join(each for each in (question.variant, *question.score) if each)
+        where = f"{pair[0].folder.name}: no paired interval of {which} from {question.against}"
+        answers.missing.append(f"{where}: {error}.")
+        return None
+    return both
+
+
+def _series(pair: Pair, lacking: dict[str, None]) -> Both | None:
     """Outcomes of both; None where one of them has none, which is noted."""
     found = []
     for run, row in (pair[:2], pair[2:]):
@@ -227,7 +241,7 @@ def _points(share: float) -> float:
     return round(100 * share, 9)
 
 
-def _difference(there: Iterable[tuple[int, tuple[tuple[Series, ...], tuple[Series, ...]]]]) -> dict[str, Any]:
+def _difference(there: Iterable[tuple[int, Both]]) -> dict[str, Any]:
     """Of the pairs of several seeds, in points."""
     seeds, pairs = zip(*there, strict=True)
     interval = paired_interval(pairs)

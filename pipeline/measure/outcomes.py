@@ -45,13 +45,13 @@ def numbered(keys: Iterable[str]) -> list[str]:
 def digest_of(asked: Iterable[Sequence[str]]) -> str:
     """What tells the instances of a split from those of another whose samples have the same names.
 
+    The order does not count: published splits are shuffled by the data's seed, and stay the same pictures.
+
     Args:
-        asked: Of each instance, in the split's order, its key, its name in the data set, and what is asked.
+        asked: Of each instance its key, its name in the data set, and what is asked.
     """
-    digest = sha256()
-    for words in asked:
-        digest.update("\0".join(words).encode(errors="surrogatepass") + b"\n")
-    return digest.hexdigest()[:12]
+    lines = sorted("\0".join(words).encode(errors="surrogatepass") for words in asked)
+    return sha256(b"\n".join(lines)).hexdigest()[:12]
 
 
 def outcomes_file(stage: Path, model: str, split: str) -> Path:
@@ -98,12 +98,16 @@ def read_outcomes(path: Path, metric: str) -> tuple[Series, ...]:
             at, data = held["metrics"].tolist().index(metric), str(held["digest"])
             count = sum(name.startswith(f"{at}/") and name.endswith("/names") for name in held.files)
             return tuple(_series({part: held[f"{at}/{n}/{part}"] for part in _PARTS}, data) for n in range(count))
-    except (ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except FileNotFoundError:
+        raise
+    except _DAMAGE as error:
         again = f"remove {path.parent.parent} and run the same command again"
         raise UserError(f"{path} does not tell what became of instances by {metric} ({error}); {again}") from error
 
 
 _PARTS = ("names", "values", "groups")
+# What NumPy and zipfile raise on a file that is damaged, or a disk that does not answer.
+_DAMAGE = (ValueError, KeyError, EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
 def _series(parts: dict[str, Any], data: str) -> Series:
