@@ -85,8 +85,8 @@ def test_models_of_other_instances_are_named_and_the_rest_is_compared(tmp_path: 
     found = paired_differences([run])
     assert [row["score"] for row in found.rows] == ["statement 0.1 GMACs test accuracy"]
     assert found.missing == [
-        "smarttrim-samples-0: no paired interval of smarttrim statement 2x test accuracy from own 1.0x: two models were "
-        "not judged on the same instances: 2 are only there (k2, k3); evaluate both on one split."
+        "smarttrim-samples-0: no paired interval of smarttrim statement 2x test accuracy from own 1.0x: two models "
+        "were not judged on the same instances: 2 are only there (k2, k3); evaluate both on one split."
     ]
     both = paired_differences([run, judged(tmp_path, "smarttrim", 1)])
     assert [row["seeds"] for row in both.rows] == [[1], [0, 1]] and both.missing == found.missing
