@@ -47,10 +47,13 @@ class TaskConfig:
     Attributes:
         trim: Trimming, one stage for each target; without targets the task is left out.
         evaluate: Evaluation of its models.
+        vocabulary: Whether its questions, and answers that a decoder tells, count for a vocabulary that the run trains.
+            With false it can be added to a run that has trained one: words that are not in it are spelt in pieces.
     """
 
     trim: TrimConfig
     evaluate: TaskEvaluateConfig = field(default_factory=TaskEvaluateConfig)
+    vocabulary: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,8 +178,8 @@ class _Builder:
     @property
     def _asking(self) -> list[TrimConfig]:
         """Those whose questions count for the vocabulary: of further tasks only where it is not given, but trained."""
-        tasks = self._tasks[:1] if self._config.tokenizer.path is not None else self._tasks
-        trims = [task.config.trim for task in tasks]
+        given = self._config.tokenizer.path is not None
+        trims = [task.config.trim for task in self._tasks if task.name is None or (task.vocabulary and not given)]
         return [trim for trim in trims if trim.task in ANSWERING and trim.targets]
 
     @property

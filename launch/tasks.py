@@ -14,10 +14,12 @@ class Task:
     Attributes:
         config: The run with this task's `trim` and `evaluate`, and without further tasks.
         name: Of a further task; None for the run's own.
+        vocabulary: Whether its questions count for a vocabulary that the run trains.
     """
 
     config: RunConfig
     name: str | None = None
+    vocabulary: bool = True
 
     @property
     def title(self) -> str:
@@ -56,7 +58,7 @@ def tasks_of(config: RunConfig) -> list[Task]:
     """The tasks of a run, its own first, though that may have no targets; further ones without targets are left out."""
     alone = replace(config, tasks={})
     further = [
-        Task(name=name, config=replace(alone, trim=task.trim, evaluate=task.evaluate))
+        Task(name=name, config=replace(alone, trim=task.trim, evaluate=task.evaluate), vocabulary=task.vocabulary)
         for name, task in config.tasks.items()
         if task.trim.targets
     ]

@@ -83,6 +83,8 @@ def test_questions_of_all_tasks_count_for_a_vocabulary_that_is_trained(tmp_path:
     assert asked != shard(with_tasks())
     given = replace(with_tasks(q=asks), tokenizer=replace(config().tokenizer, path="words"))
     assert shard(given) == shard(replace(given, tasks={}))
+    left = {name: replace(task, vocabulary=False) for name, task in with_tasks(q=asks).tasks.items()}
+    assert shard(replace(with_tasks(), tasks=left)) == shard(with_tasks())
     own = replace(config(), trim=with_tasks(q=asks).tasks["q"].trim)
     assert shard(replace(own, tasks=with_tasks(q=asks).tasks)) == shard(own)  # its splits were asked already
     assert shard(with_tasks(q=asks, p=others)) == shard(with_tasks(p=others, q=asks)) != asked
