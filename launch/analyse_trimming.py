@@ -8,10 +8,12 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.files import read_json
 from launch.answers import Answer
+from launch.config import RunConfig
 from launch.exposure import in_caption
 from launch.report.html import ANALYSES
 from launch.report.instances import Told, drawings, told
 from launch.report.table import aligned
+from launch.tasks import Task, tasks_of
 from launch.trained_run import TrainedRun
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.config import source_of
@@ -24,7 +26,9 @@ from pipeline.trimming.target import Target
 BATCH = 64
 
 
-def trimming_command(folder: Path, split: str | None, samples: int, out: Path | None) -> Answer:
+def trimming_command(
+    folder: Path, split: str | None, samples: int, out: Path | None, task: str | None = None
+) -> Answer:
     """`trimline analyse trimming RUN`: what evaluation leaves for the report, of any split and of older runs.
 
     Args:
@@ -32,6 +36,7 @@ def trimming_command(folder: Path, split: str | None, samples: int, out: Path | 
         split: Of its own, or a folder of indexed shards; None for the first on which it evaluates trimmed models.
         samples: Statements or questions to look at, the first ones.
         out: Folder of figures and numbers; None for one in the run folder, which its report shows.
+        task: Which of the run's; None for the first that has fine-tuned models.
 
     Raises:
         UserError: There is no fine-tuned model, or no such split.
@@ -39,17 +44,16 @@ def trimming_command(folder: Path, split: str | None, samples: int, out: Path | 
     if samples < 1:
         raise UserError(f"--samples {samples} must be at least 1")
     run = TrainedRun.of(folder, split)
+    chosen, exports = _fine_tuned(folder, run.config, task)
+    run = replace(run, config=chosen.config)
     if split is None and run.config.evaluate.statement_splits:
         run = replace(run, split=run.config.evaluate.statement_splits[0])
-    exports = {path.parent.name: path for path in sorted(folder.glob("stages/trim-*/export"))}
-    if not exports:
-        raise UserError(f"{folder} has no fine-tuned model yet: let a trim stage end (trimline status {folder})")
     if run.config.trim.task not in TALLIES:
         able = ", ".join(TALLIES)
         raise UserError(f"{folder} was fine-tuned for {run.config.trim.task}; trimming is looked at for {able}")
     place = folder / ANALYSES if out is None else out
     exposure = run.exposure_to(run.split_folder, fine_tuned=True)
-    models = [_seen(run, stage, export, samples, place / INSTANCES) for stage, export in exports.items()]
+    models = [_seen(run, chosen, export, samples, place / INSTANCES) for export in exports]
     models.sort(key=lambda each: bool(each.kept))  # the untrimmed one first
     found = drawings(models, in_caption([exposure]))
     for drawing in found:
@@ -62,8 +66,21 @@ def trimming_command(folder: Path, split: str | None, samples: int, out: Path | 
     return 0, data, "\n".join([head, exposure.words, *_table(models), told_where])
 
 
-def _seen(run: TrainedRun, stage: str, export: Path, samples: int, place: Path) -> Told:
+def _fine_tuned(folder: Path, config: RunConfig, name: str | None) -> tuple[Task, list[Path]]:
+    """A task of a run, and the exports of its models."""
+    tasks = [task for task in tasks_of(config) if task.targets]
+    wanted = [task for task in tasks if name in (None, task.title)]
+    if name is not None and not wanted:
+        raise UserError(f"--task {name}: {folder} is fine-tuned for {', '.join(task.title for task in tasks)}")
+    for task in wanted:
+        if exports := sorted(folder.glob(f"stages/trim-{task.title}-*/export")):
+            return task, exports
+    raise UserError(f"{folder} has no fine-tuned model yet: let a trim stage end (trimline status {folder})")
+
+
+def _seen(run: TrainedRun, task: Task, export: Path, samples: int, place: Path) -> Told:
     """What one model does."""
+    stage = export.parent.name
     process = Process(device=run.device)
     model, described = load_classification_model(export)
     inputs = run.inputs.of_export(described)  # fine-tuning may have had larger pictures
@@ -81,7 +98,7 @@ def _seen(run: TrainedRun, stage: str, export: Path, samples: int, place: Path) 
     }
     path = place / f"{stage}-{row['split']}.json"
     write_instances(path, row, said.instances, said.costs.macs)
-    return told(read_json(path), place)
+    return told(read_json(path), place, task.title)
 
 
 def _groups(model: Told) -> dict[str, float]:

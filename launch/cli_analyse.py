@@ -29,6 +29,7 @@ def add_analyse_commands(commands: Any) -> None:
     trimming = "what each layer of the trimmed models keeps, what each instance costs, and which cost least and most"
     parser = add_command(kinds, "trimming", trimming, "analyse trimming runs/demo --split unseen", _trimming)
     _add_layer_options(parser, "run folder", "statements or questions")
+    parser.add_argument("--task", help="which of the run's tasks (the first that has fine-tuned models)")
     shares = "which shares of a model's multiply-accumulates its modules have"
     example = "analyse flops albef_base blip_base meter_base --task retrieval --out figures"
     _add_flops_options(add_command(kinds, "flops", shares, example, _flops))
@@ -77,7 +78,7 @@ def _attention(options: argparse.Namespace, _: list[str]) -> Answer:
 def _trimming(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.analyse_trimming import trimming_command
 
-    return trimming_command(options.run, options.split, options.samples, options.out)
+    return trimming_command(options.run, options.split, options.samples, options.out, options.task)
 
 
 def _flops(options: argparse.Namespace, _: list[str]) -> Answer:

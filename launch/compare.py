@@ -28,6 +28,7 @@ from launch.recipes import find_recipe
 from launch.run_log import LOG, log_file
 from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS
+from launch.tasks import tasks_of
 from pipeline.limits import above_zero, at_least
 from pipeline.progress import read_metrics
 from pipeline.trimming.target import Target
@@ -194,13 +195,18 @@ def _report(out: Path) -> None:
 
 
 def settled(files: Sequence[Path], overrides: list[str], trial: Trial) -> list[str]:
-    """A trial's overrides once they are read, with a place of its own for checkpoints that go elsewhere.
+    """A trial's overrides once they are read, with those that depend on what else is read.
+
+    Checkpoints that go elsewhere get a place of the trial's own, and further tasks end with their time as the first.
 
     Raises:
         UserError: The configuration is wrong.
     """
-    path = read_config(RunConfig, files, overrides).checkpoint.path
-    return overrides if path is None else [*overrides, f"--checkpoint.path={path.rstrip('/')}/{trial.name}"]
+    run = read_config(RunConfig, files, overrides)
+    more = [f"--tasks.{name}.trim.loop.samples={_ENDLESS}" for name in run.tasks if trial.budget == "minutes"]
+    if run.checkpoint.path is not None:
+        more.append(f"--checkpoint.path={run.checkpoint.path.rstrip('/')}/{trial.name}")
+    return [*overrides, *more]
 
 
 def check_full_models(variants: Mapping[str, RunConfig], out: Path) -> None:
@@ -216,6 +222,15 @@ def check_full_models(variants: Mapping[str, RunConfig], out: Path) -> None:
         UserError: By default some keep pre-training's pruning, which the methods of others cannot; or a variant is to
             keep what it cannot.
     """
+    by_task: dict[str, dict[str, RunConfig]] = {}
+    for variant, run in variants.items():
+        for task in tasks_of(run):
+            by_task.setdefault(task.key, {})[variant] = task.config
+    for runs in by_task.values():
+        _check_full_models(runs, out)
+
+
+def _check_full_models(variants: Mapping[str, RunConfig], out: Path) -> None:
     ratios = {
         name: run
         for name, run in variants.items()

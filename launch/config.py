@@ -6,6 +6,7 @@ from typing import Literal
 from data_prep.errors import UserError
 from data_prep.sources import SourceConfig
 from launch.cluster_config import BudgetConfig, ClusterConfig
+from launch.reading import check_name
 from pipeline.checkpoint_rules import CheckpointConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import TokenizerConfig
@@ -15,6 +16,44 @@ from pipeline.models.config import ModelConfig
 from pipeline.pretrain import PretrainConfig
 from pipeline.tracking import TrackingConfig
 from pipeline.trim_config import TrimConfig
+
+_TAKEN = "retrieval"
+"""What the results of pre-training are called by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEvaluateConfig(EvaluateConfig):
+    """What is evaluated of a further task's models: the keys of `evaluate`, but nothing of pre-training's.
+
+    Attributes:
+        retrieval_splits: None: the pre-trained model is evaluated once, as the run's own `evaluate` says.
+    """
+
+    retrieval_splits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.retrieval_splits:
+            raise UserError(
+                f"evaluate.retrieval_splits={list(self.retrieval_splits)} is not a further task's to say: the "
+                "pre-trained model is evaluated once; leave it out, or set the run's own"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """A further task that the same pre-trained model is fine-tuned for, beside the run's own `trim` and `evaluate`.
+
+    Attributes:
+        trim: Trimming, one stage for each target; without targets the task is left out.
+        evaluate: Evaluation of its models.
+        vocabulary: Whether its questions, and answers that a decoder tells, count for a vocabulary that the run trains.
+            With false it can be added to a run that has trained one: words that are not in it are spelt in pieces.
+    """
+
+    trim: TrimConfig
+    evaluate: TaskEvaluateConfig = field(default_factory=TaskEvaluateConfig)
+    vocabulary: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +76,8 @@ class RunConfig:
         pretrain: Pre-training.
         trim: Trimming, one stage for each target.
         evaluate: Evaluation.
+        tasks: Further tasks by name, each with its own `trim` and `evaluate`. The name becomes part of the names of
+            stages and results.
         tracking: Where numbers go besides the run folder.
     """
 
@@ -55,6 +96,7 @@ class RunConfig:
     pretrain: PretrainConfig
     trim: TrimConfig
     evaluate: EvaluateConfig
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -64,3 +106,12 @@ class RunConfig:
             raise UserError("out='' must be a folder, such as runs/demo")
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must be 0 or more")
+        for name in self.tasks:
+            self._check_task(name)
+
+    def _check_task(self, name: str) -> None:
+        """Refuses the name of a further task that is none, or stands for other stages or results already."""
+        check_name("tasks", name)
+        if name == _TAKEN or (name == self.trim.task and self.trim.targets):
+            whose = "pre-training's results" if name == _TAKEN else "the stages of the run's own trim.task"
+            raise UserError(f"tasks.{name}: {whose} are called so already; give another name, such as {name}_2")

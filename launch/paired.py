@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from launch.result_rows import task_of
 from pipeline.measure.bootstrap import Series, paired, paired_interval
 from pipeline.measure.outcomes import outcomes_file, read_outcomes
 from pipeline.trimming.target import Target
@@ -73,7 +74,7 @@ class JudgedRun:
 
 
 def _what(row: Row) -> tuple[Any, ...]:
-    return row["task"], row["split"], row["metric"]
+    return task_of(row), row["split"], row["metric"]
 
 
 Both = tuple[tuple[Series, ...], tuple[Series, ...]]
@@ -115,7 +116,7 @@ class Answers:
 
 def score_of(row: Row) -> tuple[str, str, str]:
     """Task (with the target where there is one), split and metric, as comparisons call them."""
-    return " ".join([str(row["task"]), *_named(row)]), str(row["split"]), str(row["metric"])
+    return " ".join([task_of(row), *_named(row)]), str(row["split"]), str(row["metric"])
 
 
 def _named(row: Row) -> list[str]:

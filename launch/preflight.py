@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import torch
 
 from data_prep.errors import UserError
 from data_prep.sources.published import split_paths
-from launch.config import RunConfig
+from launch.config import RunConfig, TaskConfig
 from launch.machine import available_cpus, available_gpus
+from launch.reading import below
 from launch.stages import plan_source, pretrain_counts
+from launch.tasks import tasks_of, training_stages
 from pipeline.checkpoint_places import open_place
 from pipeline.data.first_samples import first_samples
 from pipeline.data.sample import Sample
@@ -53,17 +56,27 @@ def check(config: RunConfig, out: Path) -> None:
         UserError: naming what is wrong, with which numbers, and how to mend it.
     """
     _check_processes(config)
-    _check_training(config)
     _check_engine(config)
-    _check_evaluation(config)
     _check_splits(config)
-    _check_task(config)
     _check_words(config)
     check_lr_scales(_meta_model(config), config.pretrain.lr_scales)
-    check_lr_scales(_meta_model(config), config.trim.lr_scales, "trim.lr_scales")
+    for task in tasks_of(config):
+        try:
+            _check_task(task.config)
+        except UserError as error:
+            raise UserError(below(task.key, TaskConfig, str(error))) from error
     if config.checkpoint.path is not None:
         open_place(config.checkpoint.path, Process(world_size=_processes(config)))
     _check_disk(config, out)
+
+
+def _check_task(config: RunConfig) -> None:
+    """Checks what a run does for one task, as if it were its only one."""
+    _check_training(config)
+    _check_evaluation(config)
+    _check_task_splits(config)
+    _check_labels(config)
+    check_lr_scales(_meta_model(config), config.trim.lr_scales, "trim.lr_scales")
 
 
 def _check_processes(config: RunConfig) -> None:
@@ -129,7 +142,7 @@ def _processes(config: RunConfig) -> int:
 
 
 def _check_engine(config: RunConfig) -> None:
-    if config.engine.compile and config.trim.targets:
+    if config.engine.compile and training_stages(config)[1:]:
         log.warning("engine.compile is for pre-training only; the trim stages, whose shapes change, are not compiled")
     if config.engine.name == "deepspeed":
         preflight_deepspeed()
@@ -156,11 +169,14 @@ def _check_evaluation(config: RunConfig) -> None:
 
 
 def _check_splits(config: RunConfig) -> None:
-    """Looks for the raw files, and whether every split that a stage wants will be there."""
-    plan = plan_source(config.data)
-    splits = {name for name, split in plan.items() if split.size != 0 and config.data.sizes.get(name) != 0}
+    """Looks for the raw files, and whether every split that pre-training wants will be there."""
     wanted = {"pretrain.splits": list(config.pretrain.splits)}
     wanted["evaluate.retrieval_splits"] = list(config.evaluate.retrieval_splits)
+    _look_for(config, wanted)
+
+
+def _check_task_splits(config: RunConfig) -> None:
+    wanted: dict[str, list[str]] = {}
     if config.evaluate.picture_split is not None and config.evaluate.pictures:
         wanted["evaluate.picture_split"] = [config.evaluate.picture_split]
     if config.trim.targets:
@@ -168,6 +184,12 @@ def _check_splits(config: RunConfig) -> None:
         wanted[_EVALUATED] = list(config.evaluate.statement_splits)
         if config.trim.validation.every_steps:
             wanted["trim.validation.split"] = [config.trim.validation.split]
+    _look_for(config, wanted)
+
+
+def _look_for(config: RunConfig, wanted: Mapping[str, Sequence[str]]) -> None:
+    plan = plan_source(config.data)
+    splits = {name for name, split in plan.items() if split.size != 0 and config.data.sizes.get(name) != 0}
     for key, names in wanted.items():
         for name in names:
             if name not in splits:
@@ -177,7 +199,7 @@ def _check_splits(config: RunConfig) -> None:
                 )
 
 
-def _check_task(config: RunConfig) -> None:
+def _check_labels(config: RunConfig) -> None:
     """Looks whether the data says what the task learns: by its source, or in the first samples of shards at hand."""
     task = config.trim.task
     if config.trim.targets and task == "captioning" and (missing := missing_for_captions()):
@@ -242,11 +264,11 @@ def _check_disk(config: RunConfig, out: Path) -> None:
 
 def needed_bytes(config: RunConfig) -> int:
     """About how much a run writes: shards, checkpoints and exports."""
-    models = 1 + len(config.trim.targets)
+    models = len(training_stages(config))
     weights = 4 * _parameters(config)
     rules = config.checkpoint
     # One more than are kept, for it is written before another goes; those of `keep_every_steps` nobody can foresee.
-    validated = bool(config.trim.validation.every_steps)
+    validated = any(task.config.trim.validation.every_steps for task in tasks_of(config))
     checkpoints = 0 if rules.path is not None else rules.keep_last + rules.keep_best + validated + 1
     return _shard_bytes(config) + models * weights * (1 + _STATE_COPIES * checkpoints) + _SPARE_BYTES
 

@@ -1,4 +1,8 @@
-"""Reads typed configurations from YAML files and overrides, and names the nearest key where one is unknown."""
+"""Reads typed configurations from YAML files and overrides, and names the nearest key where one is unknown.
+
+A field of type ``dict[str, SomeDataclass]`` is a group of named parts: `tasks.vqa.trim.targets` is a key like any
+other, in files, which are laid over each other, and on the command line.
+"""
 
 import argparse
 import dataclasses
@@ -17,38 +21,112 @@ from data_prep.errors import UserError
 from data_prep.redact import has_secret, redact
 
 T = TypeVar("T")
+Named = Mapping[str, Sequence[str]]
+"""For each group of named parts the names that are given."""
 _SKIP = frozenset({types.NoneType})
 _REFUSAL = re.compile(r"(?P<key>[A-Za-z_][\w.]*)=(?P<value>\S+) ")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def read_config(kind: type[T], files: Sequence[Path], overrides: Sequence[str]) -> T:
     """Builds a configuration: later files win over earlier ones, overrides over all files.
 
     Args:
-        kind: A dataclass, whose fields may be dataclasses.
+        kind: A dataclass, whose fields may be dataclasses, or dataclasses by name.
         files: YAML files.
         overrides: As on a command line, such as ``["--data.root", "DIR", "--seed=1"]``.
 
     Raises:
         UserError: For a key that does not exist, a value of the wrong type, or one that a dataclass refuses.
     """
-    known = known_keys(kind)
-    for file in files:
-        _check_keys(kind, _load(file), str(file), "", known)
-    _check_overrides(kind, overrides, known)
-    parser = _parser(kind)
+    contents = {str(file): _load(file) for file in files}
+    names = _names(kind, contents, overrides)
+    known = known_keys(kind, names=names)
+    for where, content in contents.items():
+        _check_keys(kind, content, where, "", known)
+    _check_overrides(overrides, known)
+    parser = _parser(kind, names)
     arguments = [part for file in files for part in ("--config", str(file))] + list(overrides)
     try:
         given = parser.parse_args(arguments)
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         raise UserError(_explain(redact(str(error)))) from error
-    try:
-        read = parser.instantiate(given)
-        config = kind(**{field.name: read[field.name] for field in _fields(kind)})
-    except UserError as error:
-        raise UserError(_with_whole_key(str(error), known, given)) from error
+    config = _built(kind, given, _parser(kind) if any(names.values()) else parser)
     _refuse_secrets(as_json(config))
     return config
+
+
+def _built(kind: type[T], given: jsonargparse.Namespace, parser: jsonargparse.ArgumentParser) -> T:
+    """The configuration of parsed values; a refusal tells the whole key, below the name of a part too."""
+    groups = {group: _parts(group, inner, given.pop(group, None) or {}) for group, inner in named(kind).items()}
+    try:
+        read = parser.instantiate(given)
+        plain = {field.name: read[field.name] for field in _fields(kind) if field.name not in groups}
+        return kind(**plain, **groups)
+    except UserError as error:
+        raise UserError(_with_whole_key(str(error), known_keys(kind), given)) from error
+
+
+def _parts(group: str, kind: type[Any], given: Mapping[str, Any] | jsonargparse.Namespace) -> dict[str, Any]:
+    parts = {}
+    for name in given if isinstance(given, Mapping) else given.keys(branches=True, nested=False):
+        try:
+            parts[name] = _built(kind, given[name], _parser(kind))
+        except UserError as error:
+            raise UserError(below(f"{group}.{name}", kind, str(error))) from error
+    return parts
+
+
+def below(key: str, kind: type[Any], message: str) -> str:
+    """A refusal of a part with its keys as they are called in the whole configuration; else the part's own before it.
+
+    Args:
+        key: Where the part stands; empty for the whole.
+        kind: Its dataclass.
+        message: As told of a part that knows nothing of the whole, such as ``trim.targets=[] is empty``.
+    """
+    if not key:
+        return message
+    groups = "|".join(name for name, inner in members(kind) if inner is not None)
+    told = re.sub(rf"(?<![\w.])(?=(?:{groups})\.\w)", f"{key}.", message)
+    return told if told != message else f"{key}: {message}"
+
+
+def check_name(group: str, name: str) -> None:
+    """Refuses what cannot be the name of a part.
+
+    Raises:
+        UserError: It is no plain word.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{group}.{name}: a name is a word of small letters, digits and '_', such as {group}.vqa")
+
+
+def named(kind: type[Any]) -> dict[str, type[Any]]:
+    """The fields of a dataclass that hold dataclasses by name, each with their type."""
+    hints = typing.get_type_hints(kind)
+    held = {name: typing.get_args(hint)[-1] for name, hint in hints.items() if typing.get_origin(hint) is dict}
+    return {name: inner for name, inner in held.items() if isinstance(inner, type) and dataclasses.is_dataclass(inner)}
+
+
+def _names(kind: type[Any], contents: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> Named:
+    found = {}
+    for group in named(kind):
+        names: list[str] = []
+        for where, content in contents.items():
+            value = content.get(group, {})
+            if not isinstance(value, Mapping):
+                raise UserError(f"{group}={value} in {where}: names are wanted, each with its keys")
+            names += map(str, value)
+        words = [word[2:].split("=", 1)[0].split(".") for word in overrides if word.startswith("--")]
+        if [group] in words:
+            key = known_keys(named(kind)[group])[1]
+            raise UserError(f"--{group} is given by name and key, such as --{group}.NAME.{key} VALUE")
+        names += [word[1] for word in words if word[0] == group]
+        for name in names:
+            check_name(group, name)
+        found[group] = list(dict.fromkeys(names))
+    return found
 
 
 def _refuse_secrets(values: Any, key: str = "") -> None:
@@ -83,13 +161,16 @@ def as_json(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], _plain(plain))
 
 
-def known_keys(kind: type[Any], prefix: str = "") -> list[str]:
-    """Every key of a configuration, dotted, those of groups too."""
-    keys = []
+def known_keys(kind: type[Any], prefix: str = "", names: Named = types.MappingProxyType({})) -> list[str]:
+    """Every key of a configuration, dotted, those of groups too, and those of the parts that have these names."""
+    keys, groups = [], named(kind)
     for name, inner in members(kind):
         keys.append(prefix + name)
         if inner is not None:
             keys.extend(known_keys(inner, f"{prefix}{name}."))
+        for part in names.get(name, ()):
+            keys.append(f"{prefix}{name}.{part}")
+            keys.extend(known_keys(groups[name], f"{prefix}{name}.{part}."))
     return keys
 
 
@@ -106,10 +187,11 @@ def _fields(kind: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def members(kind: type[Any]) -> Iterator[tuple[str, type[Any] | None]]:
-    """The fields of a dataclass, each with the dataclass that it holds, or None."""
+    """The fields of a dataclass, each with the dataclass that it holds, or None; those by name have `named`."""
     hints = typing.get_type_hints(kind)
     for field in _fields(kind):
-        options = typing.get_args(hints[field.name]) or (hints[field.name],)
+        hint = hints[field.name]
+        options = () if typing.get_origin(hint) is dict else typing.get_args(hint) or (hint,)
         inner = [option for option in options if option not in _SKIP and dataclasses.is_dataclass(option)]
         yield field.name, inner[0] if len(inner) == 1 and isinstance(inner[0], type) else None
 
@@ -129,7 +211,7 @@ def _load(file: Path) -> Mapping[str, Any]:
 
 
 def _check_keys(kind: type[Any], content: Mapping[str, Any], where: str, prefix: str, known: Sequence[str]) -> None:
-    inside = dict(members(kind))
+    inside, groups = dict(members(kind)), named(kind)
     for key, value in content.items():
         dotted = f"{prefix}{key}"
         name, _, rest = str(key).partition(".")
@@ -138,9 +220,12 @@ def _check_keys(kind: type[Any], content: Mapping[str, Any], where: str, prefix:
         inner = inside[name]
         if inner is not None and isinstance(value, Mapping):
             _check_keys(inner, value, where, f"{dotted}.", known)
+        for part, keys in value.items() if name in groups and not rest else ():
+            if isinstance(keys, Mapping):
+                _check_keys(groups[name], keys, where, f"{dotted}.{part}.", known)
 
 
-def _check_overrides(kind: type[Any], overrides: Sequence[str], known: Sequence[str]) -> None:
+def _check_overrides(overrides: Sequence[str], known: Sequence[str]) -> None:
     """Words that begin with `--` must be keys; below a key that is no group anything goes (`--sizes.train 5`)."""
     groups = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
     for word in overrides:
@@ -179,9 +264,13 @@ def _with_whole_key(message: str, known: Sequence[str], given: jsonargparse.Name
     return message.replace(key, fitting[0], 1) if len(fitting) == 1 else message
 
 
-def _parser(kind: type[Any]) -> jsonargparse.ArgumentParser:
+def _parser(kind: type[Any], names: Named = types.MappingProxyType({})) -> jsonargparse.ArgumentParser:
+    """With the keys of each part that has a name; a group without any is a key itself."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
-    parser.add_class_arguments(kind)
+    parser.add_class_arguments(kind, skip={group for group, found in names.items() if found})
+    for group, inner in named(kind).items():
+        for name in names.get(group, ()):
+            parser.add_class_arguments(inner, f"{group}.{name}")
     parser.add_argument("--config", action="config")
     return parser
 

@@ -19,7 +19,7 @@ from launch.commands import ShardConfig
 from launch.compare import CompareConfig
 from launch.config import RunConfig
 from launch.key_texts import key_texts, kind_text
-from launch.reading import members
+from launch.reading import members, named
 from launch.scaling.config import ScaleConfig
 from launch.shard_help import source_titles
 
@@ -176,17 +176,20 @@ class _Section:
         yield ""
 
 
-def _sections(kind: type[Any], key: str, default: Any) -> Iterator[_Section]:
-    """A dataclass and those that its keys hold, with the defaults that hold at this place."""
+def _sections(kind: type[Any], key: str, default: Any, levels: int = 99) -> Iterator[_Section]:
+    """A dataclass and those that its keys hold, so many levels down, with the defaults that hold at this place."""
     texts, hints, inner = key_texts(kind), typing.get_type_hints(kind), dict(members(kind))
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     values = {name: _default(field, default) for name, field in fields.items()}
     rows = tuple((name, type_words(hints[name]), _value(values[name]), texts.get(name, "")) for name in fields)
     yield _Section(key=key, kind=kind, rows=rows)
     for name, held in inner.items():
-        if held is not None:
+        if held is not None and levels:
             given = values[name] if isinstance(values[name], held) else None
-            yield from _sections(held, f"{key}.{name}".removeprefix("."), given)
+            yield from _sections(held, f"{key}.{name}".removeprefix("."), given, levels - 1)
+    for name, held in named(kind).items():
+        # What is further down is as of the parts that the whole has itself.
+        yield from _sections(held, f"{key}.{name}.NAME".removeprefix("."), None, levels=1)
 
 
 def _default(field: "dataclasses.Field[Any]", parent: Any) -> Any:

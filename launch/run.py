@@ -24,8 +24,9 @@ from launch.reading import dump_config
 from launch.relaunch import is_relaunch, launch_names
 from launch.run_log import LOG, log_file, printed
 from launch.signals import stopped_by_sigterm, uninterrupted
-from launch.stages import RESULTS, build_stages, training_stages
+from launch.stages import RESULTS, build_stages
 from launch.takeover import aside_of, take_over
+from launch.tasks import training_stages
 from pipeline.checkpoint_places import forget_all
 from pipeline.lease import Lease
 from pipeline.progress import read_metrics

@@ -19,6 +19,7 @@ from launch.config import RunConfig
 from launch.graph import Attempt, Stage
 from launch.reading import as_json
 from launch.stage_parts import parts_of
+from launch.tasks import Task, tasks_of
 from pipeline.checkpoint_places import newest_step
 from pipeline.data.decode import BadSample
 from pipeline.data.shards import ShardFolder
@@ -29,7 +30,8 @@ from pipeline.metrics.vqa import normalised
 from pipeline.pretrain import check_pretrain, describe_pretrain_update
 from pipeline.progress import ProgressFile
 from pipeline.tasks.classes import ANSWERING
-from pipeline.trimming.methods import SMART, what_counts
+from pipeline.trim_config import TrimConfig
+from pipeline.trimming.methods import what_counts
 from pipeline.trimming.target import Target
 
 log = logging.getLogger(__name__)
@@ -75,18 +77,6 @@ def build_stages(
 def shard_stage(config: RunConfig, out: Path, backend: Backend) -> Stage:
     """The stage alone that writes a run's shards and makes its tokenizer; arguments as of `build_stages`."""
     return _Builder(config, out, backend, "", None).shard()
-
-
-def trim_name(config: RunConfig, target: float | str) -> str:
-    """The name of the stage for one target, such as ``trim-statement-2.0x`` or ``trim-statement-ftkd-12GMACs``."""
-    wanted = Target.parse(target)
-    method = "" if wanted.is_full or config.trim.method == SMART else f"-{config.trim.method}"
-    return f"trim-{config.trim.task}{method}-{wanted.name}"
-
-
-def training_stages(config: RunConfig) -> list[str]:
-    """The names of the stages that write checkpoints."""
-    return ["pretrain", *(trim_name(config, target) for target in config.trim.targets)]
 
 
 def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]:
@@ -138,9 +128,10 @@ def pretrain_counts(config: RunConfig) -> list[int]:
 class _Builder:
     def __init__(self, config: RunConfig, out: Path, backend: Backend, group: str, lease: str | None) -> None:
         self._config = config
+        self._tasks = tasks_of(config)
         self._out = out
         self._backend = backend
-        self._run = as_json(config)
+        self._run = as_json(self._tasks[0].config)
         checkpoints = config.checkpoint.path and open_target(config.checkpoint.path)
         if isinstance(checkpoints, LocalTarget):
             # Workers have working directories of their own.
@@ -151,14 +142,13 @@ class _Builder:
     def build(self, until: str | None) -> list[Stage]:
         wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
         stages = [self.shard(), self._pretrain()]
-        targets = sorted(self._config.trim.targets, key=lambda each: not Target.parse(each).is_full)
-        trims = [self._trim(target) for target in targets]  # a teacher before its students
+        trims = [(task, self._trim(task, target)) for task in self._tasks for target in task.targets]
         if "trim" in wanted:
-            stages += trims
+            stages += [stage for _, stage in trims]
         if "evaluate" in wanted:
-            stages.append(self._evaluate("pretrain"))
-            stages += [self._evaluate(stage.name) for stage in trims]
-            stages.append(self._survivors(tuple(stage.name for stage in trims)))
+            stages.append(self._evaluate(self._tasks[0], "pretrain"))
+            stages += [self._evaluate(task, stage.name) for task, stage in trims]
+            stages += [self._survivors(task) for task in self._tasks]
         return stages
 
     def _folder(self, name: str) -> Path:
@@ -180,16 +170,29 @@ class _Builder:
                 "tokenizer": self._run["tokenizer"],
                 "splits": self._config.pretrain.splits,
                 **({"questions": list(self._asked)} if self._asked else {}),
-                **({"answers": True} if self._asked and self._config.trim.task == "vqa_generative" else {}),
+                **({"answers": True} if self._tells else {}),
             },
             outputs=(*splits, self._out / "tokenizer"),
         )
 
     @property
+    def _asking(self) -> list[TrimConfig]:
+        """Those whose questions count for the vocabulary: of further tasks only where it is not given, but trained."""
+        given = self._config.tokenizer.path is not None
+        trims = [task.config.trim for task in self._tasks if task.name is None or (task.vocabulary and not given)]
+        return [trim for trim in trims if trim.task in ANSWERING and trim.targets]
+
+    @property
     def _asked(self) -> tuple[str, ...]:
         """Splits whose questions are answered; their words are told by no caption."""
-        trim = self._config.trim
-        return tuple(trim.splits) if trim.task in ANSWERING and trim.targets else ()
+        asked = {split for trim in self._asking for split in trim.splits}
+        own = [split for split in self._config.trim.splits if split in asked]
+        return (*own, *sorted(asked - set(own)))  # in whatever order tasks are named
+
+    @property
+    def _tells(self) -> bool:
+        """Whether answers are told word by word."""
+        return any(trim.task == "vqa_generative" for trim in self._asking)
 
     def _write_shards(self, attempt: Attempt) -> Mapping[str, Any]:
         data = self._out / "data"
@@ -226,8 +229,8 @@ class _Builder:
         else:
             told = itertools.chain.from_iterable(texts_of(split, self._config.loader) for split in splits)
             folders = [self._out / "data" / name for name in self._asked]
-            tells = self._config.trim.task == "vqa_generative"
-            asked = itertools.chain.from_iterable(questions_in(split, self._config.loader, tells) for split in folders)
+            told_of = (questions_in(split, self._config.loader, self._tells) for split in folders)
+            asked = itertools.chain.from_iterable(told_of)
             tokenizer = Tokenizer.train(itertools.chain(told, asked), config)
         tokenizer.save(self._out / "tokenizer")
         return tokenizer.vocab_size
@@ -235,7 +238,7 @@ class _Builder:
     def _pretrain(self) -> Stage:
         seconds = self._pretrain_seconds()
         counts = pretrain_counts(self._config)
-        job = self._job("pretrain", "pretrain", budget_seconds=seconds, can_leave=True)
+        job = self._job("pretrain", "pretrain", self._run, budget_seconds=seconds, can_leave=True)
         return Stage(
             name="pretrain",
             folder=self._folder("pretrain"),
@@ -253,53 +256,60 @@ class _Builder:
         engine = config.engine.resolved("pretrain", config.pretrain.loop.global_batch, workers, least=2)
         return describe_pretrain_update(config.pretrain, config.model, engine, workers)
 
-    def _trim(self, target: float | str) -> Stage:
-        name, wanted = trim_name(self._config, target), Target.parse(target)
-        taught = self._config.trim.needs_full and not wanted.is_full
-        teacher = trim_name(self._config, 1.0) if taught else None
+    def _run_of(self, task: Task) -> dict[str, Any]:
+        """The run's configuration as a worker is given it that works for one task."""
+        return {**self._run, "trim": as_json(task.config.trim), "evaluate": as_json(task.config.evaluate)}
+
+    def _trim(self, task: Task, target: float | str) -> Stage:
+        config, run = task.config, self._run_of(task)
+        name, wanted = task.trim_name(target), Target.parse(target)
+        teacher = task.trim_name(1.0) if config.trim.needs_full and not wanted.is_full else None
         job = self._job(
             name,
             "trim",
+            run,
             target=wanted.plain,
             backbone=str(self._export("pretrain")),
             teacher=None if teacher is None else str(self._export(teacher)),
             budget_seconds=self._trim_seconds(),
             can_leave=True,
         )
-        run = {**self._run, "trim": what_counts(self._run["trim"], wanted)}
-        parts = {**parts_of(run, "loader", "engine", "trim"), "target": wanted.plain, "budget": self._budget()}
-        kept = self._config.trim.kept_pruning(self._config.model.backbone, self._config.pretrain.pruning)
+        counting = {**run, "trim": what_counts(run["trim"], wanted)}
+        parts = {**parts_of(counting, "loader", "engine", "trim"), "target": wanted.plain, "budget": self._budget()}
+        kept = config.trim.kept_pruning(config.model.backbone, config.pretrain.pruning)
         if kept is not None:
             parts["pruning"] = as_json(kept)
         inputs = ("pretrain",) if teacher is None else ("pretrain", teacher)
         return self._single(name, job, inputs, parts, (self._export(name),))
 
-    def _evaluate(self, of: str) -> Stage:
-        name = f"evaluate-{of}"
-        job = self._job(name, "evaluate", **self._models([of]))
-        inputs, parts = ("shard", of), parts_of(self._run, "loader", "evaluate")
-        if of != "pretrain" and self._config.trim.task == "captioning" and missing_for_captions():
+    def _evaluate(self, task: Task, of: str) -> Stage:
+        name, run = f"evaluate-{of}", self._run_of(task)
+        job = self._job(name, "evaluate", run, **self._models([of]), task=task.name)
+        inputs, parts = ("shard", of), parts_of(run, "loader", "evaluate")
+        if of != "pretrain" and task.config.trim.task == "captioning" and missing_for_captions():
             parts["unscored"] = True  # it is done again where the programs that score are there
         return self._single(name, job, inputs, parts, (self._folder(name) / RESULTS,))
 
-    def _survivors(self, trims: tuple[str, ...]) -> Stage:
-        job = self._job("survivors", "survivors", **self._models(["pretrain", *trims]))
-        inputs = ("shard", "pretrain", *trims)
-        output = self._folder("survivors") / "survivors.json"
-        return self._single("survivors", job, inputs, parts_of(self._run, "loader", "evaluate", "pretrain"), (output,))
+    def _survivors(self, task: Task) -> Stage:
+        """The pictures of one task: a model that failed leaves those of other tasks alone, which ask other things."""
+        name, run = task.survivors, self._run_of(task)
+        job = self._job(name, "survivors", run, **self._models(["pretrain", *task.trims]))
+        inputs = ("shard", "pretrain", *task.trims)
+        output = self._folder(name) / "survivors.json"
+        return self._single(name, job, inputs, parts_of(run, "loader", "evaluate", "pretrain"), (output,))
 
     def _models(self, names: list[str]) -> dict[str, Any]:
         trimmed = {name: str(self._export(name)) for name in names if name != "pretrain"}
         return {"pretrained": str(self._export("pretrain")) if "pretrain" in names else None, "trimmed": trimmed}
 
-    def _job(self, name: str, kind: str, **more: Any) -> dict[str, Any]:
+    def _job(self, name: str, kind: str, run: dict[str, Any], **more: Any) -> dict[str, Any]:
         return {
             "stage": name,
             "kind": kind,
             "folder": str(self._folder(name)),
             "data": str(self._out / "data"),
             "tokenizer": str(self._out / "tokenizer"),
-            "run": self._run,
+            "run": run,
             "group": self._group,
             "lease": self._lease,
             "silent_seconds": self._config.cluster.silent_seconds,
@@ -339,7 +349,8 @@ class _Builder:
         )
         result = self._backend.run(job, counts, care)
         if "rows" in result:
-            write_json(attempt.folder / RESULTS, result["rows"])
+            named = {"name": job["task"]} if job.get("task") else {}  # a row tells the run's own by its `task`
+            write_json(attempt.folder / RESULTS, [row | named for row in result["rows"]])
             return {"results": str(attempt.folder / RESULTS)}
         return result
 
@@ -350,13 +361,16 @@ class _Builder:
         budget = self._config.budget
         if budget.minutes is None:
             return None
-        return 60 * budget.minutes * (budget.pretrain_share if self._config.trim.targets else 1.0)
+        trims = any(task.targets for task in self._tasks)
+        return 60 * budget.minutes * (budget.pretrain_share if trims else 1.0)
 
     def _trim_seconds(self) -> float | None:
         """Each trim stage's part of the time that pre-training leaves, by how many must run one after the other."""
-        budget, targets = self._config.budget, len(self._config.trim.targets)
+        budget, slots = self._config.budget, max(1, self._backend.slots)
         if budget.minutes is None:
             return None
-        first = self._config.trim.needs_full and targets > 1  # the others wait for the full model
-        rounds = first + math.ceil((targets - first) / max(1, self._backend.slots))
+        trims = [task.config.trim for task in self._tasks]
+        first = sum(trim.needs_full and len(trim.targets) > 1 for trim in trims)  # full models that others wait for
+        others = sum(len(trim.targets) for trim in trims) - first
+        rounds = math.ceil(first / slots) + math.ceil(others / slots)
         return 60 * budget.minutes * (1 - budget.pretrain_share) / rounds

@@ -25,6 +25,7 @@ from launch.report.results import TaskTable, group_results
 from launch.report.run_folder import RunFolder, Stage, read_run
 from launch.report.survivors import Frame, Panel, Picture, read_pictures
 from launch.report.words import as_moment
+from launch.result_rows import task_of
 
 _log = logging.getLogger(__name__)
 
@@ -86,10 +87,12 @@ def write_report(run: Path) -> Path:
 
 def _page(run: RunFolder) -> Page:
     tables = group_results(run.results)
-    published = {table.task: quoted(_backbone(run), table.task) for table in tables}
+    published = {table.task: quoted(_backbone(run), table.kind) for table in tables}
     fronts = [draw_pareto(table, published=comparable(table, published[table.task])) for table in tables]
     drawn = [drawing for drawing in fronts if drawing is not None]
-    pictures, problems = read_pictures(run.survivors, run.survivors_folder)
+    drawn_by = [read_pictures(each.entries, each.folder, each.task) for each in run.survivors]
+    pictures = [picture for found, _ in drawn_by for picture in found]
+    problems = [problem for _, found in drawn_by for problem in found]
     analyses, unshown = _analyses(run.path / ANALYSES)
     models, untold = _told(run)
     shown, lost = extremes(models)
@@ -126,10 +129,11 @@ def _analyses(folder: Path) -> tuple[list[Drawing], list[str]]:
 
 def _told(run: RunFolder) -> tuple[list[Told], list[str]]:
     """What evaluation saw of single instances, and a sentence for each file that does not say it."""
+    names = {row.get("stage"): task_of(row) for row in run.results}
     found, problems = [], []
     for path, value in run.instances:
         try:
-            found.append(told(value, path.parent))
+            found.append(told(value, path.parent, names.get(value["stage"])))
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"{path.relative_to(run.path)} does not tell of instances: {error!r}.")
     return found, problems
@@ -166,7 +170,7 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture], ana
     elif run.results and not fronts and all(partly):
         found.append("No accuracy against computation: fewer than two models with different costs were measured.")
     accounted = run.instances or any(each.name.startswith("cost-") for each in analyses)
-    captions = any(stage.name.startswith("trim-captioning") for stage in run.stages)  # of which there is none
+    captions = any(trim.get("task") == "captioning" for trim in run.trims)  # of which there is none
     if trims and run.results and not accounted and not captions:
         found.append(
             "No account of single instances: it was evaluated before there was one; "
@@ -184,9 +188,10 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture], ana
 
 
 def _why_no_pictures(run: RunFolder) -> str:
-    if any(stage.name == "survivors" and stage.state == "done" for stage in run.stages) and not run.survivors:
+    drawn = any(each.entries for each in run.survivors)
+    if any(stage.name.startswith("survivors") and stage.state == "done" for stage in run.stages) and not drawn:
         return "none were asked for (evaluate.pictures), or the task shows two pictures at once"
-    if run.survivors:
+    if drawn:
         return "no model of this recipe removes any"
     return "the stage that records them has not finished"
 

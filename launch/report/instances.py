@@ -73,15 +73,21 @@ class Extremes:
     dearest: tuple[Extreme, ...]
 
 
-def told(value: Mapping[str, Any], folder: Path) -> Told:
-    """What a file says; its pictures lie in `folder`."""
+def told(value: Mapping[str, Any], folder: Path, task: str | None = None) -> Told:
+    """What a file says.
+
+    Args:
+        value: The file's.
+        folder: Where its pictures lie.
+        task: The name of its task within the run; None for what is asked.
+    """
     target = value["target"]
     named = target if isinstance(target, str) else Target(float(target), "x").name
     method = "" if value["method"] in ("smarttrim", "full") else f"{value['method']} "
     return Told(
         label=f"{method}{named}",
         stage=str(value["stage"]),
-        task=str(value["task"]),
+        task=task or str(value["task"]),
         split=str(value["split"]),
         gmacs=tuple(map(float, value["gmacs"])),
         full_gmacs=float(value["full_gmacs"]),
@@ -112,6 +118,7 @@ def drawings(models: Sequence[Told], said: str = "") -> list[Drawing]:
 def extremes(models: Sequence[Told]) -> tuple[list[Extremes], list[str]]:
     """The instances to show of models that trim, each on its first split, and a sentence for each lost picture."""
     found, problems = [], []
+    several = len({each.task for each in models}) > 1
     for each in {each.stage: each for each in reversed(models) if each.kept}.values():
         shown: dict[str, tuple[Extreme, ...]] = {}
         for name, instances in each.shown.items():
@@ -119,7 +126,8 @@ def extremes(models: Sequence[Told]) -> tuple[list[Extremes], list[str]]:
             shown[name] = tuple(one for one, _ in pairs if one is not None)
             problems += [problem for _, problem in pairs if problem]
         mean = sum(each.gmacs) / len(each.gmacs)
-        found.append(Extremes(label=each.label, split=each.split, mean=mean, **shown))
+        label = f"{each.task} {each.label}" if several else each.label
+        found.append(Extremes(label=label, split=each.split, mean=mean, **shown))
     return found[::-1], problems
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from launch.result_rows import task_of
 from pipeline.trimming.target import Target
 
 # Metrics in percent, shown with one decimal; any other is shown with four digits.
@@ -81,6 +82,9 @@ class TaskTable:
     """All lines of one task; `metrics` in the order in which they were first reported."""
 
     task: str
+    """Its name: of a run's further tasks the one that `tasks` gives them."""
+    kind: str
+    """What is asked: `trim.task`, or `retrieval`."""
     metrics: tuple[str, ...]
     lines: tuple[Line, ...]
 
@@ -136,12 +140,13 @@ def group_results(rows: Iterable[Mapping[str, Any]]) -> list[TaskTable]:
 
     Args:
         rows: objects with "stage", "method", "target", "task", "split", "metric", "value", "low", "high",
-            "gmacs", "samples", "skipped" and "seed"; a row measured again replaces the earlier one.
+            "gmacs", "samples", "skipped" and "seed", those of a run's further tasks also "name"; a row measured again
+            replaces the earlier one.
             Shares are in percent.
     """
     tasks: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        tasks.setdefault(str(row["task"]), []).append(row)
+        tasks.setdefault(task_of(row), []).append(row)
     return [_task_table(task, found) for task, found in tasks.items()]
 
 
@@ -152,7 +157,8 @@ def _task_table(task: str, rows: Sequence[Mapping[str, Any]]) -> TaskTable:
         groups.setdefault(key, []).append(row)
     metrics = tuple(dict.fromkeys(str(row["metric"]) for row in rows))
     lines = [_line(found) for found in groups.values()]
-    return TaskTable(task=task, metrics=metrics, lines=tuple(_with_ratio(line, lines) for line in lines))
+    kind, told = str(rows[0]["task"]), tuple(_with_ratio(line, lines) for line in lines)
+    return TaskTable(task=task, kind=kind, metrics=metrics, lines=told)
 
 
 def _shares(row: Mapping[str, Any]) -> dict[str, float | None]:

@@ -61,6 +61,16 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Survivors:
+    """What one of the stages drew that look at what models keep."""
+
+    task: str
+    """The name of the further task whose models it looked at; empty for the run's own."""
+    folder: Path
+    entries: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """Everything that a report shows of a run."""
 
@@ -74,8 +84,7 @@ class RunFolder:
     results: tuple[Mapping[str, Any], ...]
     instances: tuple[tuple[Path, Mapping[str, Any]], ...]
     """What evaluation saw of single instances: each file with what it says."""
-    survivors: tuple[Mapping[str, Any], ...]
-    survivors_folder: Path
+    survivors: tuple[Survivors, ...]
     unreadable: tuple[str, ...]
     """Files that are there but could not be read, with the reason."""
 
@@ -85,11 +94,18 @@ class RunFolder:
         return str(self.facts.get("name") or self.path.name)
 
     @property
+    def trims(self) -> list[Mapping[str, Any]]:
+        """The settings of trimming for each task that the configuration names, the run's own first."""
+        tasks = self.config.get("tasks")
+        further = tasks.values() if isinstance(tasks, Mapping) else ()
+        trims = [each.get("trim") for each in (self.config, *further) if isinstance(each, Mapping)]
+        return [trim for trim in trims if isinstance(trim, Mapping)]
+
+    @property
     def targets(self) -> list[Any] | None:
-        """The targets that the configuration gives the trim stages; None where it does not say."""
-        trim = self.config.get("trim")
-        targets = trim.get("targets") if isinstance(trim, Mapping) else None
-        return None if targets is None else list(targets)
+        """The targets that the configuration gives the trim stages of all tasks; None where it does not say."""
+        told = [trim["targets"] for trim in self.trims if trim.get("targets") is not None]
+        return [target for targets in told for target in targets] if told else None
 
 
 @dataclass(frozen=True)
@@ -186,7 +202,6 @@ def read_run(path: Path) -> RunFolder:
         )
     reader = _Reader(path)
     stages = _stages(reader)
-    survivors_folder = path / "stages" / "survivors"
     config = path / "config.yaml"
     return RunFolder(
         path=path,
@@ -197,8 +212,7 @@ def read_run(path: Path) -> RunFolder:
         splits=_splits(reader),
         results=_results(reader, stages),
         instances=_instances(reader, stages),
-        survivors=tuple(reader.json(survivors_folder / "survivors.json", [])),
-        survivors_folder=survivors_folder,
+        survivors=_survivors(reader),
         unreadable=tuple(reader.unreadable),
     )
 
@@ -252,6 +266,19 @@ def _unscored(reader: _Reader, folder: Path, state: str) -> tuple[Mapping[str, A
         )
         told = [{"model": folder.name.removeprefix("evaluate-"), "split": "any split", "why": why}]
     return tuple(told)
+
+
+def _survivors(reader: _Reader) -> tuple[Survivors, ...]:
+    """Of the run's own task first."""
+    folders = sorted(path.parent for path in reader.root.glob("stages/survivors*/survivors.json"))
+    return tuple(
+        Survivors(
+            task=folder.name.removeprefix("survivors").removeprefix("-"),
+            folder=folder,
+            entries=tuple(reader.json(folder / "survivors.json", [])),
+        )
+        for folder in folders
+    )
 
 
 def _done_share(progress: Mapping[str, Any]) -> float | None:

@@ -59,6 +59,8 @@ class Picture:
     """One picture with everything drawn over it."""
 
     name: str
+    task: str
+    """Of the models that look at it, where a run has several; else empty."""
     source: str
     """The picture itself, as a data: address."""
     width: int
@@ -66,8 +68,15 @@ class Picture:
     models: tuple[Model, ...]
 
 
-def read_pictures(entries: Iterable[Mapping[str, Any]], folder: Path) -> tuple[list[Picture], list[str]]:
+def read_pictures(
+    entries: Iterable[Mapping[str, Any]], folder: Path, task: str = ""
+) -> tuple[list[Picture], list[str]]:
     """Turns survivors.json into pictures with frames.
+
+    Args:
+        entries: Of it.
+        folder: Where the pictures lie.
+        task: Whose models look at them, where a run has several.
 
     Returns:
         The pictures, and a sentence for each one that could not be shown.
@@ -83,7 +92,7 @@ def read_pictures(entries: Iterable[Mapping[str, Any]], folder: Path) -> tuple[l
             problems.append(f"picture {name} of the survivors cannot be shown: {error}")
             continue
         models = _models(entry["sentences"])
-        pictures.append(Picture(name=name, source=source, width=width, height=height, models=models))
+        pictures.append(Picture(name=name, task=task, source=source, width=width, height=height, models=models))
     return pictures, problems
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from launch.compare_table import COST, half_width
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
 from launch.report.words import metric_name
+from launch.result_rows import task_of
 
 Line = Mapping[str, Any]
 """Of `launch.compare_table.lines_of`."""
@@ -173,7 +174,7 @@ def mean_rows(runs: Sequence[Mapping[str, Any]], budget: str) -> list[dict[str, 
     for run in runs:
         for row in run["results"] if run["budget"] == budget else ():
             if row["target"] is not None and row.get("gmacs") is not None:
-                key = run["variant"], row["target"], row["task"], row["split"], row["metric"]
+                key = run["variant"], row["target"], task_of(row), row["split"], row["metric"]
                 groups.setdefault(key, []).append(row)
     return [_mean_row(key, rows) for key, rows in groups.items()]
 

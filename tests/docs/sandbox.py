@@ -207,6 +207,8 @@ def _overlay(folder: Path, configs: Sequence[str]) -> Path:
         del small["data"]
     if any("blip" in config or "captioning" in config for config in configs):
         small["model"]["text"] |= {"text_layers": 2, "fusion_layers": 0, "max_positions": 40}
+    if any("several" in config for config in configs):
+        small["tasks"] = {"vqa": {"trim": small["trim"], "evaluate": {"pictures": 1}}}
     path = folder / f"overlay-{name}.yaml"
     path.write_text(yaml.safe_dump(small))
     return path

@@ -162,3 +162,86 @@ def test_a_recipe_is_found_by_path_and_by_name(tmp_path: Path, monkeypatch: pyte
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"configs/runs/demo\.yaml"):
         find_recipe("configs/runs/dmeo.yaml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """A house with an oven.
+
+    Attributes:
+        number: Of the street.
+        oven: Its oven.
+    """
+
+    number: int
+    oven: Oven = field(default_factory=Oven)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Street:
+    """A street.
+
+    Attributes:
+        oven: That of all.
+        houses: By name.
+    """
+
+    oven: Oven = field(default_factory=Oven)
+    houses: dict[str, House] = field(default_factory=dict)
+
+
+HOUSES = "houses:\n  red: {number: 1, oven: {heat: 100, loaves: {a: 1}}}\n  blue: {number: 2}\n"
+
+
+def street(text: str, *overrides: str, folder: Path) -> Street:
+    file = folder / "street.yaml"
+    file.write_text(text)
+    return read_config(Street, [file], overrides)
+
+
+def test_parts_with_names_are_laid_over_each_other_key_by_key(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    first.write_text(HOUSES)
+    second.write_text("houses: {red: {oven: {rate: 1e-4}}, get_3: {number: 3}}")
+    words = ["--houses.red.number=7", "--houses.blue.oven.shelves", "[2, 3]", "--houses.red.oven.loaves.b", "5"]
+    read = read_config(Street, [first, second], [*words, "--houses.get.number", "9"])
+    red = House(number=7, oven=Oven(heat=100, rate=1e-4, loaves={"a": 1, "b": 5}))
+    blue = House(number=2, oven=Oven(shelves=(2, 3)))
+    assert read == Street(houses={"red": red, "blue": blue, "get_3": House(number=3), "get": House(number=9)})
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(read))
+    assert read_config(Street, [again], []) == read
+
+
+@pytest.mark.parametrize("text", ["houses: {}", "oven: {heat: 200}"])
+def test_a_part_may_be_added_to_none(text: str, tmp_path: Path) -> None:
+    assert street(text, folder=tmp_path) == Street()
+    assert street(text, "--houses.red.number=1", folder=tmp_path) == Street(houses={"red": House(number=1)})
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("houses: {red: {nubmer: 1}}", [], ["houses.red.nubmer", "street.yaml", "did you mean houses.red.number?"]),
+        (HOUSES, ["--houses.red.oven.haet=1"], ["houses.red.oven.haet", "did you mean houses.red.oven.heat?"]),
+        (HOUSES, ["--houses.red.number=one"], ["houses.red.number", "one", "whole number"]),
+        (HOUSES, ["--houses.green.oven.heat=1"], ["houses.green.number is missing"]),
+        (HOUSES, ["--houses.blue.oven.heat=500"], ["houses.blue.oven.heat=500 burns; try 200"]),
+        (HOUSES, ["--oven.heat=500"], ["oven.heat=500 burns"]),
+        (HOUSES, ["--houses.Red.number=1"], ["houses.Red", "small letters"]),
+        ("houses: {1: {number: 1}}", [], ["houses.1: a name is a word"]),
+        ("oven: {}\nhouses:", [], ["houses=None in", "names are wanted"]),
+        ("houses: [red]", [], ["houses=['red'] in", "street.yaml", "each with its keys"]),
+        ("houses: {red: 3}", [], ["houses.red"]),
+        (HOUSES, ["--houses", "{}"], ["--houses is given by name and key, such as --houses.NAME.oven"]),
+    ],
+)
+def test_a_mistake_in_a_part_is_told_with_its_name(
+    tmp_path: Path, text: str, overrides: list[str], words: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        street(text, *overrides, folder=tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not [word for word in words if word not in message], message
+    assert message.startswith("oven") == (overrides == ["--oven.heat=500"])

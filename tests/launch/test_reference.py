@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launch.key_texts import key_texts
-from launch.reading import known_keys, members
+from launch.reading import known_keys, members, named
 from launch.reference import CONFIGURATIONS, PAGES, main, type_words
 from launch.shard_help import source_titles
 
@@ -29,7 +29,7 @@ def test_the_program_writes_all_pages(tmp_path: Path) -> None:
 
 def dataclasses_of(kind: type[Any]) -> Iterator[type[Any]]:
     yield kind
-    for _, inner in members(kind):
+    for inner in [*dict(members(kind)).values(), *named(kind).values()]:
         if inner is not None:
             yield from dataclasses_of(inner)
 
@@ -46,8 +46,12 @@ def test_every_key_has_a_description_and_no_description_lacks_its_key(kind: type
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_key_has_a_row(kind: type[Any]) -> None:
     page = (FOLDER / "config.md").read_text("utf-8")
-    groups = {name.rpartition(".")[0] for name in known_keys(kind)}
-    for key in known_keys(kind):
+    keys = known_keys(kind)
+    keys += [
+        f"{group}.NAME.{field.name}" for group, inner in named(kind).items() for field in dataclasses.fields(inner)
+    ]
+    groups = {name.rpartition(".")[0] for name in keys}
+    for key in keys:
         # A section that another one has told already is referred to, by its heading.
         assert f"| `{key}` |" in page or f"### `{key.rpartition('.')[0]}`" in page, key
     assert all(f"### `{group}`" in page for group in groups if group)

@@ -19,7 +19,8 @@ from launch.graph import Attempt, read_status
 from launch.reading import read_config
 from launch.recipes import find_recipe
 from launch.run import remove_run
-from launch.stages import build_stages, trim_name
+from launch.stages import build_stages
+from launch.tasks import tasks_of
 from pipeline.checkpoint_places import newest_step
 from pipeline.measure.outcomes import outcomes_file, read_outcomes
 
@@ -262,7 +263,7 @@ def test_every_stage_of_the_demo_is_known_beforehand(tmp_path: Path) -> None:
 
     stages = build_stages(config, tmp_path, LocalBackend(0, 1))
     assert [stage.name for stage in stages] == list(STAGES)
-    assert trim_name(config, 1.25) == "trim-statement-1.25x"
+    assert tasks_of(config)[0].trim_name(1.25) == "trim-statement-1.25x"
 
 
 def test_a_lock_that_a_killed_process_left_among_the_splits_stops_nothing(tmp_path: Path) -> None:
