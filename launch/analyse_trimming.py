@@ -14,7 +14,7 @@ from launch.report.html import ANALYSES
 from launch.report.instances import Told, drawings, told
 from launch.report.table import aligned
 from launch.tasks import Task, tasks_of
-from launch.trained_run import TrainedRun
+from launch.trained_run import TrainedRun, config_of
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.config import source_of
 from pipeline.exports import load_classification_model, method_of
@@ -43,11 +43,9 @@ def trimming_command(
     """
     if samples < 1:
         raise UserError(f"--samples {samples} must be at least 1")
-    run = TrainedRun.of(folder, split)
-    chosen, exports = _fine_tuned(folder, run.config, task)
+    chosen, exports = _fine_tuned(folder, config_of(folder), task)
+    run = TrainedRun.of(folder, split or next(iter(chosen.config.evaluate.statement_splits), None))
     run = replace(run, config=chosen.config)
-    if split is None and run.config.evaluate.statement_splits:
-        run = replace(run, split=run.config.evaluate.statement_splits[0])
     if run.config.trim.task not in TALLIES:
         able = ", ".join(TALLIES)
         raise UserError(f"{folder} was fine-tuned for {run.config.trim.task}; trimming is looked at for {able}")
@@ -68,11 +66,11 @@ def trimming_command(
 
 def _fine_tuned(folder: Path, config: RunConfig, name: str | None) -> tuple[Task, list[Path]]:
     """A task of a run, and the exports of its models."""
-    tasks = [task for task in tasks_of(config) if task.targets]
+    tasks = tasks_of(config)
     wanted = [task for task in tasks if name in (None, task.title)]
-    if name is not None and not wanted:
+    if not wanted:
         raise UserError(f"--task {name}: {folder} is fine-tuned for {', '.join(task.title for task in tasks)}")
-    for task in wanted:
+    for task in sorted(wanted, key=lambda each: each.config.trim.task not in TALLIES):
         if exports := sorted(folder.glob(f"stages/trim-{task.title}-*/export")):
             return task, exports
     raise UserError(f"{folder} has no fine-tuned model yet: let a trim stage end (trimline status {folder})")

@@ -21,9 +21,9 @@ from data_prep.files import read_json, write_json
 from data_prep.lock import FolderLock
 from launch import machine
 from launch.compare_table import COMPARED, COMPARISON
-from launch.config import RunConfig
+from launch.config import RunConfig, TaskConfig
 from launch.paired import JudgedRun, paired_differences
-from launch.reading import read_config
+from launch.reading import below, read_config
 from launch.recipes import find_recipe
 from launch.run_log import LOG, log_file
 from launch.signals import stopped_by_sigterm, uninterrupted
@@ -226,8 +226,11 @@ def check_full_models(variants: Mapping[str, RunConfig], out: Path) -> None:
     for variant, run in variants.items():
         for task in tasks_of(run):
             by_task.setdefault(task.key, {})[variant] = task.config
-    for runs in by_task.values():
-        _check_full_models(runs, out)
+    for key, runs in by_task.items():
+        try:
+            _check_full_models(runs, out)
+        except UserError as error:
+            raise UserError(below(key, TaskConfig, str(error))) from error
 
 
 def _check_full_models(variants: Mapping[str, RunConfig], out: Path) -> None:

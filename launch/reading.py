@@ -114,6 +114,7 @@ def _names(kind: type[Any], contents: Mapping[str, Mapping[str, Any]], overrides
     for group in named(kind):
         names: list[str] = []
         for where, content in contents.items():
+            names += [key.split(".")[1] for key in map(str, content) if key.startswith(f"{group}.")]
             value = content.get(group, {})
             if not isinstance(value, Mapping):
                 raise UserError(f"{group}={value} in {where}: names are wanted, each with its keys")

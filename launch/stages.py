@@ -15,9 +15,9 @@ from data_prep.files import write_json
 from data_prep.sources import PlannedSplit, SourceConfig, prepare, source_module, writing_identity
 from data_prep.targets import LocalTarget, open_target
 from launch.backend import Backend, Care
-from launch.config import RunConfig
+from launch.config import RunConfig, TaskConfig
 from launch.graph import Attempt, Stage
-from launch.reading import as_json
+from launch.reading import as_json, below
 from launch.stage_parts import parts_of
 from launch.tasks import Task, tasks_of
 from pipeline.checkpoint_places import newest_step
@@ -142,7 +142,9 @@ class _Builder:
     def build(self, until: str | None) -> list[Stage]:
         wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
         stages = [self.shard(), self._pretrain()]
-        trims = [(task, self._trim(task, target)) for task in self._tasks for target in task.targets]
+        wanted_models = [(task, target) for task in self._tasks for target in task.targets]
+        wanted_models.sort(key=lambda each: not each[0].teaches(each[1]))  # as `_trim_seconds` shares time out
+        trims = [(task, self._trim(task, target)) for task, target in wanted_models]
         if "trim" in wanted:
             stages += [stage for _, stage in trims]
         if "evaluate" in wanted:
@@ -273,6 +275,7 @@ class _Builder:
             teacher=None if teacher is None else str(self._export(teacher)),
             budget_seconds=self._trim_seconds(),
             can_leave=True,
+            task=task.name,
         )
         counting = {**run, "trim": what_counts(run["trim"], wanted)}
         parts = {**parts_of(counting, "loader", "engine", "trim"), "target": wanted.plain, "budget": self._budget()}
@@ -347,12 +350,21 @@ class _Builder:
             newest_step=lambda: newest_step(self._config.checkpoint.place_of(attempt.folder)),
             on_restart=attempt.note_restart,
         )
-        result = self._backend.run(job, counts, care)
+        result = self._run_job(job, counts, care)
         if "rows" in result:
             named = {"name": job["task"]} if job.get("task") else {}  # a row tells the run's own by its `task`
             write_json(attempt.folder / RESULTS, [row | named for row in result["rows"]])
             return {"results": str(attempt.folder / RESULTS)}
         return result
+
+    def _run_job(self, job: dict[str, Any], counts: Sequence[int], care: Care) -> Mapping[str, Any]:
+        """A worker knows a further task by `trim` and `evaluate`: what it refuses is told by the whole key."""
+        try:
+            return self._backend.run(job, counts, care)
+        except UserError as error:
+            if type(error) is not UserError or not job.get("task"):
+                raise
+            raise UserError(below(f"tasks.{job['task']}", TaskConfig, str(error))) from error
 
     def _budget(self) -> dict[str, Any]:
         return dict(self._run["budget"])

@@ -36,6 +36,10 @@ class Task:
         """What it is fine-tuned to, a teacher before its students."""
         return sorted(self.config.trim.targets, key=lambda each: not Target.parse(each).is_full)
 
+    def teaches(self, target: float | str) -> bool:
+        """Whether the model of a target is one that the others of the task wait for."""
+        return self.config.trim.needs_full and Target.parse(target).is_full
+
     @property
     def trims(self) -> list[str]:
         """Names of the stages that fine-tune for it."""

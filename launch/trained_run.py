@@ -22,6 +22,17 @@ from pipeline.process import Process
 from pipeline.setup import Inputs
 
 
+def config_of(folder: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: It is none.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml; give the `out` of a `trimline run`")
+    return read_config(RunConfig, [folder / "config.yaml"], [])
+
+
 @dataclass(frozen=True)
 class TrainedRun:
     """A run folder and the split that its model is looked at with."""
@@ -41,9 +52,7 @@ class TrainedRun:
         Raises:
             UserError: It holds no pre-trained model, or no such split.
         """
-        if not (folder / "config.yaml").is_file():
-            raise UserError(f"{folder} is no run folder: it has no config.yaml; give the `out` of a `trimline run`")
-        config = read_config(RunConfig, [folder / "config.yaml"], [])
+        config = config_of(folder)
         if not (folder / "stages" / "pretrain" / "export").is_dir():
             raise UserError(
                 f"{folder} has no pre-trained model yet; let its pre-training end (trimline status {folder})"

@@ -8,6 +8,8 @@ Facts this file rests on, found in DeepSpeed 0.19.8:
 - ZeRO 1-3 skip a step whose gradient norm is not finite and say so by `was_step_applied()`; stage 0 does not.
 - ZeRO 3, and an optimizer on the CPU, keep the gradients of the step before where a parameter gets none in this one;
   the others use zero.
+- Without ZeRO a single rank would still send all gradients to itself; `enable_backward_allreduce` is how its pipeline
+  engine turns that off.
 - ZeRO 1-3 step a float32 copy of the weights, and write the weights from it: what is changed in a weight alone is
   undone by the next step.
 - Its checkpoints fit only as many ranks and the same stage, are pickles, and its converter between them leaves out
@@ -67,6 +69,9 @@ class DeepSpeedEngine(Engine):
             model=module, optimizer=self._optimizer, config=deepspeed_config(config, process)
         )
         begin_moments(self._optimizer, self._stepped())
+        if process.world_size == 1 and config.zero_stage == 0:
+            # There is nobody to average with; it would flatten all gradients and copy them back.
+            self._engine.enable_backward_allreduce = False
         self._external = 0
         if config.zero_stage == 3:
             own = [param for param in _own_parameters(module) if param.requires_grad]

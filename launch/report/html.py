@@ -25,7 +25,6 @@ from launch.report.results import TaskTable, group_results
 from launch.report.run_folder import RunFolder, Stage, read_run
 from launch.report.survivors import Frame, Panel, Picture, read_pictures
 from launch.report.words import as_moment
-from launch.result_rows import task_of
 
 _log = logging.getLogger(__name__)
 
@@ -129,11 +128,10 @@ def _analyses(folder: Path) -> tuple[list[Drawing], list[str]]:
 
 def _told(run: RunFolder) -> tuple[list[Told], list[str]]:
     """What evaluation saw of single instances, and a sentence for each file that does not say it."""
-    names = {row.get("stage"): task_of(row) for row in run.results}
     found, problems = [], []
     for path, value in run.instances:
         try:
-            found.append(told(value, path.parent, names.get(value["stage"])))
+            found.append(told(value, path.parent, value.get("name")))
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"{path.relative_to(run.path)} does not tell of instances: {error!r}.")
     return found, problems
@@ -170,7 +168,9 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture], ana
     elif run.results and not fronts and all(partly):
         found.append("No accuracy against computation: fewer than two models with different costs were measured.")
     accounted = run.instances or any(each.name.startswith("cost-") for each in analyses)
-    captions = any(trim.get("task") == "captioning" for trim in run.trims)  # of which there is none
+    # Of captions there is none.
+    captions = all(stage.name.startswith("trim-captioning") for stage in run.stages if stage.name.startswith("trim"))
+    captions |= {trim.get("task") for trim in run.trims if trim.get("targets")} == {"captioning"}
     if trims and run.results and not accounted and not captions:
         found.append(
             "No account of single instances: it was evaluated before there was one; "

@@ -12,6 +12,7 @@ from data_prep.errors import UserError
 from data_prep.index import INDEX, indexed_splits
 from launch.report.curves import Curve, read_curve
 from launch.report.words import as_moment
+from launch.result_rows import task_of
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.quarantine import count_reasons
 from pipeline.evaluation.unscored import UNSCORED
@@ -312,9 +313,14 @@ def _results(reader: _Reader, stages: tuple[Stage, ...]) -> tuple[Mapping[str, A
 
 
 def _instances(reader: _Reader, stages: tuple[Stage, ...]) -> tuple[tuple[Path, Mapping[str, Any]], ...]:
-    """Of stages that are done, in the order of the stages; the untrimmed model first."""
-    paths = [
-        path for stage in stages if stage.state == "done" for path in sorted(stage.folder.glob("instances/*.json"))
-    ]
-    found = [(path, value) for path in paths if (value := reader.json(path, {}))]
+    """Of stages that are done, in the order of the stages; the untrimmed model first.
+
+    Each gets the `name` of its task from its stage's own rows: the run's may not have them, or not have them yet.
+    """
+    found = []
+    for stage in (stage for stage in stages if stage.state == "done"):
+        rows = reader.rows(stage.folder / "results.json")
+        name = {"name": task_of(rows[0])} if rows else {}
+        paths = sorted(stage.folder.glob("instances/*.json"))
+        found += [(path, {**value, **name}) for path in paths if (value := reader.json(path, {}))]
     return tuple(sorted(found, key=lambda pair: pair[1].get("target") != 1.0))

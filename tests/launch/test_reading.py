@@ -213,6 +213,10 @@ def test_parts_with_names_are_laid_over_each_other_key_by_key(tmp_path: Path) ->
     assert read_config(Street, [again], []) == read
 
 
+def test_a_dotted_key_of_a_file_names_a_part_too(tmp_path: Path) -> None:
+    assert street("houses.red.number: 4", folder=tmp_path) == Street(houses={"red": House(number=4)})
+
+
 @pytest.mark.parametrize("text", ["houses: {}", "oven: {heat: 200}"])
 def test_a_part_may_be_added_to_none(text: str, tmp_path: Path) -> None:
     assert street(text, folder=tmp_path) == Street()

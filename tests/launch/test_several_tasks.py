@@ -59,6 +59,13 @@ def test_every_task_has_its_stages_and_its_own_teacher(tmp_path: Path) -> None:
     assert training_stages(run) == ["pretrain", *own, *again]
 
 
+def test_full_models_that_others_wait_for_come_first(tmp_path: Path) -> None:
+    first = {"init": "finetuned", "targets": (2.0, 1.0)}
+    found = list(stages(with_tasks(one=first, two=first), tmp_path, until="trim"))[2:]
+    assert found[:2] == ["trim-one-1.0x", "trim-two-1.0x"], "else the time that is shared out would not do"
+    assert sorted(found[2:]) == ["trim-one-2.0x", "trim-statement-1.0x", "trim-statement-2.0x", "trim-two-2.0x"]
+
+
 def test_a_task_without_an_own_one_beside_it_may_have_its_name(tmp_path: Path) -> None:
     run = with_tasks(other={"method": "local"})
     run = replace(run, trim=replace(run.trim, targets=()), tasks={"statement": run.tasks["other"]})
@@ -102,6 +109,20 @@ class _Noting(LocalBackend):
     def launch(self, job: Any, workers: int) -> BaseException | None:
         self.jobs[job["stage"]] = dict(job)
         return None
+
+
+class _Refusing(_Noting):
+    """A launcher whose workers refuse what they find."""
+
+    def launch(self, job: Any, workers: int) -> BaseException | None:
+        raise UserError("trim.answers.at_least=9 is too much")
+
+
+def test_what_a_worker_refuses_is_told_with_the_tasks_key(tmp_path: Path) -> None:
+    stage = {each.name: each for each in build_stages(with_tasks(q={}), tmp_path, _Refusing(1), "trim")}["trim-q-1.0x"]
+    stage.folder.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^tasks\.q\.trim\.answers\.at_least=9 is too much$"):
+        stage.run(Attempt(folder=stage.folder, resumed=False))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +246,9 @@ def test_tasks_of_a_comparison_end_with_their_time_and_count_from_one_full_model
     assert settled([TINY], overrides_of(asked, trial), trial)[-1] == "--tasks.q.trim.loop.samples=1000000000"
     plain = replace(with_tasks(q={}), model=config(*(f"--model.{key}={value}" for key, value in METER.items())).model)
     other = replace(plain, tasks={"q": replace(plain.tasks["q"], trim=replace(plain.trim, method="evit"))})
-    with pytest.raises(UserError, match=r"speed-ups of plain .* those of other .*trim\.keep_pruning=false"):
+    with pytest.raises(
+        UserError, match=r"speed-ups of plain .*set tasks\.q\.trim\.keep_pruning=false"
+    ):
         check_full_models({"plain": plain, "other": other}, tmp_path)
     check_full_models({"plain": plain}, tmp_path)
 

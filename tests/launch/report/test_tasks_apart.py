@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from launch.compare_table import lines_of
 from launch.paired import JudgedRun, score_of
 from launch.report import results_table, write_report
@@ -52,16 +54,19 @@ def test_a_comparison_has_a_score_for_each_of_them() -> None:
     assert {table.task for table in group_results(mean_rows(runs, "samples"))} == {"statement", "other"}
 
 
-def test_a_report_draws_each_of_them_apart(finished_run: Path) -> None:
-    results = json.loads((finished_run / "results.json").read_text())
-    save(finished_run / "results.json", [*results, *rows_of("other", 70.0)])
+@pytest.mark.parametrize("gathered", [True, False])
+def test_a_report_draws_each_of_them_apart(finished_run: Path, gathered: bool) -> None:
+    """Also while the run's results are those from before a task was added, or from after one was left out."""
+    results, more = json.loads((finished_run / "results.json").read_text()), rows_of("other", 70.0)
+    save(finished_run / "results.json", [*results, *(more if gathered else [])])
     for kind in ("survivors", "evaluate"):
         shutil.copytree(finished_run / "stages" / kind, finished_run / "stages" / f"{kind}-other")
     for path in (finished_run / "stages/evaluate-other/instances").glob("*.json"):
         save(path, json.loads(path.read_text()) | {"stage": "trim-other-2.0x"})
+    save(finished_run / "stages/evaluate-other/results.json", more)
     page = write_report(finished_run).read_text(encoding="utf-8")
     drawn = {path.stem for path in (finished_run / "figures").glob("*.csv")}
-    assert {f"{kind}-{task}" for kind in ("pareto",) for task in ("statement", "other")} <= drawn
+    assert {"pareto-statement", *(["pareto-other"] if gathered else [])} <= drawn
     assert {"cost-statement-test", "cost-other-test", "retention-other-test"} <= drawn
     assert "other" not in (finished_run / "figures/pareto-statement.csv").read_text()
     assert page.count("00012.png, untouched") == 1 and page.count("00012.png, of other, untouched") == 1
