@@ -58,13 +58,13 @@ def check(config: RunConfig, out: Path) -> None:
     _check_processes(config)
     _check_engine(config)
     _check_splits(config)
-    _check_words(config)
-    check_lr_scales(_meta_model(config), config.pretrain.lr_scales)
     for task in tasks_of(config):
         try:
             _check_task(task.config)
         except UserError as error:
             raise UserError(below(task.key, TaskConfig, str(error))) from error
+    _check_words(config)
+    check_lr_scales(_meta_model(config), config.pretrain.lr_scales)
     if config.checkpoint.path is not None:
         open_place(config.checkpoint.path, Process(world_size=_processes(config)))
     _check_disk(config, out)

@@ -1,6 +1,5 @@
-"""Checks of a configuration's numbers, in one wording; NaN passes none of them, nor does infinity."""
+"""Checks of a configuration's numbers, in one wording; NaN passes none of them."""
 
-import math
 from collections.abc import Mapping
 
 from data_prep.errors import UserError
@@ -13,15 +12,15 @@ def at_least(config: object, group: str, least: float, *names: str) -> None:
         UserError: Naming the key (`group` and field), its value and the wanted range.
     """
     for name in names:
-        if not least <= getattr(config, name) < math.inf:
-            raise UserError(f"{group}.{name}={getattr(config, name)} must be at least {least:g}, and finite")
+        if not getattr(config, name) >= least:
+            raise UserError(f"{group}.{name}={getattr(config, name)} must be at least {least:g}")
 
 
 def above_zero(config: object, group: str, *names: str) -> None:
     """Refuses fields that are not above 0, as `at_least` does."""
     for name in names:
-        if not 0 < getattr(config, name) < math.inf:
-            raise UserError(f"{group}.{name}={getattr(config, name)} must be above 0, and finite")
+        if not getattr(config, name) > 0:
+            raise UserError(f"{group}.{name}={getattr(config, name)} must be above 0")
 
 
 def a_share(config: object, group: str, *names: str) -> None:

@@ -247,9 +247,7 @@ def test_tasks_of_a_comparison_end_with_their_time_and_count_from_one_full_model
     assert settled([TINY], overrides_of(asked, trial), trial)[-1] == "--tasks.q.trim.loop.samples=1000000000"
     plain = replace(with_tasks(q={}), model=config(*(f"--model.{key}={value}" for key, value in METER.items())).model)
     other = replace(plain, tasks={"q": replace(plain.tasks["q"], trim=replace(plain.trim, method="evit"))})
-    with pytest.raises(
-        UserError, match=r"speed-ups of plain .*set tasks\.q\.trim\.keep_pruning=false"
-    ):
+    with pytest.raises(UserError, match=r"speed-ups of plain .*set tasks\.q\.trim\.keep_pruning=false"):
         check_full_models({"plain": plain, "other": other}, tmp_path)
     check_full_models({"plain": plain}, tmp_path)
 
