@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from data_prep.files import read_json
 from launch import preflight
@@ -151,3 +152,23 @@ def test_a_tiny_backbone_goes_from_shards_through_two_workers_to_the_trim_stage(
         assert read_status(out / "stages" / stage)["state"] == "done"
         assert (out / "stages" / stage / "export" / "model.safetensors").exists()
         assert len(list(read_metrics(out / "stages" / stage / "metrics.jsonl"))) == 4
+    if trims:
+        answers_packed(out / "stages" / wanted[-1] / "export", out)
+
+
+def answers_packed(export: Path, folder: Path) -> None:
+    """`trimline predict` answers from a raw picture and texts of unlike lengths, for fewer multiply-accumulates."""
+    Image.effect_noise((80, 60), 90).convert("RGB").save(folder / "picture.png")
+    texts = ["there is a red circle", "a square", "the small green triangle is left of the large blue star"]
+    words = [str(export), "--image", str(folder / "picture.png")]
+    asked = trimline("predict", [*words, *(word for text in texts for word in ("--text", text))])
+    printed, errors = asked.communicate()
+    assert asked.returncode == 0, errors
+    said = json.loads(printed)["predictions"]
+    assert [answer["text"] for answer in said] == texts
+    for answer in said:
+        assert 0 < answer["probability"] < 1 and answer["gmacs"] < answer["full_gmacs"], answer
+        alone = trimline("predict", [*words, "--text", answer["text"]])
+        (again,) = json.loads(alone.communicate()[0])["predictions"]
+        assert again["probability"] == pytest.approx(answer["probability"], abs=1e-5)
+        assert again["gmacs"] == pytest.approx(answer["gmacs"])
