@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.models.blocks import init_transformer
 from pipeline.models.config import ModelConfig
+from pipeline.models.linear import Linear
 from pipeline.models.schedule import NO_STREAMS, Intervention, Step, TokenStream, execute, side_by_side
 from pipeline.models.vision import VisionTower
 from pipeline.precision import at_least_float32
@@ -177,8 +178,8 @@ class Backbone(nn.Module, ABC):
 
     def add_contrast(self, config: ModelConfig, bias: bool = True) -> None:
         """Make the projections and the temperature."""
-        self.vision_proj = nn.Linear(config.vision.width, config.embed, bias)
-        self.text_proj = nn.Linear(config.text.width, config.embed, bias)
+        self.vision_proj = Linear(config.vision.width, config.embed, bias)
+        self.text_proj = Linear(config.text.width, config.embed, bias)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
         init_transformer(self.vision_proj, config.vision.width)
         init_transformer(self.text_proj, config.text.width)
@@ -198,6 +199,6 @@ class Backbone(nn.Module, ABC):
 
 def matching_head(width: int) -> nn.Linear:
     """The head of image-text matching: class 1 is a match."""
-    head = nn.Linear(width, 2)
+    head = Linear(width, 2)
     init_transformer(head, width)
     return head

@@ -16,6 +16,7 @@ from pipeline.models.backbone import Backbone, matching_head
 from pipeline.models.blip import Blip, GroundedBlip, begin_with, decode, decoder_steps
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
+from pipeline.models.linear import Linear
 from pipeline.models.packing import unpack
 from pipeline.models.past import Past
 from pipeline.models.schedule import Intervention, Step, TokenStream
@@ -151,7 +152,7 @@ class BlipPair(GroundedBlip):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         width = config.text.width
-        self.cls_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+        self.cls_head = nn.Sequential(Linear(width, width), nn.ReLU(), Linear(width, 2))
         init_transformer(self.cls_head, width)
 
     def text_blocks(self, config: ModelConfig) -> list[PostNormBlock]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.attention import Asked, Keys, attention, cls_probabilities
+from pipeline.models.linear import Linear
 from pipeline.models.schedule import InBlock, TokenStream
 from pipeline.models.working_heads import HeadMaps, Map, Source, attend_with_working_heads, keys_of_working_heads
 
@@ -38,8 +39,8 @@ class FusedAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def ask(self, stream: TokenStream) -> Asked:
         """Queries, keys and values of a stream whose `x` is already normalised."""
@@ -73,8 +74,8 @@ class Mlp(nn.Module):
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
         self.activate = _ACTIVATIONS[activation]
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -161,9 +162,9 @@ class Projections(nn.Module):
 
     def __init__(self, width: int, source_width: int) -> None:
         super().__init__()
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(source_width, width)
-        self.value = nn.Linear(source_width, width)
+        self.query = Linear(width, width)
+        self.key = Linear(source_width, width)
+        self.value = Linear(source_width, width)
 
 
 class ResidualNorm(nn.Module):
@@ -171,7 +172,7 @@ class ResidualNorm(nn.Module):
 
     def __init__(self, width_in: int, width: int, eps: float, dropout: float) -> None:
         super().__init__()
-        self.dense = nn.Linear(width_in, width)
+        self.dense = Linear(width_in, width)
         self.LayerNorm = nn.LayerNorm(width, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
@@ -207,9 +208,9 @@ class PairOutput(nn.Module):
 
     def __init__(self, width: int, merged: bool, eps: float, dropout: float) -> None:
         super().__init__()
-        self.dense0 = nn.Linear(width, width)
-        self.dense1 = nn.Linear(width, width)
-        self.merge_layer = nn.Linear(2 * width, width) if merged else None
+        self.dense0 = Linear(width, width)
+        self.dense1 = Linear(width, width)
+        self.merge_layer = Linear(2 * width, width) if merged else None
         self.LayerNorm = nn.LayerNorm(width, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
@@ -311,7 +312,7 @@ class Intermediate(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, hidden)
+        self.dense = Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., F)."""
@@ -390,6 +391,7 @@ def _leave(part: nn.Module, std: float) -> None:
 
 _INIT: dict[type[nn.Module], Callable[[nn.Module, float], None]] = {
     nn.Linear: _init_linear,
+    Linear: _init_linear,
     nn.Conv2d: _init_linear,
     nn.Embedding: _init_linear,
 }

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.blocks import init_transformer
+from pipeline.models.linear import Linear
 
 CLASSIFIER_EPS = 1e-5
 
@@ -22,15 +23,13 @@ class TaskClassifier(nn.Sequential):
     """
 
     def __init__(self, features: int, hidden: int, classes: int, eps: float = CLASSIFIER_EPS) -> None:
-        super().__init__(
-            nn.Linear(features, hidden), nn.LayerNorm(hidden, eps=eps), nn.GELU(), nn.Linear(hidden, classes)
-        )
+        super().__init__(Linear(features, hidden), nn.LayerNorm(hidden, eps=eps), nn.GELU(), Linear(hidden, classes))
         init_transformer(self, hidden)
 
 
 def rank_head_of(matching: nn.Linear) -> nn.Linear:
     """The head that ranks candidates, begun as matching's score of a match."""
-    head = nn.Linear(matching.in_features, 1, device=matching.weight.device, dtype=matching.weight.dtype)
+    head = Linear(matching.in_features, 1, device=matching.weight.device, dtype=matching.weight.dtype)
     with torch.no_grad():
         head.weight.copy_(matching.weight[1:])
         head.bias.copy_(matching.bias[1:])

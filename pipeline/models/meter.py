@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.models.backbone import Backbone, Fused, matching_head
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
+from pipeline.models.linear import Linear
 from pipeline.models.packing import spread
 from pipeline.models.schedule import Advance, Intervention, Step, Streams, TokenStream, execute
 from pipeline.models.text import Bert, Predictions, text_block
@@ -25,7 +26,7 @@ class Pooler(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, width)
+        self.dense = Linear(width, width)
 
     def forward(self, stream: TokenStream) -> Tensor:
         """(B, D)."""
@@ -37,7 +38,7 @@ class UntiedWords(Predictions):
 
     def __init__(self, width: int, vocab_size: int, eps: float) -> None:
         super().__init__(width, vocab_size, eps)
-        self.decoder = nn.Linear(width, vocab_size, bias=False)
+        self.decoder = Linear(width, vocab_size, bias=False)
 
 
 class Meter(Backbone):
@@ -53,8 +54,8 @@ class Meter(Backbone):
         super().__init__(config)
         text, fusion = config.text, config.fusion
         self.text_encoder = Bert(text, [text_block(text) for _ in range(text.text_layers)])
-        self.text_transform = nn.Linear(text.width, fusion.width)
-        self.image_transform = nn.Linear(config.vision.width, fusion.width)
+        self.text_transform = Linear(text.width, fusion.width)
+        self.image_transform = Linear(config.vision.width, fusion.width)
         self.token_type_embeddings = nn.Embedding(1 + IMAGE_TYPES, fusion.width)
         self.text_layers = nn.ModuleList(_fusion_block(config) for _ in range(text.fusion_layers))
         self.image_layers = nn.ModuleList(_fusion_block(config) for _ in range(text.fusion_layers))

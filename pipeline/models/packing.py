@@ -33,9 +33,14 @@ def keep_packed(stream: TokenStream, kept_T: Tensor) -> TokenStream:
     assert stream.offsets is not None, "packed trimming needs packed streams"
     kept_T = kept_T.clone()
     kept_T[list(stream.offsets[:-1])] = True
-    ends = kept_T.cumsum(0)[[end - 1 for end in stream.offsets[1:]]]
-    origin = None if stream.origin is None else stream.origin[kept_T]
-    return replace(stream, x=stream.x[kept_T], origin=origin, offsets=(0, *ends.tolist()), memo=None)
+    places = kept_T.nonzero()[:, 0]
+    if len(places) == len(kept_T):
+        return replace(stream, memo=None)
+    ends = [len(places)]
+    if len(stream.offsets) > 2:
+        ends = torch.searchsorted(places, torch.tensor(stream.offsets[1:], device=places.device)).tolist()
+    origin = None if stream.origin is None else stream.origin.index_select(0, places)
+    return replace(stream, x=stream.x.index_select(0, places), origin=origin, offsets=(0, *ends), memo=None)
 
 
 def stacked(first: TokenStream, second: TokenStream) -> TokenStream:
@@ -81,6 +86,8 @@ def spread(per_instance_BD: Tensor, stream: TokenStream) -> Tensor:
     """One row per instance -> something that broadcasts over its tokens, padded or packed."""
     if stream.offsets is None:
         return per_instance_BD[:, None]
+    if len(per_instance_BD) == 1:
+        return per_instance_BD
     lengths = torch.tensor(stream.offsets, device=per_instance_BD.device).diff()
     return per_instance_BD.repeat_interleave(lengths, 0)
 

@@ -53,7 +53,9 @@ class TokenStream:
     @property
     def cls(self) -> Tensor:
         """(B, D) the class token of each instance."""
-        return self.x[:, 0] if self.offsets is None else self.x[list(self.offsets[:-1])]
+        if self.offsets is None:
+            return self.x[:, 0]
+        return self.x[:1] if len(self.offsets) == 2 else self.x[list(self.offsets[:-1])]
 
     def with_x(self, x: Tensor) -> "TokenStream":
         """The same tokens with new features."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from data_prep.errors import UserError
 from pipeline.limits import above_zero, at_least
 from pipeline.models.blocks import Activation, Pair, PostNormBlock, init_transformer
+from pipeline.models.linear import Linear
 from pipeline.models.past import Past
 from pipeline.models.schedule import Advance, Step, TokenStream
 
@@ -168,7 +169,7 @@ class Transform(nn.Module):
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, width)
+        self.dense = Linear(width, width)
         self.LayerNorm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.models.attention import Keys, merge_heads, one_instance, split_heads
+from pipeline.models.linear import linear
 
 # From so many tokens on one product with a copy of the working heads' weights is faster than one for each span of them
 # (1 thread, D 768, 4 of 12 heads in 3 spans: 100 tokens 2.2 ms against 2.5, 40 tokens 1.1 ms against 1.0; AMD EPYC).
@@ -92,7 +92,7 @@ def attend_with_working_heads(
         own = slice(offsets[row], offsets[row + 1])
         spans = spans_of(working)
         if spans:
-            out_TD[own] = _instance(maps, spans, x_TD[own], *_keys(maps, spans, source, row), causal)
+            out_TD[own] = _instance(maps, spans, *_asked(maps, spans, x_TD, own, source, row), causal)
         else:
             out_TD[own] = 0.0 if maps.output.bias is None else maps.output.bias
     return out_TD
@@ -123,7 +123,7 @@ def _in_place(part: Map, x_mD: Tensor, spans: list[Span], size: int) -> Tensor:
     """(m, D) what a map makes for the heads of some spans, each head where it stands; 0 elsewhere."""
     if not spans:
         return x_mD.new_zeros(len(x_mD), len(part.weight))
-    made_mh = _into_heads(part, x_mD, spans, size)
+    (made_mh,) = _into_heads([part], x_mD, spans, size)
     if made_mh.shape[1] == len(part.weight):
         return made_mh
     whole_mD = made_mh.new_zeros(len(x_mD), len(part.weight))
@@ -144,24 +144,30 @@ def spans_of(working: Sequence[bool]) -> list[Span]:
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _instance(maps: HeadMaps, spans: list[Span], x_nD: Tensor, k_mD: Tensor, v_mD: Tensor, causal: bool) -> Tensor:
-    """(n, D) of one instance; keys and values have the working heads' slices alone."""
-    size = _head_size(maps)
+def _instance(maps: HeadMaps, spans: list[Span], q_nh: Tensor, k_mh: Tensor, v_mh: Tensor, causal: bool) -> Tensor:
+    """(n, D) of one instance, all of whose heads work: h*d of queries, keys and values."""
     heads = sum(stop - start for start, stop in spans)
-    q, k, v = (split_heads(part, heads) for part in (_into_heads(maps.query, x_nD, spans, size), k_mD, v_mD))
-    return _out_of_heads(maps.output, merge_heads(one_instance(q, k, v, causal)), spans, size)
+    q, k, v = (split_heads(part, heads) for part in (q_nh, k_mh, v_mh))
+    return _out_of_heads(maps.output, merge_heads(one_instance(q, k, v, causal)), spans, _head_size(maps))
 
 
-def _keys(maps: HeadMaps, spans: list[Span], source: Source | Keys, row: int) -> tuple[Tensor, Tensor]:
-    """Keys and values (m, h*d) of what a row attends to."""
+def _asked(
+    maps: HeadMaps, spans: list[Span], x_TD: Tensor, own: slice, source: Source | Keys, row: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (n, h*d) of an instance, keys and values (m, h*d) of what it attends to."""
     size = _head_size(maps)
+    if isinstance(source, Source) and source.x_SD is x_TD:
+        q_nh, k_nh, v_nh = _into_heads([maps.query, maps.key, maps.value], x_TD[own], spans, size)
+        return q_nh, k_nh, v_nh
+    (q_nh,) = _into_heads([maps.query], x_TD[own], spans, size)
     if isinstance(source, Source):
         own_mD = source.x_SD[source.offsets[row] : source.offsets[row + 1]]
-        return _into_heads(maps.key, own_mD, spans, size), _into_heads(maps.value, own_mD, spans, size)
+        k_mh, v_mh = _into_heads([maps.key, maps.value], own_mD, spans, size)
+        return q_nh, k_mh, v_mh
     assert source.offsets is not None, "packed queries need packed keys"
     place = row if source.rows is None else int(source.rows[row])
-    own = slice(source.offsets[place], source.offsets[place + 1])
-    return _columns(source.k[own], spans, size), _columns(source.v[own], spans, size)
+    shared = slice(source.offsets[place], source.offsets[place + 1])
+    return q_nh, _columns(source.k[shared], spans, size), _columns(source.v[shared], spans, size)
 
 
 def _head_size(maps: HeadMaps) -> int:
@@ -172,23 +178,28 @@ def _columns(x: Tensor, spans: list[Span], size: int) -> Tensor:
     return _joined([x[:, start * size : stop * size] for start, stop in spans])
 
 
-def _into_heads(part: Map, x: Tensor, spans: list[Span], size: int) -> Tensor:
-    """(n, in) -> (n, h*d)."""
+def _into_heads(parts: Sequence[Map], x: Tensor, spans: list[Span], size: int) -> list[Tensor]:
+    """(n, in) -> (n, h*d) of each map."""
     slices = [slice(start * size, stop * size) for start, stop in spans]
-    if len(x) >= _WORTH_A_COPY:
-        bias = None if part.bias is None else _joined([part.bias[rows] for rows in slices], 0)
-        return F.linear(x, _joined([part.weight[rows] for rows in slices], 0), bias)
-    biases = [None if part.bias is None else part.bias[rows] for rows in slices]
-    return _joined([F.linear(x, part.weight[rows], bias) for rows, bias in zip(slices, biases, strict=True)])
+    if len(spans) == 1 or len(x) < _WORTH_A_COPY:
+        return [_joined([linear(x, *_rows(part, rows)) for rows in slices]) for part in parts]
+    weights, biases = zip(*(_rows(part, rows) for part in parts for rows in slices), strict=True)
+    bias = None if biases[0] is None else torch.cat(biases)
+    return list(linear(x, torch.cat(weights), bias).chunk(len(parts), -1))
+
+
+def _rows(part: Map, rows: slice) -> Map:
+    """The map to some of its outputs."""
+    return Map(part.weight[rows], None if part.bias is None else part.bias[rows])
 
 
 def _out_of_heads(part: Map, context_nh: Tensor, spans: list[Span], size: int) -> Tensor:
     """(n, h*d) -> (n, out): the sum of what each span adds."""
     columns = [part.weight[:, start * size : stop * size] for start, stop in spans]
     if len(context_nh) >= _WORTH_A_COPY:
-        return F.linear(context_nh, _joined(columns), part.bias)
+        return linear(context_nh, columns[0] if columns[0].is_contiguous() else torch.cat(columns, -1), part.bias)
     parts = context_nh.split([weight.shape[1] for weight in columns], -1)
-    out = F.linear(parts[0], columns[0], part.bias)
+    out = linear(parts[0], columns[0], part.bias)
     for own, weight in zip(parts[1:], columns[1:], strict=True):
         out = torch.addmm(out, own, weight.t())
     return out

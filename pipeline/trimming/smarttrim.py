@@ -5,6 +5,7 @@ B batch, N tokens, T packed tokens, D width, H heads.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
@@ -180,7 +181,7 @@ class PackedTrimming:
         scores_T = score_tokens(trimmers, sight, self.ranks.get(advance.trimmed))
         kept = stream if scores_T is None else keep_packed(stream, scores_T >= 0)
         assert kept.offsets is not None
-        left_B = torch.tensor(kept.offsets, device=kept.x.device).diff() - 1
+        left_B = torch.tensor([end - begin - 1 for begin, end in pairwise(kept.offsets)], device=kept.x.device)
         self.decisions[name] = Decision(
             group_of(advance.trimmed), left_B, heads.self_BH, heads.cross_BH, None, kept.origin, None, kept.offsets
         )

@@ -18,6 +18,7 @@ from pipeline.limits import a_share, above_zero, at_least
 from pipeline.measure.flops import Kept
 from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import PostNormBlock, PreNormBlock
+from pipeline.models.linear import Linear
 from pipeline.models.packing import spread
 from pipeline.models.schedule import Advance, Step, TokenStream, site
 from pipeline.trimming.fixed import Place, RandomTokens, RankedHeads, places, random_ranks
@@ -85,10 +86,10 @@ SMARTTRIM = Policy()
 
 def mlp(width_in: int, hidden: int, width_out: int, last_std: float, bias: float = 0.0) -> nn.Sequential:
     """Linear, GELU, linear; the last weights small and its bias given."""
-    last = nn.Linear(hidden, width_out)
+    last = Linear(hidden, width_out)
     nn.init.normal_(last.weight, std=last_std)
     nn.init.constant_(last.bias, bias)
-    return nn.Sequential(nn.Linear(width_in, hidden), nn.GELU(), last)
+    return nn.Sequential(Linear(width_in, hidden), nn.GELU(), last)
 
 
 @torch.no_grad()
@@ -111,12 +112,12 @@ class TokenTrimmer(nn.Module):
         super().__init__()
         inner = max(8, round(width * config.width_share))
         self.inner = inner
-        self.down = nn.Linear(width, inner)
+        self.down = Linear(width, inner)
         self.local = mlp(inner, inner, 1, config.last_std, config.keep_bias)
         self.ask: nn.Sequential | None = None
         if guide_width is not None:
             self.ask = mlp(width + guide_width, inner, inner, config.last_std)
-            self.key = nn.Linear(inner, inner, bias=False)
+            self.key = Linear(inner, inner, bias=False)
 
     def forward(self, stream: TokenStream, cls_BD: Tensor, guide_BD: Tensor | None) -> Tensor:
         """Scores π_t = π_l + π_g of all tokens, (B, N) or packed (T,); a token stays where it is >= 0."""
@@ -126,7 +127,10 @@ class TokenTrimmer(nn.Module):
             return alone
         assert guide_BD is not None, "a global score is given the other modality's CLS"
         asked_Bd = self.ask(torch.cat([cls_BD, guide_BD], -1)) @ self.key.weight
-        return self.local(small)[..., 0] + (small * spread(asked_Bd, stream)).sum(-1)
+        local: Tensor = self.local(small)[..., 0]
+        if len(asked_Bd) == 1:
+            return local + small @ asked_Bd[0]
+        return local + (small * spread(asked_Bd, stream)).sum(-1)
 
     def shift(self, by: float) -> None:
         """Adds a number to every score."""

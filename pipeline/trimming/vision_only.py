@@ -19,6 +19,7 @@ from pipeline.measure.flops import Kept, LayerTokens
 from pipeline.models.attention import Asked
 from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import PreNormBlock, init_transformer
+from pipeline.models.linear import Linear
 from pipeline.models.schedule import Advance, InBlock, Step, Streams, TokenStream, site
 from pipeline.pruning.evit import AttentivePruning, attentive_macs
 from pipeline.pruning.intervention import Pruning
@@ -153,7 +154,7 @@ def _query(backbone: Backbone, layer: int) -> nn.Linear:
     block = backbone.visual_encoder.blocks[layer]
     assert isinstance(block, PreNormBlock)
     text, width = backbone.config.text.width, backbone.config.vision.width
-    query = nn.Linear(text, width)
+    query = Linear(text, width)
     init_transformer(query, width)
     if text == width:
         with torch.no_grad():
