@@ -137,7 +137,7 @@ def _log_to_stderr(verbose: bool) -> None:
 _RUN_HELP = {
     "run": "a whole run: shards, pre-training, trimming, evaluation, report; goes on where it stopped",
     "pretrain": "a run up to and including pre-training",
-    "trim": "a run up to and including trimming",
+    "trim": "a run up to and including trimming, with what the trimmed models reach",
     "evaluate": "a run up to and including evaluation; with --task, any export folder on any split",
 }
 _RUNNING = frozenset(_RUN_HELP)

@@ -84,7 +84,7 @@ def execute(
 
     Args:
         config: The run's configuration.
-        until: The last kind of stage wanted: pretrain, trim or evaluate; None for all.
+        until: The last kind of stage wanted: pretrain, trim (its models are evaluated) or evaluate; None for all.
         fresh: Starts over: what an earlier run left in the folder is removed; once, however often torchrun or Slurm
             starts this very command.
         take_from: Folder of another run, of which finished stages are taken over that would be made just so here.

@@ -67,7 +67,7 @@ def build_stages(
         config: The run's configuration.
         out: The run folder.
         backend: Starts the workers of all stages but the first.
-        until: The last kind of stage wanted, of `KINDS`; None for all.
+        until: The last kind of stage wanted, of `KINDS`; None for all. The models of `trim` are evaluated.
         group: What the run's stages have in common in wandb, where the configuration does not say.
         lease: Session of the run, by which training knows whether the place of its checkpoints is still its own.
     """
@@ -149,7 +149,9 @@ class _Builder:
             stages += [stage for _, stage in trims]
         if "evaluate" in wanted:
             stages.append(self._evaluate(self._tasks[0], "pretrain"))
+        if "trim" in wanted:  # accuracy against cost is what targets are trained for
             stages += [self._evaluate(task, stage.name) for task, stage in trims]
+        if "evaluate" in wanted:
             stages += [self._survivors(task) for task in self._tasks]
         return stages
 

@@ -250,6 +250,8 @@ def test_targets_of_trim_may_be_given_without_the_section(capsys: pytest.Capture
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1] == shown[2] and "- 2.5x" in shown[0]
     assert exit_code(["run", RECIPE, "--targets", "[1.0]", "--print_config"]) == 2  # only of what ends with it
+    assert exit_code(["trim", RECIPE, "configs/trim/front.yaml", "--print_config"]) == 0
+    assert "  targets:\n  - 1.0\n  - 1.5\n  - 2.0\n  - 2.5\n" in capsys.readouterr().out
 
 
 def test_shards_are_written_checked_and_indexed(tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def test_a_tiny_backbone_goes_from_shards_through_two_workers_to_the_trim_stage(
     assert run.returncode == 0, errors
     stages: dict[str, Any] = json.loads(printed)["stages"]
     wanted = ["shard", "pretrain", *(["trim-statement-1.5x"] if trims else [])]
-    assert stages == dict.fromkeys(wanted, "done")
+    evaluated = ["evaluate-trim-statement-1.5x"] if trims else []
+    assert stages == dict.fromkeys([*wanted, *evaluated], "done")
     result = read_json(out / "stages" / "pretrain" / "result.json")
     assert result["update"].startswith("an update: 8 samples = 2 workers x 4") and result["steps"] == 4
     for stage in wanted[1:]:

@@ -136,7 +136,8 @@ def test_stages_can_be_run_one_by_one_and_only_what_changed_runs_again(
         return stages
 
     assert outcomes("pretrain") == {"shard": "done", "pretrain": "done"}
-    assert outcomes("trim") == {"shard": "skipped", "pretrain": "skipped", "trim-statement-1.0x": "done"}
+    trimmed, scored = "trim-statement-1.0x", "evaluate-trim-statement-1.0x"
+    assert outcomes("trim") == {"shard": "skipped", "pretrain": "skipped", trimmed: "done", scored: "done"}
     changed = outcomes("run", "--trim.loop.samples", "40")
     assert changed["pretrain"] == "skipped"
     assert changed["trim-statement-1.0x"] == "done"

@@ -51,7 +51,7 @@ def test_every_task_has_its_stages_and_its_own_teacher(tmp_path: Path) -> None:
     trims = [again[0], *own, *again[1:]]  # one that others wait for first
     evaluated = [f"evaluate-{name}" for name in ("pretrain", *trims)]
     assert list(found) == ["shard", "pretrain", *trims, *evaluated, "survivors", "survivors-again"]
-    assert list(stages(run, tmp_path, until="trim")) == ["shard", "pretrain", *trims]
+    assert list(stages(run, tmp_path, until="trim")) == ["shard", "pretrain", *trims, *evaluated[1:]]
     inputs = {name: stage.inputs for name, stage in found.items()}
     assert inputs["trim-statement-2.0x"] == inputs["trim-again-1.0x"] == ("pretrain",)
     assert inputs["trim-again-2.0x"] == ("pretrain", "trim-again-1.0x")
@@ -62,7 +62,7 @@ def test_every_task_has_its_stages_and_its_own_teacher(tmp_path: Path) -> None:
 
 def test_full_models_that_others_wait_for_come_first(tmp_path: Path) -> None:
     first = {"init": "finetuned", "targets": (2.0, 1.0)}
-    found = list(stages(with_tasks(one=first, two=first), tmp_path, until="trim"))[2:]
+    found = [name for name in stages(with_tasks(one=first, two=first), tmp_path) if name.startswith("trim-")]
     assert found[:2] == ["trim-one-1.0x", "trim-two-1.0x"], "else the time that is shared out would not do"
     assert sorted(found[2:]) == ["trim-one-2.0x", "trim-statement-1.0x", "trim-statement-2.0x", "trim-two-2.0x"]
 
@@ -143,7 +143,9 @@ def test_the_budget_is_shared_out_over_all_fine_tunings(
     run, backend = with_tasks(**trims), _Noting(slots)
     run = replace(run, budget=replace(run.budget, minutes=10, pretrain_share=0.4))
     run = replace(run, cluster=replace(run.cluster, restarts=0))
-    for stage in build_stages(run, tmp_path, backend, "trim")[1:]:
+    for stage in build_stages(run, tmp_path, backend, "trim"):
+        if not stage.name.startswith(("pretrain", "trim-")):
+            continue
         stage.folder.mkdir(parents=True)
         with pytest.raises(WorkerDied):  # there is no result
             stage.run(Attempt(folder=stage.folder, resumed=False))
