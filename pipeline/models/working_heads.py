@@ -16,8 +16,9 @@ from pipeline.models.attention import Keys, merge_heads, one_instance, split_hea
 from pipeline.models.linear import linear
 
 # From so many tokens on one product with a copy of the working heads' weights is faster than one for each span of them
-# (1 thread, D 768, 4 of 12 heads in 3 spans: 100 tokens 2.2 ms against 2.5, 40 tokens 1.1 ms against 1.0; AMD EPYC).
-_WORTH_A_COPY = 64
+# (2 threads, D 768, queries, keys and values of 5 of 12 heads in 3 spans: 16 tokens 0.18 ms against 0.31, 152 tokens
+# 0.66 against 1.27; 8 tokens 0.16 against 0.18, but 0.08 against 0.06 on the way out; AMD EPYC).
+_WORTH_A_COPY = 16
 
 Span = tuple[int, int]
 """First and last but one of the heads that lie side by side; as a slice of a weight it is a view and costs nothing."""

@@ -68,6 +68,17 @@ def test_sliced_self_attention_is_the_masked_one(causal: bool) -> None:
         torch.testing.assert_close(got[OFFSETS[row] : OFFSETS[row + 1]], wanted)
 
 
+@torch.no_grad()
+def test_wide_slices_in_float32_are_the_masked_ones_in_float64() -> None:
+    """Wide enough for oneDNN (`pipeline.models.linear`)."""
+    offsets = (0, 75, 80, 81, 101)
+    masks = torch.tensor([[1, 0, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 1]])
+    attention, stream = FusedAttention(512, HEADS).eval(), stream_of(offsets, 512)
+    wanted = [attention(attention.ask(alone(stream, row)), masks[row : row + 1])[0] for row in range(4)]
+    got = attention.float().sliced(stream.with_x(stream.x.float()), masks)
+    torch.testing.assert_close(got.double(), torch.cat(wanted), rtol=0, atol=1e-5)
+
+
 def test_keys_that_rows_share_are_read_where_their_row_says() -> None:
     query, key, value, output = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
     maps = HeadMaps(Map.of(query), Map.of(key), Map.of(value), Map.of(output), HEADS)
