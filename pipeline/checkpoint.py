@@ -10,7 +10,6 @@ They fit any number of ranks and any ZeRO stage. Nothing is unpickled. See `chec
 
 import contextlib
 import logging
-import math
 import shutil
 import threading
 import time
@@ -24,8 +23,8 @@ from torch import Tensor
 
 from data_prep.errors import DiskFull, NoAnswer, UserError
 from data_prep.files import atomic_dir, read_json, sha256_file, write_json
-from pipeline.checkpoint_places import COMPLETE, MANIFEST, Place, name_of, open_place
-from pipeline.checkpoint_rules import CheckpointConfig, Guard, Saved, kept
+from pipeline.checkpoint_places import COMPLETE, MANIFEST, Place, check_room, name_of, open_place
+from pipeline.checkpoint_rules import CheckpointConfig, Guard, Saved, finite, kept
 from pipeline.data.text import Tokenizer
 from pipeline.engine import Engine
 from pipeline.fragments import FragmentFiles
@@ -193,7 +192,8 @@ class CheckpointStore:
             scores: On held-out data, that few checkpoints have.
 
         Raises:
-            UserError: The one before could not be written, as where the disk was full; or a metric that is not there.
+            UserError: The one before could not be written, or the disk has no room for this one; or a metric that is
+                not there.
         """
         self.finish(must=False)
         self._check_metric(metrics or {})
@@ -205,9 +205,11 @@ class CheckpointStore:
         mine[_rank_file(self.process.rank)] = rng_state(self.process)
         if self.process.is_main:
             mine[_STATE] = self._host.copy("state", tensors)
+        if self.config.if_full == "stop":
+            check_room(self.place, self.process, mine.values())
         manifest = {
             "version": _VERSION, "step": step, "layout": engine.layout(), "engine": dict(state.values),
-            "metrics": _finite({**(metrics or {}), **(scores or {})}), "fingerprint": self.fingerprint,
+            "metrics": finite({**(metrics or {}), **(scores or {})}), "fingerprint": self.fingerprint,
         }  # fmt: skip
         self._thread = threading.Thread(
             target=self._write, args=(name_of(step), mine, dict(values), manifest), name="checkpoint", daemon=True
@@ -384,11 +386,6 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; give a folder that `trimline` exported, such as .../export")
     return read_tensors(folder / _WEIGHTS), read_json(folder / _CONFIG)
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Those that JSON and a comparison know; by one that is no number, a checkpoint is none of the best."""
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _rank_file(rank: int) -> str:

@@ -14,6 +14,7 @@ rename: files go to their place, the mark last.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -28,8 +29,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from data_prep.errors import UserError
-from data_prep.files import fsync_dir, sha256_file, write_atomic, write_json
+from data_prep.files import disk_full, fsync_dir, sha256_file, write_atomic, write_json
 from data_prep.lock import in_use, remove_left
 from data_prep.targets import LocalTarget, Target, open_target, write_json_to
 from pipeline.checkpoint_rules import Saved
@@ -62,6 +65,10 @@ class Place(ABC):
 
     def __str__(self) -> str:
         return str(self.target)
+
+    def room(self) -> int | None:
+        """Bytes that fit where a rank writes; None where nobody knows."""
+        return None
 
     @abstractmethod
     def clean(self, name: str) -> None:
@@ -186,6 +193,11 @@ class LocalPlace(Place):
     def __init__(self, folder: Path) -> None:
         super().__init__(LocalTarget(folder))
         self.folder = folder
+
+    def room(self) -> int | None:
+        """See `Place.room`; what stopped saves left makes room yet (`clean`)."""
+        there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.is_dir())
+        return None if self._unmarked() else shutil.disk_usage(there).free
 
     def clean(self, name: str) -> None:
         """See `Place.clean`."""
@@ -336,6 +348,25 @@ def forget_all(path: str, stages: Iterable[str]) -> None:
     """Removes these stages' checkpoints below a `checkpoint.path`, and nothing else."""
     for stage in stages:
         open_place(f"{path.rstrip('/')}/{stage}", Process()).forget()
+
+
+def check_room(place: Place, process: Process, files: Iterable[Mapping[str, Tensor]]) -> None:
+    """Finds a full disk before another step is done, which would be lost with it; all ranks ask together.
+
+    Args:
+        place: Where they are to be written.
+        process: This rank.
+        files: What this rank is about to write.
+
+    Raises:
+        DiskFull: The files of all ranks do not fit; on all ranks.
+    """
+    mine = sum(tensor.nbytes for tensors in files for tensor in tensors.values())
+    told = together(process, lambda: (mine, place.room()), str(place))
+    needed, free = sum(size for size, _ in told), [room for _, room in told if room is not None]
+    if free and min(free) < needed:
+        said = f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:.1f} MB needed, {min(free) / 1e6:.1f} free"
+        raise disk_full(Path(str(place)), OSError(errno.ENOSPC, said))
 
 
 def open_place(where: str | Path, process: Process) -> Place:

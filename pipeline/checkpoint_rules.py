@@ -117,6 +117,11 @@ def highest_of(saved: Iterable[Saved], metric: str) -> Saved | None:
     return max(told, key=lambda entry: (entry.metrics[metric], -entry.step), default=None)
 
 
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those that JSON and a comparison know; by one that is no number, a checkpoint is none of the best."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
 class Means:
     """Means of a step's values since they were last asked for."""
 

@@ -73,7 +73,7 @@ def _faster_by_onednn(x: Tensor, weight_NK: Tensor) -> bool:
 
 
 def _step(rows: int) -> int:
-    if rows > _MANY_ROWS:
+    if rows == 1 or rows > _MANY_ROWS:
         return 1
     return _STEP if rows <= _FEW_ROWS else _LARGE_STEP
 

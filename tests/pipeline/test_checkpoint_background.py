@@ -10,7 +10,7 @@ import fsspec
 import pytest
 import torch
 
-from data_prep.errors import UserError
+from data_prep.errors import DiskFull, UserError
 from pipeline.checkpoint import CheckpointConfig, CheckpointStore
 from pipeline.checkpoint_places import forget_all
 from pipeline.engine import Engine
@@ -191,6 +191,11 @@ def test_a_disk_that_runs_full_keeps_the_last_one_and_is_gone_on_with_once_there
     store, engine = CheckpointStore(small_disk / "run"), new_engine()
     save(store, 1, engine)
     big = {"big": torch.zeros(60_000)}
+    with pytest.raises(DiskFull, match=r"No space left on device: 0\.3 MB needed, 0\.\d free; free some space"):
+        store.begin(2, engine, big, {})  # at once, before another step is done
+    store.finish()
+    assert [path.name for path in (small_disk / "run").iterdir()] == ["step_00000001"]
+    store.config = CheckpointConfig(if_full="go_on", path="elsewhere")  # as if another program had filled it meanwhile
     store.begin(2, engine, big, {})
     deadline = time.monotonic() + 20
     while not store.failed and time.monotonic() < deadline:
