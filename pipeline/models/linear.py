@@ -51,7 +51,7 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
         return F.linear(x, weight_NK, bias_N)
     rows_MK = x.reshape(-1, x.shape[-1])
     count = len(rows_MK)
-    more = -count % _step(count)
+    more = -count % _step(count, weight_NK)
     if more:
         rows_MK = F.pad(rows_MK, (0, 0, 0, more))
     out_MN = torch.ops.mkldnn._linear_pointwise(rows_MK, weight_NK, bias_N, "none", [], "")
@@ -72,8 +72,9 @@ def _faster_by_onednn(x: Tensor, weight_NK: Tensor) -> bool:
     )
 
 
-def _step(rows: int) -> int:
-    if rows == 1 or rows > _MANY_ROWS:
+def _step(rows: int, weight_NK: Tensor) -> int:
+    """To a multiple of what the rows are rounded up; wide ones are dear to copy, and few maps take them."""
+    if rows == 1 or rows > _MANY_ROWS or weight_NK.shape[1] > weight_NK.shape[0]:
         return 1
     return _STEP if rows <= _FEW_ROWS else _LARGE_STEP
 

@@ -12,7 +12,8 @@ from pipeline.models.schedule import InBlock, TokenStream
 from pipeline.models.working_heads import HeadMaps, Map, Source, attend_with_working_heads, spans_of
 
 WIDTH, HEADS = 12, 4
-OFFSETS, SOURCES = (0, 75, 76, 81), (0, 70, 75, 76)  # few tokens, and many
+OFFSETS, SOURCES = (0, 75, 76, 101), (0, 90, 95, 96)  # few tokens, and many
+SHORT = (0, 5, 6, 26)
 MASKS = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
 
 
@@ -48,24 +49,29 @@ def test_spans(working: list[int], spans: list[tuple[int, int]]) -> None:
     assert spans_of([bool(head) for head in working]) == spans
 
 
-def test_a_packed_block_with_trimmed_heads_is_each_instance_masked() -> None:
+@pytest.mark.parametrize("offsets", [OFFSETS, SHORT])
+@pytest.mark.parametrize("sources", [SOURCES, SHORT])
+def test_a_packed_block_with_trimmed_heads_is_each_instance_masked(
+    offsets: tuple[int, ...], sources: tuple[int, ...]
+) -> None:
     block = PostNormBlock(WIDTH, HEADS, 2 * WIDTH, source_width=8).eval()
-    stream, source = stream_of(OFFSETS), stream_of(SOURCES, 8)
+    stream, source = stream_of(offsets), stream_of(sources, 8)
     inside = InBlock(self_BH=MASKS, cross_BH=MASKS.flip(0))
     got = block(stream, [source], inside).x
     for row in range(3):
         own = InBlock(self_BH=MASKS[row : row + 1], cross_BH=MASKS.flip(0)[row : row + 1])
         wanted = block(alone(stream, row), [alone(source, row)], own).x[0]
-        torch.testing.assert_close(got[OFFSETS[row] : OFFSETS[row + 1]], wanted)
+        torch.testing.assert_close(got[offsets[row] : offsets[row + 1]], wanted)
 
 
+@pytest.mark.parametrize("offsets", [OFFSETS, SHORT])
 @pytest.mark.parametrize("causal", [False, True])
-def test_sliced_self_attention_is_the_masked_one(causal: bool) -> None:
-    attention, stream = FusedAttention(WIDTH, HEADS), replace(stream_of(OFFSETS), causal=causal)
+def test_sliced_self_attention_is_the_masked_one(causal: bool, offsets: tuple[int, ...]) -> None:
+    attention, stream = FusedAttention(WIDTH, HEADS), replace(stream_of(offsets), causal=causal)
     got = attention.sliced(stream, MASKS)
     for row in range(3):
         wanted = attention(attention.ask(replace(alone(stream, row), causal=causal)), MASKS[row : row + 1])[0]
-        torch.testing.assert_close(got[OFFSETS[row] : OFFSETS[row + 1]], wanted)
+        torch.testing.assert_close(got[offsets[row] : offsets[row + 1]], wanted)
 
 
 @torch.no_grad()
@@ -79,15 +85,16 @@ def test_wide_slices_in_float32_are_the_masked_ones_in_float64() -> None:
     torch.testing.assert_close(got.double(), torch.cat(wanted), rtol=0, atol=1e-5)
 
 
-def test_keys_that_rows_share_are_read_where_their_row_says() -> None:
+@pytest.mark.parametrize("offsets", [OFFSETS, SHORT])
+def test_keys_that_rows_share_are_read_where_their_row_says(offsets: tuple[int, ...]) -> None:
     query, key, value, output = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
     maps = HeadMaps(Map.of(query), Map.of(key), Map.of(value), Map.of(output), HEADS)
-    stream, source = stream_of(OFFSETS), stream_of(SOURCES)
+    stream, source = stream_of(offsets), stream_of(SOURCES)
     rows = torch.tensor([2, 0, 1])
     keys = Keys(key(source.x), value(source.x), rows=rows, offsets=SOURCES)
-    got = attend_with_working_heads(maps, stream.x, OFFSETS, keys, MASKS, causal=False)
+    got = attend_with_working_heads(maps, stream.x, offsets, keys, MASKS, causal=False)
     moved: list[Tensor] = [source.x[SOURCES[row] : SOURCES[row + 1]] for row in rows.tolist()]
     ends = (0, *torch.tensor([len(part) for part in moved]).cumsum(0).tolist())
-    wanted = attend_with_working_heads(maps, stream.x, OFFSETS, Source(torch.cat(moved), ends), MASKS, causal=False)
+    wanted = attend_with_working_heads(maps, stream.x, offsets, Source(torch.cat(moved), ends), MASKS, causal=False)
     torch.testing.assert_close(got, wanted)
-    torch.testing.assert_close(got[75:76], output.bias[None])  # no head of the second works
+    torch.testing.assert_close(got[offsets[1] : offsets[1] + 1], output.bias[None])  # no head of the second works
