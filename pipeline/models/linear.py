@@ -20,8 +20,9 @@ _BY_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 _LEAST_WEIGHTS = 2**16
 
 # oneDNN makes and keeps code for each size that it meets, half a millisecond each. What trimming leaves has any length,
-# so it is rounded up: to the rows that one step of its loop takes, and to more where those are few of many.
-_FEW_ROWS, _STEP, _LARGE_STEP, _MANY_ROWS = 64, 8, 16, 512
+# so it is rounded up to a multiple, a larger one where that is little of much.
+_VERY_FEW_ROWS, _FEW_ROWS, _MANY_ROWS = 16, 64, 512
+_STEP, _LARGE_STEP = 8, 16
 
 # Sizes it keeps; 1,024 if nobody says so, which heads (12 widths of 6 maps) and lengths (25) can exceed. It looks once,
 # when it is first used.
@@ -74,7 +75,7 @@ def _faster_by_onednn(x: Tensor, weight_NK: Tensor) -> bool:
 
 def _step(rows: int, weight_NK: Tensor) -> int:
     """To a multiple of what the rows are rounded up; wide ones are dear to copy, and few maps take them."""
-    if rows == 1 or rows > _MANY_ROWS or weight_NK.shape[1] > weight_NK.shape[0]:
+    if not _VERY_FEW_ROWS < rows <= _MANY_ROWS or weight_NK.shape[1] > weight_NK.shape[0]:
         return 1
     return _STEP if rows <= _FEW_ROWS else _LARGE_STEP
 
