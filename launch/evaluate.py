@@ -137,12 +137,11 @@ def _table(result: dict[str, Any]) -> str:
     ]
     cells = [[result["task"], "score", "95% interval", "GMACs (5% to 95%)", "latency", "parameters"]]
     for number, score in enumerate(result["scores"]):
-        interval = "" if score["low"] is None else f"{score['low']:.2f} to {score['high']:.2f}"
         cells.append(
             [
                 score["metric"].replace("_", " "),
                 f"{score['value']:.2f}",
-                interval,
+                f"{score['low']:.2f} to {score['high']:.2f}",
                 *(once if number == 0 else [""] * len(once)),
             ]
         )
