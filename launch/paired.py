@@ -58,7 +58,11 @@ class JudgedRun:
             NotKeptError: An older evaluation has not kept it.
             UserError: The file is damaged.
         """
-        return read_outcomes(self.outcomes_of(row), str(row["metric"]))
+        path = self.outcomes_of(row)
+        try:
+            return read_outcomes(path, str(row["metric"]))
+        except UserError as error:
+            raise UserError(f"{error}; remove {path.parent.parent} and run the same command again") from error
 
     def outcomes_of(self, row: Row) -> Path:
         """Where they lie."""

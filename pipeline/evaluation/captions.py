@@ -25,7 +25,7 @@ from pipeline.gathering import all_objects
 from pipeline.measure.outcomes import digest_of, outcomes_file, write_outcomes
 from pipeline.metrics.caption_tally import CaptionTally
 from pipeline.metrics.captions import missing_for_captions
-from pipeline.metrics.tasks import Score
+from pipeline.metrics.tasks import Score, Told
 from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.stage import Stage
@@ -160,18 +160,13 @@ def words_on(model: ClassificationModel, source: Source, loader: StepLoader, pro
     return ToldWords(sum(part.right for part in parts), words, costs)
 
 
-def told_scores_of(told: ToldSplit, process: Process) -> dict[str, list[Score]]:
+def told_scores_of(told: ToldSplit, process: Process) -> dict[str, Told]:
     """The captions' scores by domain, "" for all; computed by one rank for all.
 
     Raises:
         UserError: pycocoevalcap or Java is missing.
     """
-
-    def own() -> dict[str, list[Score]]:
-        judged = told.tally.scores() if process.is_main else {}
-        return {domain: each.scores for domain, each in judged.items()}
-
-    return together(process, own, "captions")[0]
+    return together(process, lambda: told.tally.scores() if process.is_main else {}, "captions")[0]
 
 
 def captioned(config: EvaluateConfig, name: str, folder: Path, split: str, inputs: Inputs, stage: Stage) -> list[Row]:

@@ -4,7 +4,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def write_outcomes(path: Path, digest: str, outcomes: Sequence[Outcomes]) -> Non
 
 
 def read_outcomes(path: Path, metric: str) -> tuple[Series, ...]:
-    """The series of a metric; their groups bear the digest of the data, so that those of other data are other groups.
+    """The series of a metric; their groups bear the digest of the data (`of_data`).
 
     Raises:
         NotKeptError: There are none, or none of this metric.
@@ -104,12 +104,12 @@ def read_outcomes(path: Path, metric: str) -> tuple[Series, ...]:
                 raise NotKeptError(f"{path} keeps nothing of {metric}")
             at = metrics.index(metric)
             count = sum(name.startswith(f"{at}/") and name.endswith("/names") for name in held.files)
-            return tuple(_series({part: held[f"{at}/{n}/{part}"] for part in _PARTS}, data) for n in range(count))
+            series = [{part: held[f"{at}/{n}/{part}"].tolist() for part in _PARTS} for n in range(count)]
+            return of_data([Series(**each) for each in series], data)
     except FileNotFoundError as error:
         raise NotKeptError(f"{path} is not there") from error
     except _DAMAGE as error:
-        again = f"remove {path.parent.parent} and run the same command again"
-        raise UserError(f"{path} does not tell what became of instances by {metric} ({error}); {again}") from error
+        raise UserError(f"{path} does not tell what became of instances by {metric} ({error})") from error
 
 
 _PARTS = ("names", "values", "groups")
@@ -117,6 +117,6 @@ _PARTS = ("names", "values", "groups")
 _DAMAGE = (ValueError, KeyError, EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
-def _series(parts: dict[str, Any], data: str) -> Series:
-    groups = [f"{data}/{group}" for group in parts["groups"].tolist()]
-    return Series(names=parts["names"].tolist(), values=parts["values"].tolist(), groups=groups)
+def of_data(series: Iterable[Series], digest: str) -> tuple[Series, ...]:
+    """The same with groups that bear the digest of the data, so that those of other data are other groups."""
+    return tuple(replace(each, groups=[f"{digest}/{group}" for group in each.groups]) for each in series)

@@ -45,7 +45,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(
             UserError,
-            match=r"instances by accuracy .*remove .*evaluate-m and run the same command again",
+            match=r"m-test\.npz does not tell what became of instances by accuracy \(",
         ):
             read_outcomes(path, "accuracy")
 
