@@ -44,6 +44,10 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--answers", metavar="FILE", help=listed)
     written = "vqa, snli_ve, nlvr2, captioning: file to write as the task's server takes it"
     group.add_argument("--predictions", metavar="FILE", help=written)
+    kept = "file.npz to keep what became of each instance in, for another evaluation's --against"
+    group.add_argument("--outcomes", metavar="FILE", help=kept)
+    against = "tell differences from the model of this file, of --outcomes or a run's stages/evaluate-*/outcomes"
+    group.add_argument("--against", metavar="FILE", help=against)
     group.add_argument("--tokenizer", metavar="DIR", help="where the folder has none, as imported weights")
     processes = "of this machine (1); under torchrun leave it out. The scores are the same"
     group.add_argument("--processes", **whole, help=processes)
@@ -63,9 +67,8 @@ def evaluate_export_handler(options: argparse.Namespace) -> Answer:
     names = ["task", "data", "split", "batch_size", "limit", "rerank", "label_field"]
     names += ["precision", "processes", "device"]
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
-    chosen |= {
-        name: _path(getattr(options, name)) for name in ("classes", "templates", "tokenizer", "predictions", "answers")
-    }
+    files = ("classes", "templates", "tokenizer", "predictions", "answers", "outcomes", "against")
+    chosen |= {name: _path(getattr(options, name)) for name in files}
     chosen["captions"] = given_search(options)
     return evaluate_command(Path(given[0]).expanduser(), **chosen)
 

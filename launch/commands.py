@@ -225,9 +225,11 @@ def _left_out(names: Sequence[str]) -> list[str]:
 def summary(result: "RunResult") -> str:
     """The end of a run: a table of the results, what failed, and where to look."""
     from launch.progress import clock
-    from launch.report.table import results_table
+    from launch.report.table import paired_text, results_table
 
     lines = ["", results_table(result.rows), ""] if result.rows else []
+    if told := paired_text(result.paired):
+        lines += [*told, ""]
     for name, failure in result.failures.items():
         lines.append(f"failed: {name}: {failure.message}")
     blocked = [name for name, outcome in result.outcomes.items() if outcome == "blocked"]

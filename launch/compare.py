@@ -20,11 +20,12 @@ from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from data_prep.lock import FolderLock
 from launch import machine
-from launch.compare_table import COMPARED, COMPARISON
+from launch.compare_table import COMPARISON
 from launch.config import RunConfig, TaskConfig
 from launch.paired import JudgedRun, paired_differences
 from launch.reading import below, read_config
 from launch.recipes import find_recipe
+from launch.result_rows import COMPARED, RECALLS
 from launch.run_log import LOG, log_file
 from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS
@@ -342,5 +343,5 @@ def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, An
 
 def _judged(config: CompareConfig, run: Mapping[str, Any]) -> JudgedRun:
     trial = Trial(variant=run["variant"], budget=run["budget"], seed=run["seed"])
-    rows = [row for row in run["results"] if row["metric"] in COMPARED]
+    rows = [row for row in run["results"] if row["metric"] in (*COMPARED, *RECALLS)]
     return JudgedRun(**asdict(trial), folder=Path(config.out).expanduser() / trial.name, rows=rows)

@@ -11,14 +11,13 @@ from typing import Any
 
 from launch.paired import RESAMPLED, points, score_of
 from launch.report.table import aligned
+from launch.result_rows import COMPARED, RECALLS
 
 # Two-sided 95% points of Student's t, for 1, 2, ... degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _T95_MANY = 1.96
 
 COMPARISON = "comparison.json"
-COMPARED = ("R@10", "accuracy", "CIDEr")
-"""Metrics that comparisons show."""
 COST = "MMACs"  # billions are too coarse for the small models that are compared on one machine
 
 Key = tuple[str, str, str]
@@ -126,7 +125,10 @@ PAIRED_NOTE = (
 
 def _paired_text(data: Mapping[str, Any]) -> list[str]:
     """Differences on the same test instances, where there are any, and why others are not there."""
-    lines, missing = paired_lines(data), list(data.get("unpaired", ()))
+    missing = list(data.get("unpaired", ()))
+    lines = [
+        line for line in paired_lines(data) if line.get("metric") not in RECALLS
+    ]  # on the page, which can be sorted
     if not lines:
         return missing
     cells = [["variant", "score", "against", "difference", "over seeds", "seeds", "instances in groups"]]

@@ -12,6 +12,7 @@ from data_prep.remote import is_url
 from launch.answers import Answer
 from launch.devices import device_of
 from launch.local_processes import run_processes
+from launch.paired import points
 from launch.report.table import aligned
 from launch.torchrun import process_of, run_here
 from pipeline.evaluation.exported import Evaluation, evaluate_export
@@ -135,18 +136,23 @@ def _table(result: dict[str, Any]) -> str:
         f"{latency['ms']:.1f} ms",
         f"{result['parameters']:,}",
     ]
-    cells = [[result["task"], "score", "95% interval", "GMACs (5% to 95%)", "latency", "parameters"]]
+    against = ["difference"] if any("difference" in score for score in result["scores"]) else []
+    cells = [[result["task"], "score", "95% interval", *against, "GMACs (5% to 95%)", "latency", "parameters"]]
     for number, score in enumerate(result["scores"]):
-        interval = "" if score["low"] is None else f"{score['low']:.2f} to {score['high']:.2f}"
         cells.append(
             [
                 score["metric"].replace("_", " "),
                 f"{score['value']:.2f}",
-                interval,
+                f"{score['low']:.2f} to {score['high']:.2f}",
+                *(_difference(score[name]) for name in against),
                 *(once if number == 0 else [""] * len(once)),
             ]
         )
     return "\n".join([*aligned(cells, 1), "", _about(result)])
+
+
+def _difference(found: dict[str, float] | None) -> str:
+    return "" if found is None else points({**found, "difference": found["value"]})
 
 
 def _about(result: dict[str, Any]) -> str:

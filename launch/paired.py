@@ -4,14 +4,15 @@ What hangs on the seed of a training is another thing: `launch.compare_table` ha
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from launch.result_rows import task_of
+from launch.result_rows import has_odd_target, task_of
 from pipeline.measure.bootstrap import Series, paired, paired_interval
-from pipeline.measure.outcomes import outcomes_file, read_outcomes
+from pipeline.measure.outcomes import NotKeptError, outcomes_file, read_outcomes
+from pipeline.metrics.captions import MEANS
 from pipeline.trimming.target import Target
 
 Row = Mapping[str, Any]
@@ -29,7 +30,7 @@ RESAMPLED = (
 
 _FEW = 2
 _CAPTIONS = "captioning"
-"""Of whose instances nothing is kept: most scores of captions are of all of them together."""
+_CORPUS = "No paired intervals of BLEU and METEOR: they are scores of all captions together."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +55,14 @@ class JudgedRun:
         """What became of each instance.
 
         Raises:
-            FileNotFoundError: An older evaluation has not kept it.
+            NotKeptError: An older evaluation has not kept it.
             UserError: The file is damaged.
         """
-        return read_outcomes(self.outcomes_of(row), str(row["metric"]))
+        path = self.outcomes_of(row)
+        try:
+            return read_outcomes(path, str(row["metric"]))
+        except UserError as error:
+            raise UserError(f"{error}; remove {path.parent.parent} and run the same command again") from error
 
     def outcomes_of(self, row: Row) -> Path:
         """Where they lie."""
@@ -105,8 +110,8 @@ class Answers:
     """What is known.
 
     Attributes:
-        rows: For each question that has an answer {"budget", "variant", "score", "against", "difference", "low",
-            "high", "seeds", "by_seed", "instances", "groups"}; differences are in points.
+        rows: For each question that has an answer {"budget", "variant", "score", "against", "model", "split",
+            "metric", "difference", "low", "high", "seeds", "by_seed", "instances", "groups"}; differences in points.
         missing: A sentence for each reason why others have none.
     """
 
@@ -136,21 +141,48 @@ def paired_differences(runs: Sequence[JudgedRun], reference: str | None = None) 
     Returns:
         Differences pooled over the seeds that have outcomes, each paired within its own.
     """
-    asked: dict[Question, list[Pair]] = {}
-    for question, pair in _questions(runs, reference):
-        asked.setdefault(question, []).append(pair)
     answers, without, lacking = Answers(), 0, dict[str, None]()
+    asked: dict[Question, list[Pair]] = {}
+    for question, pair in _questions([_readable(run, answers) for run in runs], reference):
+        asked.setdefault(question, []).append(pair)
     for question, pairs in asked.items():
         refused = len(answers.missing)
         there = [(pair[0].seed, series) for pair in pairs if (series := _read(question, pair, answers, lacking))]
         if there:
             answers.rows.append({**_named_as(question), **_difference(there)})
         without += not there and len(answers.missing) == refused
-    if any(row["task"] == _CAPTIONS for run in runs for row in run.rows):
-        answers.missing.append("No paired intervals of captions: what became of single ones is not kept.")
+    if any(not _is_mean(row) for run in runs for row in run.rows):
+        answers.missing.append(_CORPUS)
     if lacking:
         answers.missing.append(_without(without, len(asked), [*lacking]))
     return answers
+
+
+def own_differences(folder: Path, seed: int, rows: Sequence[Row]) -> Answers:
+    """Each target of a single run against its untrimmed model.
+
+    Args:
+        folder: Of the run.
+        seed: Its seed.
+        rows: Its results.
+    """
+    told = [row for row in rows if {"split", "target"} <= row.keys()]
+    return paired_differences([JudgedRun(variant="", budget="", seed=seed, folder=folder, rows=told)])
+
+
+def _readable(run: JudgedRun, answers: Answers) -> JudgedRun:
+    """The run without the rows whose target is none, which is told."""
+    odd = [row for row in run.rows if has_odd_target(row)]
+    which = dict.fromkeys(f"{row.get('stage')} has {row['target']!r}" for row in odd)
+    answers.missing += [
+        f"{run.folder.name}: no paired interval of what has no target that can be read: {each}." for each in which
+    ]
+    return replace(run, rows=[row for row in run.rows if row not in odd])
+
+
+def _is_mean(row: Row) -> bool:
+    """Whether a score is a mean over instances: of captions most are of all of them together."""
+    return row["task"] != _CAPTIONS or row["metric"] in MEANS
 
 
 def points(row: Mapping[str, Any]) -> str:
@@ -161,8 +193,8 @@ def points(row: Mapping[str, Any]) -> str:
 def _without(questions: int, asked: int, models: Sequence[str]) -> str:
     few = ", ".join(models[:_FEW]) + (f" and {len(models) - _FEW} more" if len(models) > _FEW else "")
     return (
-        f"{questions} of {asked} differences have no paired interval, and others may lack seeds: there is no file of "
-        f"what became of each test instance for {few}. Evaluations from before there were such files have none; remove "
+        f"{questions} of {asked} differences have no paired interval, and others may lack seeds: "
+        f"what became of each test instance is not kept for {few}. Older evaluations have not kept all of it; remove "
         "stages/evaluate-* of these runs and run the same command again."
     )
 
@@ -173,13 +205,14 @@ def _named_as(question: Question) -> dict[str, Any]:
         "variant": question.variant,
         "score": " ".join(question.score),
         "against": question.against,
+        **dict(zip(("model", "split", "metric"), question.score, strict=True)),
     }
 
 
 def _questions(runs: Sequence[JudgedRun], reference: str | None) -> Iterator[tuple[Question, Pair]]:
     references = {(run.budget, run.seed): run for run in runs if run.variant == reference}
     for run in runs:
-        for row in (row for row in run.rows if row["task"] != _CAPTIONS):
+        for row in filter(_is_mean, run.rows):
             for against, other, held in _counterparts(run, row, references.get((run.budget, run.seed))):
                 pair = run, row, other, held
                 if not _taken_over(pair):
@@ -229,7 +262,7 @@ def _series(pair: Pair, lacking: dict[str, None]) -> Both | None:
     for run, row in (pair[:2], pair[2:]):
         try:
             found.append(run.outcomes(row))
-        except FileNotFoundError:
+        except NotKeptError:
             lacking[f"{run.folder.name}: {row.get('stage')} on {row['split']}"] = None
     return (found[0], found[1]) if len(found) == 2 else None
 

@@ -19,6 +19,7 @@ from launch.backend import Backend
 from launch.config import RunConfig
 from launch.graph import Failure, GraphResult, Stage, all_finished, one_line, read_status, run_graph
 from launch.kept import check_kept
+from launch.paired import own_differences
 from launch.progress import ProgressDisplay
 from launch.reading import dump_config
 from launch.relaunch import is_relaunch, launch_names
@@ -49,6 +50,7 @@ class RunResult:
         outcomes: How each stage ended.
         failures: Why stages failed.
         rows: All results, as in results.json.
+        paired: By how much each target differs from the untrimmed model on the same instances (`launch.paired`).
         report: The report's file; None where it could not be written.
         seconds: Time that this call took.
     """
@@ -57,6 +59,7 @@ class RunResult:
     outcomes: dict[str, str]
     failures: dict[str, Failure]
     rows: list[dict[str, Any]]
+    paired: list[dict[str, Any]]
     report: Path | None
     seconds: float
 
@@ -74,6 +77,7 @@ class RunResult:
             "stages": self.outcomes,
             "failures": {name: failure.message for name, failure in self.failures.items()},
             "results": self.rows,
+            "paired": self.paired,
         }
 
 
@@ -311,12 +315,13 @@ def _finish(
 ) -> RunResult:
     """Gathers what the stages wrote, and reports on it, whether or not all of them succeeded."""
     rows = [row for stage in stages if _is_done(stage) for row in _rows(stage.folder)]
-    failures, report = dict(result.failures), None
+    failures, report, paired = dict(result.failures), None, list[dict[str, Any]]()
     try:
         _gather(out, stages, rows)
         if facts["finished"] is None:
             times = {"finished": _now() if result.complete else None, "seconds": round(facts["seconds"] + seconds, 1)}
             write_json(out / RUN, facts | times)
+        paired = own_differences(out, facts["seed"], rows).rows
         from launch.report import write_report  # matplotlib comes with it, which the start need not wait for
 
         report = write_report(out)
@@ -326,7 +331,13 @@ def _finish(
             printed.error("the report could not be written", exc_info=error)
         failures["report"] = Failure(message=one_line(error), by_user=by_user)
     return RunResult(
-        out=out, outcomes=dict(result.outcomes), failures=failures, rows=rows, report=report, seconds=seconds
+        out=out,
+        outcomes=dict(result.outcomes),
+        failures=failures,
+        rows=rows,
+        paired=paired,
+        report=report,
+        seconds=seconds,
     )
 
 

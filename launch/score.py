@@ -38,12 +38,9 @@ def score_command(task: str, predictions: Path, annotations: Path, subset: bool)
 
 def _table(task: str, scores: list[Score]) -> str:
     cells = [["metric", "score", "95% interval", "samples"]]
-    cells += [[score.metric, f"{score.value:.2f}", _interval(score), str(score.samples)] for score in scores]
+    for one in scores:
+        cells.append([one.metric, f"{one.value:.2f}", f"{one.low:.2f} to {one.high:.2f}", str(one.samples)])
     lines = aligned(cells, 1)
     if task == "captions" and not has_spice():
         lines += ["", "no SPICE: its model files do not lie in pycocoevalcap/spice/lib, where its own script puts them"]
     return "\n".join(lines)
-
-
-def _interval(score: Score) -> str:
-    return "" if score.low is None or score.high is None else f"{score.low:.2f} to {score.high:.2f}"

@@ -141,8 +141,8 @@ def _told(
     with torch.inference_mode():
         told = told_on(captioner, source, _batches(wanted, process, source, PICTURES), process)
     # Of all pictures, not of domains: one corpus tells which weights are best.
-    scores = told_scores_of(told, process).get("", [])
-    return Scored(values_of(scores, sampled=False), told.costs.share)
+    judged = told_scores_of(told, process)
+    return Scored(values_of(judged[""].scores if judged else [], sampled=False), told.costs.share)
 
 
 def _worded(wanted: ValidationConfig, process: Process, source: Source, model: ClassificationModel) -> Scored:

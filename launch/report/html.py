@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from data_prep.errors import UserError
 from data_prep.files import write_atomic
-from launch.paired import RESAMPLED, JudgedRun, paired_differences, points
+from launch.paired import RESAMPLED, own_differences, points
 from launch.report import words
 from launch.report.curves import draw_curve
 from launch.report.faults import Fault, faults_of
@@ -95,7 +95,7 @@ def _page(run: RunFolder) -> Page:
     analyses, unshown = _analyses(run.path / ANALYSES)
     models, untold = _told(run)
     shown, lost = extremes(models)
-    paired = paired_differences([_judged(run)])
+    paired = own_differences(run.path, int(run.facts.get("seed") or 0), run.results)
     unshown += [*untold, *lost, *paired.missing]
     return Page(
         run=run,
@@ -135,11 +135,6 @@ def _told(run: RunFolder) -> tuple[list[Told], list[str]]:
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"{path.relative_to(run.path)} does not tell of instances: {error!r}.")
     return found, problems
-
-
-def _judged(run: RunFolder) -> JudgedRun:
-    rows = [row for row in run.results if {"split", "target"} <= row.keys()]
-    return JudgedRun(variant="", budget="", seed=int(run.facts.get("seed") or 0), folder=run.path, rows=rows)
 
 
 def _backbone(run: RunFolder) -> str:

@@ -12,7 +12,7 @@ from data_prep.errors import UserError
 from data_prep.index import INDEX, indexed_splits
 from launch.report.curves import Curve, read_curve
 from launch.report.words import as_moment
-from launch.result_rows import task_of
+from launch.result_rows import has_odd_target, task_of
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.quarantine import count_reasons
 from pipeline.evaluation.unscored import UNSCORED
@@ -134,7 +134,11 @@ class _Reader:
         rows = tuple(row for row in whole if isinstance(row, dict) and {"task", "metric"} <= row.keys())
         if len(rows) < len(whole):
             self._note(path, f"{len(whole) - len(rows)} of its rows name no task and metric", None)
-        return rows
+        odd = [row for row in rows if has_odd_target(row)]
+        if odd:
+            some = f"{len(odd)} of its rows, {odd[0]['target']!r} the first"
+            self._note(path, f"the target of {some}, which are left out", None)
+        return tuple(row for row in rows if row not in odd)
 
     def unscored(self, path: Path) -> Mapping[str, Any]:
         """What an evaluation has no scores of, and why; what does not say it is noted."""

@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from launch.paired import points
 from launch.report.results import Line, TaskTable, group_results
 from launch.report.words import cell_text, cost, metric_name, ratio, reached, times, wanted
+from launch.result_rows import COMPARED
 
 
 def results_table(rows: Iterable[Mapping[str, Any]], width: int = 120) -> str:
@@ -65,3 +67,18 @@ def _joined(row: list[str], widths: list[int], left: int) -> str:
     pairs = enumerate(zip(row, widths, strict=True))
     padded = [text.ljust(width) if at < left else text.rjust(width) for at, (text, width) in pairs]
     return "  ".join(padded).rstrip()
+
+
+def paired_text(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What each trimmed model loses on the same test instances, a line for each; nothing where there are none.
+
+    Args:
+        rows: Of a run's own `launch.paired.Answers`; the metrics that comparisons show are told, the page has all.
+    """
+    told: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["metric"] in COMPARED:
+            one = f"{row['split']} {row['metric']} {points(row)}"
+            told.setdefault((row["model"], row["against"]), []).append(one)
+    lines = [f"  {model} from {against}: {', '.join(found)}" for (model, against), found in told.items()]
+    return ["differences on the same test instances, in points (95% interval)", *lines] if lines else []

@@ -22,9 +22,10 @@ from pipeline.evaluation.config import EvaluateConfig, Row, source_of
 from pipeline.evaluation.source import Source
 from pipeline.evaluation.unscored import note_unscored
 from pipeline.gathering import all_objects
+from pipeline.measure.outcomes import digest_of, outcomes_file, write_outcomes
 from pipeline.metrics.caption_tally import CaptionTally
 from pipeline.metrics.captions import missing_for_captions
-from pipeline.metrics.tasks import Score
+from pipeline.metrics.tasks import Score, Told
 from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.stage import Stage
@@ -48,12 +49,14 @@ class ToldSplit:
     Attributes:
         tally: Its captions.
         costs: Of each picture with its caption, in the order of the split.
+        digest: Tells these pictures and the annotators' captions from those of other data.
         samples: Pictures that were used.
         skipped: Those that could not be.
     """
 
     tally: CaptionTally
     costs: Costs
+    digest: str
     samples: int
     skipped: int
 
@@ -93,7 +96,9 @@ def told_on(captioner: Captioner, source: Source, loader: StepLoader, process: P
         tally.add(one.batch, one.told)
         costs.join(one.costs)
     seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
-    return ToldSplit(tally, costs, seen, bad)
+    asked = (zip(one.batch.keys, one.batch.ids, one.batch.captions, strict=True) for one in batches)
+    digest = digest_of((key, name, *said) for batch in asked for key, name, said in batch)
+    return ToldSplit(tally, costs, digest, seen, bad)
 
 
 def _own_part(captioner: Captioner, source: Source, loader: StepLoader) -> list[_Batch]:
@@ -155,7 +160,7 @@ def words_on(model: ClassificationModel, source: Source, loader: StepLoader, pro
     return ToldWords(sum(part.right for part in parts), words, costs)
 
 
-def told_scores_of(told: ToldSplit, process: Process) -> dict[str, list[Score]]:
+def told_scores_of(told: ToldSplit, process: Process) -> dict[str, Told]:
     """The captions' scores by domain, "" for all; computed by one rank for all.
 
     Raises:
@@ -192,7 +197,7 @@ def captioned(config: EvaluateConfig, name: str, folder: Path, split: str, input
         counts = {"samples": scores[0].samples if scores else told.samples}
         if not domain:  # what could not be used has not said of which domain it is
             counts["skipped"] = told.skipped
-        shared = row_of(name, described, f"{split} {domain}".strip(), costs)
+        shared = row_of(name, described, _part(split, domain), costs)
         return {**shared, **counts, **reached(Target.parse(described["target"]), costs.macs, costs.full, _untimed)}
 
     # One rank looks for the programs, writes and scores: others might find something else.
@@ -201,7 +206,10 @@ def captioned(config: EvaluateConfig, name: str, folder: Path, split: str, input
 
 
 def _scored(told: ToldSplit, stage: Stage, name: str, split: str) -> dict[str, list[Score]]:
-    """Rank 0's part: writes the captions and scores them by domain; nothing where the programs for it are missing."""
+    """Rank 0's part: writes the captions, scores them by domain, and keeps what each picture adds to a mean.
+
+    Nothing is scored where the programs for it are missing.
+    """
     if not stage.process.is_main:
         return {}
     told.tally.write(predictions_file(stage, name, split, told.tally.ending))
@@ -212,7 +220,15 @@ def _scored(told: ToldSplit, stage: Stage, name: str, split: str) -> dict[str, l
         again = f"on the machine that evaluates; then remove stages/evaluate-{name} and run the same command again"
         note_unscored(stage.folder, name, split, f"{missing} {again}")
         return {}
-    return told.tally.scores() or {"": []}
+    judged = told.tally.scores()
+    for domain, each in judged.items():
+        write_outcomes(outcomes_file(stage.folder, name, _part(split, domain)), told.digest, each.outcomes)
+    return {domain: each.scores for domain, each in judged.items()} or {"": []}
+
+
+def _part(split: str, domain: str) -> str:
+    """What the rows of a domain have as their split; of all pictures the split itself."""
+    return f"{split} {domain}".strip()
 
 
 def _untimed() -> NoReturn:

@@ -18,6 +18,7 @@ from pipeline.data.first_samples import first_samples
 from pipeline.data.questions import questions_of
 from pipeline.data.sample import EveryImage, TextKind
 from pipeline.data.shards import ShardFolder
+from pipeline.evaluation.against import scores_against
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.export_input import given_answers, loader_of, tokenizer_of
@@ -29,7 +30,7 @@ from pipeline.exports import caption_config, load_classification_model
 from pipeline.measure.latency import Instance, alone
 from pipeline.measure.single import SingleLatency, single_latency
 from pipeline.metrics.captions import missing_for_captions
-from pipeline.metrics.tally import check_result_file, lacking_in
+from pipeline.metrics.tally import check_can_be_written, check_result_file, lacking_in
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner
 from pipeline.models.config import ModelConfig
@@ -72,6 +73,8 @@ class Evaluation:
         captions: Of captioning, what is searched for otherwise than the export says (`CaptionConfig`).
         answers: Of vqa_generative, JSON file with the list, for imported weights, which have none.
         predictions: File to write for the task's server; None for none.
+        outcomes: File to write what became of each instance into; None for none.
+        against: Such a file, of another model on the same instances; None for none.
     """
 
     model: Path
@@ -88,6 +91,8 @@ class Evaluation:
     captions: Mapping[str, Any] = field(default_factory=dict)
     answers: Path | None = None
     predictions: Path | None = None
+    outcomes: Path | None = None
+    against: Path | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("limit", 1), ("rerank", 0)):
@@ -101,10 +106,13 @@ class Evaluation:
             raise UserError("--task zero_shot needs --label-field, the field of KEY.json that holds an image's class")
         if self.captions and self.task != "captioning":
             raise UserError(f"--{next(iter(self.captions)).replace('_', '-')} is for --task captioning; leave it out")
-        if self.answers is not None and not self.answers.is_file():
-            raise UserError(f"--answers {self.answers}: no such file; give a JSON list of different texts")
+        for name, wanted in (("answers", "a JSON list of different texts"), ("against", "what --outcomes wrote")):
+            if (file := getattr(self, name)) is not None and not file.is_file():
+                raise UserError(f"--{name} {file}: no such file; give {wanted}")
         if self.predictions is not None:
             check_result_file(self.task, self.predictions)
+        if self.outcomes is not None:
+            check_can_be_written("--outcomes", self.outcomes, ".npz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,22 +245,23 @@ def _captioning(job: Job) -> Evaluated:
     missing = together(job.process, lambda: missing_for_captions() if job.process.is_main else None, "captions")[0]
     if missing is not None and what.predictions is None:
         raise UserError(f"{missing}; or have the captions written with --predictions FILE")
-    told = told_on(
-        captioner, job.source, job.source.batches(PICTURES, what.batch_size, job.process, what.limit), job.process
-    )
-    scores = {} if missing is not None else told_scores_of(told, job.process)
-    _refuse_unscored(what, len(scores), _UNTOLD)
+    loader = job.source.batches(PICTURES, what.batch_size, job.process, what.limit)
+    told = told_on(captioner, job.source, loader, job.process)
+    judged = {} if missing is not None else told_scores_of(told, job.process)
+    _refuse_unscored(what, len(judged), _UNTOLD)
     return Evaluated(
         scores=[
             Score(metric=f"{one.metric} {domain}".strip(), value=one.value, low=one.low, high=one.high)
-            for domain, found in scores.items()
-            for one in found
+            for domain, found in judged.items()
+            for one in found.scores
         ],
         gmacs=[macs / 1e9 for macs in told.costs.macs],
         samples=told.samples,
         skipped=told.skipped,
         more={"search": asdict(captioner.config), "unscored": missing},
         write=told.tally.write,
+        outcomes=judged[""].outcomes if judged else (),
+        digest=told.digest,
     )
 
 
@@ -324,6 +333,8 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
     if evaluation.predictions is not None and found.write is not None and process.is_main:
         evaluation.predictions.parent.mkdir(parents=True, exist_ok=True)
         found.write(evaluation.predictions)
+    keep = partial(scores_against, found, evaluation.outcomes, evaluation.against)
+    scores = together(process, lambda: keep() if process.is_main else [], evaluation.model)[0]
     return {
         **{name: str(getattr(evaluation, name)) for name in ("model", "task", "split", "precision")},
         "batch_size": evaluation.batch_size,
@@ -331,7 +342,7 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
         "samples": found.samples,
         "skipped": found.skipped,
         **found.more,
-        "scores": [asdict(score) for score in found.scores],
+        "scores": scores,
         "gmacs": _spread(found.gmacs),
         "latency": None if latency is None else asdict(latency),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -19,14 +19,14 @@ class Score:
     Attributes:
         metric: Its name.
         value: The score.
-        low: The interval from here; None for scores that are no mean over samples
+        low: The interval from here
         high: to here.
     """
 
     metric: str
     value: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,10 @@ from pipeline.evaluation.scores import Evaluated, percent
 from pipeline.evaluation.source import Source
 from pipeline.gathering import all_objects, assemble
 from pipeline.measure.flops import LayerTokens, linear_macs, vision_macs
+from pipeline.measure.outcomes import digest_of, numbered
 from pipeline.metrics.ranks import ranks_of
 from pipeline.metrics.result_files import first_few
+from pipeline.metrics.tasks import outcomes_of
 from pipeline.models.backbone import Backbone
 from pipeline.process import Process
 from pipeline.tasks.gallery import Tokenize, check_finite
@@ -90,9 +92,10 @@ def evaluate_zero_shot(
     sound_I = assemble(process, score_BC.isfinite().all(1), places, len(images))
     check_finite(sound_I, lambda at: images[at].key, "scores of classes")
     rank_I = assemble(process, ranks_of(score_BC, right_BC.to(score_BC.device)), places, len(images))
-    clusters = [image.cluster for image in images]
+    keys, clusters = numbered(image.key for image in images), [image.cluster for image in images]
     recalled = {"accuracy": 1, "top-5 accuracy": 5}
     hits = {metric: (rank_I < k).float().tolist() for metric, k in recalled.items() if k < len(names)}
+    outcomes = [outcomes_of(metric, dict(zip(keys, of, strict=True)), clusters) for metric, of in hits.items()]
     seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
     guessed = sum(len(set(of)) for of in numbers.values()) / len(names) / len(images)
     return Evaluated(
@@ -101,6 +104,8 @@ def evaluate_zero_shot(
         samples=seen,
         skipped=bad,
         more={"classes": len(names), "templates": len(templates), "accuracy_of_guessing": 100 * guessed},
+        outcomes=outcomes,
+        digest=digest_of((image.key, *map(str, image.labels)) for image in images),
     )
 
 

@@ -1,10 +1,11 @@
 """Confidence intervals by resampling whole groups.
 
-S series, G groups, D draws that are held at once.
+S series, I items, G groups, P numbers that add up, M scores, D draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95% bootstrap interval."""
+    """A score, such as a mean, and its 95% bootstrap interval."""
 
     value: float
     low: float
@@ -91,17 +92,55 @@ def joint_interval(
     return Interval(float(np.mean(means)), float(low), float(high))
 
 
+def summed_intervals(
+    parts_IP: NDArray[np.float64],
+    groups: Sequence[str],
+    scored: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    seed: int = 0,
+    draws: int = 2000,
+) -> list[Interval]:
+    """Scores that are no means, but are made of sums over all items, as BLEU is of its counts of n-grams.
+
+    Args:
+        parts_IP: What each item adds to the sums; whole numbers, so that their order changes no bit.
+        groups: What each item belongs to; items of a group are drawn together.
+        scored: Gives the scores (D, M) of D sets of items, told by their sums (D, P).
+        seed: Of the resampling, which draws the groups that `group_interval` does.
+        draws: Number of resamples.
+
+    Returns:
+        Each of the M scores of all items, with its 2.5% and 97.5% quantile.
+
+    Raises:
+        ValueError: A score is not finite.
+    """
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    total_PG = np.stack([np.bincount(group, part_I, len(names)) for part_I in parts_IP.T])
+    sums_PD = np.concatenate([total_PG.sum(1, keepdims=True), _drawn_sums(total_PG, seed, draws)], 1)
+    scores_DM = scored(sums_PD.T)
+    if not np.isfinite(scores_DM).all():
+        raise ValueError(f"{int((~np.isfinite(scores_DM)).sum())} of {scores_DM.size} resampled scores are not finite")
+    low_M, high_M = np.quantile(scores_DM[1:], [0.025, 0.975], axis=0)
+    return [Interval(*map(float, each)) for each in zip(scores_DM[0], low_M, high_M, strict=True)]
+
+
 def _resampled(
     total_SG: NDArray[np.float64], count_SG: NDArray[np.int64], seed: int, draws: int
 ) -> NDArray[np.float64]:
-    """The mean of each resample; as many of them at once as memory is meant for."""
-    rng, groups, drawn = np.random.default_rng(seed), total_SG.shape[1], np.empty(draws)
+    """(D,) the mean of each resample over all series."""
+    mean_SD = _drawn_sums(total_SG, seed, draws) / _drawn_sums(count_SG, seed, draws)
+    return np.asarray(mean_SD.mean(0))
+
+
+def _drawn_sums(total_PG: NDArray[Any], seed: int, draws: int) -> NDArray[np.float64]:
+    """(P, D) the sums of each resample; as many of them at once as memory is meant for."""
+    rng, (parts, groups) = np.random.default_rng(seed), total_PG.shape
+    drawn_PD = np.empty((parts, draws))
     step = max(1, _AT_ONCE // groups)
     for first in range(0, draws, step):
         taken_DG = rng.integers(0, groups, (min(step, draws - first), groups))
-        mean_SD = total_SG[:, taken_DG].sum(2) / count_SG[:, taken_DG].sum(2)
-        drawn[first : first + step] = mean_SD.mean(0)
-    return drawn
+        drawn_PD[:, first : first + step] = total_PG[:, taken_DG].sum(2)
+    return drawn_PD
 
 
 def paired(one: Series, other: Series) -> Series:

@@ -4,7 +4,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,17 @@ OUTCOMES = "outcomes"
 """Folder in the evaluation's, with a file MODEL-SPLIT.npz for each."""
 
 
+class NotKeptError(Exception):
+    """What became of the instances was not kept, as in older evaluations."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
     """Of what a score is the mean.
 
     Attributes:
         metric: Its name.
-        series: What each instance adds to it, from 0 to 1; several where the score is the mean of their means.
+        series: What each instance adds to it, 0 to 1 (CIDEr to 10); several where the score is the mean of their means.
     """
 
     metric: str
@@ -87,22 +91,25 @@ def write_outcomes(path: Path, digest: str, outcomes: Sequence[Outcomes]) -> Non
 
 
 def read_outcomes(path: Path, metric: str) -> tuple[Series, ...]:
-    """The series of a metric; their groups bear the digest of the data, so that those of other data are other groups.
+    """The series of a metric; their groups bear the digest of the data (`of_data`).
 
     Raises:
-        FileNotFoundError: There are none.
-        UserError: The file is damaged, or has no such metric.
+        NotKeptError: There are none, or none of this metric.
+        UserError: The file is damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as held:
-            at, data = held["metrics"].tolist().index(metric), str(held["digest"])
+            metrics, data = held["metrics"].tolist(), str(held["digest"])
+            if metric not in metrics:
+                raise NotKeptError(f"{path} keeps nothing of {metric}")
+            at = metrics.index(metric)
             count = sum(name.startswith(f"{at}/") and name.endswith("/names") for name in held.files)
-            return tuple(_series({part: held[f"{at}/{n}/{part}"] for part in _PARTS}, data) for n in range(count))
-    except FileNotFoundError:
-        raise
+            series = [{part: held[f"{at}/{n}/{part}"].tolist() for part in _PARTS} for n in range(count)]
+            return of_data([Series(**each) for each in series], data)
+    except FileNotFoundError as error:
+        raise NotKeptError(f"{path} is not there") from error
     except _DAMAGE as error:
-        again = f"remove {path.parent.parent} and run the same command again"
-        raise UserError(f"{path} does not tell what became of instances by {metric} ({error}); {again}") from error
+        raise UserError(f"{path} does not tell what became of instances by {metric} ({error})") from error
 
 
 _PARTS = ("names", "values", "groups")
@@ -110,6 +117,6 @@ _PARTS = ("names", "values", "groups")
 _DAMAGE = (ValueError, KeyError, EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
-def _series(parts: dict[str, Any], data: str) -> Series:
-    groups = [f"{data}/{group}" for group in parts["groups"].tolist()]
-    return Series(names=parts["names"].tolist(), values=parts["values"].tolist(), groups=groups)
+def of_data(series: Iterable[Series], digest: str) -> tuple[Series, ...]:
+    """The same with groups that bear the digest of the data, so that those of other data are other groups."""
+    return tuple(replace(each, groups=[f"{digest}/{group}" for group in each.groups]) for each in series)

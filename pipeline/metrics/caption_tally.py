@@ -8,7 +8,7 @@ from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.metrics.captions import METRICS as CAPTION_METRICS
 from pipeline.metrics.result_files import write_captions
-from pipeline.metrics.tasks import Score, told_scores
+from pipeline.metrics.tasks import Told, told_scores
 
 WORD_ACCURACY = "word_accuracy"
 """The share of captions' words that are told rightly behind the right ones: the score of captions that no other program
@@ -48,7 +48,7 @@ class CaptionTally:
             if domain := json.loads(batch.texts[row])[:1]:
                 self.domains[name] = str(domain[0])
 
-    def scores(self) -> dict[str, list[Score]]:
+    def scores(self) -> dict[str, Told]:
         """Scores of all pictures that annotators told of, as "", and of each domain, as a corpus of its own.
 
         Raises:

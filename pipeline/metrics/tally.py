@@ -351,10 +351,25 @@ def check_result_file(task: str, path: Path) -> None:
     """
     if task not in _ENDINGS:
         raise UserError(f"--predictions: there is no server for {task}, whose scores are printed; leave it out")
-    if path.suffix != _ENDINGS[task]:
-        raise UserError(f"--predictions {path} must end in {_ENDINGS[task]}, as {task}'s server takes it; rename it")
+    check_can_be_written("--predictions", path, _ENDINGS[task], f", as {task}'s server takes it")
+
+
+def check_can_be_written(option: str, path: Path, ending: str, why: str = "") -> None:
+    """Refuses, before anything runs, a file that cannot be written, or is named otherwise than it will be looked for.
+
+    Args:
+        option: That names it.
+        path: Of the file.
+        ending: Of its name.
+        why: Where this ending comes from.
+
+    Raises:
+        UserError: It has another ending, or its folder cannot be written.
+    """
+    if path.suffix != ending:
+        raise UserError(f"{option} {path} must end in {ending}{why}; rename it")
     if path.is_dir():
-        raise UserError(f"--predictions {path} is a folder; give a file in it")
+        raise UserError(f"{option} {path} is a folder; give a file in it")
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--predictions {path}: {there} is no folder that you may write to; give another file")
+        raise UserError(f"{option} {path}: {there} is no folder that you may write to; give another file")

@@ -1,14 +1,13 @@
 """Scores of a file of predictions, task by task."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.sources.snli_ve import LABELS
-from pipeline.measure.bootstrap import Series, group_interval
+from pipeline.measure.bootstrap import Interval, Series, group_interval
 from pipeline.measure.outcomes import Outcomes
 from pipeline.metrics.captions import caption_scores
 from pipeline.metrics.result_files import annotated, answered, predictions_of, refuse_others
@@ -22,28 +21,31 @@ class Score:
     Attributes:
         metric: Its name.
         value: The score.
-        low: Of the 95% interval by resampling pictures; None for scores that are no mean over samples.
+        low: Of the 95% interval by resampling pictures.
         high: Likewise.
         samples: Over how many.
     """
 
     metric: str
     value: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     samples: int
 
 
 def outcomes_of(metric: str, values: Mapping[str, float], groups: Iterable[str]) -> Outcomes:
-    """By instance a value from 0 to 1, and what it is resampled with."""
+    """By instance a value, from 0 to 1 but of CIDEr, and what it is resampled with."""
     return Outcomes(metric=metric, series=(Series(names=[*values], values=[*values.values()], groups=[*groups]),))
 
 
 def score_of(outcomes: Outcomes) -> Score:
     """Their mean, with the interval by resampling groups."""
     (each,) = outcomes.series
-    interval = group_interval(each.values, each.groups)
-    return Score(outcomes.metric, 100 * interval.value, 100 * interval.low, 100 * interval.high, len(each.values))
+    return _in_hundredths(outcomes.metric, group_interval(each.values, each.groups), len(each.values))
+
+
+def _in_hundredths(metric: str, found: Interval, samples: int) -> Score:
+    return Score(metric, 100 * found.value, 100 * found.low, 100 * found.high, samples)
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,22 @@ def score_captions(predictions: Path, annotations: Path, subset: bool) -> list[S
         said[str(row["image_id"])].append(str(row["caption"]))
 
     annotated(annotations, "annotations", "image_id and caption", read)
-    return told_scores(found, said, answered(predictions, found, said, subset))
+    return told_scores(found, said, answered(predictions, found, said, subset)).scores
 
 
-def told_scores(found: Mapping[str, str], said: Mapping[str, Sequence[str]], names: Iterable[str]) -> list[Score]:
+class Told(NamedTuple):
+    """Captions, judged.
+
+    Attributes:
+        scores: All there are.
+        outcomes: By picture, of those scores that are means over pictures.
+    """
+
+    scores: list[Score]
+    outcomes: list[Outcomes]
+
+
+def told_scores(found: Mapping[str, str], said: Mapping[str, Sequence[str]], names: Iterable[str]) -> Told:
     """Scores of captions; see `score_captions`.
 
     Args:
@@ -147,18 +161,12 @@ def told_scores(found: Mapping[str, str], said: Mapping[str, Sequence[str]], nam
         UserError: pycocoevalcap or Java is missing.
     """
     names = sorted(names)
-    scores = []
-    for metric, value, each in caption_scores(said, {name: found[name] for name in names}):
-        if not math.isfinite(value):
-            raise ValueError(f"{metric} is {value}")
-        low, high = (None, None) if each is None else _interval(each, names)
-        scores.append(Score(metric, 100 * value, low, high, len(names)))
-    return scores
-
-
-def _interval(each: list[float], names: list[str]) -> tuple[float, float]:
-    interval = group_interval(each, names)
-    return 100 * interval.low, 100 * interval.high
+    told = Told([], [])
+    for metric, interval, each in caption_scores(said, {name: found[name] for name in names}):
+        told.scores.append(_in_hundredths(metric, interval, len(names)))
+        if each is not None:
+            told.outcomes.append(outcomes_of(metric, dict(zip(names, each, strict=True)), names))
+    return told
 
 
 def score_snli_ve(predictions: Path, annotations: Path, subset: bool) -> list[Score]:

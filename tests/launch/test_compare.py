@@ -20,6 +20,7 @@ from launch.compare_table import COMPARISON, comparison_text, lines_of, student_
 from launch.config import RunConfig
 from launch.reading import read_config
 from launch.recipes import find_recipe, recipes
+from launch.result_rows import RECALLS
 from pipeline.data.text import Tokenizer
 from pipeline.models.build import build_model
 from pipeline.setup import sized_model
@@ -259,8 +260,8 @@ def test_a_comparison_runs_reports_and_goes_on(tmp_path: Path) -> None:
     assert lines == json.loads(again.stdout)["lines"]
     assert [(line["variant"], line["seeds"]) for line in lines] == [("unpruned", [0, 1]), ("query", [0, 1])]
     scores = {(row["variant"], row["score"], row["against"]): row["seeds"] for row in told["paired"]}
-    both = ("statement 1x test accuracy", "retrieval test R@10")
-    assert scores == {("query", score, "unpruned"): [0, 1] for score in both} and told["unpaired"] == []
+    held = ("statement 1x test accuracy", *(f"retrieval test {metric}" for metric in ("R@10", *RECALLS)))
+    assert scores == {("query", score, "unpruned"): [0, 1] for score in held} and told["unpaired"] == []
     assert "On the same test instances" in (tmp_path / "cmp" / "report.html").read_text()
     shards = [tmp_path / "cmp" / f"{name}-samples-0" / "data/test/index.json" for name in ("unpruned", "query")]
     assert shards[0].stat().st_ino == shards[1].stat().st_ino  # the same file, made once

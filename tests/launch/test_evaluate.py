@@ -117,6 +117,29 @@ def test_a_trimmed_model_says_what_it_spent(root: Path, capsys: pytest.CaptureFi
     assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_a_model_is_held_against_another_one_on_the_same_instances(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, given = tmp_path / "new" / "kept.npz", [root / "albef", "--task", "retrieval", "--data", root / "data"]
+    first = answer(capsys, *given, "--outcomes", kept)["scores"]
+    other = answer(capsys, *given, "--rerank", "0", "--against", kept)["scores"]
+    for one, two in zip(first, other, strict=True):
+        assert two["difference"]["value"] == pytest.approx(two["value"] - one["value"])
+        assert two["difference"]["low"] <= two["difference"]["value"] <= two["difference"]["high"]
+    assert any(two["difference"]["low"] < 0 < two["difference"]["high"] for two in other)
+    assert main(["evaluate", *map(str, given), "--against", str(kept), "--device", "cpu"]) == 0
+    head, _, line, *_ = capsys.readouterr().out.splitlines()
+    assert "95% interval  " in head and "  difference" in head and "+0.0 (+0.0 to +0.0)" in line
+    words = ["--data", root / "data", "--device", "cpu", "--against"]
+    said = refused(capsys, *given[:3], *words, kept, "--split", "val")
+    assert "two models were not judged on the same instances: 4 are only there (s10#0, " in said
+    said = refused(capsys, root / "trimmed", "--task", "statement", *words, kept)
+    assert "kept.npz keeps nothing of accuracy; give what --outcomes wrote of this task" in said
+    kept.write_bytes(kept.read_bytes()[:99])
+    assert "does not tell what became" in (said := refused(capsys, *given, *words, kept))
+    assert said.endswith("; write it anew with --outcomes\n")
+
+
 def test_zero_shot_and_precision(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "classes.txt").write_text("\n".join(COLOURS) + "\n")
     (tmp_path / "templates.txt").write_text("a photo of a {}\ncaption of {}\n\n")
@@ -197,6 +220,10 @@ def test_mistakes_are_told_in_one_line(root: Path, tmp_path: Path, capsys: pytes
         "there is no server for retrieval": [
             root / "albef", "--task", "retrieval", "--data", data, "--predictions", tmp_path / "x.json"
         ],
+        "x.json must end in .npz; rename it": [
+            root / "albef", "--task", "retrieval", "--data", data, "--outcomes", tmp_path / "x.json"
+        ],
+        "--against gone: no such file": [root / "albef", "--task", "retrieval", "--data", data, "--against", "gone"],
         "is empty; write one a line": [*zero_shot, "--classes", tmp_path / "empty.txt"],
         "'red' twice": [*zero_shot, "--classes", tmp_path / "twice.txt"],
         "cannot be read as a text file": [*zero_shot, "--templates", tmp_path / "gone.txt"],

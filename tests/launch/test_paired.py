@@ -1,14 +1,16 @@
 """Differences on the same test instances: who is held against whom, over which seeds, and what is not there."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch.compare_table import comparison_text, paired_lines
-from launch.paired import FULL, JudgedRun, paired_differences, points
+from launch.paired import FULL, JudgedRun, own_differences, paired_differences, points
 from launch.report.comparison import write_comparison
+from launch.report.table import paired_text
 from tests.launch.report.folders import outcomes, save
 
 RIGHT = {1.0: [1.0, 1.0, 1.0, 0.0], 2.0: [1.0, 0.0, 1.0, 0.0], "0.1 GMACs": [1.0, 0.0, 0.0, 0.0]}
@@ -94,10 +96,53 @@ def test_models_of_other_instances_are_named_and_the_rest_is_compared(tmp_path: 
     assert "other data: k0 belongs to other/g0 here and to d0/g0 there" in paired_differences([run]).missing[0]
 
 
-def test_captions_have_none(tmp_path: Path) -> None:
-    run = judged(tmp_path, "smarttrim", 0, task="captioning")
-    assert paired_differences([run]).rows == []
-    assert "what became of single ones is not kept" in paired_differences([run]).missing[0]
+def test_captions_have_those_of_scores_that_are_means_over_pictures(tmp_path: Path) -> None:
+    rows, place = [], tmp_path / "captions"
+    for target, values in {1.0: [1.0, 2.0, 0.5, 1.5], 2.0: [0.5, 2.0, 0.5, 0.5]}.items():
+        about = {"stage": f"trim-{target}", "task": "captioning", "target": target, "split": "nocaps/val out-domain"}
+        rows += [{**about, "metric": metric} for metric in ("BLEU@4", "METEOR", "CIDEr")]
+        outcomes(place, f"trim-{target}", "nocaps/val out-domain", {"CIDEr": values})
+    found = own_differences(place, 3, rows)
+    (row,) = found.rows
+    assert (row["model"], row["split"], row["metric"]) == ("captioning 2x", "nocaps/val out-domain", "CIDEr")
+    assert (row["difference"], row["seeds"], row["groups"]) == (-37.5, [3], 2)
+    assert found.missing == ["No paired intervals of BLEU and METEOR: they are scores of all captions together."]
+
+
+def test_a_metric_that_an_older_evaluation_has_not_kept_is_told_as_lacking(tmp_path: Path) -> None:
+    run = judged(tmp_path, "smarttrim", 0)
+    extra = [{**row, "metric": "TR R@1"} for row in run.rows]
+    found = paired_differences([replace(run, rows=[*run.rows, *extra])])
+    assert [row["metric"] for row in found.rows] == ["accuracy", "accuracy"]
+    assert len(found.missing) == 1 and found.missing[0].startswith("2 of 4 differences have no paired interval")
+
+
+@pytest.mark.parametrize("odd", ["fast", [2.0], -1, True, float("nan")])
+def test_a_target_that_cannot_be_read_costs_its_own_row_alone(tmp_path: Path, odd: Any) -> None:
+    run = judged(tmp_path, "smarttrim", 0)
+    rows = [{**row, "target": odd} if row["target"] == 2.0 else row for row in run.rows]
+    found = paired_differences([replace(run, rows=rows)])
+    assert [row["model"] for row in found.rows] == ["statement 0.1 GMACs"]
+    assert found.missing == [
+        f"smarttrim-samples-0: no paired interval of what has no target that can be read: trim-2.0 has {odd!r}."
+    ]
+
+
+def test_a_run_ends_with_a_line_for_each_trimmed_model(tmp_path: Path) -> None:
+    run = judged(tmp_path, "smarttrim", 0)
+    more = [{**row, "split": "unseen"} for row in run.rows] + [{**row, "metric": "consistency"} for row in run.rows]
+    for target, values in RIGHT.items():
+        outcomes(run.folder, f"trim-{target}", "unseen", {"accuracy": values})
+        outcomes(run.folder, f"trim-{target}", "test", {"accuracy": values, "consistency": values})
+    found = own_differences(run.folder, 0, [*run.rows, *more]).rows
+    assert len(found) == 6
+    _, two, gmacs = paired_text(found)
+    assert (
+        two
+        == "  statement 2x from own 1.0x: test accuracy -25.0 (-50.0 to +0.0), unseen accuracy -25.0 (-50.0 to +0.0)"
+    )
+    assert gmacs.startswith("  statement 0.1 GMACs from own 1.0x: test accuracy -50.0")
+    assert paired_text([]) == []
 
 
 @pytest.fixture

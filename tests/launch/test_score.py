@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from launch.cli import main
-from pipeline.metrics.captions import missing_for_captions
 
 
 def write(path: Path, value: Any) -> Path:
@@ -141,16 +140,3 @@ def test_snli_ve_leaves_out_pairs_without_a_label(tmp_path: Path, capsys: pytest
     assert scores(capsys, "snli_ve", said, gold)["accuracy"] == {
         "metric": "accuracy", "value": 50, "low": 50, "high": 50, "samples": 2
     }  # fmt: skip
-
-
-@pytest.mark.skipif(missing_for_captions() is not None, reason=str(missing_for_captions()))
-def test_captions_on_the_usual_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    texts = {1: ["a red circle", "one red circle"], 2: ["a blue square"], 3: ["two green stars on grey"]}
-    rows = [{"image_id": image, "id": 0, "caption": text} for image, many in texts.items() for text in many]
-    gold = write(tmp_path / "captions.json", {"images": [], "annotations": rows})
-    said = write(tmp_path / "said.json", [{"image_id": image, "caption": many[0]} for image, many in texts.items()])
-    found = scores(capsys, "captions", said, gold)
-    assert found["BLEU@1"]["value"] == pytest.approx(100)
-    assert found["BLEU@1"]["low"] is None
-    assert found["CIDEr"]["value"] > 100
-    assert found["CIDEr"]["low"] <= found["CIDEr"]["value"]

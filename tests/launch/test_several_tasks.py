@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from launch.local_backend import LocalBackend
 from launch.reading import below, dump_config, read_config
 from launch.stages import build_stages
 from launch.tasks import tasks_of, training_stages
+from tests.launch.drawn import drawn_root
 
 TINY = Path(__file__).with_name("tiny.yaml")
 METER = {"backbone": "meter", "text.fusion_layers": 1, "fusion.width": 16, "fusion.heads": 2}
@@ -264,12 +265,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> Any:
 def test_tasks_go_through_a_whole_run_are_added_to_it_and_fail_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    raw, root, out = tmp_path / "raw", tmp_path / "root", tmp_path / "run"
-    run(capsys, "draw", "vqa", "--out", str(raw), "--size", "train=60", "--size", "val=10", "--image-size", "32")
-    run(capsys, "shard", "vqa", "--root", str(raw), "--out", str(root / "vqa"), "--workers", "1")
-    few = json.dumps({"train": 64, "val": 0, "test": 16, "unseen": 0})
-    given = ["--sizes", few, "--image_size", "32", "--workers", "1"]
-    run(capsys, "shard", "shapes", "--out", str(root / "shapes"), *given)
+    out, root = tmp_path / "run", drawn_root(partial(run, capsys), tmp_path, "vqa", ("train=60", "val=10"))
     words = ["run", str(TINY), "configs/tasks/several.yaml", "--data.root", str(root), "--out", str(out)]
     words += ["--trim.targets=[1.0]", "--tasks.vqa.trim.answers.at_least=5", "--tasks.vqa.trim.targets=[1.0]"]
     words += ["--tasks.vqa.trim.loop.samples=16", "--tasks.vqa.trim.loop.global_batch=8"]

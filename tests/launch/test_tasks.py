@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from data_prep.shapes_published import PUBLISHED
 from launch.cli import main
 from launch.cli_data import DRAWN as OFFERED
+from pipeline.metrics.captions import MEANS, has_spice
+from tests.launch.drawn import drawn_root
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 DRAWN = {
@@ -32,14 +35,8 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
 def test_a_drawn_task_goes_through_a_whole_run_and_its_file_has_the_runs_scores(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    raw, root, run = tmp_path / "raw", tmp_path / "root", tmp_path / "run"
-    sizes = [word for size in DRAWN[task] for word in ("--size", size)]
-    drawn = answer(capsys, "draw", task, "--out", str(raw), *sizes, "--image-size", "32")
-    assert drawn["sizes"] == {split: int(n) for split, n in (size.split("=") for size in DRAWN[task])}
-    answer(capsys, "shard", task, "--root", str(raw), "--out", str(root / task), "--workers", "1")
-    few = json.dumps({"train": 64, "val": 0, "test": 16, "unseen": 0})
-    given = ["--sizes", few, "--image_size", "32", "--workers", "1"]
-    answer(capsys, "shard", "shapes", "--out", str(root / "shapes"), *given)
+    raw, run = tmp_path / "raw", tmp_path / "run"
+    root = drawn_root(partial(answer, capsys), tmp_path, task, DRAWN[task])
     words = ["--data.root", str(root), "--data.sizes", "{}", "--out", str(run), "--trim.answers.at_least", "5"]
     done = answer(capsys, "run", TINY, f"configs/tasks/{task}.yaml", *words)
     assert {f"trim-{task}-1.0x", f"trim-{task}-2.0x"} <= done["stages"].keys()
@@ -69,22 +66,21 @@ def test_a_drawn_task_goes_through_a_whole_run_and_its_file_has_the_runs_scores(
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_captions_go_through_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    raw, root, run = tmp_path / "raw", tmp_path / "root", tmp_path / "run"
-    answer(capsys, "draw", "coco", "--out", str(raw), "--size", "train=24", "--size", "val=6", "--image-size", "32")
-    answer(capsys, "shard", "coco", "--root", str(raw), "--out", str(root / "coco"), "--workers", "1")
-    few = json.dumps({"train": 64, "val": 0, "test": 16, "unseen": 0})
-    given = ["--sizes", few, "--image_size", "32", "--workers", "1"]
-    answer(capsys, "shard", "shapes", "--out", str(root / "shapes"), *given)
+    raw, run = tmp_path / "raw", tmp_path / "run"
+    root = drawn_root(partial(answer, capsys), tmp_path, "coco", ("train=24", "val=6"))
     words = ["--data.root", str(root), "--data.sizes", "{}", "--out", str(run)]
     words += ["--evaluate.statement_splits", "[coco/val]"]
-    answer(capsys, "run", TINY, "configs/tasks/captioning.yaml", *words)
+    done = answer(capsys, "run", TINY, "configs/tasks/captioning.yaml", *words)
+    assert [row["metric"] for row in done["paired"]] == [one for one in MEANS if one != "SPICE" or has_spice()]
+    assert "captioning 2x coco/val CIDEr" in (run / "report.html").read_text()
     rows = [row for row in json.loads((run / "results.json").read_text()) if row["task"] == "captioning"]
     for stage in ("trim-captioning-1.0x", "trim-captioning-2.0x"):
         (file,) = (run / "stages" / f"evaluate-{stage}" / "predictions").glob("*-coco-val.json")
         given = ["--predictions", str(file), "--annotations", str(raw / "captions_val2014.json")]
         scores = answer(capsys, "score", "captions", *given)["scores"]
-        own = [(row["metric"], row["value"]) for row in rows if row["stage"] == stage]
-        assert own == [(score["metric"], score["value"]) for score in scores]
+        told = [[each[name] for name in ("metric", "value", "low", "high")] for each in scores]
+        own = [row for row in rows if row["stage"] == stage]
+        assert [[row[name] for name in ("metric", "value", "low", "high")] for row in own] == told
         export = str(run / "stages" / stage / "export")
         said = answer(capsys, "predict", export, "--image", str(next(raw.rglob("*.jpg"))), "--beams", "1")
         assert said["predictions"][0]["caption"]

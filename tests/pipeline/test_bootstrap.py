@@ -8,7 +8,15 @@ import pytest
 
 from data_prep.errors import UserError
 from pipeline.measure import bootstrap
-from pipeline.measure.bootstrap import Interval, Series, group_interval, joint_interval, paired, paired_interval
+from pipeline.measure.bootstrap import (
+    Interval,
+    Series,
+    group_interval,
+    joint_interval,
+    paired,
+    paired_interval,
+    summed_intervals,
+)
 
 GROUPS = ["a", "b", "b", "c"]
 
@@ -37,6 +45,17 @@ def test_the_order_of_items_changes_no_bit() -> None:
     values, groups = rng.random(300), rng.integers(0, 40, 300).astype(str)
     found = {group_interval(values[order], groups[order]) for order in (rng.permutation(300) for _ in range(5))}
     assert len(found) == 1
+
+
+def test_a_mean_told_by_its_sums_is_the_same_interval() -> None:
+    rng = np.random.default_rng(3)
+    values, groups = rng.integers(0, 9, 200), rng.integers(0, 40, 200).astype(str)
+    parts = np.stack([values, np.ones(200), values**2], 1)
+    mean, square = summed_intervals(parts, groups.tolist(), lambda sums_DP: sums_DP[:, [0, 2]] / sums_DP[:, [1]])
+    assert mean == group_interval(values.tolist(), groups.tolist())
+    assert square == group_interval((values**2).tolist(), groups.tolist())
+    with pytest.raises(ValueError, match="2001 of 2001 resampled scores are not finite"):
+        summed_intervals(parts, groups.tolist(), lambda sums_DP: np.full((len(sums_DP), 1), np.nan))
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 10**6])

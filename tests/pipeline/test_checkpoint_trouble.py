@@ -56,10 +56,8 @@ def test_an_old_one_that_cannot_be_removed_costs_nothing_and_goes_later(caplog: 
     store, engine = CheckpointStore(emptied(FailingStore), CheckpointConfig(keep_last=1)), new_engine()
     store.save(1, engine, {}, {})
     FailingStore.fails = "remove"
-    try:
-        store.save(2, engine, {}, {})
-    finally:
-        FailingStore.fails = ""
+    store.save(2, engine, {}, {})
+    FailingStore.fails = ""
     assert "stay for now" in caplog.text
     assert restored(store)[1] == 2
     store.save(3, engine, {}, {})
@@ -70,11 +68,9 @@ def test_a_mark_that_the_store_took_and_denied_does_not_count() -> None:
     store, engine = CheckpointStore(emptied(FailingStore)), new_engine()
     store.save(1, engine, {}, {})
     FailingStore.fails = "mark"
-    try:
-        with pytest.raises(UserError, match="no answer came"):
-            store.save(2, engine, {}, {})
-    finally:
-        FailingStore.fails = ""
+    with pytest.raises(UserError, match="no answer came"):
+        store.save(2, engine, {}, {})
+    FailingStore.fails = ""
     assert [saved.step for saved in store.place.saved()] == [1]
 
 

@@ -6,7 +6,15 @@ import pytest
 
 from data_prep.errors import UserError
 from pipeline.measure.bootstrap import Series
-from pipeline.measure.outcomes import Outcomes, digest_of, numbered, outcomes_file, read_outcomes, write_outcomes
+from pipeline.measure.outcomes import (
+    NotKeptError,
+    Outcomes,
+    digest_of,
+    numbered,
+    outcomes_file,
+    read_outcomes,
+    write_outcomes,
+)
 
 PICTURES = Series(names=["a", "ß"], values=[1.0, 1 / 3], groups=["g0", "g1"])
 TEXTS = Series(names=["a#0", "a#1", "b#0"], values=[0.0, 1.0, 1.0], groups=["g0", "g0", "g1"])
@@ -27,15 +35,18 @@ def test_outcomes_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     path = outcomes_file(tmp_path / "evaluate-m", "m", "test")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotKeptError, match="is not there"):
         read_outcomes(path, "accuracy")
     write_outcomes(path, "d1", [Outcomes(metric="accuracy", series=(TEXTS,))])
-    with pytest.raises(UserError, match=r"m-test\.npz does not tell what became of instances by consistency"):
+    with pytest.raises(NotKeptError, match=r"m-test\.npz keeps nothing of consistency"):
         read_outcomes(path, "consistency")
     whole = path.read_bytes()
     for damaged in (b"", b"no archive", whole[: len(whole) // 2], whole.replace(b"values", b"valueX")):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"remove .*evaluate-m and run the same command again"):
+        with pytest.raises(
+            UserError,
+            match=r"m-test\.npz does not tell what became of instances by accuracy \(",
+        ):
             read_outcomes(path, "accuracy")
 
 

@@ -219,7 +219,7 @@ def test_mistakes_are_told(data: Path, pretrained: Path, tmp_path: Path) -> None
 
 
 def test_a_sample_has_no_consistency() -> None:
-    scores = [Score(name, 50.0, None, None, 2) for name in ("accuracy", "consistency")]
+    scores = [Score(name, 50.0, 40.0, 60.0, 2) for name in ("accuracy", "consistency")]
     assert values_of(scores, sampled=True) == {"accuracy": 50.0}
     assert values_of(scores, sampled=False) == {"accuracy": 50.0, "consistency": 50.0}
 

@@ -109,13 +109,15 @@ def test_files_that_cannot_be_read_are_named(finished_run: Path) -> None:
     (finished_run / "run.json").write_text("[]")
     (finished_run / "config.yaml").write_text("a: [")
     (finished_run / "stages" / "survivors" / "00012.png").write_bytes(b"")
-    (finished_run / "stages" / "evaluate" / "results.json").write_text(
-        '[7, {"task": "statement", "metric": "accuracy"}]'
-    )
-    said = missing(text_of(finished_run))
+    row = {"task": "statement", "metric": "accuracy", "method": "mine"}
+    save(finished_run / "stages" / "evaluate" / "results.json", [7, row | {"target": 2.0}, row | {"target": "fast"}])
+    page = text_of(finished_run)
+    said = missing(page)
     for name in ("results.json", "run.json", "config.yaml", "00012.png"):
         assert name in said
     assert "stages/evaluate/results.json cannot be read: 1 of its rows name no task and metric" in said
+    assert "the target of 1 of its rows, &#39;fast&#39; the first, which are left out" in said
+    assert "mine 2.0x" in page and "mine fast" not in page
 
 
 def test_results_of_finished_stages_are_shown_before_the_run_has_its_own(finished_run: Path) -> None:

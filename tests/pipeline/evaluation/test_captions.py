@@ -98,7 +98,7 @@ def test_each_domain_has_its_own_costs() -> None:
     tally = CaptionTally()
     tally.found = {"a": "red", "b": "blue", "c": "two", "d": "one"}
     tally.domains = {"a": "in-domain", "b": "out-domain", "c": "in-domain"}
-    told = ToldSplit(tally, Costs([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [9.0] * 4), 4, 0)
+    told = ToldSplit(tally, Costs([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [9.0] * 4), "d0", 4, 0)
     assert told.costs_of("in-domain") == Costs([1.0, 3.0], [5.0, 7.0], [9.0, 9.0])
     assert told.costs_of("out-domain") == Costs([2.0], [6.0], [9.0])
 
@@ -109,7 +109,7 @@ def test_why_there_are_no_scores_is_left_for_who_reads_the_folder(
     monkeypatch.setenv("PATH", "")
     tally, stage = CaptionTally(), Stage(tmp_path, Process())
     tally.found, tally.said = {"a": "red"}, {"a": ["a red one"]}
-    told = ToldSplit(tally, Costs([1.0], [1.0], [1.0]), 1, 0)
+    told = ToldSplit(tally, Costs([1.0], [1.0], [1.0]), "d0", 1, 0)
     assert _scored(told, stage, "trim-captioning-2.0x", "coco/val") == {}
     assert rows_of({"stage": "trim-vqa-2.0x", "split": "vqa/test"}, [], stage) == []
     captions, vqa = (read_json(path) for path in sorted((tmp_path / UNSCORED).iterdir()))

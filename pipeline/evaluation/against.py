@@ -1,0 +1,56 @@
+"""What `trimline evaluate` keeps of each instance, and how it is held against what another evaluation has kept."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from pipeline.evaluation.scores import Evaluated
+from pipeline.measure.bootstrap import Interval, paired_interval
+from pipeline.measure.outcomes import NotKeptError, of_data, read_outcomes, write_outcomes
+
+
+def scores_against(found: Evaluated, kept: Path | None, against: Path | None) -> list[dict[str, Any]]:
+    """The scores, with their differences from another model's where one is named; and keeps what they are means of.
+
+    Args:
+        found: What was evaluated.
+        kept: File to write; None for none.
+        against: What another evaluation of the same split has written, of a run or of this command; None for none.
+
+    Returns:
+        Of each score its values; with `against` also "difference" {"value", "low", "high"} in points, None of a score
+        that the file has not.
+
+    Raises:
+        UserError: There is nothing to keep; or the other file is damaged, has none of these scores, or other instances.
+    """
+    if kept is not None:
+        if not found.outcomes:
+            raise UserError(f"--outcomes {kept}: there is no score that is a mean over instances; leave it out")
+        write_outcomes(kept, found.digest, found.outcomes)
+    scores = [asdict(score) for score in found.scores]
+    if against is None:
+        return scores
+    by_metric = _differences(found, against)
+    return [{**score, "difference": _points(by_metric.get(score["metric"]))} for score in scores]
+
+
+def _differences(found: Evaluated, against: Path) -> dict[str, Interval]:
+    differences = {}
+    for one in found.outcomes:
+        try:
+            theirs = read_outcomes(against, one.metric)
+        except NotKeptError:
+            continue
+        except UserError as error:
+            raise UserError(f"--against: {error}; write it anew with --outcomes") from error
+        differences[one.metric] = paired_interval([(of_data(one.series, found.digest), theirs)])
+    if not differences:
+        metrics = ", ".join(one.metric for one in found.outcomes) or "a score that is a mean over instances"
+        raise UserError(f"--against {against} keeps nothing of {metrics}; give what --outcomes wrote of this task")
+    return differences
+
+
+def _points(found: Interval | None) -> dict[str, float] | None:
+    return None if found is None else {name: 100 * value for name, value in asdict(found).items()}
