@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.attention import Asked, Keys, attention, cls_probabilities
-from pipeline.models.linear import Linear
+from pipeline.models.linear import Linear, rounded
 from pipeline.models.schedule import InBlock, TokenStream
 from pipeline.models.working_heads import HeadMaps, Map, Source, attend_with_working_heads, keys_of_working_heads
 
@@ -79,7 +79,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(self.activate(self.fc1(x)))
+        rows = rounded(x, self.fc1.weight)
+        return self.fc2(self.activate(self.fc1(rows)))[: len(x)]
 
 
 class Block(nn.Module, ABC):
@@ -359,7 +360,8 @@ class PostNormBlock(Block):
         stream = self.attention(stream, [stream], inside.self_BH)
         if sources:
             stream = self.crossattention(stream, sources, inside.cross_BH)
-        return stream.with_x(self.output(self.intermediate(stream.x), stream.x))
+        hidden = self.intermediate(rounded(stream.x, self.intermediate.dense.weight))
+        return stream.with_x(self.output.after(self.output.dense(hidden)[: len(stream.x)], stream.x))
 
 
 def init_transformer(module: nn.Module, width: int) -> float:

@@ -3,7 +3,6 @@
 M rows, K width in, N width out.
 """
 
-import os
 from typing import Any
 
 import torch
@@ -19,14 +18,10 @@ _BY_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 # For less, what it takes to call it is more than what it saves.
 _LEAST_WEIGHTS = 2**16
 
-# oneDNN makes and keeps code for each size that it meets, half a millisecond each. What trimming leaves has any length,
-# so it is rounded up to a multiple, a larger one where that is little of much.
-_VERY_FEW_ROWS, _FEW_ROWS, _MANY_ROWS = 16, 64, 512
-_STEP, _LARGE_STEP = 8, 16
-
-# Sizes it keeps; 1,024 if nobody says so, which heads (12 widths of 6 maps) and lengths (25) can exceed. It looks once,
-# when it is first used.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
+# oneDNN makes code for each size that it meets, half a millisecond each, and keeps the last 1,024 (it says
+# ONEDNN_PRIMITIVE_CACHE_CAPACITY for another number), a quarter to half a megabyte each. What trimming leaves has any
+# length, so rows are rounded up to a multiple of the number beside the first bound that they do not pass.
+_ROUNDED = ((1, 1), (16, 4), (64, 8), (512, 16))
 
 
 class Linear(nn.Linear):
@@ -50,13 +45,17 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     """
     if not _faster_by_onednn(x, weight_NK):
         return F.linear(x, weight_NK, bias_N)
-    rows_MK = x.reshape(-1, x.shape[-1])
-    count = len(rows_MK)
-    more = -count % _step(count, weight_NK)
-    if more:
-        rows_MK = F.pad(rows_MK, (0, 0, 0, more))
+    rows_MK = rounded(x.reshape(-1, x.shape[-1]), weight_NK)
     out_MN = torch.ops.mkldnn._linear_pointwise(rows_MK, weight_NK, bias_N, "none", [], "")
-    return out_MN[:count].view(*x.shape[:-1], -1)
+    return out_MN[: x.numel() // x.shape[-1]].view(*x.shape[:-1], -1)
+
+
+def rounded(x: Tensor, weight_NK: Tensor) -> Tensor:
+    """Rows as `linear` wants them for this weight, with zeros below, for several maps in turn; others as they are."""
+    if x.ndim != 2 or not _faster_by_onednn(x, weight_NK):
+        return x
+    more = -len(x) % next((step for bound, step in _ROUNDED if len(x) <= bound), 1)
+    return F.pad(x, (0, 0, 0, more)) if more else x
 
 
 def _faster_by_onednn(x: Tensor, weight_NK: Tensor) -> bool:
@@ -71,13 +70,6 @@ def _faster_by_onednn(x: Tensor, weight_NK: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
-
-
-def _step(rows: int, weight_NK: Tensor) -> int:
-    """To a multiple of what the rows are rounded up; wide ones are dear to copy, and few maps take them."""
-    if not _VERY_FEW_ROWS < rows <= _MANY_ROWS or weight_NK.shape[1] > weight_NK.shape[0]:
-        return 1
-    return _STEP if rows <= _FEW_ROWS else _LARGE_STEP
 
 
 if _BY_ONEDNN:
