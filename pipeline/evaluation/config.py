@@ -21,11 +21,13 @@ class EvaluateConfig:
 
     Attributes:
         retrieval_splits: Splits on which the pre-trained model ranks images and captions.
-        retrieval_pairs: Images taken from each, with their captions.
+        retrieval_pairs: Images taken from each, and from each split of models fine-tuned for retrieval, with their
+            captions.
         retrieval_captions: ``first`` has one caption of each image, so that these are pairs; ``all`` is the field's
             protocol.
         rerank: Candidates that matching re-ranks; 0 ranks by contrast alone.
-        statement_splits: Splits on which fine-tuned models are evaluated: every statement or question of them.
+        statement_splits: Splits on which fine-tuned models are evaluated: every statement or question of them; of
+            ``retrieval`` as the keys above say.
         batch_size: Instances at once; scores do not depend on it.
         pictures: Pictures on which surviving patches are drawn; 0 for none.
         picture_split: Where they are taken from; None for the first statement or retrieval split.
@@ -45,6 +47,12 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         at_least(self, "evaluate", 1, "retrieval_pairs", "batch_size")
         at_least(self, "evaluate", 0, "rerank", "pictures")
+
+    @property
+    def ranking(self) -> dict[str, Any]:
+        """How retrieval is evaluated, of pre-trained and of fine-tuned models alike."""
+        captions = 1 if self.retrieval_captions == "first" else None
+        return {"batch_size": self.batch_size, "rerank": self.rerank, "captions": captions}
 
 
 @dataclass(frozen=True)
