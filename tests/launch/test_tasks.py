@@ -86,13 +86,14 @@ def test_captions_go_through_a_whole_run(tmp_path: Path, capsys: pytest.CaptureF
         assert said["predictions"][0]["caption"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_retrieval_goes_through_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw, root, run = tmp_path / "raw", tmp_path / "root", tmp_path / "run"
-    answer(capsys, "draw", "coco", "--out", str(raw), "--size", "train=24", "--size", "val=6", "--image-size", "32")
+    answer(capsys, "draw", "coco", "--out", str(raw), "--size", "train=16", "--size", "val=6", "--image-size", "32")
     answer(capsys, "shard", "coco", "--root", str(raw), "--out", str(root / "coco"), "--workers", "1")
-    words = ["--data.root", str(root), "--data.sizes", "{}", "--out", str(run)]
-    words += ["--pretrain.splits", '{"coco/train": 1.0}', "--trim.targets", "[1.0, 1.5]"]
+    words = ["--data.root", str(root), "--data.sizes", "{}", "--out", str(run), "--pretrain.loop.samples", "16"]
+    words += ["--pretrain.splits", '{"coco/train": 1.0}', "--trim.targets", "[1.5]", "--trim.loop.samples", "16"]
     given = [TINY, "configs/tasks/retrieval.yaml", *words]
     assert main(["run", *given, "--model.backbone", "meter"]) == 2
     told = capsys.readouterr().err
@@ -100,22 +101,14 @@ def test_retrieval_goes_through_a_whole_run(tmp_path: Path, capsys: pytest.Captu
     assert told.count("\n") == 1 and not run.exists()
     answer(capsys, "run", *given)
     rows = json.loads((run / "results.json").read_text())
-    stages = ["pretrain", "trim-retrieval-1.0x", "trim-retrieval-1.5x"]
+    stages = ["pretrain", "trim-retrieval-1.5x"]
     assert list(dict.fromkeys(row["stage"] for row in rows)) == stages
     assert {(row["task"], row["split"], row["samples"]) for row in rows} == {("retrieval", "coco/val", 6)}
-    metrics = {stage: [row["metric"] for row in rows if row["stage"] == stage] for stage in stages}
-    assert metrics[stages[0]] == metrics[stages[1]] == metrics[stages[2]]
-    costs = {row["stage"]: row["gmacs"] for row in rows}
-    assert costs[stages[0]] == pytest.approx(costs[stages[1]]) and costs[stages[2]] < costs[stages[1]]
-    export, data = str(run / "stages" / stages[2] / "export"), str(root / "coco")
-    again = answer(capsys, "evaluate", export, "--task", "retrieval", "--data", data, "--split", "val")
-    own = {row["metric"]: row["value"] for row in rows if row["stage"] == stages[2]}
-    assert {score["metric"]: score["value"] for score in again["scores"]}.items() >= own.items()
+    before, after = ([row for row in rows if row["stage"] == stage] for stage in stages)
+    assert [row["metric"] for row in before] == [row["metric"] for row in after]
+    assert after[0]["gmacs"] < after[0]["full_gmacs"] == pytest.approx(before[0]["gmacs"])
     report = (run / "report.html").read_text()
-    assert "retrieval: mean recall against computation" in report and "does not tell what became" not in report
-    picture = str(next(raw.rglob("*.jpg")))
-    said = answer(capsys, "predict", export, "--image", picture, "--text", "a red star", "--device", "cpu")
-    assert isinstance(said["predictions"][0]["true"], bool)
+    assert "retrieval: mean recall % against computation" in report and "does not tell what became" not in report
 
 
 @pytest.mark.parametrize("name", ["shapes", "shards"])

@@ -187,7 +187,6 @@ def test_masked_and_packed_execution_agree(backbone: BackboneName, policy: str) 
     units = units_of(model.backbone, batch.token_mask)
     costs = [model.macs(each.decisions, units) for each in (masked, packed)]
     torch.testing.assert_close(*costs, check_dtype=False)
-    assert (costs[0] < model.full_macs(units)).all()
     own = compared(model, batch, HARD)  # what training saw of the pairs that belong together is the same
     assert isinstance(own.trimmed_BA, Compared)
     torch.testing.assert_close(own.trimmed_BA.matching_N2[:6], by_mask, rtol=0, atol=1e-9)
@@ -291,10 +290,10 @@ def test_a_step_costs_what_torchs_flop_counter_counts(backbone: BackboneName) ->
 def test_pairs_are_learned() -> None:
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
-    model, batch = RetrievalModel(small_model("albef"), TrimmerConfig()).train(), small_batch(8)
+    model, batch = RetrievalModel(small_model("albef"), TrimmerConfig()).train(), small_batch(6)
     task, seen = task_of(model, batch), list[float]()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for _ in range(60):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(20):
         losses = task.losses(model, batch, 0.1)
         optimizer.zero_grad()
         losses.total.backward()

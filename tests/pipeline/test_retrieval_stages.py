@@ -27,7 +27,7 @@ from tests.pipeline.test_task_stages import evaluated, trained
 from tests.pipeline.test_trim_stages import picture
 
 RUN = {"trim.splits": {"train": 1.0}}
-ASKED = {"evaluate.retrieval_captions": "all", "evaluate.rerank": 4, "evaluate.statement_splits": ["val"]}
+ASKED = {"evaluate.retrieval_captions": "all", "evaluate.rerank": 4}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def trained_on(root: Path, folder: Path, backbone: str = "albef", **more: Any) -
     return trained(("retrieval", root), backbone, folder, run=run, **more)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module", params=["albef", "blip"])
+@pytest.fixture(scope="module", params=["albef", pytest.param("blip", marks=pytest.mark.slow)])
 def stages(root: Path, request: pytest.FixtureRequest) -> dict[str, Path]:
     """Folders of a full and of a trimmed fine-tuning."""
     found = {name: root / f"{request.param}-{name}" for name in ("full", "trim")}
@@ -135,6 +135,7 @@ def test_a_picture_is_seen_once_an_epoch(root: Path, tmp_path: Path, monkeypatch
     assert seen and all(count == 1 for batch in seen for count in batch)
 
 
+@pytest.mark.slow
 def test_a_trimmed_model_may_begin_as_the_fine_tuned_one(root: Path, tmp_path: Path) -> None:
     trained_on(root, tmp_path / "full", target=1.0)
     given = {"target": 1.3, "teacher": str(tmp_path / "full" / "export"), "run": {"trim.init": "finetuned"}}
