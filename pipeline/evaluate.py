@@ -68,8 +68,8 @@ def _retrieval(
         model,
         source,
         source.batches(EveryImage(), config.batch_size, stage.process, config.retrieval_pairs),
-        **config.ranking,
-        process=stage.process,
+        config.ranking,
+        stage.process,
     )
     if stage.process.is_main:
         # Not the means of several recalls: the names of all take as much room each time.

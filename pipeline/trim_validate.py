@@ -14,6 +14,7 @@ from pipeline.data.loader import LoaderConfig, StepLoader
 from pipeline.data.sample import EveryImage, TextKind
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of, words_on
 from pipeline.evaluation.classes import said_on
+from pipeline.evaluation.config import Ranking
 from pipeline.evaluation.retrieval import rank_fine_tuned
 from pipeline.evaluation.source import Source
 from pipeline.exports import build_classification_model
@@ -158,8 +159,8 @@ def _worded(wanted: ValidationConfig, process: Process, source: Source, model: C
 def _ranked(wanted: ValidationConfig, process: Process, source: Source, model: ClassificationModel) -> Scored:
     assert isinstance(model, RetrievalModel)
     images = partial(_batches, wanted, process, source, EveryImage())
-    asked = {"batch_size": wanted.batch_size, "rerank": RERANKED, "captions": None, "process": process}
-    found = rank_fine_tuned(model, source, images, **asked)
+    ranking = Ranking(batch_size=wanted.batch_size, rerank=RERANKED)
+    found = rank_fine_tuned(model, source, images, ranking, process)
     return Scored({one.metric: one.value for one in found.evaluated.scores}, found.costs.share)
 
 

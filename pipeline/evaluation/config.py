@@ -16,6 +16,21 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """How images and texts of a split are ranked.
+
+    Attributes:
+        batch_size: Texts at once; scores do not depend on it.
+        rerank: Candidates of each query that matching re-ranks; 0 ranks by features alone.
+        captions: Of each image, the first ones; None for all.
+    """
+
+    batch_size: int
+    rerank: int
+    captions: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """What is evaluated.
 
@@ -49,10 +64,10 @@ class EvaluateConfig:
         at_least(self, "evaluate", 0, "rerank", "pictures")
 
     @property
-    def ranking(self) -> dict[str, Any]:
+    def ranking(self) -> Ranking:
         """How retrieval is evaluated, of pre-trained and of fine-tuned models alike."""
         captions = 1 if self.retrieval_captions == "first" else None
-        return {"batch_size": self.batch_size, "rerank": self.rerank, "captions": captions}
+        return Ranking(batch_size=self.batch_size, rerank=self.rerank, captions=captions)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from pipeline.data.shards import ShardFolder
 from pipeline.evaluation.against import scores_against
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of
 from pipeline.evaluation.classes import said_on
+from pipeline.evaluation.config import Ranking
 from pipeline.evaluation.export_input import given_answers, loader_of, tokenizer_of
 from pipeline.evaluation.retrieval import evaluate_retrieval, rank_fine_tuned
 from pipeline.evaluation.scores import Evaluated, Score
@@ -163,11 +164,11 @@ class Task:
 def _retrieval(job: Job) -> Evaluated:
     what = job.evaluation
     images = partial(job.source.batches, EveryImage(), what.batch_size, job.process, what.limit)
-    asked = {"batch_size": what.batch_size, "rerank": what.rerank, "captions": None, "process": job.process}
+    ranking = Ranking(batch_size=what.batch_size, rerank=what.rerank)
     if isinstance(job.model, RetrievalModel):
-        return rank_fine_tuned(job.model, job.source, images, **asked).evaluated
+        return rank_fine_tuned(job.model, job.source, images, ranking, job.process).evaluated
     assert isinstance(job.model, Backbone)
-    return evaluate_retrieval(job.model, job.source, images(), **asked)
+    return evaluate_retrieval(job.model, job.source, images(), ranking, job.process)
 
 
 def _zero_shot(job: Job) -> Evaluated:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -16,7 +16,7 @@ from pipeline.data.loader import StepLoader
 from pipeline.data.sample import EveryImage
 from pipeline.data.text import Tokenizer
 from pipeline.evaluation.classes import Costs, answered_on, row_of
-from pipeline.evaluation.config import EvaluateConfig, Row, source_of
+from pipeline.evaluation.config import EvaluateConfig, Ranking, Row, source_of
 from pipeline.evaluation.scores import Evaluated, Score, percent
 from pipeline.evaluation.source import Source
 from pipeline.exports import load_classification_model
@@ -44,10 +44,7 @@ def evaluate_retrieval(
     model: Backbone,
     source: Source,
     loader: StepLoader,
-    *,
-    batch_size: int,
-    rerank: int,
-    captions: int | None,
+    ranking: Ranking,
     process: Process,
     methods: Methods = list,
 ) -> Evaluated:
@@ -57,9 +54,7 @@ def evaluate_retrieval(
         model: In evaluation mode, on the process's device.
         source: Of the model's input.
         loader: Every image once, this rank's part.
-        batch_size: Texts at once.
-        rerank: Candidates of each query that matching re-ranks; 0 ranks by features alone.
-        captions: Of each image, the first ones; None for all.
+        ranking: Which captions, and how many candidates are matched.
         process: This rank.
         methods: What trims images, texts and pairs; none for the full model.
 
@@ -70,9 +65,10 @@ def evaluate_retrieval(
     Raises:
         UserError: No image has a caption, or the model gives scores that are no numbers.
     """
-    asked = source.normalise, source.tokenize, batch_size, process, captions, matches(model, rerank), methods
+    matching = matches(model, ranking.rerank)
+    asked = source.normalise, source.tokenize, ranking.batch_size, process, ranking.captions, matching, methods
     gallery = encode_split(model, loader, *asked)
-    ranks = rank_split(model, gallery, rerank, process, methods)
+    ranks = rank_split(model, gallery, ranking.rerank, process, methods)
     outcomes = outcomes_of(gallery, ranks)
     cost = CostModel(model, matching_parts(model), None, contrast=True)
     seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
@@ -104,29 +100,19 @@ class FineTuned:
 
 @torch.no_grad()
 def rank_fine_tuned(
-    model: RetrievalModel,
-    source: Source,
-    images: Images,
-    *,
-    batch_size: int,
-    rerank: int,
-    captions: int | None,
-    process: Process,
+    model: RetrievalModel, source: Source, images: Images, ranking: Ranking, process: Process
 ) -> FineTuned:
-    """Ranks a split, and goes through its own pairs once more for what they cost; other arguments as above.
+    """Ranks a split, and goes through its own pairs once more for what they cost.
 
     Args:
         model: In evaluation mode, on the process's device; what it trims is not computed.
         source: Of the model's input.
         images: Begins to read the split.
-        batch_size: Texts, or pairs, at once.
-        rerank: Candidates of each query that matching re-ranks.
-        captions: Of each image, the first ones; None for all.
+        ranking: Which captions, and how many candidates are matched.
         process: This rank.
     """
-    asked = {"batch_size": batch_size, "rerank": rerank, "captions": captions, "process": process}
-    found = evaluate_retrieval(model.backbone, source, images(), **asked, methods=model.methods)
-    pairs = (pair for batch in images() for pair in own_pairs(batch, source, captions, batch_size))
+    found = evaluate_retrieval(model.backbone, source, images(), ranking, process, model.methods)
+    pairs = (pair for batch in images() for pair in own_pairs(batch, source, ranking))
     answered, instances = answered_on(model, source, pairs, process)
     costs = Costs()
     for one in answered:
@@ -134,20 +120,19 @@ def rank_fine_tuned(
     return FineTuned(replace(found, gmacs=[macs / 1e9 for macs in costs.macs]), costs, instances)
 
 
-def own_pairs(batch: ImageTextBatch, source: Source, captions: int | None, size: int) -> Iterator[ImageTextBatch]:
-    """Each image of a batch with each of its captions, so many pairs at a time.
+def own_pairs(batch: ImageTextBatch, source: Source, ranking: Ranking) -> Iterator[ImageTextBatch]:
+    """Each image of a batch with each of its captions, as many pairs at a time as texts are ranked.
 
     Args:
         batch: Of `EveryImage`.
         source: Tokenizes.
-        captions: Of each image, the first ones; None for all.
-        size: Pairs at once.
+        ranking: Which captions.
     """
-    said = [(row, text) for row, texts in enumerate(batch.captions) for text in texts[:captions]]
-    for at in range(0, len(said), size):
-        rows, texts = (list(each) for each in zip(*said[at : at + size], strict=True))
+    said = [(row, text) for row, texts in enumerate(batch.captions) for text in texts[: ranking.captions]]
+    for at in range(0, len(said), ranking.batch_size):
+        rows, texts = (list(each) for each in zip(*said[at : at + ranking.batch_size], strict=True))
         ids_BL, mask_BL = source.tokenize(texts)
-        named = {name: [getattr(batch, name)[row] for row in rows] for name in _NAMED}
+        named: dict[str, Any] = {name: [getattr(batch, name)[row] for row in rows] for name in _NAMED}
         yield replace(
             batch,
             pixels=batch.pixels[rows],
@@ -188,7 +173,7 @@ def ranked(
     model.to(stage.process.torch_device)
     source = source_of(inputs.of_export(described), split, tokenizer, stage)
     images = partial(source.batches, EveryImage(), config.batch_size, stage.process, config.retrieval_pairs)
-    found = rank_fine_tuned(model, source, images, **config.ranking, process=stage.process)
+    found = rank_fine_tuned(model, source, images, config.ranking, stage.process)
     row = {
         **row_of(name, described, split, found.costs),
         "samples": found.evaluated.samples,

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.models.backbone import Backbone
 from pipeline.tasks.captioning import CaptioningModel
-from pipeline.tasks.classes import RETRIEVAL, Captions, Classes
+from pipeline.tasks.classes import Captions, Classes, InBatch
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.generative_vqa import AnsweringModel, RankedAnswers
 from pipeline.tasks.retrieval_model import RetrievalModel
@@ -25,9 +25,9 @@ def fine_tuned(
     Raises:
         UserError: The backbone cannot do the task.
     """
-    if classes == RETRIEVAL or isinstance(classes, Captions | RankedAnswers):
+    if isinstance(classes, InBatch | Captions | RankedAnswers):
         assert not isinstance(trimmers, ReductionConfig), "`TrimConfig` refuses them for these tasks"
-        if classes == RETRIEVAL:
+        if isinstance(classes, InBatch):
             return RetrievalModel(backbone, trimmers, policy)
         if isinstance(classes, Captions):
             return CaptioningModel(backbone, trimmers, policy, classes)
