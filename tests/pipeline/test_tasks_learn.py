@@ -120,11 +120,13 @@ def test_retrieval_finds_pairs(root: Path, pretrained: tuple[BackboneName, Path]
 def test_retrieval_gets_better(root: Path, pretrained: tuple[BackboneName, Path], target: float) -> None:
     """Fine-tuned on what pre-training saw, contrast and matching find more than they did then."""
     backbone, export = pretrained
-    asked = {"statement_splits": ["shapes/test"], "retrieval_captions": "all", "rerank": 128}
+    asked = {"statement_splits": ["shapes/test"], "retrieval_captions": "all"}
     given = {"pretrained": str(export), "trimmed": {}, "run": {"evaluate": asked}}
     before = scores(did(root, backbone, "evaluate", f"{backbone}-before-{target}", **given)["rows"])
     name = f"{backbone}-retrieval-{target}"
-    trim = {"task": "retrieval", "splits": {"shapes/train": 1.0}, "max_tokens": None, "lr_scales": {"temp": 0.05}}
+    loop = {**RUN["trim"]["loop"], "samples": 6000}
+    trim = {"task": "retrieval", "splits": {"shapes/train": 1.0}, "loop": loop, "max_tokens": None}
+    trim |= {"lr_scales": {"temp": 0.05}}
     did(root, backbone, "trim", name, backbone=str(export), target=target, run={"trim": trim})
     given = {"pretrained": None, "trimmed": {name: str(root / name / "export")}, "run": {"evaluate": asked}}
     after = scores(did(root, backbone, "evaluate", f"{name}-scores", **given)["rows"])
