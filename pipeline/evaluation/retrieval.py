@@ -39,6 +39,9 @@ from pipeline.trimming.target import Target
 Images = Callable[[], StepLoader]
 """Begins to read every image of a split once, this rank's part."""
 
+_NAMED = ("captions", "keys", "groups", "clusters", "ids")
+"""What a batch says of each image in lists."""
+
 
 def evaluate_retrieval(
     model: Backbone,
@@ -146,9 +149,6 @@ def own_pairs(batch: ImageTextBatch, source: Source, ranking: Ranking) -> Iterat
             skipped=[],
             **named,
         )
-
-
-_NAMED = ("captions", "keys", "groups", "clusters", "ids")
 
 
 def ranked(
