@@ -74,12 +74,12 @@ class JudgedRun:
         return next((each for each in self.like(row) if each.get("target") == target), None)
 
     def like(self, row: Row) -> list[Row]:
-        """Rows of the same task, split and metric."""
+        """Rows of the same task, split and metric; of pre-training, or of fine-tuning for retrieval."""
         return [each for each in self.rows if _what(each) == _what(row)]
 
 
 def _what(row: Row) -> tuple[Any, ...]:
-    return task_of(row), row["split"], row["metric"]
+    return task_of(row), row["split"], row["metric"], row.get("target") is None
 
 
 Both = tuple[tuple[Series, ...], tuple[Series, ...]]

@@ -30,7 +30,7 @@ from pipeline.models.build import build_model
 from pipeline.param_groups import check_lr_scales
 from pipeline.process import Process
 from pipeline.setup import check_batch, check_padding
-from pipeline.tasks.classes import ANSWERING, has_task
+from pipeline.tasks.classes import ANSWERING, TOLD, has_task
 from pipeline.trim import check_targets
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _WANTED = {
 }
 """What a task learns, and the data set that has it."""
 _EVALUATED = "evaluate.statement_splits"
-_TOLD_OF_ALL = ("statement", "captioning")  # of such the loader refuses a split that has none
+_TOLD_OF_ALL = ("statement", *TOLD)  # of such the loader refuses a split that has none
 _SPARE_BYTES = 256 * 2**20
 _STATE_COPIES = 4  # weights, two moments, momentum tower: 4 bytes each
 

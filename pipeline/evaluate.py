@@ -1,22 +1,23 @@
 """The evaluation stage: scores of exported models, with intervals and costs, as rows of results.json."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from data_prep.files import read_json
 from pipeline.captioner import is_captioner
 from pipeline.data.sample import EveryImage
 from pipeline.data.text import Tokenizer
 from pipeline.evaluation.captions import captioned
 from pipeline.evaluation.classes import classified
 from pipeline.evaluation.config import EvaluateConfig, Row, Trained, source_of
-from pipeline.evaluation.retrieval import evaluate_retrieval
+from pipeline.evaluation.retrieval import evaluate_retrieval, ranked, told_rows
 from pipeline.exports import load_backbone
 from pipeline.measure.outcomes import outcomes_file, write_outcomes
 from pipeline.progress import ProgressFile
 from pipeline.setup import Inputs
 from pipeline.stage import Stage
+from pipeline.tasks.classes import RETRIEVAL
 
 
 def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: Stage) -> list[Row]:
@@ -44,6 +45,8 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
         for split in config.statement_splits:
             if is_captioner(folder):
                 jobs.append(partial(captioned, config, name, folder, split, inputs, stage))
+            elif read_json(folder / "config.json")["kind"] == RETRIEVAL.task:
+                jobs.append(partial(ranked, config, name, folder, split, inputs, tokenizer, stage))
             else:
                 jobs.append(partial(classified, config, name, folder, split, inputs, tokenizer, stage))
     stage.folder.mkdir(parents=True, exist_ok=True)
@@ -65,10 +68,8 @@ def _retrieval(
         model,
         source,
         source.batches(EveryImage(), config.batch_size, stage.process, config.retrieval_pairs),
-        batch_size=config.batch_size,
-        rerank=config.rerank,
-        captions=1 if config.retrieval_captions == "first" else None,
-        process=stage.process,
+        config.ranking,
+        stage.process,
     )
     if stage.process.is_main:
         # Not the means of several recalls: the names of all take as much room each time.
@@ -84,5 +85,4 @@ def _retrieval(
         "samples": found.samples,
         "skipped": found.skipped,
     }
-    # The means of one way follow from the three before; with them a run's table would not fit on a screen.
-    return [{**row, **asdict(score)} for score in found.scores if not score.metric.endswith(" mean")]
+    return told_rows(row, found)

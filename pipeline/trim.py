@@ -141,7 +141,7 @@ def trim(
     engine = _engine(config, settled, task.model, process)
     seed_everything(inputs.seed, 1001 + process.rank)
     batch, sources = config.loop.global_batch, inputs.sources(config.splits)
-    batches = training_batches(inputs, stage, batch, sources, reader, text=TEXTS[config.task], unit="pair")
+    batches = training_batches(inputs, stage, batch, sources, reader, text=TEXTS[config.task], unit=config.unit)
     scored = validation_of(
         config, target, task, inputs, read, process, lambda: _plain(beginning, task, engine.weights())
     )

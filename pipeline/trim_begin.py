@@ -23,6 +23,7 @@ from pipeline.tasks.classification import ClassificationModel, ClassificationTas
 from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.tasks.ftkd import TaughtClassification
 from pipeline.tasks.generative_vqa import AnsweringModel, AnsweringTask
+from pipeline.tasks.retrieval_model import RetrievalModel, RetrievalTask
 from pipeline.trim_config import TrimConfig
 from pipeline.trim_plan import Examples, Plan
 from pipeline.trimming.cost import Units
@@ -95,7 +96,8 @@ class Beginning:
         if isinstance(model, AnsweringModel):
             words = self.inputs.load_tokenizer()
             return AnsweringTask(model, words, self.inputs.normalise, plan.speed_up, smarttrim, typical)
-        return ClassificationTask(model, self.inputs.normalise, plan.speed_up, smarttrim, typical)
+        kind = RetrievalTask if isinstance(model, RetrievalModel) else ClassificationTask
+        return kind(model, self.inputs.normalise, plan.speed_up, smarttrim, typical)
 
     def _student_task(self, teacher: ClassificationModel, plan: Plan, typical: Units) -> TaughtClassification:
         """A student with as many layers as the plan allows."""

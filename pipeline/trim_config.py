@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from data_prep.errors import UserError
 from pipeline.data.loader import LoaderConfig
+from pipeline.data.order import Unit
 from pipeline.engine import OptimizerConfig
 from pipeline.generation import CaptionConfig
 from pipeline.limits import above_zero, at_least, weights_above_zero
@@ -15,7 +16,7 @@ from pipeline.param_groups import check_scales
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.answer_list import AnswersConfig
-from pipeline.tasks.classes import TaskName
+from pipeline.tasks.classes import TOLD, TaskName
 from pipeline.tasks.classification import SmartTrimConfig
 from pipeline.trimming.methods import MethodsConfig
 from pipeline.trimming.target import Target
@@ -32,7 +33,8 @@ class TrimConfig(MethodsConfig):
         task: ``statement``: is a sentence true of a picture? ``snli_ve``: does a picture entail a sentence,
             contradict it, or neither? ``vqa``: which answer of a list? ``vqa_generative``: the same by a
             decoder that ranks the list (BLIP). ``captioning``: what is to be told of a picture (BLIP)?
-            ``nlvr2``: is a sentence true of two pictures?
+            ``nlvr2``: is a sentence true of two pictures? ``retrieval``: which text belongs to a picture, which
+            picture to a text (ALBEF, BLIP)?
         splits: Split folders to train on, and the weight of each in every batch.
         targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
             same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
@@ -93,10 +95,10 @@ class TrimConfig(MethodsConfig):
         check_scales("trim.lr_scales", self.lr_scales)
         if self.task == "nlvr2" and self.method == "ftkd":
             raise UserError("trim.method=ftkd is not made for trim.task=nlvr2, which has two pictures; use another")
-        if self.task in ("captioning", "vqa_generative"):
-            self._check_decoder([Target.parse(target) for target in self.targets])
+        if self.task in (*TOLD, "vqa_generative"):
+            self._check_no_classifier([Target.parse(target) for target in self.targets])
 
-    def _check_decoder(self, targets: list[Target]) -> None:
+    def _check_no_classifier(self, targets: list[Target]) -> None:
         """Refuses what was made for classifiers that look at a text beside the picture."""
         if self.method not in ("smarttrim", "local"):
             raise UserError(f"trim.task={self.task} goes with trim.method smarttrim or local, not {self.method}")
@@ -104,7 +106,9 @@ class TrimConfig(MethodsConfig):
             raise UserError(f"trim.keep_pruning=true does not go with trim.task={self.task}; leave it out")
         timed = next((target for target in targets if target.unit == "ms"), None)
         if timed is not None:
-            raise UserError(f"trim.targets: {timed} is not timed for decoders; give a speed-up such as 2.0x")
+            raise UserError(
+                f"trim.targets: {timed} is not timed for trim.task={self.task}; give a speed-up such as 2.0x"
+            )
 
     def _check_targets(self, targets: list[Target]) -> None:
         if len({target.name for target in targets}) != len(targets):
@@ -178,6 +182,11 @@ class TrimConfig(MethodsConfig):
         """
         own = self.keep_pruning is None and backbone == "meter" and isinstance(pruning.chosen, ElipConfig)
         return own and not self.goes_with_pruning and any(not Target.parse(each).is_full for each in self.targets)
+
+    @property
+    def unit(self) -> Unit:
+        """What an epoch visits once: of retrieval each picture with a caption drawn by seed, as pre-training does."""
+        return "image" if self.task == "retrieval" else "pair"
 
     @property
     def of_pairs(self) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from torch import Tensor
 from pipeline.captioner import Captioner
 from pipeline.data.first_samples import first_samples
 from pipeline.data.loader import LoaderConfig, StepLoader
-from pipeline.data.sample import TextKind
+from pipeline.data.sample import EveryImage, TextKind
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of, words_on
 from pipeline.evaluation.classes import said_on
+from pipeline.evaluation.config import Ranking
+from pipeline.evaluation.retrieval import rank_fine_tuned
 from pipeline.evaluation.source import Source
 from pipeline.exports import build_classification_model
 from pipeline.generation import CaptionConfig
@@ -23,8 +25,10 @@ from pipeline.metrics.tasks import Score
 from pipeline.process import Process
 from pipeline.setup import Inputs
 from pipeline.tasks.captioning import CaptioningModel
-from pipeline.tasks.classes import TEXTS, Classes
+from pipeline.tasks.classes import RETRIEVAL, TEXTS, Classes
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
+from pipeline.tasks.retrieval import RERANKED
+from pipeline.tasks.retrieval_model import RetrievalModel
 from pipeline.together import together
 from pipeline.trim_config import TrimConfig
 from pipeline.trimming.target import Target
@@ -99,7 +103,7 @@ def validation_of(
 def _way(
     config: TrimConfig, inputs: Inputs, read: LoaderConfig, process: Process
 ) -> Callable[[ClassificationModel], Scored]:
-    """How a task's models are scored: by their answers, by captions that they tell, or by words behind right ones.
+    """How a task's models are scored: by answers, captions that they tell, words behind right ones, or ranks.
 
     Raises:
         UserError: The split has nothing for the task, or no ids for the metric; so before training.
@@ -112,6 +116,8 @@ def _way(
         source, way = replace(source, tokenizer=behind), partial(_worded, wanted, process)
     elif config.task == "captioning":
         way = partial(_told, wanted, process, config.captions)
+    elif config.task == RETRIEVAL.task:
+        way = partial(_ranked, wanted, process)
     source.batches(TEXTS[config.task], wanted.batch_size, process)  # refuses a split that has none
     if wanted.metric == CONSISTENCY:
         together(process, lambda: _check_ids(config, source) if process.is_main else None, source.split)
@@ -148,6 +154,14 @@ def _told(
 def _worded(wanted: ValidationConfig, process: Process, source: Source, model: ClassificationModel) -> Scored:
     told = words_on(model, source, _batches(wanted, process, source, model.classes.text), process)
     return Scored({WORD_ACCURACY: 100 * told.right / told.words}, told.costs.share)
+
+
+def _ranked(wanted: ValidationConfig, process: Process, source: Source, model: ClassificationModel) -> Scored:
+    assert isinstance(model, RetrievalModel)
+    images = partial(_batches, wanted, process, source, EveryImage())
+    ranking = Ranking(batch_size=wanted.batch_size, rerank=RERANKED)
+    found = rank_fine_tuned(model, source, images, ranking, process)
+    return Scored({one.metric: one.value for one in found.evaluated.scores}, found.costs.share)
 
 
 def values_of(scores: Iterable[Score], *, sampled: bool) -> dict[str, float]:

@@ -45,7 +45,8 @@ class ValidationConfig:
         metric: By which the best is told, the highest; the first of equal ones. Where trimmers learn, only states
             compete whose mean cost is within 5% of the target; where none is, the last one is exported. Of captions
             CIDEr or another of pycocoevalcap's, which needs Java; or word_accuracy, the share of words that are told
-            rightly behind the right ones, of each picture's first caption.
+            rightly behind the right ones, of each picture's first caption. Of retrieval mean_recall, R@10, or a recall
+            of one way such as TR R@1; matching re-ranks 128 candidates.
         samples: How many statements, questions or pictures, from all over the split; None for all.
         batch_size: Instances at once; scores do not depend on it.
     """

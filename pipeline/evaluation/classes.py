@@ -111,8 +111,14 @@ class Said:
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """A batch without its pictures, and what was said to it."""
+class Answered:
+    """A batch without its pictures, and what was said to it.
+
+    Attributes:
+        batch: The batch.
+        said: Number of the class that each instance was given.
+        costs: Of each.
+    """
 
     batch: ImageTextBatch
     said: list[int]
@@ -131,35 +137,54 @@ def said_on(model: ClassificationModel, source: Source, loader: StepLoader, proc
     Raises:
         UserError: Nothing could be used, results could not be told apart, or a score is not finite.
     """
-    parts, seen_by = zip(
-        *together(process, lambda: _own_part(model, source, loader, process), source.split), strict=True
-    )
-    # Batches are dealt to ranks in turn; in this order the rows are those of the split.
-    answered = [one for turn in itertools.zip_longest(*parts) for one in turn if one is not None]
-    if not answered:
-        raise UserError(f"{source.split}: no {model.classes.text} could be used; look at it with `trimline verify`")
-    tally, costs, instances = TALLIES[model.classes.task](), Costs(), Instances()
+    answered, instances = answered_on(model, source, loader, process)
+    tally, costs = TALLIES[model.classes.task](), Costs()
     for one in answered:
         tally.add(one.batch, one.said, model.classes.names)
         costs.join(one.costs)
-    for each in seen_by:
-        instances.join(each)
     seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
     asked = (zip(one.batch.keys, one.batch.ids, one.batch.texts, strict=True) for one in answered)
     digest = digest_of(words for batch in asked for words in batch)
     return Said(tally, costs, instances, digest, seen, bad)
 
 
+def answered_on(
+    model: ClassificationModel, source: Source, batches: Iterable[ImageTextBatch], process: Process
+) -> tuple[list[Answered], Instances]:
+    """What a model says to all batches of all ranks, in the order of the split; all ranks call it together.
+
+    Args:
+        model: In evaluation mode, on the process's device.
+        source: The split as the model takes it.
+        batches: This rank's.
+        process: This rank.
+
+    Raises:
+        UserError: Nothing could be used, or a score is not finite.
+    """
+    parts, seen_by = zip(
+        *together(process, lambda: _own_part(model, source, batches, process), source.split), strict=True
+    )
+    # Batches are dealt to ranks in turn; in this order the rows are those of the split.
+    answered = [one for turn in itertools.zip_longest(*parts) for one in turn if one is not None]
+    if not answered:
+        raise UserError(f"{source.split}: no {model.classes.text} could be used; look at it with `trimline verify`")
+    instances = Instances()
+    for each in seen_by:
+        instances.join(each)
+    return answered, instances
+
+
 def _own_part(
-    model: ClassificationModel, source: Source, loader: StepLoader, process: Process
-) -> tuple[list[_Answered], Instances]:
+    model: ClassificationModel, source: Source, batches: Iterable[ImageTextBatch], process: Process
+) -> tuple[list[Answered], Instances]:
     part, instances = [], Instances()
-    for batch, scores_BA, macs_B, decisions in judged(model, loader, source.normalise, process.torch_device):
+    for batch, scores_BA, macs_B, decisions in judged(model, batches, source.normalise, process.torch_device):
         costs, said = Costs(), scores_BA.argmax(1).tolist()
         costs.add(model, units_of(model.backbone, batch.token_mask), macs_B)
         instances.join(Instances.of(model, batch, decisions, said, costs.macs))
         bare = dataclasses.replace(batch.to("cpu"), pixels=torch.empty(len(batch), 0))
-        part.append(_Answered(bare, said, costs))
+        part.append(Answered(bare, said, costs))
     return part, instances
 
 

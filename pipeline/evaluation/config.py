@@ -16,16 +16,33 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """How images and texts of a split are ranked.
+
+    Attributes:
+        batch_size: Texts at once; scores do not depend on it.
+        rerank: Candidates of each query that matching re-ranks; 0 ranks by features alone.
+        captions: Of each image, the first ones; None for all.
+    """
+
+    batch_size: int
+    rerank: int
+    captions: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """What is evaluated.
 
     Attributes:
         retrieval_splits: Splits on which the pre-trained model ranks images and captions.
-        retrieval_pairs: Images taken from each, with their captions.
+        retrieval_pairs: Images taken from each, and from each split of models fine-tuned for retrieval, with their
+            captions.
         retrieval_captions: ``first`` has one caption of each image, so that these are pairs; ``all`` is the field's
             protocol.
         rerank: Candidates that matching re-ranks; 0 ranks by contrast alone.
-        statement_splits: Splits on which fine-tuned models are evaluated: every statement or question of them.
+        statement_splits: Splits on which fine-tuned models are evaluated: every statement or question of them; of
+            ``retrieval`` as the keys above say.
         batch_size: Instances at once; scores do not depend on it.
         pictures: Pictures on which surviving patches are drawn; 0 for none.
         picture_split: Where they are taken from; None for the first statement or retrieval split.
@@ -45,6 +62,12 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         at_least(self, "evaluate", 1, "retrieval_pairs", "batch_size")
         at_least(self, "evaluate", 0, "rerank", "pictures")
+
+    @property
+    def ranking(self) -> Ranking:
+        """How retrieval is evaluated, of pre-trained and of fine-tuned models alike."""
+        captions = 1 if self.retrieval_captions == "first" else None
+        return Ranking(batch_size=self.batch_size, rerank=self.rerank, captions=captions)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from pipeline.data.shards import ShardFolder
 from pipeline.evaluation.against import scores_against
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of
 from pipeline.evaluation.classes import said_on
+from pipeline.evaluation.config import Ranking
 from pipeline.evaluation.export_input import given_answers, loader_of, tokenizer_of
-from pipeline.evaluation.retrieval import evaluate_retrieval
+from pipeline.evaluation.retrieval import evaluate_retrieval, rank_fine_tuned
 from pipeline.evaluation.scores import Evaluated, Score
 from pipeline.evaluation.source import Source
 from pipeline.evaluation.zero_shot import PLACE, TEMPLATES, evaluate_zero_shot
@@ -37,10 +38,11 @@ from pipeline.models.config import ModelConfig
 from pipeline.process import Process
 from pipeline.setup import check_sizes
 from pipeline.tasks.captioning import CaptioningModel
-from pipeline.tasks.classes import TEXTS
+from pipeline.tasks.classes import TEXTS, TOLD
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.generative_vqa import AnsweringModel
-from pipeline.tasks.retrieval import pair_score
+from pipeline.tasks.retrieval import RERANKED, pair_score
+from pipeline.tasks.retrieval_model import RetrievalModel
 from pipeline.together import together
 from pipeline.trimming.trimmers import SMARTTRIM
 from pipeline.weights.folders import load_model
@@ -83,7 +85,7 @@ class Evaluation:
     tokenizer: Path | None = None
     batch_size: int = 64
     limit: int | None = None
-    rerank: int = 128
+    rerank: int = RERANKED
     precision: Literal["float32", "bf16"] = "float32"
     label_field: str | None = None
     classes: tuple[str, ...] = ()
@@ -160,17 +162,13 @@ class Task:
 
 
 def _retrieval(job: Job) -> Evaluated:
-    assert isinstance(job.model, Backbone)
     what = job.evaluation
-    return evaluate_retrieval(
-        job.model,
-        job.source,
-        job.source.batches(EveryImage(), what.batch_size, job.process, what.limit),
-        batch_size=what.batch_size,
-        rerank=what.rerank,
-        captions=None,
-        process=job.process,
-    )
+    images = partial(job.source.batches, EveryImage(), what.batch_size, job.process, what.limit)
+    ranking = Ranking(batch_size=what.batch_size, rerank=what.rerank)
+    if isinstance(job.model, RetrievalModel):
+        return rank_fine_tuned(job.model, job.source, images, ranking, job.process).evaluated
+    assert isinstance(job.model, Backbone)
+    return evaluate_retrieval(job.model, job.source, images(), ranking, job.process)
 
 
 def _zero_shot(job: Job) -> Evaluated:
@@ -266,6 +264,8 @@ def _captioning(job: Job) -> Evaluated:
 
 
 def _one_pair(job: Job, instance: Instance) -> object:
+    if isinstance(job.model, RetrievalModel):
+        return _one_text(job, instance)
     assert isinstance(job.model, Backbone)
     return pair_score(job.model, *instance)
 
@@ -291,7 +291,9 @@ def _contrast_missing(config: ModelConfig) -> str | None:
 
 
 TASKS: dict[str, Task] = {
-    "retrieval": Task(kinds=("backbone", "blip_retrieval"), text="captions", evaluate=_retrieval, instance=_one_pair),
+    "retrieval": Task(
+        kinds=("backbone", "blip_retrieval", "retrieval"), text="captions", evaluate=_retrieval, instance=_one_pair
+    ),
     "zero_shot": Task(
         kinds=("backbone", "blip_retrieval"),
         text=EveryImage(),
@@ -302,7 +304,7 @@ TASKS: dict[str, Task] = {
     **{
         name: Task(kinds=(name, *IMPORTED.get(name, ())), text=text, evaluate=_classes, instance=_one_text)
         for name, text in TEXTS.items()
-        if name != "captioning"
+        if name not in TOLD
     },
     "captioning": Task(kinds=KINDS, text=PICTURES, evaluate=_captioning, instance=_one_caption),
 }

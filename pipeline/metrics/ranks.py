@@ -18,6 +18,12 @@ from torch import Tensor
 RECALLED = (1, 5, 10)
 """The k of R@k."""
 
+WAYS = ("TR", "IR")
+"""From an image to its texts, from a text to its image."""
+
+RECALLS = (*(f"{way} R@{k}" for way in WAYS for k in RECALLED), "R@10", "mean_recall")
+"""Scores of retrieval: of either way, the mean of both R@10, and the mean of all six."""
+
 
 def best_right(scores_QC: Tensor, right_QC: Tensor) -> Tensor:
     """(Q,) the highest score of a right candidate; -inf where none is right."""

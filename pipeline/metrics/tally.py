@@ -19,6 +19,7 @@ from pipeline.measure.outcomes import Outcomes, numbered
 from pipeline.metrics.caption_tally import WORD_ACCURACY, CaptionTally
 from pipeline.metrics.captions import METRICS as CAPTION_METRICS
 from pipeline.metrics.captions import missing_for
+from pipeline.metrics.ranks import RECALLS
 from pipeline.metrics.result_files import write_nlvr2, write_snli_ve, write_vqa
 from pipeline.metrics.tasks import (
     Asked,
@@ -286,10 +287,13 @@ def check_metric(task: str, metric: str) -> None:
     Raises:
         UserError: It is none of the task's.
     """
-    tally = CaptionTally if task == "captioning" else TALLIES[task]
-    of_kind = tally.kinds_of and metric.startswith(f"{tally.kinds_of} ")
-    if metric not in tally.metrics and not of_kind:
-        there = [*tally.metrics, *([f"'{tally.kinds_of} KIND'"] if tally.kinds_of else [])]
+    metrics, kinds_of = RECALLS, ""
+    if task != "retrieval":
+        tally = CaptionTally if task == "captioning" else TALLIES[task]
+        metrics, kinds_of = tally.metrics, tally.kinds_of
+    of_kind = kinds_of and metric.startswith(f"{kinds_of} ")
+    if metric not in metrics and not of_kind:
+        there = [*metrics, *([f"'{kinds_of} KIND'"] if kinds_of else [])]
         raise UserError(f"trim.validation.metric={metric} is no score of trim.task={task}: {', '.join(there)}")
 
 

@@ -61,14 +61,15 @@ class Candidates:
         if not self.everywhere:
             return text
         assert text.present is not None
-        return TokenStream(gather_with_gradient(text.x), gather_constant(text.present), causal=text.causal)
+        return TokenStream(gather_with_gradient(text.x), _gathered(text.present), causal=text.causal)
 
     def images(self, image: TokenStream) -> TokenStream:
         """The candidates' images; their gradient goes back to the process that made them."""
         if not self.everywhere:
             return image
         size = None if image.size is None else gather_constant(image.size)
-        return TokenStream(gather_with_gradient(image.x), size=size)
+        present = None if image.present is None else _gathered(image.present)
+        return TokenStream(gather_with_gradient(image.x), present, size=size)
 
     def shown(self, images: TokenStream, rows: Tensor) -> TokenStream:
         """What texts attend to that are shown these rows of `images`."""
@@ -77,7 +78,13 @@ class Candidates:
         # Keys and values are made of the rows that are needed here, not of all processes' images.
         needed, inverse = rows.unique(return_inverse=True)
         size = None if images.size is None else images.size[needed]
-        return TokenStream(images.x[needed], rows=inverse, size=size)
+        present = None if images.present is None else images.present[needed]
+        return TokenStream(images.x[needed], present, rows=inverse, size=size)
+
+
+def _gathered(present_BN: Tensor) -> Tensor:
+    """Of all processes; a mask that trimmers learn has a gradient, padding has none."""
+    return gather_with_gradient(present_BN) if present_BN.requires_grad else gather_constant(present_BN)
 
 
 def both(first: TokenStream, second: TokenStream) -> TokenStream:

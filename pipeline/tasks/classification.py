@@ -97,6 +97,9 @@ class ClassificationModel(nn.Module):
         UserError: The backbone cannot judge statements, or not pairs in this way, or the pruning does not fit it.
     """
 
+    encodes_apart = False
+    """Whether the text is encoded alone, whoever looks at it."""
+
     def __init__(
         self,
         backbone: Backbone,
@@ -122,7 +125,8 @@ class ClassificationModel(nn.Module):
         if isinstance(trimmers, TrimmerConfig):
             default = backbone.encodes_together and pruning is None
             beside = default if together is None else together
-            self.trimmers = Trimmers(backbone, trimmers, policy, beside, asked=pruning is not None)
+            asked = pruning is not None or self.encodes_apart
+            self.trimmers = Trimmers(backbone, trimmers, policy, beside, asked=asked)
         elif trimmers is not None:
             self.trimmers = ReducedVision(backbone, trimmers)
         self.whole = whole

@@ -4,9 +4,10 @@ from typing import Any
 
 from pipeline.models.backbone import Backbone
 from pipeline.tasks.captioning import CaptioningModel
-from pipeline.tasks.classes import Captions, Classes
+from pipeline.tasks.classes import Captions, Classes, InBatch
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.generative_vqa import AnsweringModel, RankedAnswers
+from pipeline.tasks.retrieval_model import RetrievalModel
 from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig
 from pipeline.trimming.vision_only import ReductionConfig
 
@@ -24,8 +25,10 @@ def fine_tuned(
     Raises:
         UserError: The backbone cannot do the task.
     """
-    if isinstance(classes, Captions | RankedAnswers):
-        assert not isinstance(trimmers, ReductionConfig), "`TrimConfig` refuses them for decoders"
+    if isinstance(classes, InBatch | Captions | RankedAnswers):
+        assert not isinstance(trimmers, ReductionConfig), "`TrimConfig` refuses them for these tasks"
+        if isinstance(classes, InBatch):
+            return RetrievalModel(backbone, trimmers, policy)
         if isinstance(classes, Captions):
             return CaptioningModel(backbone, trimmers, policy, classes)
         return AnsweringModel(backbone, trimmers, policy, classes)

@@ -6,6 +6,7 @@ batches, and every rank gets all of them.
 I images, T texts, B of a batch, N image tokens, L text tokens, D width, E embedding width, Q queries.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,18 +14,22 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.gathering import assemble, dealt, places_of
 from pipeline.metrics.ranks import Right
 from pipeline.models.backbone import Backbone
-from pipeline.models.schedule import TokenStream
+from pipeline.models.packing import unpack
+from pipeline.models.schedule import Intervention, TokenStream
 from pipeline.process import Process
 from pipeline.together import together
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 """Texts -> (T, L) ids and mask."""
+Methods = Callable[[], list[Intervention]]
+"""What acts on the layers, for each batch of images, texts or pairs anew."""
 
 
 class Asked(NamedTuple):
@@ -91,6 +96,7 @@ def encode_split(
     process: Process,
     captions: int | None = None,
     matching: bool = True,
+    methods: Methods = list,
 ) -> Gallery:
     """Encode without any text looking at an image: as a search engine would, unpruned.
 
@@ -103,6 +109,7 @@ def encode_split(
         process: This rank.
         captions: Only so many of each image, the first ones; None for all.
         matching: Whether pairs are to be matched: only then are tokens kept, and of a model that has fusion.
+        methods: What trims images and texts; none for the full model.
 
     Raises:
         UserError: There is no caption, or a feature is not finite.
@@ -110,7 +117,7 @@ def encode_split(
     matching = matching and bool(model.fusion_steps)
     mine = _Mine(matching)
     # A rank that cannot read its part must not let the others wait for it.
-    parts = together(process, lambda: _read(model, batches, normalise, captions, process, mine), "the split")
+    parts = together(process, lambda: _read(model, batches, normalise, captions, process, mine, methods), "the split")
     images = sorted(image for part in parts for image in part)
     if not any(image.captions for image in images):
         raise UserError(f"none of {len(images)} images has a caption, so nothing can be found; choose data that has")
@@ -121,7 +128,7 @@ def encode_split(
     image_IE = mine.features_everywhere(model, places, len(images), process)
     check_finite(image_IE.isfinite().all(1), lambda at: images[at].key, "image features")
     said = [each for image in images for each in image.captions]
-    texts = _encode_texts(model, said, tokenize, batch_size, process, matching)
+    texts = _encode_texts(model, said, tokenize, batch_size, process, matching, methods)
     check_finite(texts.text_TE.isfinite().all(1), lambda at: images[int(owner_T[at])].key, "text features")
     tokens = dict(zip(own, mine.streams, strict=True)) if matching else {}
     return Gallery(images=images, owner_T=owner_T, image_IE=image_IE, tokens=tokens, **texts._asdict())
@@ -158,13 +165,14 @@ def _read(
     captions: int | None,
     process: Process,
     mine: _Mine,
+    methods: Methods,
 ) -> list[Asked]:
     """Encodes this rank's images into `mine`, and says which they are."""
     found: list[Asked] = []
     for batch in batches:
         if not len(batch):  # an uneven tail leaves some ranks without
             continue
-        mine.add(model, model.encode_image(normalise(batch.pixels.to(process.torch_device))))
+        mine.add(model, model.encode_image(normalise(batch.pixels.to(process.torch_device)), methods()))
         rows = zip(batch.sample_ids.tolist(), batch.keys, batch.clusters, batch.captions, strict=True)
         found += [Asked(sample, key, cluster, tuple(said[:captions])) for sample, key, cluster, said in rows]
     return found
@@ -172,6 +180,8 @@ def _read(
 
 def _each(image: TokenStream) -> list[TokenStream]:
     """The images of a batch, each for itself."""
+    if image.offsets is not None:
+        return [TokenStream(image.x[a:b], offsets=(0, b - a)) for a, b in itertools.pairwise(image.offsets)]
     present = image.present
     return [
         TokenStream(image.x[row : row + 1], None if present is None else present[row : row + 1])
@@ -188,11 +198,17 @@ class _Texts(NamedTuple):
 
 
 def _encode_texts(
-    model: Backbone, said: list[str], tokenize: Tokenize, batch_size: int, process: Process, matching: bool
+    model: Backbone,
+    said: list[str],
+    tokenize: Tokenize,
+    batch_size: int,
+    process: Process,
+    matching: bool,
+    methods: Methods,
 ) -> _Texts:
     """All texts on every rank, each batch encoded by one."""
     device = process.torch_device
-    encoded = partial(_encoded, model, matching)
+    encoded = partial(_encoded, model, matching, methods)
     parts = [encoded(*_on(device, tokenize(said[block]))) for block in dealt(len(said), batch_size, process)]
     if not parts:  # fewer batches than ranks: something of the right shape, of which no row is taken
         parts = [tuple(part[:0] for part in encoded(*_on(device, tokenize(said[:1]))))]
@@ -203,19 +219,25 @@ def _encode_texts(
     text_TE = assemble(process, whole[1], places, len(said)) if model.has_contrast else none
     if not matching:
         return _Texts(mask_TL, text_TE, None)
-    return _Texts(mask_TL, text_TE, TokenStream(assemble(process, whole[2], places, len(said)), mask_TL))
+    tokens, present = (assemble(process, part, places, len(said)) for part in whole[2:])
+    return _Texts(mask_TL, text_TE, TokenStream(tokens, present))
 
 
 def _on(device: torch.device, made: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return made[0].to(device), made[1].to(device)
 
 
-def _encoded(model: Backbone, matching: bool, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, ...]:
-    """Mask, features and the tokens that fusion begins with; an empty tensor for what is not there or not wanted."""
-    text = model.encode_text(ids_BL, mask_BL)
+def _encoded(model: Backbone, matching: bool, methods: Methods, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, ...]:
+    """Mask, features, the tokens that fusion begins with and which are there; empty for what is not there or wanted."""
+    text = model.encode_text(ids_BL, mask_BL, methods())
     none = text.x.new_empty(len(ids_BL), 0)
     feature_BE = model.text_feature(text) if model.has_contrast else none
-    return mask_BL, feature_BE, model.begin_fusion(text, ids_BL, mask_BL).x if matching else none
+    if not matching:
+        return mask_BL, feature_BE, none, none
+    begun = unpack(model.begin_fusion(text, ids_BL, mask_BL))
+    assert begun.present is not None
+    left = ids_BL.shape[1] - begun.x.shape[1]  # what the longest text of the batch has lost
+    return mask_BL, feature_BE, F.pad(begun.x, (0, 0, 0, left)), F.pad(begun.present, (0, left))
 
 
 def score_type(model: Backbone) -> torch.dtype:

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import ImageTextBatch
-from pipeline.data.seeds import uniforms
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip import Blip
 from pipeline.models.config import BackboneName
 from pipeline.models.schedule import TokenStream
-from pipeline.objectives.chunked import chunks
 from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.infonce import symmetric_contrast
-from pipeline.objectives.itc import FeatureQueue, contrast, similarity
+from pipeline.objectives.itc import FeatureQueue, contrast
 from pipeline.objectives.itm import Negatives, draw_rows, matching_loss, negative_weights
 from pipeline.objectives.lm import caption_loss, next_words
 from pipeline.objectives.mlm import MaskedWords, Vocabulary, mask_words, word_loss
@@ -30,9 +28,7 @@ from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.intervention import Pruning, ReplayedPruning
 from pipeline.tasks.candidates import Candidates, both, picked
 from pipeline.tasks.contrasting import Contrasting, Features
-
-# Tells the draws of negatives from those of masked words, which begin at the sample's own seed.
-_NEGATIVES = 0x6E656761746976
+from pipeline.tasks.matching import hard_negatives, matching_logits, negative_chances, true_first
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class OnlineModel(nn.Module):
 
     def draw(self, batch: ImageTextBatch) -> Draws:
         """The random choices that belong to the batch's samples."""
-        return Draws(uniforms(batch.draw_seeds ^ _NEGATIVES, 3))
+        return Draws(negative_chances(batch))
 
     def mask(self, batch: ImageTextBatch) -> MaskedWords:
         """The batch's texts with words masked."""
@@ -139,16 +135,15 @@ class OnlineModel(nn.Module):
     def hard_negatives(self, candidates: Candidates, features: Features, chances_B3: Tensor) -> Negatives:
         """Drawn in proportion to similarity (ALBEF, section 3.2)."""
         assert features.image_m_BE is not None and features.text_m_BE is not None
-        image_NE, text_NE = candidates.constant(features.image_m_BE), candidates.constant(features.text_m_BE)
-        drawn = []
-        for way, (query_BE, key_NE) in enumerate([(features.text_BE, image_NE), (features.image_BE, text_NE)]):
-            found = []
-            for rows in chunks(len(query_BE), self.objectives.contrast_chunk):
-                logits_CN = similarity(query_BE[rows], key_NE, self.model.temp)
-                weights_CN = negative_weights(logits_CN, candidates.same_BN[rows], candidates.own_B[rows])
-                found.append(draw_rows(weights_CN, chances_B3[rows, way]))
-            drawn.append(torch.cat(found))
-        return Negatives(*drawn)
+        momentum = features.image_m_BE, features.text_m_BE
+        return hard_negatives(
+            candidates,
+            (features.image_BE, features.text_BE),
+            momentum,
+            self.model.temp,
+            chances_B3,
+            self.objectives.contrast_chunk,
+        )
 
 
 class AlbefStep(OnlineModel):
@@ -248,16 +243,13 @@ class BlipStep(OnlineModel):
         image = replace(image, memo={})
         candidates = self.candidates(batch)
         negatives = draws.negatives or self.hard_negatives(candidates, features, draws.chances_B3)
-        own = candidates.own_B
-        starts = candidates.texts(model.begin_fusion(text, batch.token_ids, batch.token_mask))
-        texts = picked(starts, torch.cat([own, own, negatives.text_B]))
-        shown = candidates.shown(candidates.images(image), torch.cat([own, negatives.image_B, own]))
-        fused = model.fuse(texts, shown)
+        starts = model.begin_fusion(text, batch.token_ids, batch.token_mask)
+        logits_N2 = matching_logits(model, candidates, starts, image, negatives)
         told_BL = next_words(batch.token_mask)
         scores_MV = model.word_scores(model.decode(batch.token_ids, batch.token_mask, image)[told_BL])
         return {
             "itc": itc,
-            "itm": matching_loss(model.itm_head(fused.features_BF), true_first(len(pixels), pixels.device)),
+            "itm": matching_loss(logits_N2, true_first(len(pixels), pixels.device)),
             "lm": caption_loss(scores_MV, batch.token_ids[told_BL.roll(1, 1)]),
         }
 
@@ -348,8 +340,3 @@ def encode_both_texts(model: Backbone, batch: ImageTextBatch, words: MaskedWords
     assert encoded.present is not None
     plain, masked = (TokenStream(*halves) for halves in zip(encoded.x.chunk(2), encoded.present.chunk(2), strict=True))
     return plain, masked
-
-
-def true_first(size: int, device: torch.device) -> Tensor:
-    """(3 B,) labels of matching where the true pairs come before the two kinds of negatives."""
-    return torch.arange(3 * size, device=device) < size

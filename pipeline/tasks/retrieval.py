@@ -21,7 +21,10 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import TokenStream
 from pipeline.precision import at_least_float32
 from pipeline.process import Process
-from pipeline.tasks.gallery import Gallery, check_finite, score_type
+from pipeline.tasks.gallery import Gallery, Methods, check_finite, score_type
+
+RERANKED = 128
+"""Candidates that matching ranks again, where nobody says how many (ALBEF, BLIP)."""
 
 ROWS_AT_ONCE = 256
 """Pairs that are fused at once."""
@@ -40,7 +43,7 @@ class Ranks(NamedTuple):
     text_T: Tensor
 
 
-def rank_split(model: Backbone, gallery: Gallery, top: int, process: Process) -> Ranks:
+def rank_split(model: Backbone, gallery: Gallery, top: int, process: Process, methods: Methods = list) -> Ranks:
     """Ranks of the right answers, both ways; on every rank the same.
 
     Args:
@@ -49,6 +52,7 @@ def rank_split(model: Backbone, gallery: Gallery, top: int, process: Process) ->
         top: K; candidates beyond it keep their contrastive order behind the re-ranked ones. 0 ranks by contrast
             alone. Where there is no contrast every pair is matched, where there is no fusion none.
         process: This rank.
+        methods: What trims pairs, where what is in the gallery was trimmed so; not of models without contrast.
 
     Raises:
         UserError: A score is not finite.
@@ -61,7 +65,7 @@ def rank_split(model: Backbone, gallery: Gallery, top: int, process: Process) ->
     by_text = contrast(gallery.text_TE, gallery.image_IE, texts_T, gallery.image_of, matching, process)
     if not matching:
         return Ranks(by_image.rank_Q, by_text.rank_Q)
-    pairs = _matched_pairs(model, gallery, by_image, by_text, process)
+    pairs = _matched_pairs(model, gallery, by_image, by_text, process, methods)
     return Ranks(
         reranked(by_image.rank_Q, *pairs.of(gallery.asking[:, None], by_image.found_QK)),
         reranked(by_text.rank_Q, *pairs.of(by_text.found_QK, texts_T[:, None])),
@@ -135,7 +139,7 @@ class _Pairs:
 
 
 def _matched_pairs(
-    model: Backbone, gallery: Gallery, by_image: Contrast, by_text: Contrast, process: Process
+    model: Backbone, gallery: Gallery, by_image: Contrast, by_text: Contrast, process: Process, methods: Methods
 ) -> _Pairs:
     """The pairs that either direction re-ranks, each matched once."""
     count = len(gallery.owner_T)
@@ -145,7 +149,8 @@ def _matched_pairs(
     key_P = torch.cat([asked_by_image.flatten(), asked_by_text.flatten()]).unique()
     begins = torch.searchsorted(key_P, torch.arange(len(gallery.images) + 1, device=key_P.device) * count).tolist()
     numbers = sorted(gallery.tokens)
-    scores = [matching_scores(model, gallery, n, key_P[begins[n] : begins[n + 1]] - n * count) for n in numbers]
+    texts_of = {n: key_P[begins[n] : begins[n + 1]] - n * count for n in numbers}
+    scores = [matching_scores(model, gallery, n, texts_P, methods) for n, texts_P in texts_of.items()]
     places = places_of((slice(begins[n], begins[n + 1]) for n in numbers), key_P.device)
     none = key_P.new_empty(0, dtype=score_type(model))
     score_P = assemble(process, torch.cat([none, *scores]), places, len(key_P))
@@ -154,17 +159,18 @@ def _matched_pairs(
 
 
 @torch.no_grad()
-def matching_scores(model: Backbone, gallery: Gallery, image: int, texts_P: Tensor) -> Tensor:
+def matching_scores(model: Backbone, gallery: Gallery, image: int, texts_P: Tensor, methods: Methods = list) -> Tensor:
     """(P,) matching logit (class 1 minus class 0) of an image of this rank with texts.
 
     An image's pairs are fused apart from others', so that it is the same whichever images a rank has.
     """
     assert gallery.text is not None and gallery.text.present is not None
     scores = [texts_P.new_empty(0, dtype=score_type(model))]
-    alone = replace(gallery.tokens[image], memo={})  # its keys and values serve all blocks
+    # Its keys and values serve all blocks; where heads are trimmed each block has its own that work.
+    alone = replace(gallery.tokens[image], memo=None if methods() else {})
     for texts in texts_P.split(ROWS_AT_ONCE):
         text = TokenStream(gallery.text.x[texts], gallery.text.present[texts])
-        features_BF = model.fuse(text, replace(alone, rows=torch.zeros_like(texts))).features_BF
+        features_BF = model.fuse(text, replace(alone, rows=torch.zeros_like(texts)), methods()).features_BF
         with torch.autocast(texts.device.type, enabled=False):
             logits_B2 = model.itm_head(at_least_float32(features_BF))
         scores.append(logits_B2[:, 1] - logits_B2[:, 0])

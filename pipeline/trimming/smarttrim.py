@@ -214,6 +214,8 @@ def look(trimmers: Trimmers, advance: Advance, streams: Streams) -> Sight:
     if not advance.tells_of:
         guide = streams.get(advance.guide)  # no BLIP text alone where `Trimmers.looks_at_text` says no
         guide_BD = None if guide is None else trimmers.seen_cls(guide)
+        if guide_BD is not None and guide is not None and guide.rows is not None:  # several texts share an image
+            guide_BD = guide_BD[guide.rows]
         return Sight(tokens, tokens.cls, guide_BD, guide_BD)
     own_BD = trimmers.seen_cls(streams[advance.stream])
     if trimmed.rows is None:

@@ -86,6 +86,31 @@ def test_captions_go_through_a_whole_run(tmp_path: Path, capsys: pytest.CaptureF
         assert said["predictions"][0]["caption"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_retrieval_goes_through_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, root, run = tmp_path / "raw", tmp_path / "root", tmp_path / "run"
+    answer(capsys, "draw", "coco", "--out", str(raw), "--size", "train=16", "--size", "val=6", "--image-size", "32")
+    answer(capsys, "shard", "coco", "--root", str(raw), "--out", str(root / "coco"), "--workers", "1")
+    words = ["--data.root", str(root), "--data.sizes", "{}", "--out", str(run), "--pretrain.loop.samples", "16"]
+    words += ["--pretrain.splits", '{"coco/train": 1.0}', "--trim.targets", "[1.5]", "--trim.loop.samples", "16"]
+    given = [TINY, "configs/tasks/retrieval.yaml", *words]
+    assert main(["run", *given, "--model.backbone", "meter"]) == 2
+    told = capsys.readouterr().err
+    assert "trim.task=retrieval wants contrast and matching, but meter has no contrastive" in told
+    assert told.count("\n") == 1 and not run.exists()
+    answer(capsys, "run", *given)
+    rows = json.loads((run / "results.json").read_text())
+    stages = ["pretrain", "trim-retrieval-1.5x"]
+    assert list(dict.fromkeys(row["stage"] for row in rows)) == stages
+    assert {(row["task"], row["split"], row["samples"]) for row in rows} == {("retrieval", "coco/val", 6)}
+    before, after = ([row for row in rows if row["stage"] == stage] for stage in stages)
+    assert [row["metric"] for row in before] == [row["metric"] for row in after]
+    assert after[0]["gmacs"] < after[0]["full_gmacs"] == pytest.approx(before[0]["gmacs"])
+    report = (run / "report.html").read_text()
+    assert "retrieval: mean recall % against computation" in report and "does not tell what became" not in report
+
+
 @pytest.mark.parametrize("name", ["shapes", "shards"])
 @pytest.mark.parametrize(
     ("task", "wanted"),

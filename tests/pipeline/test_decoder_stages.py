@@ -226,7 +226,7 @@ def test_a_decoder_answers_questions_by_ranking_the_list(root: Path, tmp_path: P
     ("run", "said"),
     [
         ({"trim.method": "evit"}, "goes with trim.method smarttrim or local, not evit"),
-        ({"trim.targets": ["5 ms"]}, "5 ms is not timed for decoders"),
+        ({"trim.targets": ["5 ms"]}, "5 ms is not timed for trim.task=captioning"),
         ({"trim.keep_pruning": True}, "keep_pruning=true does not go with trim.task=captioning"),
         (
             {"trim.captions": {"max_length": 9, "prompt": "red,red,red,red,red"}},

@@ -11,7 +11,7 @@ from pipeline.objectives.itm import draw_rows, matching_loss, negative_weights
 from pipeline.objectives.mlm import Vocabulary, mask_words, word_loss
 from pipeline.objectives.momentum import MomentumTower, averaged_parameters
 from pipeline.process import Process
-from pipeline.tasks.online import true_first
+from pipeline.tasks.matching import true_first
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.small import small_albef
 

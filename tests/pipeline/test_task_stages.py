@@ -47,7 +47,7 @@ MIXED = TrimmerConfig(keep_bias=0.1, last_std=0.5)
 SIZES = {
     "snli_ve": {"train": 24, "test": 12}, "vqa": {"train": 40, "val": 10}, "nlvr2": {"train": 12, "test1": 4},
 }  # fmt: skip
-EVALUATED = {"snli_ve": "test", "vqa": "val", "nlvr2": "test1"}
+EVALUATED = {"snli_ve": "test", "vqa": "val", "nlvr2": "test1", "retrieval": "val"}
 GOLD = {
     "snli_ve": "snli_ve_test.jsonl",
     "vqa": "v2_mscoco_val2014_annotations.json",

@@ -116,6 +116,26 @@ def test_retrieval_finds_pairs(root: Path, pretrained: tuple[BackboneName, Path]
     assert found["R@10"]["low"] > 4 * 100 * 10 / 256
 
 
+@pytest.mark.parametrize("target", [1.0, 1.5])
+def test_retrieval_gets_better(root: Path, pretrained: tuple[BackboneName, Path], target: float) -> None:
+    """Fine-tuned on what pre-training saw, contrast and matching find more than they did then."""
+    backbone, export = pretrained
+    asked = {"statement_splits": ["shapes/test"], "retrieval_captions": "all"}
+    given = {"pretrained": str(export), "trimmed": {}, "run": {"evaluate": asked}}
+    before = scores(did(root, backbone, "evaluate", f"{backbone}-before-{target}", **given)["rows"])
+    name = f"{backbone}-retrieval-{target}"
+    loop = {**RUN["trim"]["loop"], "samples": 6000}
+    trim = {"task": "retrieval", "splits": {"shapes/train": 1.0}, "loop": loop, "max_tokens": None}
+    trim |= {"lr_scales": {"temp": 0.05}}
+    did(root, backbone, "trim", name, backbone=str(export), target=target, run={"trim": trim})
+    given = {"pretrained": None, "trimmed": {name: str(root / name / "export")}, "run": {"evaluate": asked}}
+    after = scores(did(root, backbone, "evaluate", f"{name}-scores", **given)["rows"])
+    assert after["R@10"]["full_gmacs"] / after["R@10"]["gmacs"] == pytest.approx(target, rel=0.1)
+    if target == 1:
+        assert after["R@10"]["value"] > before["R@10"]["value"]
+    assert after["R@10"]["low"] > 4 * 100 * 10 / 256
+
+
 def by_question(root: Path) -> float:
     """VQA accuracy of a reader that sees no picture: the most frequent answer to a question, or to its first words."""
 

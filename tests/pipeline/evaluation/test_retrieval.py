@@ -149,9 +149,9 @@ def test_tokens_are_held_only_where_pairs_are_matched(
     folder, data = export(tmp_path / "export", backbone), split(tmp_path / "test", 3)
     ranked: list[Gallery] = []
 
-    def rank(model: Backbone, gallery: Gallery, top: int, process: Process) -> Ranks:
+    def rank(model: Backbone, gallery: Gallery, *asked: Any) -> Ranks:
         ranked.append(gallery)
-        return rank_split(model, gallery, top, process)
+        return rank_split(model, gallery, *asked)
 
     monkeypatch.setattr("pipeline.evaluation.retrieval.rank_split", rank)
     on_rank(Process(), Evaluation(model=folder, task="retrieval", split=str(data), rerank=rerank))

@@ -36,7 +36,7 @@ def batch_of(
 
 
 def test_every_task_has_a_tally() -> None:
-    assert {*TALLIES, "captioning"} == set(TASKS)  # whose tally takes texts
+    assert {*TALLIES, "captioning", "retrieval"} == set(TASKS)  # of which texts are scored, and ranks
 
 
 def test_an_example_is_consistent_where_each_of_its_pictures_is_judged_rightly() -> None:
@@ -110,7 +110,7 @@ def test_an_instance_without_an_id_is_refused() -> None:
     [
         ("statement", "consistency"), ("snli_ve", "accuracy"), ("nlvr2", "accuracy"), ("nlvr2", "consistency"),
         ("vqa", "accuracy"), ("vqa", "accuracy yes/no"), ("vqa_generative", "accuracy number"), ("captioning", "CIDEr"),
-        ("captioning", "word_accuracy"),
+        ("captioning", "word_accuracy"), ("retrieval", "mean_recall"), ("retrieval", "TR R@1"),
     ],
 )  # fmt: skip
 def test_metrics_of_a_task_are_known(task: str, metric: str) -> None:
@@ -131,6 +131,7 @@ def test_scores_of_captions_are_refused_where_their_programs_are_missing(monkeyp
         ("nlvr2", "recall", "accuracy, consistency"), ("nlvr2", "accuracyx", "accuracy, consistency"),
         ("nlvr2", "accuracy yes/no", "accuracy, consistency"), ("snli_ve", "consistency", "accuracy"),
         ("vqa", "accuracyx", "accuracy, 'accuracy KIND'"),
+        ("retrieval", "accuracy", "TR R@1, TR R@5, TR R@10, IR R@1, IR R@5, IR R@10, R@10, mean_recall"),
         (
             "captioning", "accuracy",
             "BLEU@1, BLEU@2, BLEU@3, BLEU@4, METEOR, ROUGE-L, CIDEr, SPICE, word_accuracy",
