@@ -31,7 +31,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data_prep.errors import UserError
+from data_prep.errors import NoAnswer, UserError
 from data_prep.files import disk_full, fsync_dir, sha256_file, write_atomic, write_json
 from data_prep.lock import in_use, remove_left
 from data_prep.targets import LocalTarget, Target, open_target, write_json_to
@@ -66,8 +66,8 @@ class Place(ABC):
     def __str__(self) -> str:
         return str(self.target)
 
-    def room(self) -> int | None:
-        """Bytes that fit where a rank writes; None where nobody knows."""
+    def short_of(self, needed: int) -> int | None:
+        """Free bytes, where these are known not to fit; None where they may."""
         return None
 
     @abstractmethod
@@ -194,10 +194,18 @@ class LocalPlace(Place):
         super().__init__(LocalTarget(folder))
         self.folder = folder
 
-    def room(self) -> int | None:
-        """See `Place.room`; what stopped saves left makes room yet (`clean`)."""
+    def short_of(self, needed: int) -> int | None:
+        """See `Place.short_of`. It is but advice: where the disk does not answer the save itself will say so."""
         there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.is_dir())
-        return None if self._unmarked() else shutil.disk_usage(there).free
+        try:
+            disk = shutil.disk_usage(there)
+            if not disk.total or disk.free >= needed:  # some file systems tell of no size
+                return None
+            left = self._unmarked() or any(self.folder.glob("step_*.old"))  # which make room yet (`clean`)
+        except (OSError, NoAnswer) as error:
+            log.debug("nobody knows how much fits on %s", there, exc_info=error)
+            return None
+        return None if left else disk.free
 
     def clean(self, name: str) -> None:
         """See `Place.clean`."""
@@ -362,10 +370,10 @@ def check_room(place: Place, process: Process, files: Iterable[Mapping[str, Tens
         DiskFull: The files of all ranks do not fit; on all ranks.
     """
     mine = sum(tensor.nbytes for tensors in files for tensor in tensors.values())
-    told = together(process, lambda: (mine, place.room()), str(place))
-    needed, free = sum(size for size, _ in told), [room for _, room in told if room is not None]
-    if free and min(free) < needed:
-        said = f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:.1f} MB needed, {min(free) / 1e6:.1f} free"
+    needed = sum(together(process, lambda: mine, str(place)))
+    free = together(process, lambda: place.short_of(needed) if process.is_main else None, str(place))[0]
+    if free is not None:
+        said = f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:.1f} MB needed, {free / 1e6:.1f} free"
         raise disk_full(Path(str(place)), OSError(errno.ENOSPC, said))
 
 

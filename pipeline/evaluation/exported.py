@@ -18,7 +18,7 @@ from pipeline.data.first_samples import first_samples
 from pipeline.data.questions import questions_of
 from pipeline.data.sample import EveryImage, TextKind
 from pipeline.data.shards import ShardFolder
-from pipeline.evaluation.against import scores_against
+from pipeline.evaluation.against import check_against, scores_against
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.config import Ranking
@@ -111,6 +111,8 @@ class Evaluation:
         for name, wanted in (("answers", "a JSON list of different texts"), ("against", "what --outcomes wrote")):
             if (file := getattr(self, name)) is not None and not file.is_file():
                 raise UserError(f"--{name} {file}: no such file; give {wanted}")
+        if self.against is not None:
+            check_against(self.against, self.outcomes)
         if self.predictions is not None:
             check_result_file(self.task, self.predictions)
         if self.outcomes is not None:
@@ -336,7 +338,7 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
         evaluation.predictions.parent.mkdir(parents=True, exist_ok=True)
         found.write(evaluation.predictions)
     keep = partial(scores_against, found, evaluation.outcomes, evaluation.against)
-    scores = together(process, lambda: keep() if process.is_main else [], evaluation.model)[0]
+    scores, missing = together(process, lambda: keep() if process.is_main else ([], None), evaluation.model)[0]
     return {
         **{name: str(getattr(evaluation, name)) for name in ("model", "task", "split", "precision")},
         "batch_size": evaluation.batch_size,
@@ -344,6 +346,7 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
         "samples": found.samples,
         "skipped": found.skipped,
         **found.more,
+        **({} if missing is None else {"not_compared": missing}),
         "scores": scores,
         "gmacs": _spread(found.gmacs),
         "latency": None if latency is None else asdict(latency),

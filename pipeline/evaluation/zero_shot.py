@@ -105,7 +105,8 @@ def evaluate_zero_shot(
         skipped=bad,
         more={"classes": len(names), "templates": len(templates), "accuracy_of_guessing": 100 * guessed},
         outcomes=outcomes,
-        digest=digest_of((image.key, *map(str, image.labels)) for image in images),
+        # Other classes are another question, also of the same images.
+        digest=digest_of([tuple(names), *((image.key, *map(str, image.labels)) for image in images)]),
     )
 
 

@@ -90,6 +90,19 @@ def write_outcomes(path: Path, digest: str, outcomes: Sequence[Outcomes]) -> Non
     write_atomic(path, held.getvalue())
 
 
+def check_outcomes(path: Path) -> None:
+    """Looks whether a file is one that `write_outcomes` has written, as far as its first words tell.
+
+    Raises:
+        UserError: It is damaged, or something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            held["metrics"].tolist(), str(held["digest"])
+    except _DAMAGE as error:
+        raise UserError(f"{path} does not tell what became of instances ({error})") from error
+
+
 def read_outcomes(path: Path, metric: str) -> tuple[Series, ...]:
     """The series of a metric; their groups bear the digest of the data (`of_data`).
 
@@ -114,7 +127,7 @@ def read_outcomes(path: Path, metric: str) -> tuple[Series, ...]:
 
 _PARTS = ("names", "values", "groups")
 # What NumPy and zipfile raise on a file that is damaged, or a disk that does not answer.
-_DAMAGE = (ValueError, KeyError, EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile)
+_DAMAGE = (ValueError, KeyError, EOFError, OSError, RuntimeError, TypeError, zlib.error, zipfile.BadZipFile)
 
 
 def of_data(series: Iterable[Series], digest: str) -> tuple[Series, ...]:

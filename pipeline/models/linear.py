@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 # torch has MKL multiply in float32, and MKL keeps to AVX2 on other makers' processors; oneDNN, which is in torch too,
 # does not: 190 * 10^9 multiply-accumulates a second against 98 (325 rows, 768 x 3072, 2 cores of an AMD EPYC with
@@ -18,10 +18,10 @@ _BY_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 # For less, what it takes to call it is more than what it saves.
 _LEAST_WEIGHTS = 2**16
 
-# oneDNN makes code for each size that it meets, half a millisecond each, and keeps the last 1,024 (it says
-# ONEDNN_PRIMITIVE_CACHE_CAPACITY for another number), a quarter to half a megabyte each. What trimming leaves has any
-# length, so rows are rounded up to a multiple of the number beside the first bound that they do not pass.
-_ROUNDED = ((1, 1), (16, 4), (64, 8), (512, 16))
+# oneDNN makes code for each size that it meets, half a millisecond or more each, and keeps up to three megabytes of it.
+# What trimming leaves has any length, so packed rows are rounded up: 16 sizes from one power of two to the next at
+# most, which is less than 7% more of 128 rows and above.
+_FEW_ROWS, _FEW_STEP, _LEAST_STEP = 16, 4, 8
 
 
 class Linear(nn.Linear):
@@ -43,22 +43,32 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     Returns:
         (..., N).
     """
-    if not _faster_by_onednn(x, weight_NK):
+    if not _faster_by_onednn(x, weight_NK, bias_N):
         return F.linear(x, weight_NK, bias_N)
-    rows_MK = rounded(x.reshape(-1, x.shape[-1]), weight_NK)
+    rows_MK = rounded(x, weight_NK) if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     out_MN = torch.ops.mkldnn._linear_pointwise(rows_MK, weight_NK, bias_N, "none", [], "")
     return out_MN[: x.numel() // x.shape[-1]].view(*x.shape[:-1], -1)
 
 
 def rounded(x: Tensor, weight_NK: Tensor) -> Tensor:
-    """Rows as `linear` wants them for this weight, with zeros below, for several maps in turn; others as they are."""
-    if x.ndim != 2 or not _faster_by_onednn(x, weight_NK):
+    """Packed rows as `linear` wants them for this weight, with zeros below, for several maps in turn; others as is.
+
+    Padded streams have three dimensions and few sizes, so that nothing is computed for their sake.
+    """
+    if x.ndim != 2 or not _faster_by_onednn(x, weight_NK, None):
         return x
-    more = -len(x) % next((step for bound, step in _ROUNDED if len(x) <= bound), 1)
+    more = -len(x) % _step(len(x))
     return F.pad(x, (0, 0, 0, more)) if more else x
 
 
-def _faster_by_onednn(x: Tensor, weight_NK: Tensor) -> bool:
+def _step(rows: int) -> int:
+    """To a multiple of what so many rows are rounded up."""
+    if rows <= _FEW_ROWS:
+        return _FEW_STEP if rows > 1 else 1
+    return max(_LEAST_STEP, 1 << (rows.bit_length() - 5))
+
+
+def _faster_by_onednn(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> bool:
     return (
         _BY_ONEDNN
         and weight_NK.numel() >= _LEAST_WEIGHTS
@@ -66,15 +76,16 @@ def _faster_by_onednn(x: Tensor, weight_NK: Tensor) -> bool:
         and x.device.type == weight_NK.device.type == "cpu"
         and not torch.is_grad_enabled()
         and weight_NK.is_contiguous()
+        and (bias_N is None or bias_N.is_contiguous())  # it would be read as if it were
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
 
 
-if _BY_ONEDNN:
+if _BY_ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _flops(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:
-        """Two for each multiply-accumulate, as torch counts its own."""
+        """Two for each multiply-accumulate, as torch counts its own; with what rows are rounded up by."""
         return 2 * x_shape.numel() * weight_shape[0]

@@ -230,7 +230,8 @@ def _columns(x: Tensor, spans: list[Span], size: int) -> Tensor:
 def _into_heads(parts: Sequence[Map], x: Tensor, spans: list[Span], size: int) -> list[Tensor]:
     """(n, in) -> (n, h*d) of each map."""
     slices = [slice(start * size, stop * size) for start, stop in spans]
-    if len(spans) == 1 or len(x) < _WORTH_A_COPY:
+    alike = len({part.bias is None for part in parts}) == 1
+    if len(spans) == 1 or len(x) < _WORTH_A_COPY or not alike:
         return [_joined([linear(x, *_rows(part, rows)) for rows in slices]) for part in parts]
     weights, biases = zip(*(_rows(part, rows) for part in parts for rows in slices), strict=True)
     bias = None if biases[0] is None else torch.cat(biases)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_prep.errors import UserError
@@ -131,11 +132,17 @@ def test_a_model_is_held_against_another_one_on_the_same_instances(
     head, _, line, *_ = capsys.readouterr().out.splitlines()
     assert "95% interval  " in head and "  difference" in head and "+0.0 (+0.0 to +0.0)" in line
     words = ["--data", root / "data", "--device", "cpu", "--against"]
-    said = refused(capsys, *given[:3], *words, kept, "--split", "val")
-    assert "two models were not judged on the same instances: 4 are only there (s10#0, " in said
-    said = refused(capsys, root / "trimmed", "--task", "statement", *words, kept)
+    others = answer(capsys, *given[:3], *words, kept, "--split", "val")  # the scores are told all the same
+    assert "two models were not judged on the same instances: 4 are only there (s10#0, " in others["not_compared"]
+    assert {score["difference"] for score in others["scores"]} == {None}
+    said = answer(capsys, root / "trimmed", "--task", "statement", *words, kept)["not_compared"]
     assert "kept.npz keeps nothing of accuracy; give what --outcomes wrote of this task" in said
-    kept.write_bytes(kept.read_bytes()[:99])
+    before = kept.read_bytes()
+    assert "are the same file" in refused(capsys, *given, *words, kept, "--outcomes", kept)
+    assert kept.read_bytes() == before
+    np.save(tmp_path / "other.npy", np.zeros(3))
+    assert "does not tell what became" in refused(capsys, *given, *words, tmp_path / "other.npy")
+    kept.write_bytes(before[:99])
     assert "does not tell what became" in (said := refused(capsys, *given, *words, kept))
     assert said.endswith("; write it anew with --outcomes\n")
 

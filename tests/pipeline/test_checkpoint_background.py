@@ -1,8 +1,10 @@
 """Checkpoints are written while training goes on, into folders and stores, by rules; what fails is said by all."""
 
+import errno
 import shutil
 import subprocess
 import time
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,6 +210,25 @@ def test_a_disk_that_runs_full_keeps_the_last_one_and_is_gone_on_with_once_there
     subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
     store.save(2, engine, big, {})
     assert restored(store)[1] == 2
+
+
+def test_a_disk_that_does_not_say_how_much_fits_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, engine = CheckpointStore(tmp_path), new_engine()
+
+    def silent(_: Path) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(shutil, "disk_usage", silent)
+    save(store, 1, engine)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "total free")(0, 0))
+    save(store, 2, engine)
+    assert restored(store)[1] == 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "total free")(1000, 10))
+    (tmp_path / "step_00000001.old").mkdir()  # it goes before the next one is written
+    save(store, 3, engine)
+    with pytest.raises(DiskFull, match=r"MB needed, 0\.0 free"):
+        save(store, 4, engine)
+    assert restored(store)[1] == 3
 
 
 def steps_until_told(process: Process, folder: Path) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models import linear as subject
-from pipeline.models.linear import Linear, linear
+from pipeline.models.linear import Linear, linear, rounded
 
 SIDE = 256  # its square is `_LEAST_WEIGHTS`
 
@@ -59,6 +59,8 @@ def test_leading_dimensions_slices_and_rows_apart_are_as_good() -> None:
     x = torch.randn(3, 10, 2 * SIDE)[:, ::2, :SIDE]
     for rows in (slice(None), slice(100, 400)):
         torch.testing.assert_close(linear(x, weight[rows], bias[rows]), F.linear(x, weight[rows], bias[rows]))
+    every_second = torch.randn(2 * SIDE)[::2]
+    torch.testing.assert_close(linear(x, weight[:SIDE], every_second), F.linear(x, weight[:SIDE], every_second))
     columns = torch.randn(SIDE, 3 * SIDE)[:, SIDE : 2 * SIDE]
     torch.testing.assert_close(linear(x, columns, bias[:SIDE]), F.linear(x, columns, bias[:SIDE]))
 
@@ -88,6 +90,16 @@ def test_a_layer_that_is_trained_is_torchs_to_the_bit() -> None:
         torch.testing.assert_close(layer.eval()(x), F.linear(x, layer.weight, layer.bias))
     layer(x).sum().backward()
     assert layer.weight.grad is not None
+
+
+@torch.no_grad()
+def test_packed_rows_have_few_sizes_and_padded_ones_their_own() -> None:
+    """Each size that oneDNN meets takes memory for good."""
+    weight = torch.empty(SIDE, SIDE)
+    sizes = [len(rounded(torch.empty(1, SIDE).expand(rows, SIDE), weight)) for rows in range(1, 3000)]
+    assert all(rows <= size <= max(1.07 * rows, rows + 7) for rows, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 110 and len({size for size in sizes if size <= 336}) < 45
+    assert len(rounded(torch.empty(1, 325, SIDE), weight)) == 1
 
 
 @torch.inference_mode()
