@@ -125,7 +125,8 @@ def _check_training(config: RunConfig) -> None:
             check_metric(config.trim.task, config.trim.validation.metric)
             if not _elsewhere(config):  # the worker looks too, before it trains
                 check_programs(config.trim.validation.metric)
-        check_batch("trim", config.trim.loop.global_batch, trimming, config.engine, config.loader)
+        batch, least = config.trim.loop.global_batch, config.trim.least
+        check_batch("trim", batch, trimming, config.engine, config.loader, least)
         tuned = _meta_model(config, config.trim.image_size)
         check_targets(config.trim, tuned, config.pretrain.pruning, config.loader.max_tokens)
         if config.trim.leaves_pruning(config.model.backbone, config.pretrain.pruning):

@@ -20,6 +20,7 @@ from pipeline.evaluation.exported import TASKS, Evaluation, open_export
 from pipeline.evaluation.source import Source
 from pipeline.models.backbone import Backbone
 from pipeline.process import Process
+from pipeline.tasks.retrieval_model import RetrievalModel
 
 
 class Trained(Protocol):
@@ -115,6 +116,8 @@ class TrainedExport:
     def _opened(self) -> tuple[Backbone, Source]:
         asked = Evaluation(model=self.folder, task="retrieval", split=self.split)
         model, source = open_export(asked, TASKS["retrieval"])
+        if isinstance(model, RetrievalModel):
+            raise UserError(f"{self.folder} holds a fine-tuned model; give the export of its pre-training")
         return cast(Backbone, model).to(self.device).eval(), source
 
     @property

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data_prep.errors import DiskFull, NoAnswer, UserError
 from data_prep.files import atomic_dir, read_json, sha256_file, write_json
-from pipeline.checkpoint_places import COMPLETE, MANIFEST, Place, check_room, name_of, open_place
+from pipeline.checkpoint_places import COMPLETE, MANIFEST, Place, check_disk, name_of, open_place
 from pipeline.checkpoint_rules import CheckpointConfig, Guard, Saved, finite, kept
 from pipeline.data.text import Tokenizer
 from pipeline.engine import Engine
@@ -206,7 +206,7 @@ class CheckpointStore:
         if self.process.is_main:
             mine[_STATE] = self._host.copy("state", tensors)
         if self.config.if_full == "stop":
-            check_room(self.place, self.process, mine.values())
+            check_disk(self.place, self.process, mine.values())
         manifest = {
             "version": _VERSION, "step": step, "layout": engine.layout(), "engine": dict(state.values),
             "metrics": finite({**(metrics or {}), **(scores or {})}), "fingerprint": self.fingerprint,

@@ -358,7 +358,7 @@ def forget_all(path: str, stages: Iterable[str]) -> None:
         open_place(f"{path.rstrip('/')}/{stage}", Process()).forget()
 
 
-def check_room(place: Place, process: Process, files: Iterable[Mapping[str, Tensor]]) -> None:
+def check_disk(place: Place, process: Process, files: Iterable[Mapping[str, Tensor]]) -> None:
     """Finds a full disk before another step is done, which would be lost with it; all ranks ask together.
 
     Args:

@@ -1,6 +1,6 @@
 """Learning rates of a model's parts, by the beginning of their parameters' names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -8,6 +8,7 @@ from torch import nn
 from data_prep.errors import UserError
 from pipeline.engine import ParamGroup, split_decay
 from pipeline.models.backbone import Backbone
+from pipeline.models.config import TEMPERATURE_LIMITS
 
 
 def scaled_groups(module: nn.Module, scales: Mapping[str, float]) -> list[ParamGroup]:
@@ -17,16 +18,29 @@ def scaled_groups(module: nn.Module, scales: Mapping[str, float]) -> list[ParamG
         module: Its trainable parameters are grouped.
         scales: Learning rates over the optimizer's, by the beginning of names; the longest that fits counts.
     """
-    scale_of = {id(p): _scale(name, scales) for name, p in module.named_parameters()}
+    of = {id(p): scale_of(name, scales) for name, p in module.named_parameters()}
     groups = []
-    for scale in sorted(set(scale_of.values())):
+    for scale in sorted(set(of.values())):
         for group in split_decay(module, scale):
-            params = tuple(p for p in group.params if scale_of[id(p)] == scale)
+            params = tuple(p for p in group.params if of[id(p)] == scale)
             groups += [replace(group, params=params)] if params else []
     return groups
 
 
-def _scale(name: str, scales: Mapping[str, float]) -> float:
+def bounded_temperature(groups: Sequence[ParamGroup], model: Backbone, scale: float) -> list[ParamGroup]:
+    """The same with the contrast's temperature in a group of its own, the last, between its limits.
+
+    Args:
+        groups: Those of the model, the temperature somewhere among them.
+        model: With contrastive features.
+        scale: The temperature's learning rate over the optimizer's.
+    """
+    groups = [replace(group, params=tuple(p for p in group.params if p is not model.temp)) for group in groups]
+    temperature = ParamGroup(params=(model.temp,), decay=False, lr_scale=scale, limits=TEMPERATURE_LIMITS)
+    return [*(group for group in groups if group.params), temperature]
+
+
+def scale_of(name: str, scales: Mapping[str, float]) -> float:
     """The scale of the longest part that a parameter's name begins with; 1 where none does."""
     parts = [part for part in scales if name == part or name.startswith(f"{part}.")]
     return scales[max(parts, key=len)] if parts else 1.0

@@ -1,6 +1,6 @@
 """The pre-training stage: shards -> a backbone with pruning -> checkpoints -> export."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +22,10 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import recompute_activations
 from pipeline.models.build import build_model
 from pipeline.models.compiling import compile_blocks
-from pipeline.models.config import TEMPERATURE_LIMITS, ModelConfig
+from pipeline.models.config import ModelConfig
 from pipeline.objectives.config import ObjectiveConfig
 from pipeline.objectives.mlm import Vocabulary
-from pipeline.param_groups import check_lr_scales, check_scales, scaled_groups
+from pipeline.param_groups import bounded_temperature, check_lr_scales, check_scales, scaled_groups
 from pipeline.pruning.config import PruningConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, check_sizes, describe_update, export_config, sized_model
@@ -208,12 +208,7 @@ def _prepare_towers(task: Pretraining, engine: EngineConfig) -> None:
 def _param_groups(model: Backbone, config: PretrainConfig) -> list[ParamGroup]:
     """Each part at its own rate; the temperature between its limits."""
     groups = scaled_groups(model, config.lr_scales)
-    if not model.has_contrast:
-        return groups
-    groups = [replace(group, params=tuple(p for p in group.params if p is not model.temp)) for group in groups]
-    scale = config.objectives.temperature_lr
-    temperature = ParamGroup(params=(model.temp,), decay=False, lr_scale=scale, limits=TEMPERATURE_LIMITS)
-    return [*(group for group in groups if group.params), temperature]
+    return bounded_temperature(groups, model, config.objectives.temperature_lr) if model.has_contrast else groups
 
 
 def check_pretrain(

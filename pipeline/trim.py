@@ -25,7 +25,7 @@ from pipeline.measure.step_macs import classification_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import recompute_activations
 from pipeline.models.config import ModelConfig
-from pipeline.param_groups import check_lr_scales, scaled_groups
+from pipeline.param_groups import bounded_temperature, check_lr_scales, scale_of, scaled_groups
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
@@ -37,6 +37,7 @@ from pipeline.tasks.classes import ANSWERING, TEXTS, Captions, Classes, classes_
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
 from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.tasks.generative_vqa import RankedAnswers
+from pipeline.tasks.retrieval_model import RetrievalModel
 from pipeline.train import train
 from pipeline.training_data import training_batches
 from pipeline.trim_begin import Beginning
@@ -118,12 +119,13 @@ def trim(
     process = stage.process
     pretrained, inputs = inputs.loader, replace(inputs, loader=config.loader(inputs.loader))
     read = config.exported_loader(pretrained)
-    settled = check_batch("trim", config.loop.global_batch, process.world_size, inputs.engine, inputs.loader)
+    batch = config.loop.global_batch
+    settled = check_batch("trim", batch, process.world_size, inputs.engine, inputs.loader, config.least)
     seed_everything(inputs.seed, 1000)
     tokenizer = inputs.load_tokenizer()
     trained = _pretrained(config, backbone, model_config, tokenizer, pretrained, process)
     reader = tokenizer.behind(config.captions.prompt) if config.task == "captioning" else tokenizer
-    together = config.loop.global_batch // process.world_size // settled.accumulation  # as many as training has
+    together = batch // process.world_size // settled.accumulation  # as many as training has
     # Texts as long as the export reads them: a target that is settled on shorter ones is missed wherever it is used.
     examples = _examples(config, replace(inputs, loader=read), reader, together)
     classes = _classes(config, inputs, tokenizer, process)
@@ -140,7 +142,7 @@ def trim(
     facts = _log_facts(config, task, inputs, stage)  # counted before an engine may split the weights
     engine = _engine(config, settled, task.model, process)
     seed_everything(inputs.seed, 1001 + process.rank)
-    batch, sources = config.loop.global_batch, inputs.sources(config.splits)
+    sources = inputs.sources(config.splits)
     batches = training_batches(inputs, stage, batch, sources, reader, text=TEXTS[config.task], unit=config.unit)
     scored = validation_of(
         config, target, task, inputs, read, process, lambda: _plain(beginning, task, engine.weights())
@@ -175,6 +177,8 @@ def _pretrained(
 def _engine(config: TrimConfig, settled: EngineConfig, model: ClassificationModel, process: Process) -> Engine:
     """Backbone, head and trimmers, each at its own rate."""
     groups = [*scaled_groups(model.backbone, config.lr_scales), *split_decay(model.cls_head, config.head_scale)]
+    if isinstance(model, RetrievalModel):  # of other tasks nothing moves it
+        groups = bounded_temperature(groups, model.backbone, scale_of("temp", config.lr_scales))
     if model.trimmers is not None:
         groups += split_decay(model.trimmers, config.trimmer_scale)
     batch = config.loop.global_batch

@@ -184,6 +184,11 @@ class TrimConfig(MethodsConfig):
         return own and not self.goes_with_pruning and any(not Target.parse(each).is_full for each in self.targets)
 
     @property
+    def least(self) -> int:
+        """Samples that each part of a batch must have: retrieval finds its negatives there."""
+        return 2 if self.task == "retrieval" else 1
+
+    @property
     def unit(self) -> Unit:
         """What an epoch visits once: of retrieval each picture with a caption drawn by seed, as pre-training does."""
         return "image" if self.task == "retrieval" else "pair"

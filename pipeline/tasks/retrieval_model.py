@@ -216,4 +216,4 @@ class RetrievalTask(ClassificationTask):
         losses = self.losses_of(answers, self.classes.targets(batch), batch, progress)
         said = answers.full_BA if answers.trimmed_BA is None else answers.trimmed_BA
         assert isinstance(said, Compared)
-        return replace(losses, scalars={**losses.scalars, "temperature": said.temperature.detach().squeeze()})
+        return replace(losses, scalars={**losses.scalars, "temperature": said.temperature.detach().clone().squeeze()})

@@ -17,6 +17,7 @@ from pipeline.exports import load_classification_model
 from pipeline.measure.instances import INSTANCES
 from pipeline.measure.outcomes import outcomes_file, read_outcomes
 from pipeline.metrics.ranks import RECALLS
+from pipeline.models.config import TEMPERATURE_LIMITS
 from pipeline.process import Process
 from pipeline.progress import read_metrics
 from pipeline.tasks.retrieval_model import RetrievalModel
@@ -135,6 +136,21 @@ def test_a_picture_is_seen_once_an_epoch(root: Path, tmp_path: Path, monkeypatch
     assert seen and all(count == 1 for batch in seen for count in batch)
 
 
+def test_the_temperature_stays_between_its_limits(root: Path, tmp_path: Path) -> None:
+    trained_on(root, tmp_path / "trim", target=1.0, run={"trim.lr_scales": {"temp": 1e4}})
+    told = [line["temperature"] for line in read_metrics(tmp_path / "trim" / "metrics.jsonl")]
+    low, high = TEMPERATURE_LIMITS
+    assert all(low <= each <= high for each in told) and (min(told[1:]) < 1.01 * low or max(told) > 0.99 * high)
+
+
+def test_analyses_of_pre_training_refuse_it(
+    root: Path, stages: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--split", str(root / "data" / "val"), "--out", str(root / "looked")]
+    assert main(["analyse", "similarity", str(stages["full"] / "export"), *words]) == 2
+    assert "holds a fine-tuned model; give the export of its pre-training" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_trimmed_model_may_begin_as_the_fine_tuned_one(root: Path, tmp_path: Path) -> None:
     trained_on(root, tmp_path / "full", target=1.0)
@@ -150,6 +166,7 @@ def test_a_trimmed_model_may_begin_as_the_fine_tuned_one(root: Path, tmp_path: P
     [
         ({"trim.method": "trips"}, "trim.task=retrieval goes with trim.method smarttrim or local, not trips"),
         ({"trim.targets": ["5 ms"]}, "5 ms is not timed for trim.task=retrieval"),
+        ({"engine.micro_batch": 1}, "micro_batch=1 must be at least 2: a part of trim needs as many"),
         ({"trim.keep_pruning": True}, "keep_pruning=true does not go with trim.task=retrieval"),
         (
             {"trim.validation": {"every_steps": 2, "split": "val", "metric": "accuracy"}},
