@@ -43,7 +43,7 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     Returns:
         (..., N).
     """
-    if not _faster_by_onednn(x, weight_NK, bias_N):
+    if not faster_by_onednn(x, weight_NK, bias_N):
         return F.linear(x, weight_NK, bias_N)
     rows_MK = rounded(x, weight_NK) if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     out_MN = torch.ops.mkldnn._linear_pointwise(rows_MK, weight_NK, bias_N, "none", [], "")
@@ -55,7 +55,7 @@ def rounded(x: Tensor, weight_NK: Tensor) -> Tensor:
 
     Padded streams have three dimensions and few sizes, so that nothing is computed for their sake.
     """
-    if x.ndim != 2 or not _faster_by_onednn(x, weight_NK, None):
+    if x.ndim != 2 or not faster_by_onednn(x, weight_NK):
         return x
     more = -len(x) % _step(len(x))
     return F.pad(x, (0, 0, 0, more)) if more else x
@@ -68,7 +68,8 @@ def _step(rows: int) -> int:
     return max(_LEAST_STEP, 1 << (rows.bit_length() - 5))
 
 
-def _faster_by_onednn(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> bool:
+def faster_by_onednn(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> bool:
+    """Whether `linear` asks oneDNN."""
     return (
         _BY_ONEDNN
         and weight_NK.numel() >= _LEAST_WEIGHTS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.attention import Keys, merge_heads, one_instance, split_heads
-from pipeline.models.linear import linear
+from pipeline.models.linear import faster_by_onednn, linear
 
 # From so many tokens on one product with a copy of the working heads' weights is faster than one for each span of them
 # (2 threads, D 768, queries, keys and values of 5 of 12 heads in 3 spans: 16 tokens 0.18 ms against 0.31, 152 tokens
@@ -93,7 +93,8 @@ def attend_with_working_heads(
         (T, D), the output's bias included.
     """
     spans_B = [spans_of(working) for working in head_mask_BH.bool().tolist()]
-    if isinstance(source, Source) and _are_short(offsets):
+    wide = faster_by_onednn(x_TD, maps.query.weight)  # only of such it has been measured
+    if isinstance(source, Source) and wide and _are_short(offsets):
         return _of_short(maps, x_TD, offsets, source, spans_B, causal)
     out_TD = x_TD.new_empty(len(x_TD), len(maps.output.weight))
     for row, spans in enumerate(spans_B):

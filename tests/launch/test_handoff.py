@@ -29,7 +29,8 @@ def test_a_checkpoint_of_another_backbone_is_refused_by_the_stages_that_need_it(
     capsys.readouterr()
     assert run(mine, *FEW, "--json", command="trim") == 2
     printed = json.loads(capsys.readouterr().out)
-    assert printed["stages"] == {"shard": "skipped", "pretrain": "skipped", "trim-statement-1.0x": "failed"}
+    begun, waiting = {"shard": "skipped", "pretrain": "skipped"}, {"evaluate-trim-statement-1.0x": "blocked"}
+    assert printed["stages"] == {**begun, "trim-statement-1.0x": "failed", **waiting}
     assert "its backbone is blip, this run's is albef" in printed["failures"]["trim-statement-1.0x"]
     assert main(["status", str(mine)]) == 0
     assert "failed: " in capsys.readouterr().out
