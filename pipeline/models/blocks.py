@@ -317,7 +317,7 @@ class Intermediate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., F)."""
-        return F.gelu(self.dense(x))
+        return self.dense.then_gelu(x)
 
 
 class PostNormBlock(Block):

@@ -31,22 +31,30 @@ class Linear(nn.Linear):
         """(..., K) -> (..., N)."""
         return F.linear(x, self.weight, self.bias) if self.training else linear(x, self.weight, self.bias)
 
+    def then_gelu(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., N), with GELU (erf) after the map."""
+        if self.training:
+            return F.gelu(F.linear(x, self.weight, self.bias))
+        return linear(x, self.weight, self.bias, gelu=True)
 
-def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+
+def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, *, gelu: bool = False) -> Tensor:
     """`torch.nn.functional.linear`; float32 on a CPU without gradients by oneDNN, up to rounding the same.
 
     Args:
         x: (..., K).
         weight_NK: A slice of rows is as good as a whole weight, one of columns is left to `F.linear`.
         bias_N: None for none.
+        gelu: Whether GELU (erf) follows, which oneDNN puts into the same pass.
 
     Returns:
         (..., N).
     """
     if not faster_by_onednn(x, weight_NK, bias_N):
-        return F.linear(x, weight_NK, bias_N)
+        return F.gelu(F.linear(x, weight_NK, bias_N)) if gelu else F.linear(x, weight_NK, bias_N)
     rows_MK = rounded(x, weight_NK) if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    out_MN = torch.ops.mkldnn._linear_pointwise(rows_MK, weight_NK, bias_N, "none", [], "")
+    after = ("gelu", [], "none") if gelu else ("none", [], "")
+    out_MN = torch.ops.mkldnn._linear_pointwise(rows_MK, weight_NK, bias_N, *after)
     return out_MN[: x.numel() // x.shape[-1]].view(*x.shape[:-1], -1)
 
 
@@ -58,7 +66,7 @@ def rounded(x: Tensor, weight_NK: Tensor) -> Tensor:
     if x.ndim != 2 or not faster_by_onednn(x, weight_NK):
         return x
     more = -len(x) % _step(len(x))
-    return F.pad(x, (0, 0, 0, more)) if more else x
+    return torch.cat([x, x.new_zeros(more, x.shape[1])]) if more else x
 
 
 def _step(rows: int) -> int:

@@ -31,13 +31,14 @@ def pack(stream: TokenStream) -> TokenStream:
 def keep_packed(stream: TokenStream, kept_T: Tensor) -> TokenStream:
     """A packed stream without the tokens that go; CLS stays. What was made of all of them is forgotten."""
     assert stream.offsets is not None, "packed trimming needs packed streams"
+    alone = len(stream.offsets) == 2
     kept_T = kept_T.clone()
-    kept_T[list(stream.offsets[:-1])] = True
+    kept_T[0 if alone else list(stream.offsets[:-1])] = True
     places = kept_T.nonzero()[:, 0]
     if len(places) == len(kept_T):
-        return replace(stream, memo=None)
+        return stream if stream.memo is None else replace(stream, memo=None)
     ends = [len(places)]
-    if len(stream.offsets) > 2:
+    if not alone:
         ends = torch.searchsorted(places, torch.tensor(stream.offsets[1:], device=places.device)).tolist()
     origin = None if stream.origin is None else stream.origin.index_select(0, places)
     return replace(stream, x=stream.x.index_select(0, places), origin=origin, offsets=(0, *ends), memo=None)

@@ -174,7 +174,7 @@ class Transform(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.LayerNorm(F.gelu(self.dense(x)))
+        return self.LayerNorm(self.dense.then_gelu(x))
 
 
 class Predictions(nn.Module):

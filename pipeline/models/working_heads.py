@@ -15,11 +15,6 @@ from torch import Tensor, nn
 from pipeline.models.attention import Keys, merge_heads, one_instance, split_heads
 from pipeline.models.linear import faster_by_onednn, linear
 
-# From so many tokens on one product with a copy of the working heads' weights is faster than one for each span of them
-# (2 threads, D 768, queries, keys and values of 5 of 12 heads in 3 spans: 16 tokens 0.18 ms against 0.31, 152 tokens
-# 0.66 against 1.27; 8 tokens 0.16 against 0.18, but 0.08 against 0.06 on the way out; AMD EPYC).
-_WORTH_A_COPY = 16
-
 # Below so many tokens an instance several of them share whole maps (AMD EPYC, 2 threads: with 8 of 12 heads of D 768 an
 # instance saves less arithmetic than to copy or to read its slices takes).
 _SHORT = 32
@@ -229,10 +224,14 @@ def _columns(x: Tensor, spans: list[Span], size: int) -> Tensor:
 
 
 def _into_heads(parts: Sequence[Map], x: Tensor, spans: list[Span], size: int) -> list[Tensor]:
-    """(n, in) -> (n, h*d) of each map."""
+    """(n, in) -> (n, h*d) of each map.
+
+    One product with a copy of the working heads' weights is faster than one for each span of them, from a single token
+    on: in a model no weight is in the cache when its layer's turn comes, so that a copy costs little more than reading.
+    """
     slices = [slice(start * size, stop * size) for start, stop in spans]
     alike = len({part.bias is None for part in parts}) == 1
-    if len(spans) == 1 or len(x) < _WORTH_A_COPY or not alike:
+    if len(spans) == 1 or not alike:
         return [_joined([linear(x, *_rows(part, rows)) for rows in slices]) for part in parts]
     weights, biases = zip(*(_rows(part, rows) for part in parts for rows in slices), strict=True)
     bias = None if biases[0] is None else torch.cat(biases)
@@ -245,15 +244,10 @@ def _rows(part: Map, rows: slice) -> Map:
 
 
 def _out_of_heads(part: Map, context_nh: Tensor, spans: list[Span], size: int) -> Tensor:
-    """(n, h*d) -> (n, out): the sum of what each span adds."""
+    """(n, h*d) -> (n, out), by a copy of the working heads' columns."""
     columns = [part.weight[:, start * size : stop * size] for start, stop in spans]
-    if len(context_nh) >= _WORTH_A_COPY:
-        return linear(context_nh, columns[0] if columns[0].is_contiguous() else torch.cat(columns, -1), part.bias)
-    parts = context_nh.split([weight.shape[1] for weight in columns], -1)
-    out = linear(parts[0], columns[0], part.bias)
-    for own, weight in zip(parts[1:], columns[1:], strict=True):
-        out = torch.addmm(out, own, weight.t())
-    return out
+    weight = columns[0] if columns[0].is_contiguous() else torch.cat(columns, -1)
+    return linear(context_nh, weight, part.bias)
 
 
 def _joined(parts: list[Tensor], dim: int = -1) -> Tensor:

@@ -84,19 +84,34 @@ class Policy:
 SMARTTRIM = Policy()
 
 
-def mlp(width_in: int, hidden: int, width_out: int, last_std: float, bias: float = 0.0) -> nn.Sequential:
-    """Linear, GELU, linear; the last weights small and its bias given."""
-    last = Linear(hidden, width_out)
-    nn.init.normal_(last.weight, std=last_std)
-    nn.init.constant_(last.bias, bias)
-    return nn.Sequential(Linear(width_in, hidden), nn.GELU(), last)
+class Scores(nn.Sequential):
+    """Linear, GELU (erf), linear: (..., K) -> (..., N).
 
+    Args:
+        width_in: K.
+        hidden: Between the maps.
+        width_out: N.
+        last_std: Standard deviation of the last weights.
+        bias: Of the last map.
+    """
 
-@torch.no_grad()
-def _shift(scores: nn.Sequential, by: float) -> None:
-    last = scores[-1]
-    assert isinstance(last, nn.Linear)
-    last.bias.add_(by)
+    def __init__(self, width_in: int, hidden: int, width_out: int, last_std: float, bias: float = 0.0) -> None:
+        last = Linear(hidden, width_out)
+        nn.init.normal_(last.weight, std=last_std)
+        nn.init.constant_(last.bias, bias)
+        first = Linear(width_in, hidden)
+        super().__init__(first, nn.GELU(), last)
+        self._ends = first, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both maps, of 70 a forward pass: what it takes to call each counts."""
+        first, last = self._ends
+        return last(first.then_gelu(x))
+
+    @torch.no_grad()
+    def shift(self, by: float) -> None:
+        """Adds a number to every score."""
+        self._ends[1].bias.add_(by)
 
 
 class TokenTrimmer(nn.Module):
@@ -113,10 +128,10 @@ class TokenTrimmer(nn.Module):
         inner = max(8, round(width * config.width_share))
         self.inner = inner
         self.down = Linear(width, inner)
-        self.local = mlp(inner, inner, 1, config.last_std, config.keep_bias)
-        self.ask: nn.Sequential | None = None
+        self.local = Scores(inner, inner, 1, config.last_std, config.keep_bias)
+        self.ask: Scores | None = None
         if guide_width is not None:
-            self.ask = mlp(width + guide_width, inner, inner, config.last_std)
+            self.ask = Scores(width + guide_width, inner, inner, config.last_std)
             self.key = Linear(inner, inner, bias=False)
 
     def forward(self, stream: TokenStream, cls_BD: Tensor, guide_BD: Tensor | None) -> Tensor:
@@ -134,7 +149,7 @@ class TokenTrimmer(nn.Module):
 
     def shift(self, by: float) -> None:
         """Adds a number to every score."""
-        _shift(self.local, by)
+        self.local.shift(by)
 
 
 class HeadTrimmer(nn.Module):
@@ -149,7 +164,7 @@ class HeadTrimmer(nn.Module):
     def __init__(self, width: int, heads: int, config: TrimmerConfig) -> None:
         super().__init__()
         inner = max(8, round(width * config.width_share))
-        self.score = mlp(width, inner, heads, config.last_std, config.keep_bias)
+        self.score = Scores(width, inner, heads, config.last_std, config.keep_bias)
 
     def forward(self, seen_BD: Tensor) -> Tensor:
         """(B, width) -> (B, H); a head stays where its score is >= 0."""
@@ -158,7 +173,7 @@ class HeadTrimmer(nn.Module):
 
     def shift(self, by: float) -> None:
         """Adds a number to every score."""
-        _shift(self.score, by)
+        self.score.shift(by)
 
 
 class StepTrimmers(nn.Module):
