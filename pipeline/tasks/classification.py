@@ -325,8 +325,7 @@ class ClassificationTask(EachPartAlone):
     def gate(self, progress: float) -> Gate:
         """How trimmers' scores are turned into masks now."""
         trimmers = self.config.trimmers
-        ramp = min(1.0, progress / trimmers.noise_ramp) if trimmers.noise_ramp else 1.0
-        return GumbelGate(trimmers.noise * ramp, trimmers.temperature, self.curriculum.shift)
+        return GumbelGate(trimmers.noise_at(progress), trimmers.temperature, self.curriculum.shift)
 
     def _trimmed(self, answers: Answers, targets: Any, units: Units, progress: float) -> Losses:
         assert answers.trimmed_BA is not None

@@ -36,6 +36,8 @@ class TrimmerConfig:
         noise: s, the scale of the sampling noise; 1 is the paper's. Twelve layers that each drop 5% at random leave
             half of the tokens, which a short training cannot follow: it wants less.
         noise_ramp: Share of training over which the noise rises from 0.
+        noise_fade: Share of training, its last, over which the noise falls back to 0, so that the last updates see the
+            decisions of inference, which have none.
         teach_backbone: Whether the trimmers' scores send their gradient into the backbone, the cost's above all. A
             short training wants its backbone to follow the task alone.
     """
@@ -46,14 +48,21 @@ class TrimmerConfig:
     temperature: float = 1.0
     noise: float = 1.0
     noise_ramp: float = 0.2
+    noise_fade: float = 0.0
     teach_backbone: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.width_share <= 1:
             raise UserError(f"trimmers.width_share={self.width_share} must lie in (0, 1]")
         above_zero(self, "trimmers", "temperature", "last_std")
-        a_share(self, "trimmers", "noise_ramp")
+        a_share(self, "trimmers", "noise_ramp", "noise_fade")
         at_least(self, "trimmers", 0, "noise")
+
+    def noise_at(self, progress: float) -> float:
+        """s at a share of training."""
+        risen = min(1.0, progress / self.noise_ramp) if self.noise_ramp else 1.0
+        left = min(1.0, (1.0 - progress) / self.noise_fade) if self.noise_fade else 1.0
+        return self.noise * min(risen, left)
 
 
 @dataclass(frozen=True, kw_only=True)

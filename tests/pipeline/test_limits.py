@@ -42,6 +42,7 @@ LOOP = LoopConfig(samples=1, global_batch=1)
         (ElipConfig, {"depths": (), "ratios": ()}),
         (TrimConfig, {"loop": LOOP, "head_scale": 0.0}),
         (TrimmerConfig, {"noise_ramp": 1.5}),
+        (TrimmerConfig, {"noise_fade": -0.1}),
         (TrimmerConfig, {"last_std": 0.0}),
         (CurriculumConfig, {"gain": -0.1}),
         (EvaluateConfig, {"pictures": -1}),

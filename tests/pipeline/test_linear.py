@@ -53,6 +53,17 @@ def test_every_number_of_rows_gives_what_torch_gives(rows: int, biased: bool) ->
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("out", [1, SIDE - 1, SIDE])
+@torch.no_grad()
+def test_gelu_in_the_same_pass_is_torchs(out: int) -> None:
+    """Of narrow maps too, which are left to torch."""
+    layer = Linear(SIDE, out).eval()
+    x = torch.randn(9, SIDE)
+    expected = F.gelu(F.linear(x.double(), layer.weight.double(), layer.bias.double()))
+    torch.testing.assert_close(layer.then_gelu(x).double(), expected, rtol=0, atol=1e-5)
+    assert torch.equal(layer.train().then_gelu(x), F.gelu(F.linear(x, layer.weight, layer.bias)))
+
+
 @torch.inference_mode()
 def test_leading_dimensions_slices_and_rows_apart_are_as_good() -> None:
     weight, bias = weights(2 * SIDE)

@@ -127,6 +127,13 @@ def test_the_gate_is_hard_forward_soft_backward_and_follows_its_probability() ->
     assert torch.equal(GumbelGate(0.0, 1.0)(scores).detach(), threshold(scores))
 
 
+def test_noise_rises_stays_and_fades_before_training_ends() -> None:
+    fading = TrimmerConfig(noise=0.4, noise_ramp=0.2, noise_fade=0.5)
+    found = [fading.noise_at(progress) for progress in (0.0, 0.1, 0.2, 0.5, 0.75, 1.0)]
+    assert found == pytest.approx([0.0, 0.2, 0.4, 0.4, 0.2, 0.0])
+    assert TrimmerConfig(noise=0.4, noise_ramp=0.0).noise_at(0.0) == TrimmerConfig(noise=0.4).noise_at(1.0) == 0.4
+
+
 def test_masks_and_scores_stay_exact_under_autocast() -> None:
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
