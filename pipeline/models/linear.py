@@ -53,7 +53,7 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, *, gelu: bool = 
     if not faster_by_onednn(x, weight_NK, bias_N):
         return F.gelu(F.linear(x, weight_NK, bias_N)) if gelu else F.linear(x, weight_NK, bias_N)
     rows_MK = rounded(x, weight_NK) if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    after = ("gelu", [], "none") if gelu else ("none", [], "")
+    after: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
     out_MN = torch.ops.mkldnn._linear_pointwise(rows_MK, weight_NK, bias_N, *after)
     return out_MN[: x.numel() // x.shape[-1]].view(*x.shape[:-1], -1)
 
