@@ -59,7 +59,7 @@ class TrimmerConfig:
         at_least(self, "trimmers", 0, "noise")
 
     def noise_at(self, progress: float) -> float:
-        """S at a share of training."""
+        """The scale s at a share of training."""
         risen = min(1.0, progress / self.noise_ramp) if self.noise_ramp else 1.0
         left = min(1.0, (1.0 - progress) / self.noise_fade) if self.noise_fade else 1.0
         return self.noise * min(risen, left)
