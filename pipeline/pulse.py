@@ -27,6 +27,7 @@ STUCK = 75
 _PULSES = "pulse.rank*.json"
 _BYTES = 512
 _SECONDS = 1.0
+_GAP_SECONDS = 5.0  # between two beats: the whole process was stopped, as by a scheduler that suspends a job
 _GRACE_SECONDS = 2.0
 _ENDED = ("Z", "X")
 
@@ -63,7 +64,7 @@ class FilePulse(Pulse):
         rank: Of this process.
         stall_seconds: Time without a step after which the process counts as stuck, writes down where its threads are,
             and ends itself. It begins with the first step, which may take as long as compilation and data take;
-            rests do not count. 0 for never.
+            rests do not count, nor does time in which the process itself was suspended. 0 for never.
     """
 
     def __init__(self, folder: Path, rank: int, stall_seconds: float = 0.0) -> None:
@@ -76,11 +77,13 @@ class FilePulse(Pulse):
         self._loss: tuple[str, float] | None = None
         self._looked, self._asked = 0.0, False
         self._beats = 0
+        self._beaten, self._away = time.monotonic(), 0.0
         self._beating = Repeating(self._beat, _SECONDS, "pulse")
 
     def __enter__(self) -> "FilePulse":
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path.write_bytes(b" " * _BYTES)
+        self._beaten = time.monotonic()
         self._write()
         self._beating.start()
         return self
@@ -93,7 +96,7 @@ class FilePulse(Pulse):
 
     def step(self, step: int) -> None:
         """See `Pulse.step`."""
-        self._step, self._moved = step, time.monotonic()
+        self._step, self._moved = step, self._awake()
 
     def rest(self) -> None:
         """See `Pulse.rest`."""
@@ -105,7 +108,7 @@ class FilePulse(Pulse):
 
     def lost(self, words: str) -> None:
         """See `Pulse.lost`: unless the loop comes to its end by itself very soon, this process ends."""
-        self._loss = words, time.monotonic()
+        self._loss = words, self._awake()
 
     def asked_to_leave(self) -> bool:
         """See `Pulse.asked_to_leave`."""
@@ -114,14 +117,22 @@ class FilePulse(Pulse):
             self._looked, self._asked = now, (self._folder / LEAVE).exists()
         return self._asked
 
+    def _awake(self) -> float:
+        """Seconds of a clock that stood still while the process was suspended."""
+        return time.monotonic() - self._away
+
     def _beat(self) -> None:
+        now = time.monotonic()
+        if now - self._beaten > _GAP_SECONDS:
+            self._away += now - self._beaten
+        self._beaten = now
         self._beats += 1
         self._write()
         moved = self._moved
-        if self._stall_seconds and moved is not None and time.monotonic() - moved > self._stall_seconds:
+        if self._stall_seconds and moved is not None and self._awake() - moved > self._stall_seconds:
             self._give_up(f"no step for {self._stall_seconds:g} s after step {self._step}")
         loss = self._loss
-        if loss is not None and time.monotonic() - loss[1] > _GRACE_SECONDS:
+        if loss is not None and self._awake() - loss[1] > _GRACE_SECONDS:
             self._give_up(f"{loss[0]}, after step {self._step}")
 
     def _write(self, **more: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,31 @@ def test_a_process_whose_steps_stop_says_where_it_is_and_ends(tmp_path: Path) ->
 
 def test_a_process_that_rests_is_not_stuck(tmp_path: Path) -> None:
     assert run(tmp_path, "rests").returncode == 0
+
+
+_SUSPENDED = """
+import sys, time
+from pathlib import Path
+from pipeline import pulse
+pulse._GAP_SECONDS = 1.5
+with pulse.FilePulse(Path(sys.argv[1]), 0, stall_seconds=2.0) as beating:
+    beating.step(1)
+    print("begun", flush=True)
+    time.sleep(float(sys.argv[2]))
+    beating.step(2)
+"""
+
+
+@pytest.mark.parametrize(("works", "code"), [(1.0, 0), (30.0, STUCK)])
+def test_time_in_which_a_process_was_suspended_is_no_stall(tmp_path: Path, works: float, code: int) -> None:
+    """As Slurm suspends a job; one that is stuck is still found out after it."""
+    command = [sys.executable, "-c", _SUSPENDED, str(tmp_path), str(works)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(30) == code
 
 
 def test_a_process_that_waits_for_a_lost_one_ends_and_one_that_hears_of_it_does_so_itself(tmp_path: Path) -> None:
