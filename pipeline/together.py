@@ -1,7 +1,8 @@
 """Work that all processes do together: all of them come out of it, or all of them raise."""
 
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,6 +61,14 @@ def together(
     if failure is not None and mine[1] == worst:
         raise failure
     raise _KINDS[worst](next(text for _, kind, text in gathered if kind == worst))
+
+
+def dealt(parts: Sequence[Sequence[_T]]) -> Iterator[_T]:
+    """What ranks made of their batches, one entry for each, empty ones too, in the order of the split.
+
+    Batches are dealt to ranks in turn.
+    """
+    return itertools.chain.from_iterable(zip(*parts, strict=True))
 
 
 def _told(failure: Exception | None, rank: int) -> tuple[int, str]:

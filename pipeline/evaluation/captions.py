@@ -3,7 +3,6 @@
 B pictures.
 """
 
-import itertools
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from pipeline.setup import Inputs
 from pipeline.stage import Stage
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.gallery import check_finite
-from pipeline.together import together
+from pipeline.together import dealt, together
 from pipeline.trim_settle import reached
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.target import Target
@@ -87,8 +86,7 @@ def told_on(captioner: Captioner, source: Source, loader: StepLoader, process: P
         UserError: Nothing could be used, results could not be told apart, or a score is not finite.
     """
     parts = together(process, lambda: _own_part(captioner, source, loader), source.split)
-    # Batches are dealt to ranks in turn; in this order the captions are those of the split.
-    batches = [one for turn in itertools.zip_longest(*parts) for one in turn if one is not None]
+    batches = [one for one in dealt(parts) if one is not None]
     if not batches:
         raise UserError(f"{source.split}: no picture could be used; look at it with `trimline verify`")
     tally, costs = CaptionTally(), Costs()
@@ -101,10 +99,11 @@ def told_on(captioner: Captioner, source: Source, loader: StepLoader, process: P
     return ToldSplit(tally, costs, digest, seen, bad)
 
 
-def _own_part(captioner: Captioner, source: Source, loader: StepLoader) -> list[_Batch]:
-    part, model = [], captioner.model
+def _own_part(captioner: Captioner, source: Source, loader: StepLoader) -> list[_Batch | None]:
+    part, model = list[_Batch | None](), captioner.model
     for batch in loader:
         if not len(batch):
+            part.append(None)
             continue
         told = captioner.tell(source.normalise(batch.pixels.to(captioner.device)))
         check_finite(told.finite_B, batch.keys.__getitem__, "scores of words")

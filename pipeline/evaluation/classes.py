@@ -36,7 +36,7 @@ from pipeline.setup import Inputs
 from pipeline.stage import Stage
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.gallery import check_finite
-from pipeline.together import together
+from pipeline.together import dealt, together
 from pipeline.trim_settle import reached
 from pipeline.trimming.cost import Units, units_of
 from pipeline.trimming.smarttrim import Decision
@@ -137,7 +137,7 @@ def said_on(model: ClassificationModel, source: Source, loader: StepLoader, proc
     Raises:
         UserError: Nothing could be used, results could not be told apart, or a score is not finite.
     """
-    answered, instances = answered_on(model, source, loader, process)
+    answered, instances = answered_on(model, source, ([batch] for batch in loader), process)
     tally, costs = TALLIES[model.classes.task](), Costs()
     for one in answered:
         tally.add(one.batch, one.said, model.classes.names)
@@ -149,24 +149,23 @@ def said_on(model: ClassificationModel, source: Source, loader: StepLoader, proc
 
 
 def answered_on(
-    model: ClassificationModel, source: Source, batches: Iterable[ImageTextBatch], process: Process
+    model: ClassificationModel, source: Source, turns: Iterable[Iterable[ImageTextBatch]], process: Process
 ) -> tuple[list[Answered], Instances]:
     """What a model says to all batches of all ranks, in the order of the split; all ranks call it together.
 
     Args:
         model: In evaluation mode, on the process's device.
         source: The split as the model takes it.
-        batches: This rank's.
+        turns: What is asked of each of this rank's batches of the split, in one batch or in several.
         process: This rank.
 
     Raises:
         UserError: Nothing could be used, or a score is not finite.
     """
     parts, seen_by = zip(
-        *together(process, lambda: _own_part(model, source, batches, process), source.split), strict=True
+        *together(process, lambda: _own_part(model, source, turns, process), source.split), strict=True
     )
-    # Batches are dealt to ranks in turn; in this order the rows are those of the split.
-    answered = [one for turn in itertools.zip_longest(*parts) for one in turn if one is not None]
+    answered = [one for own in dealt(parts) for one in own]
     if not answered:
         raise UserError(f"{source.split}: no {model.classes.text} could be used; look at it with `trimline verify`")
     instances = Instances()
@@ -176,15 +175,17 @@ def answered_on(
 
 
 def _own_part(
-    model: ClassificationModel, source: Source, batches: Iterable[ImageTextBatch], process: Process
-) -> tuple[list[Answered], Instances]:
+    model: ClassificationModel, source: Source, turns: Iterable[Iterable[ImageTextBatch]], process: Process
+) -> tuple[list[list[Answered]], Instances]:
     part, instances = [], Instances()
-    for batch, scores_BA, macs_B, decisions in judged(model, batches, source.normalise, process.torch_device):
-        costs, said = Costs(), scores_BA.argmax(1).tolist()
-        costs.add(model, units_of(model.backbone, batch.token_mask), macs_B)
-        instances.join(Instances.of(model, batch, decisions, said, costs.macs))
-        bare = dataclasses.replace(batch.to("cpu"), pixels=torch.empty(len(batch), 0))
-        part.append(Answered(bare, said, costs))
+    for batches in turns:
+        part.append(own := list[Answered]())
+        for batch, scores_BA, macs_B, decisions in judged(model, batches, source.normalise, process.torch_device):
+            costs, said = Costs(), scores_BA.argmax(1).tolist()
+            costs.add(model, units_of(model.backbone, batch.token_mask), macs_B)
+            instances.join(Instances.of(model, batch, decisions, said, costs.macs))
+            bare = dataclasses.replace(batch.to("cpu"), pixels=torch.empty(len(batch), 0))
+            own.append(Answered(bare, said, costs))
     return part, instances
 
 

@@ -115,8 +115,8 @@ def rank_fine_tuned(
         process: This rank.
     """
     found = evaluate_retrieval(model.backbone, source, images(), ranking, process, model.methods)
-    pairs = (pair for batch in images() for pair in own_pairs(batch, source, ranking))
-    answered, instances = answered_on(model, source, pairs, process)
+    turns = (own_pairs(batch, source, ranking) for batch in images())
+    answered, instances = answered_on(model, source, turns, process)
     costs = Costs()
     for one in answered:
         costs.join(one.costs)
