@@ -14,6 +14,7 @@ from data_prep.sources.published import split_paths
 from launch.config import RunConfig, TaskConfig
 from launch.machine import available_cpus, available_gpus
 from launch.reading import below
+from launch.split_texts import check_texts
 from launch.stages import plan_source, pretrain_counts
 from launch.tasks import tasks_of, training_stages
 from pipeline.checkpoint_places import open_place
@@ -63,6 +64,8 @@ def check(config: RunConfig, out: Path) -> None:
             _check_task(task.config)
         except UserError as error:
             raise UserError(below(task.key, TaskConfig, str(error))) from error
+    plan = plan_source(config.data)
+    check_texts(config, lambda split: plan[split].folder)
     _check_words(config)
     check_lr_scales(_meta_model(config), config.pretrain.lr_scales)
     if config.checkpoint.path is not None:

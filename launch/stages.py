@@ -18,6 +18,7 @@ from launch.backend import Backend, Care
 from launch.config import RunConfig, TaskConfig
 from launch.graph import Attempt, Stage
 from launch.reading import as_json, below
+from launch.split_texts import check_texts
 from launch.stage_parts import parts_of
 from launch.tasks import Task, tasks_of
 from pipeline.checkpoint_places import newest_step
@@ -211,6 +212,7 @@ class _Builder:
             progress.show(done, "writing shards")
 
         account = prepare(self._config.data, data, show, replace_others=True)
+        check_texts(self._config, lambda split: data / split)
         progress.show(progress.total, "making the tokenizer", now=True)
         vocabulary = self._make_tokenizer([data / name for name in self._config.pretrain.splits])
         return {"data": str(data), "tokenizer": str(self._out / "tokenizer"), "vocabulary": vocabulary, **account}

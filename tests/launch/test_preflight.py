@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ BEYOND_GPUS = ["--cluster.gpus_per_worker=1000", "--engine.name=deepspeed"]
 SPREAD = ["--cluster.placement=strict_spread", "--engine.name=deepspeed"]
 NO_TRIMMING = ["--trim.targets=[]", "--evaluate.statement_splits=[]"]
 SCORED = ["--trim.validation.every_steps=2", "--trim.validation.split=test"]
+FEW = {"train": 4, "val": 0, "test": 0, "unseen": 0}
 
 
 def config(*overrides: str) -> RunConfig:
@@ -204,8 +206,7 @@ def test_what_is_scored_must_have_the_tasks_labels_too(tmp_path: Path) -> None:
     root, sizes = tmp_path / "raw", {"train": 4, "test1": 2}
     write_published("nlvr2", root, sizes, 32, 0)
     prepare(SourceConfig(name="nlvr2", root=str(root)), tmp_path / "data", workers=1)
-    few = {"train": 4, "val": 0, "test": 0, "unseen": 0}
-    prepare(SourceConfig(name="shapes", image_size=32, sizes=few), tmp_path / "single", workers=1)
+    prepare(SourceConfig(name="shapes", image_size=32, sizes=FEW), tmp_path / "single", workers=1)
     (tmp_path / "single/train").rename(tmp_path / "data/val")
     words = ["--trim.task=nlvr2", "--data.name=shards", f"--data.root={tmp_path / 'data'}", "--data.sizes={}"]
     words += ["--evaluate.retrieval_splits=[]", "--evaluate.statement_splits=[test1]", "--evaluate.pictures=0"]
@@ -223,11 +224,31 @@ def test_questions_that_are_evaluated_may_be_unanswered_but_need_ids(tmp_path: P
     root = tmp_path / "raw"
     write_published("vqa", root, {"train": 4, "test": 2}, 32, 0)
     prepare(SourceConfig(name="vqa", root=str(root)), tmp_path / "data", workers=1)
-    few = {"train": 4, "val": 0, "test": 0, "unseen": 0}
-    prepare(SourceConfig(name="shapes", image_size=32, sizes=few), tmp_path / "nameless", workers=1)
+    prepare(SourceConfig(name="shapes", image_size=32, sizes=FEW), tmp_path / "nameless", workers=1)
     (tmp_path / "nameless/train").rename(tmp_path / "data/val")
     words = ["--trim.task=vqa", "--data.name=shards", f"--data.root={tmp_path / 'data'}", "--data.sizes={}"]
-    words += ["--evaluate.retrieval_splits=[]", "--evaluate.pictures=0"]
+    words += ["--evaluate.retrieval_splits=[]", "--evaluate.pictures=0", '--pretrain.splits={"val": 1}']
     preflight.check(config(*words, "--evaluate.statement_splits=[test]"), tmp_path / "run")
     with pytest.raises(UserError, match=r" of 'val' has a question without question_id, .*`trimline shard vqa`"):
         preflight.check(config(*words, "--evaluate.statement_splits=[test,val]"), tmp_path / "run")
+
+
+def test_a_split_without_the_texts_that_a_stage_reads_is_refused_before_the_first_one(tmp_path: Path) -> None:
+    prepare(SourceConfig(name="shapes", image_size=32, sizes=FEW), tmp_path / "shapes", workers=1)
+    write_published("vqa", tmp_path / "raw", {"val": 2}, 32, 0)
+    prepare(SourceConfig(name="vqa", root=str(tmp_path / "raw")), tmp_path / "vqa", workers=1)
+    (tmp_path / "vqa/val").rename(tmp_path / "shapes/asked")
+    words = ["--data.name=shards", f"--data.root={tmp_path / 'shapes'}", "--data.sizes={}", "--evaluate.pictures=0"]
+    words += ["--evaluate.retrieval_splits=[train]", "--evaluate.statement_splits=[train]"]
+    preflight.check(config(*words), tmp_path / "run")
+    preflight.check(config(*words, *CAPTIONS, "--evaluate.statement_splits=[asked]"), tmp_path / "run")
+    retrieval = ["--trim.task=retrieval", "--evaluate.statement_splits=[asked]"]
+    for more, said in (
+        (["--evaluate.statement_splits=[train,asked]"], "evaluate.statement_splits names the split 'asked'"),
+        (['--trim.splits={"asked": 1}'], "trim.splits names the split 'asked', which has 2 samples but no statements"),
+        (retrieval, "evaluate.statement_splits names the split 'asked', which has 2 samples but no captions"),
+        (["--evaluate.retrieval_splits=[asked]"], "evaluate.retrieval_splits names the split 'asked'"),
+        (['--pretrain.splits={"asked": 1}'], "'asked', which has 2 samples but no captions, which pre-training wants"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            preflight.check(config(*words, *more), tmp_path / "run")

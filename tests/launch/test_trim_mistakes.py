@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.shapes_published import write_published
 from launch.cli import main
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
@@ -46,3 +47,17 @@ def test_mistakes_are_told_in_one_line(
     told = capsys.readouterr().err
     assert said in told and told.count("\n") == 1, told
     assert not (tmp_path / "run/data").exists()
+
+
+def test_data_without_what_the_task_reads_is_told_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of what is not in shards yet it is known once it is; mended, the same command goes on."""
+    write_published("coco", tmp_path / "raw", {"train": 16, "val": 4}, 32, 0)
+    words = ["run", TINY, "--out", str(tmp_path / "run"), "--data.name=coco", f"--data.root={tmp_path / 'raw'}"]
+    words += ["--data.sizes={}", "--evaluate.retrieval_splits=[val]", "--evaluate.statement_splits=[val]"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "trim.splits names the split 'train', which has 16 samples but no statements, which trim.task=stat" in told
+    assert "Traceback" not in told and not (tmp_path / "run/stages/pretrain").exists()
+    assert main(["pretrain", *words[1:], "--trim.task=retrieval"]) == 0
