@@ -19,7 +19,7 @@ from launch.stages import plan_source, pretrain_counts
 from launch.tasks import tasks_of, training_stages
 from pipeline.checkpoint_places import open_place
 from pipeline.data.first_samples import first_samples
-from pipeline.data.sample import Sample
+from pipeline.data.sample import Sample, questions_in
 from pipeline.data.text import Tokenizer
 from pipeline.deepspeed_json import check_settings
 from pipeline.engine import preflight_deepspeed
@@ -237,7 +237,7 @@ def _check_labels(config: RunConfig) -> None:
 def _check_question_ids(split: str, samples: list[Sample]) -> None:
     """Refuses, before training, questions whose answers could not be told apart behind it."""
     for sample in samples:
-        if any(question.get("question_id") is None for question in sample.fields.get("questions", ())):
+        if any(question.get("question_id") is None for question in questions_in(sample.fields)):
             raise UserError(
                 f"{sample.key} of {split!r} has a question without question_id, which tells results apart; give each "
                 "one an id, as `trimline shard vqa` does"

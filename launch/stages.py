@@ -23,6 +23,7 @@ from launch.stage_parts import parts_of
 from launch.tasks import Task, tasks_of
 from pipeline.checkpoint_places import newest_step
 from pipeline.data.decode import BadSample
+from pipeline.data.sample import questions_in
 from pipeline.data.shards import ShardFolder
 from pipeline.data.storage import StorageConfig
 from pipeline.data.text import Tokenizer
@@ -87,13 +88,13 @@ def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]
         yield from (str(statement["text"]) for statement in fields.get("statements", ()))
 
 
-def questions_in(split: Path, storage: StorageConfig | None = None, answers: bool = False) -> Iterator[str]:
+def asked_in(split: Path, storage: StorageConfig | None = None, answers: bool = False) -> Iterator[str]:
     """Every question of a split, for the vocabulary of a run that answers them; where it tells answers, those too."""
     for fields in _fields_of(split, storage):
-        for question in fields.get("questions", ()):
-            yield str(question["question"])
+        for question in questions_in(fields):
+            yield question["question"]
             if answers:
-                yield from (normalised(str(answer)) for answer in question.get("answers", ()))
+                yield from map(normalised, question.get("answers") or ())
 
 
 def _fields_of(split: Path, storage: StorageConfig | None) -> Iterator[dict[str, Any]]:
@@ -235,7 +236,7 @@ class _Builder:
         else:
             told = itertools.chain.from_iterable(texts_of(split, self._config.loader) for split in splits)
             folders = [self._out / "data" / name for name in self._asked]
-            told_of = (questions_in(split, self._config.loader, self._tells) for split in folders)
+            told_of = (asked_in(split, self._config.loader, self._tells) for split in folders)
             asked = itertools.chain.from_iterable(told_of)
             tokenizer = Tokenizer.train(itertools.chain(told, asked), config)
         tokenizer.save(self._out / "tokenizer")

@@ -33,7 +33,7 @@ from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, check_room, export_config
 from pipeline.stage import Stage
 from pipeline.tasks.answer_list import ANSWERS, make_answers
-from pipeline.tasks.classes import ANSWERING, TEXTS, Captions, Classes, classes_of
+from pipeline.tasks.classes import ANSWERING, LEARNED, Captions, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
 from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.tasks.generative_vqa import RankedAnswers
@@ -143,7 +143,7 @@ def trim(
     engine = _engine(config, settled, task.model, process)
     seed_everything(inputs.seed, 1001 + process.rank)
     sources = inputs.sources(config.splits)
-    batches = training_batches(inputs, stage, batch, sources, reader, text=TEXTS[config.task], unit=config.unit)
+    batches = training_batches(inputs, stage, batch, sources, reader, text=LEARNED[config.task], unit=config.unit)
     scored = validation_of(
         config, target, task, inputs, read, process, lambda: _plain(beginning, task, engine.weights())
     )
@@ -264,7 +264,7 @@ def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: in
     """Training instances from all over the first split, for what is taken from typical instances."""
     batches = eval_loader(
         inputs.data / next(iter(config.splits)),
-        text=TEXTS[config.task],
+        text=LEARNED[config.task],
         unit="pair",
         config=inputs.loader,
         tokenizer=tokenizer,

@@ -21,7 +21,7 @@ from pipeline.data.order import EvalOrder, OrderConfig, Pick, TrainOrder, Unit, 
 from pipeline.data.parcels import Parcel, Slots
 from pipeline.data.quarantine import Quarantine, kind_of
 from pipeline.data.questions import question_units
-from pipeline.data.sample import TextKind
+from pipeline.data.sample import ASKED, TextKind
 from pipeline.data.seeds import draw, generator
 from pipeline.data.shards import ShardFolder
 from pipeline.data.storage import STORAGE_KEYS, StorageConfig
@@ -332,7 +332,7 @@ def eval_loader(
 
 
 def _units(folder: ShardFolder, text: TextKind, unit: Unit, process: Process) -> Units:
-    return question_units(folder, unit, process) if text == "questions" else folder.units(text, unit)
+    return question_units(folder, unit, process) if text in ASKED else folder.units(text, unit)
 
 
 def _check_not_empty(folder: ShardFolder, total: int, text: TextKind) -> None:

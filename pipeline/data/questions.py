@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.decode import BadSample
 from pipeline.data.order import Unit, Units
+from pipeline.data.sample import questions_in
 from pipeline.data.shards import ShardFolder
 from pipeline.gathering import all_objects
 from pipeline.process import Process
@@ -71,8 +72,9 @@ def _read(folder: ShardFolder) -> Questions:
             bad += 1
             continue
         counts[row] = len(asked)
-        answers.update(str(one["answer"]) for one in asked if isinstance(one, dict) and one.get("answer"))
-        answered += sum(isinstance(one, dict) and bool(one.get("answers")) for one in asked)
+        fit = [] if isinstance(sample, BadSample) else questions_in(sample.fields)
+        answers.update(str(one["answer"]) for one in fit if one.get("answer"))
+        answered += sum(bool(one.get("answers")) for one in fit)
     if bad:
         log.warning("%s: the questions of %d of %d samples cannot be read", folder.path, bad, len(folder))
     return Questions(counts, answers, answered)

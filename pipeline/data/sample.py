@@ -28,9 +28,12 @@ class EveryImage:
         return "images"
 
 
-TextKind = Literal["captions", "statements", "relations", "questions", "pairs"] | EveryImage
-"""What goes with a picture; a relation is a statement with its label of three classes (SNLI-VE), and ``pairs`` are the
-statements about two pictures (NLVR2)."""
+TextKind = Literal["captions", "statements", "relations", "questions", "answers", "pairs"] | EveryImage
+"""What goes with a picture; a relation is a statement with its label of three classes (SNLI-VE), ``answers`` are the
+questions that annotators have answered, and ``pairs`` are the statements about two pictures (NLVR2)."""
+
+ASKED: tuple[TextKind, ...] = ("questions", "answers")
+"""Kinds of which the text is a question."""
 
 SIDES = ("left", "right")
 """Of the pictures of a pair, in their order."""
@@ -105,13 +108,33 @@ class Sample:
             return json.dumps([] if kind.label is None else values_at(self.fields, kind.label.split("."))), -1, {}
         if kind == "captions":
             return str(self.captions[number]), 1, {}
-        if kind == "questions":
+        if kind in ASKED:
             question = self.fields["questions"][number]
-            if not isinstance(question, dict) or not isinstance(question.get("question"), str):
-                raise BadSample("has among its questions one without a text `question`")
+            if wrong := _wrong_with(question):
+                raise BadSample(f"has among its questions one {wrong}")
+            if kind == "answers" and not question.get("answers"):
+                raise BadSample("has a question without `answers` of annotators")
             return question["question"], -1, question
         statement = self.fields["statements"][number]
         return str(statement["text"]), _label(kind, statement), statement
+
+
+def questions_in(fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The questions of a sample that are as they should be; `Sample.text` refuses the others one by one."""
+    asked = fields.get("questions")
+    return [one for one in asked if not _wrong_with(one)] if isinstance(asked, list) else []
+
+
+def _wrong_with(question: object) -> str:
+    """What stands against asking it; nothing where it is an object with a text, and answers that are texts."""
+    if not isinstance(question, dict) or not isinstance(question.get("question"), str):
+        return "without a text `question`"
+    answers = question.get("answers")
+    if answers is not None and not (isinstance(answers, list) and all(isinstance(one, str) for one in answers)):
+        return "whose `answers` are no list of texts"
+    if not isinstance(question.get("question_id"), int | str | None):
+        return "whose `question_id` is neither a number nor a text"
+    return ""
 
 
 def all_said(kind: TextKind, text: str, told: Mapping[str, Any]) -> str:
@@ -122,10 +145,9 @@ def all_said(kind: TextKind, text: str, told: Mapping[str, Any]) -> str:
         text: a caption, statement or question; with a question go its answers, which are what is learned.
         told: what else the data says of the text.
     """
-    if kind != "questions":
+    if kind not in ASKED:
         return text
-    answers = told.get("answers")
-    return "\n".join(map(str, [text, told.get("answer"), *(answers if isinstance(answers, list) else [])]))
+    return "\n".join(map(str, [text, told.get("answer"), *(told.get("answers") or [])]))
 
 
 def _label(kind: TextKind, statement: Mapping[str, Any]) -> int:

@@ -33,7 +33,7 @@ from pipeline.data.cached_reader import CachedReader
 from pipeline.data.decode import BadSample, Encoded
 from pipeline.data.order import Unit, Units
 from pipeline.data.remote_reader import DirectReader
-from pipeline.data.sample import EveryImage, Sample, TextKind
+from pipeline.data.sample import ASKED, EveryImage, Sample, TextKind
 from pipeline.data.storage import LocalReader, Range, Reader, ShardList, StorageConfig
 
 _IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -131,7 +131,7 @@ class ShardFolder:
         if isinstance(kind, EveryImage):
             every = np.ones(len(self._rows), dtype=np.int64)
             return Units(self.digest, self.shard_rows, every, unit, np.array(self.shard_rows, dtype=np.int64))
-        assert kind != "questions"
+        assert kind not in ASKED
         name = "captions" if kind == "captions" else "statements"
         column = self._rows[:, COLUMNS.index(name)]
         total, having = COUNTS[name]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from data_prep.errors import UserError
 from data_prep.sources.snli_ve import LABELS
 from pipeline.data.batch import ImageTextBatch
-from pipeline.data.sample import SIDES, Sample, TextKind
+from pipeline.data.sample import SIDES, Sample, TextKind, questions_in
 from pipeline.metrics.vqa import normalised
 from pipeline.objectives.answers import answer_loss
 from pipeline.objectives.gather import gather_with_gradient, mean_over_global_count
@@ -39,6 +39,10 @@ TEXTS: Mapping[TaskName, TextKind] = {
     "retrieval": "captions",
 }
 """What each task reads of a sample."""
+LEARNED: Mapping[TaskName, TextKind] = {
+    task: "answers" if text == "questions" else text for task, text in TEXTS.items()
+}
+"""What it learns from: questions may be unanswered where they are only asked."""
 ANSWERING: tuple[TaskName, ...] = ("vqa", "vqa_generative")
 """Tasks with a list of answers."""
 
@@ -287,9 +291,9 @@ def has_task(sample: Sample, task: TaskName, answered: bool = True) -> bool:
     """Whether a sample has what a task learns; its questions may be unanswered where they are only asked."""
     if task in TOLD:
         return bool(sample.fields.get("captions"))
-    statements, questions = sample.fields.get("statements", ()), sample.fields.get("questions", ())
+    statements = sample.fields.get("statements", ())
     if task in ANSWERING:
-        return any(question.get("answers") or not answered for question in questions)
+        return any(question.get("answers") or not answered for question in questions_in(sample.fields))
     if task == "nlvr2":
         return bool(statements) and set(sample.images) == set(SIDES)
     return any(task == "statement" or statement.get("relation") in LABELS for statement in statements)

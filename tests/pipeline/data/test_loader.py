@@ -13,10 +13,13 @@ from data_prep.job import Layout
 from data_prep.records import Record
 from data_prep.writer import write_split
 from pipeline.data.batch import ImageTextBatch, Skip
+from pipeline.data.decode import BadSample
 from pipeline.data.loader import LoaderConfig, StepLoader, eval_loader, train_loader
+from pipeline.data.sample import questions_in
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.process import Process
+from pipeline.tasks.classes import has_task
 from tests.pipeline.data.samples import Listed, MakeSplit, png, spoil
 
 CONFIG = LoaderConfig(
@@ -325,3 +328,39 @@ def test_a_picture_is_not_mirrored_where_an_answer_names_a_side(tmp_path: Path, 
     batches = list(loader)
     assert all(batch.texts == [question["question"]] and batch.told == [question] for batch in batches)
     assert len({batch.pixels.numpy().tobytes() for batch in batches}) == (1 if answers else 2)
+
+
+ASKABLE = {"question": "How many?", "answers": ["two"] * 10, "question_id": 7}
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ("how many?", "one without a text `question`"),
+        (None, "one without a text `question`"),
+        ({"question": 3}, "one without a text `question`"),
+        (ASKABLE | {"answers": "yes"}, "one whose `answers` are no list of texts"),
+        (ASKABLE | {"answers": [{"answer": "yes"}]}, "one whose `answers` are no list of texts"),
+        (ASKABLE | {"answers": [None] * 10}, "one whose `answers` are no list of texts"),
+        (ASKABLE | {"question_id": [7]}, "one whose `question_id` is neither a number nor a text"),
+        (ASKABLE | {"answers": []}, None),
+        ({"question": "How many?"}, None),
+    ],
+)
+def test_a_question_that_cannot_be_used_is_left_out_and_counted(tmp_path: Path, tokenizer, asked, reason) -> None:
+    """What nobody answered can be asked, and cannot be learned from."""
+    record = Record(key="s0", source="test", id="0", images={"": png(0)}, questions=[ASKABLE] * 4)
+    write_split(Listed([record]), tmp_path / "x", workers=1, name="x", fingerprint="x", layout=Layout(shard_samples=1))
+    folder = ShardFolder(tmp_path / "x")
+    sample = folder.read(0)
+    sample.fields["questions"][2] = asked
+    for kind, why in (("questions", reason), ("answers", reason or "a question without `answers` of annotators")):
+        assert sample.text(kind, 1) == ("How many?", -1, ASKABLE)
+        if why is None:
+            assert sample.text(kind, 2)[0] == "How many?"
+        else:
+            with pytest.raises(BadSample, match=why):
+                sample.text(kind, 2)
+    assert has_task(sample, "vqa") and len(questions_in(sample.fields)) == 3 + (reason is None)
+    sample.fields["questions"] = [asked]
+    assert not has_task(sample, "vqa") and has_task(sample, "vqa", answered=False) == (reason is None)
