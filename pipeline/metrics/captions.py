@@ -7,8 +7,11 @@ I captions, P numbers that are counted of each, D resamples.
 """
 
 import contextlib
+import functools
 import importlib.util
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +28,7 @@ MEANS = ("ROUGE-L", "CIDEr", "SPICE")
 """Means over pictures; of the others there is a score of many captions alone."""
 METRICS = (*_BLEU, "METEOR", *MEANS)
 """All that the program can give; SPICE where its models are."""
+_JAVA_SECONDS = 60.0
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 _Texts = dict[str, list[str]]
@@ -48,14 +52,31 @@ class CaptionScore(NamedTuple):
 
 def missing_for_captions() -> str | None:
     """What is missing on this machine, and how to mend it; None where all is there."""
-    if importlib.util.find_spec("pycocoevalcap") is None:
+    found = importlib.util.find_spec("pycocoevalcap")
+    if found is None or not found.submodule_search_locations:
         return "caption metrics need pycocoevalcap: pip install 'trimline[captions]'"
-    if shutil.which("java") is None:
-        return (
-            "caption metrics need Java, for pycocoevalcap's tokenizer and METEOR, and `java` is not on PATH: "
-            "install a Java runtime (8 or later)"
-        )
-    return None
+    beside = Path(next(iter(found.submodule_search_locations))) / "tokenizer"
+    if not os.access(beside, os.W_OK):
+        return f"caption metrics need to write beside pycocoevalcap's own files ({beside}): install it where you may"
+    java = shutil.which("java")
+    wrong = "is not on PATH" if java is None else _wrong_with(java)
+    if not wrong:
+        return None
+    return (
+        f"caption metrics need Java, for pycocoevalcap's tokenizer and METEOR, and `java` {wrong}: "
+        "install a Java runtime (8 or later)"
+    )
+
+
+@functools.cache
+def _wrong_with(java: str) -> str:
+    """Why a runtime does not start; empty where it does."""
+    try:
+        ended = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=_JAVA_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"does not start ({error})"
+    said = (ended.stderr or ended.stdout).strip().splitlines()
+    return f"ends with code {ended.returncode} ({said[0] if said else 'in silence'})" if ended.returncode else ""
 
 
 def missing_for(metric: str) -> str | None:

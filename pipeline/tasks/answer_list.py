@@ -46,12 +46,18 @@ def make_answers(folders: Iterable[ShardFolder], config: AnswersConfig, process:
         process: This rank; all ranks call it together.
 
     Raises:
-        UserError: Fewer than two answers are frequent enough.
+        UserError: A split has no answered question, or fewer than two answers are frequent enough.
     """
     folders = list(folders)
     found = Counter[str]()
     for folder in folders:
-        for answer, count in questions_of(folder, process).answers.items():
+        questions = questions_of(folder, process)
+        if not questions.answered:
+            raise UserError(
+                f"{folder.path}: none of its {questions.counts.sum()} questions has `answers` of annotators; use a "
+                "split that has them, made of the data set's questions and annotations (`trimline shard vqa`)"
+            )
+        for answer, count in questions.answers.items():
             found[normalised(answer)] += count
     found.pop("", None)
     often = [answer for answer, count in found.items() if count >= config.at_least]

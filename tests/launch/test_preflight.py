@@ -16,6 +16,7 @@ from launch import preflight
 from launch.config import RunConfig
 from launch.machine import available_cpus, available_gpus, hardware, versions
 from launch.reading import read_config
+from pipeline.metrics.captions import _wrong_with
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -179,6 +180,21 @@ def test_what_another_cluster_needs_is_not_looked_for_here(tmp_path: Path, monke
     preflight.check(config(*words, "--launcher=ray", "--cluster.workers=2", *SPREAD), tmp_path / "run")
     with pytest.raises(UserError, match=r"trim\.validation\.metric=CIDEr: caption metrics need"):
         preflight.check(config(*words, "--launcher=local"), tmp_path / "run")
+
+
+def test_a_java_that_does_not_start_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\necho 'Error: no memory' >&2\nexit 3\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    words = [*CAPTIONS, *SCORED, "--trim.validation.metric=CIDEr", "--launcher=local"]
+    with pytest.raises(UserError, match=r"and `java` ends with code 3 \(Error: no memory\): install a Java runtime"):
+        preflight.check(config(*words), tmp_path / "run")
+    java.write_text("no program")
+    _wrong_with.cache_clear()
+    with pytest.raises(UserError, match=r"and `java` does not start \(.*\): install"):
+        preflight.check(config(*words), tmp_path / "run")
+    _wrong_with.cache_clear()
 
 
 def test_consistency_of_pairs_wants_the_corpuss_identifiers(tmp_path: Path) -> None:
