@@ -10,12 +10,15 @@ the corpus's eval/metrics.py. Its README asks for validation sets made of whole 
 
 import functools
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from data_prep.entries import Entry, one_line
 from data_prep.errors import UserError
 from data_prep.json_stream import json_lines
 from data_prep.sources import published
+from data_prep.sources.chance import shuffled
 from data_prep.sources.published import Annotation, DataSet, Expected, Layout, Request
 
 IDENTIFIER = re.compile(r"[^\s/-]+(?:-[^\s/-]+){3}")
@@ -34,14 +37,39 @@ def _split_of(file: Annotation) -> str:
 def _read(request: Request) -> Iterator[Entry]:
     for file in request.files:
         split = _split_of(file)
+        kept = _sentences(file, request.config.sizes.get(split), f"nlvr2/{split}/{request.config.seed}")
         for number, value in json_lines(file.path):
             value = value or {}
+            if kept is not None and _sentence_in(value) not in kept:
+                continue
             name, sentence = str(value.get("identifier", "")), one_line(value.get("sentence"))
             label = {"true": True, "false": False}.get(str(value.get("label")).lower())
             if name.count("-") < 3 or not sentence or label is None:
                 yield Entry(split=split, id=f"line {number}", skip="malformed record")
             else:
                 yield _entry(split, name, sentence, label)
+
+
+def _sentences(file: Annotation, limit: int | None, seed: str) -> set[str] | None:
+    """Sentences whose pairs are at most `limit`, one sentence at least; None for all.
+
+    Pairs of one stay together: consistency of a few of them would be another, higher figure.
+    """
+    if limit is None:
+        return None
+    pairs = Counter(filter(None, (_sentence_in(value or {}) for _, value in json_lines(file.path))))
+    kept, left = set[str](), limit
+    for name in shuffled(sorted(pairs), seed):
+        if pairs[name] <= left or not kept:
+            kept.add(name)
+            left -= pairs[name]
+    return kept
+
+
+def _sentence_in(value: Mapping[str, Any]) -> str | None:
+    """The sentence of a line; None where it has no identifier."""
+    name = str(value.get("identifier", ""))
+    return sentence_of(name) if name.count("-") >= 3 else None
 
 
 def _entry(split: str, name: str, sentence: str, label: bool) -> Entry:
@@ -90,5 +118,6 @@ DATA = DataSet(
     splits=_SPLITS,
     splits_of=lambda request: tuple(dict.fromkeys(_split_of(file) for file in request.files)),
     read=_read,
+    notes="--sizes.dev keeps the pairs of one sentence together, so that there may be fewer.",
 )
 plan = functools.partial(published.plan, DATA)

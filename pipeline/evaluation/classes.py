@@ -27,7 +27,7 @@ from pipeline.exports import load_classification_model, method_of
 from pipeline.gathering import all_objects
 from pipeline.measure.instances import INSTANCES, Instances, write_instances
 from pipeline.measure.latency import Latency, alike, alone, candidates, packed_latency
-from pipeline.measure.outcomes import digest_of, outcomes_file, write_outcomes
+from pipeline.measure.outcomes import Outcomes, digest_of, outcomes_file, write_outcomes
 from pipeline.metrics.tally import TALLIES, Tally
 from pipeline.metrics.tasks import Score
 from pipeline.models.schedule import Intervention
@@ -41,6 +41,7 @@ from pipeline.trim_settle import reached
 from pipeline.trimming.cost import Units, units_of
 from pipeline.trimming.smarttrim import Decision
 from pipeline.trimming.target import Target
+from pipeline.validation import CONSISTENCY
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,19 @@ class Said:
     digest: str
     samples: int
     skipped: int
+
+    def outcomes(self, limit: int | None) -> tuple[list[Outcomes], str | None]:
+        """What became of the instances, and which score is missing and why.
+
+        Args:
+            limit: Only so many of the split were to be used; None for all. A part of those that are judged together
+                would be consistent more often.
+        """
+        found, lacking = self.tally.outcomes(), self.tally.lacking
+        if limit is None or self.samples + self.skipped < limit or all(one.metric != CONSISTENCY for one in found):
+            return found, lacking
+        lacking = f"no consistency: limit={limit} may leave out others that are judged with these"
+        return [one for one in found if one.metric != CONSISTENCY], lacking
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from pipeline.measure.latency import Instance, alone
 from pipeline.measure.single import SingleLatency, single_latency
 from pipeline.metrics.captions import missing_for_captions
 from pipeline.metrics.tally import check_can_be_written, check_result_file, lacking_in
+from pipeline.metrics.tasks import score_of
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner
 from pipeline.models.config import ModelConfig
@@ -199,18 +200,19 @@ def _classes(job: Job) -> Evaluated:
         questions = questions_of(ShardFolder(what.split, job.source.loader), job.process)
         _refuse_unscored(what, questions.answered, _UNANSWERED)
     said = said_on(job.model, job.source, loader, job.process)
-    scores = said.tally.scores()
+    outcomes, lacking = said.outcomes(what.limit)
+    scores = [score_of(one) for one in outcomes]
     if what.predictions is not None:
         _refuse_lacking(what.predictions, said.tally.lacking)
     _refuse_unscored(what, len(scores), _UNANSWERED)
     return Evaluated(
-        scores=[Score(metric=one.metric, value=one.value, low=one.low, high=one.high) for one in scores],
+        scores=[Score.of(one) for one in scores],
         gmacs=[macs / 1e9 for macs in said.costs.macs],
         samples=said.samples,
         skipped=said.skipped,
-        more={} if said.tally.lacking is None else {"lacking": said.tally.lacking},
+        more={} if lacking is None else {"lacking": lacking},
         write=said.tally.write,
-        outcomes=said.tally.outcomes(),
+        outcomes=outcomes,
         digest=said.digest,
     )
 
@@ -250,11 +252,7 @@ def _captioning(job: Job) -> Evaluated:
     judged = {} if missing is not None else told_scores_of(told, job.process)
     _refuse_unscored(what, len(judged), _UNTOLD)
     return Evaluated(
-        scores=[
-            Score(metric=f"{one.metric} {domain}".strip(), value=one.value, low=one.low, high=one.high)
-            for domain, found in judged.items()
-            for one in found.scores
-        ],
+        scores=[Score.of(one, domain) for domain, found in judged.items() for one in found.scores],
         gmacs=[macs / 1e9 for macs in told.costs.macs],
         samples=told.samples,
         skipped=told.skipped,

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.measure.bootstrap import joint_interval
 from pipeline.measure.outcomes import Outcomes
+from pipeline.metrics import tasks
 
 Values = tuple[Sequence[float], Sequence[str]]
 """A number for each item, and what each item is resampled with."""
@@ -27,6 +28,11 @@ class Score:
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, score: tasks.Score, what: str = "") -> "Score":
+        """A task's; `what` says of which part of the split, such as a domain."""
+        return cls(metric=f"{score.metric} {what}".strip(), value=score.value, low=score.low, high=score.high)
 
 
 @dataclass(frozen=True, kw_only=True)

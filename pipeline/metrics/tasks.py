@@ -1,6 +1,6 @@
 """Scores of a file of predictions, task by task."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +174,8 @@ def score_snli_ve(predictions: Path, annotations: Path, subset: bool) -> list[Sc
 
     Args:
         predictions: An object a line: {"pairID", "prediction"}, such as entailment.
-        annotations: snli_ve_dev.jsonl, or another of that format; pairs without a gold label are left out.
+        annotations: snli_ve_dev.jsonl, or another of that format; pairs without a gold label are left out,
+            predicted or not.
         subset: Whether pairs without a prediction are left out.
     """
     found = predictions_of(predictions, "pairID", "prediction")
@@ -185,6 +186,8 @@ def score_snli_ve(predictions: Path, annotations: Path, subset: bool) -> list[Sc
         image = row["Flickr30K_ID"] if "Flickr30K_ID" in row else row["Flikr30kID"]
         if row["gold_label"] in LABELS:
             gold[str(row["pairID"])] = row["gold_label"], str(image)
+        else:
+            found.pop(str(row["pairID"]), None)
 
     annotated(annotations, "", "pairID, gold_label and Flickr30K_ID", read)
     return _scores(snli_ve_outcomes(found, gold, answered(predictions, found, gold, subset)))
@@ -220,17 +223,18 @@ def nlvr2_outcomes(found: Mapping[str, str], labels: Mapping[str, str], names: I
     Args:
         found: Whether each example was said to be true, in any case.
         labels: Whether it is, in lower case.
-        names: Those that count, in any order.
+        names: Those that count, in any order. A sentence counts for consistency where all of its pairs are among
+            them: of a few of them it would be another, higher figure. Without such a sentence there is none.
     """
     names = sorted(names)
     right = {name: float(found[name].lower() == labels[name]) for name in names}
+    wanted, given = (Counter(map(_sentence, some)) for some in (labels, names))
     consistent: dict[str, float] = defaultdict(lambda: 1.0)
     for name in names:
-        consistent[_sentence(name)] = min(consistent[_sentence(name)], right[name])
-    return [
-        outcomes_of("accuracy", right, map(_image_set, names)),
-        outcomes_of("consistency", consistent, map(_image_set, consistent)),
-    ]
+        if given[_sentence(name)] == wanted[_sentence(name)]:
+            consistent[_sentence(name)] = min(consistent[_sentence(name)], right[name])
+    accuracy = outcomes_of("accuracy", right, map(_image_set, names))
+    return [accuracy, *([outcomes_of("consistency", consistent, map(_image_set, consistent))] if consistent else [])]
 
 
 def _sentence(identifier: str) -> str:

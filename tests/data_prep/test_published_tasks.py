@@ -1,13 +1,17 @@
 """Data sets of tasks, and data of one's own, from small files in their formats to shards that verify."""
 
 import csv
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_prep.errors import UserError
+from data_prep.shapes_published import write_published
 from data_prep.sources import ColumnsConfig
+from data_prep.sources.nlvr2 import sentence_of
 from tests.data_prep.published_files import KINDS, images, jpg, shards, write
 from tests.data_prep.samples import picture
 from tests.data_prep.stored import store
@@ -38,6 +42,21 @@ def test_nlvr2(kind, tmp_path):
     if kind == "folder":
         path = Path(pictures) / "images/train-10-1-img0.png"
         assert value["sha256"] and path.read_bytes() in (tmp_path / "out/train/00000.tar").read_bytes()
+
+
+def test_a_cut_of_nlvr2_keeps_the_pairs_of_a_sentence_together(tmp_path):
+    write_published("nlvr2", tmp_path / "raw", {"dev": 24}, 32, 3)
+    lines = [json.loads(line) for line in (tmp_path / "raw/dev.json").read_text().splitlines()]
+    whole = Counter(sentence_of(line["identifier"]) for line in lines)
+    assert max(whole.values()) > 1
+    seen = set()
+    for seed in (0, 1):
+        _, found = shards(tmp_path / str(seed), "nlvr2", root=str(tmp_path / "raw"), sizes={"dev": 30}, seed=seed)
+        kept = Counter(sample["group"] for sample in found["dev"].values())
+        assert 30 - max(whole.values()) < kept.total() <= 30
+        assert all(kept[name] == whole[name] for name in kept)
+        seen.add(frozenset(kept))
+    assert len(seen) == 2
 
 
 def test_vqa(tmp_path):

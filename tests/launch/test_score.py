@@ -123,6 +123,12 @@ def test_nlvr2_by_example_and_by_sentence(tmp_path: Path, capsys: pytest.Capture
     found = scores(capsys, "nlvr2", said, labelled)
     assert found["accuracy"]["value"] == 75
     assert found["consistency"]["value"] == pytest.approx(100 * 2 / 3)
+    said.write_text("dev-1-0-0,True\ndev-1-0-1,true\n")
+    part = scores(capsys, "nlvr2", said, labelled, "--subset")
+    assert part["accuracy"]["samples"] == 2
+    assert part["consistency"]["samples"] == 1, "the other sentence's second pair is not predicted"
+    said.write_text("dev-1-0-0,True\n")
+    assert set(scores(capsys, "nlvr2", said, labelled, "--subset")) == {"accuracy"}
     said.write_text("dev-1-0-0,True,1\n")
     assert "line 1 has 3 columns" in refused(capsys, "nlvr2", said, labelled)
     said.write_text("dev-1-0-0,True\ndev-1-1-0,1\ndev-1-0-1,0\ndev-2-0-0,True\n")
@@ -136,7 +142,8 @@ def test_nlvr2_by_example_and_by_sentence(tmp_path: Path, capsys: pytest.Capture
 def test_snli_ve_leaves_out_pairs_without_a_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [("a", "entailment"), ("b", "neutral"), ("c", "-")]
     gold = lines(tmp_path / "dev.jsonl", [{"pairID": n, "gold_label": g, "Flickr30K_ID": 7} for n, g in rows])
-    said = lines(tmp_path / "said.jsonl", [{"pairID": n, "prediction": "entailment"} for n in "ab"])
-    assert scores(capsys, "snli_ve", said, gold)["accuracy"] == {
-        "metric": "accuracy", "value": 50, "low": 50, "high": 50, "samples": 2
-    }  # fmt: skip
+    for names in ("ab", "abc"):
+        said = lines(tmp_path / "said.jsonl", [{"pairID": n, "prediction": "entailment"} for n in names])
+        assert scores(capsys, "snli_ve", said, gold)["accuracy"] == {
+            "metric": "accuracy", "value": 50, "low": 50, "high": 50, "samples": 2
+        }  # fmt: skip
