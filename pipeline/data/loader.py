@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data_prep.errors import UserError
+from pipeline.data.bad_share import check_bad_share
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.board import StallWatch
 from pipeline.data.decode import Encoded, Pixels
@@ -33,7 +34,6 @@ from pipeline.process import Process
 logger = logging.getLogger(__name__)
 
 Sources = Sequence[tuple[str | Path, float]]
-_GRACE = 1000  # samples over which the share of bad ones is taken at least
 _WARN_EVERY = 1000
 
 
@@ -158,7 +158,7 @@ class StepLoader(DataLoader[Any]):
         self._steps = steps
         self._sources = sources
         self._quarantine = None if quarantine is None else Quarantine(quarantine, process.rank)
-        self._max_bad_share = config.max_bad_share
+        self.max_bad_share = config.max_bad_share
         self._stall_seconds = config.stall_seconds
         self._dataset = dataset
         self._slot_count = min(config.workers * config.prefetch + 1, max(1, len(steps)))
@@ -219,13 +219,9 @@ class StepLoader(DataLoader[Any]):
             self.reasons[kind_of(skip.reason)] += 1
         if batch.skipped and self._quarantine is not None:
             self._quarantine.add(step, batch.skipped, self._sources)
-        if self.bad > self._max_bad_share * max(self.seen + self.bad, _GRACE):
-            last = batch.skipped[-1]
-            raise UserError(
-                f"{self.bad} of {self.seen + self.bad} samples could not be used, the last one {last.name}: "
-                f"{last.reason}; more than max_bad_share={self._max_bad_share}: check the shards "
-                "with `trimline verify`, or allow more"
-            )
+        check_bad_share(
+            self.seen, self.bad, self.max_bad_share, *(f"{at.name}: {at.reason}" for at in batch.skipped[-1:])
+        )
 
 
 def _how_ended(code: int) -> str:

@@ -18,9 +18,9 @@ from pipeline.data.loader import StepLoader
 from pipeline.data.sample import EveryImage
 from pipeline.evaluation.classes import Costs, judged, predictions_file, row_of, rows_of
 from pipeline.evaluation.config import EvaluateConfig, Row, source_of
+from pipeline.evaluation.counted import used_and_left_out
 from pipeline.evaluation.source import Source
 from pipeline.evaluation.unscored import note_unscored
-from pipeline.gathering import all_objects
 from pipeline.measure.outcomes import digest_of, outcomes_file, write_outcomes
 from pipeline.metrics.caption_tally import CaptionTally
 from pipeline.metrics.captions import missing_for_captions
@@ -93,7 +93,7 @@ def told_on(captioner: Captioner, source: Source, loader: StepLoader, process: P
     for one in batches:
         tally.add(one.batch, one.told)
         costs.join(one.costs)
-    seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
+    seen, bad = used_and_left_out(loader, process)
     asked = (zip(one.batch.keys, one.batch.ids, one.batch.captions, strict=True) for one in batches)
     digest = digest_of((key, name, *said) for batch in asked for key, name, said in batch)
     return ToldSplit(tally, costs, digest, seen, bad)

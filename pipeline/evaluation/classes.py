@@ -21,10 +21,10 @@ from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import StepLoader
 from pipeline.data.text import Tokenizer
 from pipeline.evaluation.config import EvaluateConfig, Row, source_of
+from pipeline.evaluation.counted import used_and_left_out
 from pipeline.evaluation.source import Source
 from pipeline.evaluation.unscored import note_unscored
 from pipeline.exports import load_classification_model, method_of
-from pipeline.gathering import all_objects
 from pipeline.measure.instances import INSTANCES, Instances, write_instances
 from pipeline.measure.latency import Latency, alike, alone, candidates, packed_latency
 from pipeline.measure.outcomes import Outcomes, digest_of, outcomes_file, write_outcomes
@@ -156,7 +156,7 @@ def said_on(model: ClassificationModel, source: Source, loader: StepLoader, proc
     for one in answered:
         tally.add(one.batch, one.said, model.classes.names)
         costs.join(one.costs)
-    seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
+    seen, bad = used_and_left_out(loader, process)
     asked = (zip(one.batch.keys, one.batch.ids, one.batch.texts, strict=True) for one in answered)
     digest = digest_of(words for batch in asked for words in batch)
     return Said(tally, costs, instances, digest, seen, bad)

@@ -17,10 +17,10 @@ from pipeline.data.sample import EveryImage
 from pipeline.data.text import Tokenizer
 from pipeline.evaluation.classes import Costs, answered_on, row_of
 from pipeline.evaluation.config import EvaluateConfig, Ranking, Row, source_of
+from pipeline.evaluation.counted import used_and_left_out
 from pipeline.evaluation.scores import Evaluated, Score, percent
 from pipeline.evaluation.source import Source
 from pipeline.exports import load_classification_model
-from pipeline.gathering import all_objects
 from pipeline.measure.bootstrap import Series
 from pipeline.measure.instances import INSTANCES, Instances, write_instances
 from pipeline.measure.outcomes import Outcomes, digest_of, numbered, outcomes_file, write_outcomes
@@ -74,7 +74,7 @@ def evaluate_retrieval(
     ranks = rank_split(model, gallery, ranking.rerank, process, methods)
     outcomes = outcomes_of(gallery, ranks)
     cost = CostModel(model, matching_parts(model), None, contrast=True)
-    seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
+    seen, bad = used_and_left_out(loader, process)
     return Evaluated(
         scores=scores_of(outcomes),
         gmacs=(cost.full(units_of(model, gallery.mask_TL)) / 1e9).tolist(),

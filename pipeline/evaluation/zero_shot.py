@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from data_prep.errors import UserError
 from pipeline.data.loader import StepLoader
 from pipeline.data.shards import ShardFolder
+from pipeline.evaluation.counted import used_and_left_out
 from pipeline.evaluation.scores import Evaluated, percent
 from pipeline.evaluation.source import Source
-from pipeline.gathering import all_objects, assemble
+from pipeline.gathering import assemble
 from pipeline.measure.flops import LayerTokens, linear_macs, vision_macs
 from pipeline.measure.outcomes import digest_of, numbered
 from pipeline.metrics.ranks import ranks_of
@@ -96,7 +97,7 @@ def evaluate_zero_shot(
     recalled = {"accuracy": 1, "top-5 accuracy": 5}
     hits = {metric: (rank_I < k).float().tolist() for metric, k in recalled.items() if k < len(names)}
     outcomes = [outcomes_of(metric, dict(zip(keys, of, strict=True)), clusters) for metric, of in hits.items()]
-    seen, bad = (sum(counts) for counts in zip(*all_objects(process, (loader.seen, loader.bad)), strict=True))
+    seen, bad = used_and_left_out(loader, process)
     guessed = sum(len(set(of)) for of in numbers.values()) / len(names) / len(images)
     return Evaluated(
         scores=[percent(metric, (values, clusters)) for metric, values in hits.items()],

@@ -14,7 +14,7 @@ from pipeline.models.config import BackboneName
 from pipeline.process import Process
 from pipeline.tasks.classes import NLVR2
 from tests.pipeline.data.samples import spoil as damage
-from tests.pipeline.distributed import run_ranks
+from tests.pipeline.distributed import RankError, run_ranks
 from tests.pipeline.evaluation.exports import split, statement_export
 from tests.pipeline.evaluation.test_retrieval import on_rank, spoil
 
@@ -45,6 +45,18 @@ def test_a_batch_of_which_nothing_can_be_used_leaves_the_others_in_their_order(t
         for batch_size in (1, 2):
             for result in run_ranks(on_rank, world_size, replace(asked, batch_size=batch_size)):
                 assert result["outcomes"] == wanted["outcomes"] and result["gmacs"] == wanted["gmacs"]
+
+
+def test_as_many_may_be_bad_with_several_processes_as_with_one(tmp_path: Path) -> None:
+    """12 of 46, where 10 always may: six in either half."""
+    folder, data = statement_export(tmp_path / "export"), split(tmp_path / "test", 23)
+    for row in (1, 2, 3, 15, 16, 17):
+        damage(data, row)
+    asked = Evaluation(model=folder, task="statement", split=str(data))
+    with pytest.raises(UserError, match="of 46 samples could not be used"):
+        on_rank(Process(), asked)
+    with pytest.raises(RankError, match="12 of 46 samples could not be used; more than max_bad_share"):
+        run_ranks(on_rank, 2, asked)
 
 
 @pytest.mark.parametrize("backbone", ["blip", "meter"])
