@@ -248,7 +248,7 @@ def _unknown(key: str, where: str, known: Sequence[str]) -> str:
     if not close and elsewhere:
         nearest = elsewhere[0]
     hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(siblings.values())}"
-    return f"unknown key {key} in {where}; {hint} (--print_config lists all)"
+    return f"unknown key {key} in {where}; {hint} (docs/reference/config.md lists all)"
 
 
 def _with_whole_key(message: str, known: Sequence[str], given: jsonargparse.Namespace) -> str:

@@ -186,7 +186,7 @@ def _trained_small(words: list[str], folder: Path) -> list[str]:
     for option in [option for option in _TRAINED if option in words]:
         words = with_option(words, option, _TRAINED[option])
     if "GFLOPs" in " ".join(words):  # those of the demo's model
-        words = with_option(words, "--trim.targets", "[1.0, 2.0x]")
+        words = with_option(words, "--targets" if "--targets" in words else "--trim.targets", "[1.0, 2.0x]")
     if "evit" in words:  # with it a model of 4 layers can reach 1.86x
         words = with_option(words, "--trim.targets", "[1.0, 1.5]")
     return words
