@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class SmartTrimConfig:
     Attributes:
         trimmers: Size and start of the trimmers.
         curriculum: Fall of the kept shares.
+        cost: What the cost loss wants: ``groups``: of each group its share, the paper's eq. 8; ``total``: the wanted
+            multiply-accumulates, so that the task decides which groups they are saved in.
         distill_weight: λ_SD, of the full model's loss and the divergence from it.
         cost_weight: λ_cost.
         calibrate: Training instances on which the scores' shift is settled at the end, so that the mean cost is the
@@ -49,6 +51,7 @@ class SmartTrimConfig:
 
     trimmers: TrimmerConfig = field(default_factory=TrimmerConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    cost: Literal["groups", "total"] = "groups"
     distill_weight: float = 1.0
     cost_weight: float = 20.0
     calibrate: int = 1024
@@ -339,17 +342,23 @@ class ClassificationTask(EachPartAlone):
         assert self.model.trimmers is not None
         learned = {group: share for group, share in shares.items() if group in self.model.trimmers.learned}
         if learned:
-            named["cost"] = cost_loss(learned, dict.fromkeys(learned, wanted))
+            named["cost"] = self._cost(learned, measured, progress)
             total = total + self.config.cost_weight * named["cost"]
-            self.measured.append(measured)
+            self.measured.append(measured.detach())
         if answers.full_BA is not None:
             named["full"] = self.classes.loss(answers.full_BA, targets)
             named["divergence"] = self.classes.divergence(answers.trimmed_BA, answers.full_BA)
             total = total + self.config.distill_weight * (named["full"] + named["divergence"])
         scalars: dict[str, Tensor | float] = {f"kept/{group}": share.detach() for group, share in shares.items()}
-        scalars |= {"wanted": wanted, "shift": self.curriculum.shift, "cost_share": measured}
+        scalars |= {"wanted": wanted, "shift": self.curriculum.shift, "cost_share": measured.detach()}
         scalars["accuracy"] = self.classes.accuracy(answers.trimmed_BA, targets)
         return Losses(total, named, scalars)
+
+    def _cost(self, shares: Mapping[str, Tensor], measured: Tensor, progress: float) -> Tensor:
+        """How far what is kept is from what is wanted now."""
+        if self.config.cost == "total":
+            return (measured - self.curriculum.wanted_cost(progress, 1 / self.target)) ** 2
+        return cost_loss(shares, dict.fromkeys(shares, self.curriculum.wanted(progress)))
 
     def before_update(self, progress: float) -> None:
         """Let what is not learned keep as much as the curriculum says."""

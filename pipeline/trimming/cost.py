@@ -116,7 +116,7 @@ class CostModel:
         return self._layers(self._counts(kept, units, self.steps), units, self.steps) + self._own(kept, units, share)
 
     def of(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
-        """(B,) MACs of given decisions on instances with these units, trimmers included.
+        """(B,) MACs of given decisions on instances with these units, trimmers included; differentiable where they are.
 
         A trimmed head counts as not computed at all, as packed execution has it.
         """
@@ -307,8 +307,8 @@ def _decided(decisions: Mapping[str, Decision]) -> dict[str, Kept]:
     """What decisions keep."""
     kept = {}
     for name, decision in decisions.items():
-        left = 1.0 + decision.tokens_B.detach()
-        heads = [None if each is None else each.detach().sum(1) for each in (decision.self_BH, decision.cross_BH)]
+        left = 1.0 + decision.tokens_B
+        heads = [None if each is None else each.sum(1) for each in (decision.self_BH, decision.cross_BH)]
         if decision.entering_B is None:
             kept[name] = Kept(left, None, *heads)
         else:
