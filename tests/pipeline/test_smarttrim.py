@@ -1,5 +1,7 @@
 """SmartTrim: masked and packed execution agree; the start, the gradient, the cost and the curriculum."""
 
+from typing import Any, Literal
+
 import pytest
 import torch
 
@@ -173,12 +175,13 @@ def test_shares_and_cost_loss_by_hand() -> None:
     assert float(cost_loss(shares, dict.fromkeys(shares, 0.5))) == pytest.approx(0.25)
 
 
-def test_the_cost_loss_reaches_its_target_while_layers_differ() -> None:
-    """γ binds each group over all its layers, not each layer: on few instances, without the shift of all scores."""
+def trained_to_cost(cost: Literal["groups", "total"]) -> tuple[ClassificationTask, list[float], dict[str, Any]]:
+    """On few instances, without the shift of all scores: the task, its cost losses, and what is kept at the end."""
     config = SmartTrimConfig(
         trimmers=TrimmerConfig(noise=0.0, keep_bias=2.0, last_std=0.1),
         curriculum=CurriculumConfig(share=0.0, gain=0.0),
         distill_weight=0.0,
+        cost=cost,
     )
     model, batch = model_with(config.trimmers), small_batch(8)
     units = units_of(model.backbone, batch.token_mask)
@@ -193,14 +196,30 @@ def test_the_cost_loss_reaches_its_target_while_layers_differ() -> None:
     trimming = MaskedTrimming(model.trimmers)  # type: ignore[arg-type]
     with torch.no_grad():
         model.classify(scale(batch.pixels), batch.token_ids, batch.token_mask, [trimming])
-    cost, wanted = model.cost_model(), task.curriculum.wanted(1.0)
-    shares = {group: float(share) for group, share in cost.kept_shares(trimming.decisions, units).items()}
+    counted, decisions = model.cost_model(), trimming.decisions
+    return task, costs, {
+        "groups": {group: float(share) for group, share in counted.kept_shares(decisions, units).items()},
+        "places": {place: float(each.mean()) for place, each in counted.kept_by_place(decisions, units).items()},
+        "cost": float((counted.of(decisions, units) / counted.full(units)).mean()),
+    }  # fmt: skip
+
+
+def test_the_cost_loss_reaches_its_target_while_layers_differ() -> None:
+    """γ binds each group over all its layers, not each layer."""
+    task, costs, kept = trained_to_cost("groups")
+    wanted = task.curriculum.wanted(1.0)
     assert wanted < 0.9 and costs[0] > 20 * costs[-1]
-    assert shares == pytest.approx(dict.fromkeys(shares, wanted), abs=0.06)
-    layers = {place: float(share_B.mean()) for place, share_B in cost.kept_by_place(trimming.decisions, units).items()}
+    assert kept["groups"] == pytest.approx(dict.fromkeys(kept["groups"], wanted), abs=0.06)
     for group in ("vision", "msa"):
-        own = [share for place, share in layers.items() if place.group == group]
+        own = [share for place, share in kept["places"].items() if place.group == group]
         assert max(own) - min(own) > 0.15, (group, own)
+
+
+def test_the_loss_of_the_total_cost_reaches_it_while_groups_differ() -> None:
+    _, costs, kept = trained_to_cost("total")
+    assert costs[0] > 20 * costs[-1]
+    assert kept["cost"] == pytest.approx(1 / 1.5, abs=0.03)
+    assert max(kept["groups"].values()) - min(kept["groups"].values()) > 0.1
 
 
 def test_the_full_cost_is_what_torchs_flop_counter_counts() -> None:
@@ -237,6 +256,7 @@ def test_the_solved_share_reaches_the_wanted_cost_or_says_what_can_be_reached() 
 def test_the_curriculum_falls_linearly_then_the_price_follows_what_was_measured() -> None:
     curriculum = Curriculum(CurriculumConfig(share=0.5, gain=0.1), 0.6)
     assert [round(curriculum.wanted(p), 6) for p in (0, 0.25, 0.5, 1)] == [1.0, 0.8, 0.6, 0.6]
+    assert curriculum.wanted_cost(0.25, 0.4) == pytest.approx(0.7)
     curriculum.observe(0.4, 0.9, 0.5)
     assert curriculum.shift == 0
     curriculum.observe(0.6, 0.7, 0.5)
