@@ -53,6 +53,8 @@ from pipeline.trimming.trimmers import Trimmers
 log = logging.getLogger(__name__)
 
 TYPICAL_TEXTS = 512
+_MOVED = 0.1
+"""Share by which settling may change the cost without a word."""
 
 
 def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig, max_tokens: int) -> None:
@@ -305,4 +307,13 @@ def _settle(model: ClassificationModel, config: TrimConfig, target: Target, plan
     count = config.smarttrim.calibrate
     if not count:
         return Settled(0.0, None, None, target.amount, None, target.unit)
-    return Settler(model, target, examples.draw(count), examples).settle(plan)
+    settled = Settler(model, target, examples.draw(count), examples).settle(plan)
+    if settled.before is not None and settled.after is not None and abs(settled.before / settled.after - 1) > _MOVED:
+        log.info(
+            "without the noise of training the model cost %.2f of the full one, so its scores were shifted until it "
+            "cost %.2f: it decides otherwise than it was trained to; trim.smarttrim.trimmers.noise_fade can end the "
+            "noise before training ends",
+            settled.before,
+            settled.after,
+        )
+    return settled
