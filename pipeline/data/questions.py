@@ -6,10 +6,12 @@ The index of a split counts captions and statements alone, so the split is read 
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.errors import UserError
 from pipeline.data.decode import BadSample
 from pipeline.data.order import Unit, Units
 from pipeline.data.sample import questions_in
@@ -31,11 +33,33 @@ class Questions:
         counts: (rows,) questions of each sample.
         answers: How often each answer is the one that most annotators gave, as it is written.
         answered: How many questions have annotators' answers.
+        repeated: Those `question_id` that stand more than once, in their order.
+        nameless: How many questions have none.
     """
 
     counts: NDArray[np.int64]
     answers: Counter[str]
     answered: int
+    repeated: tuple[int | str, ...] = ()
+    nameless: int = 0
+
+    def refuse_alike(self, split: str | Path) -> None:
+        """Refuses, before anything is said to them, questions whose answers could not be told apart.
+
+        Raises:
+            UserError: Some have no `question_id`, or that of another.
+        """
+        if self.nameless:
+            raise UserError(
+                f"{split}: {self.nameless} questions have no question_id, which tells results apart; give each one an "
+                "id, as `trimline shard vqa` does"
+            )
+        if self.repeated:
+            first = ", ".join(map(str, self.repeated[:3]))
+            raise UserError(
+                f"{split}: {len(self.repeated)} question_ids stand more than once, the first ones {first}, so results "
+                "cannot be told apart; give each question an id of its own"
+            )
 
 
 def question_units(folder: ShardFolder, unit: Unit, process: Process) -> Units:
@@ -66,6 +90,7 @@ def questions_of(folder: ShardFolder, process: Process) -> Questions:
 
 def _read(folder: ShardFolder) -> Questions:
     counts, answers, answered, bad = np.zeros(len(folder), dtype=np.int64), Counter[str](), 0, 0
+    ids = Counter[int | str | None]()
     for row, sample in folder.in_order():
         asked = None if isinstance(sample, BadSample) else sample.fields.get("questions", [])
         if not isinstance(asked, list):
@@ -75,6 +100,9 @@ def _read(folder: ShardFolder) -> Questions:
         fit = [] if isinstance(sample, BadSample) else questions_in(sample.fields)
         answers.update(str(one["answer"]) for one in fit if one.get("answer"))
         answered += sum(bool(one.get("answers")) for one in fit)
+        ids.update(one.get("question_id") for one in fit)
     if bad:
         log.warning("%s: the questions of %d of %d samples cannot be read", folder.path, bad, len(folder))
-    return Questions(counts, answers, answered)
+    nameless = ids.pop(None, 0)
+    repeated = tuple(name for name, count in ids.items() if name is not None and count > 1)
+    return Questions(counts, answers, answered, repeated, nameless)

@@ -19,6 +19,8 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import StepLoader
+from pipeline.data.questions import questions_of
+from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.evaluation.config import EvaluateConfig, Row, source_of
 from pipeline.evaluation.counted import used_and_left_out
@@ -151,6 +153,8 @@ def said_on(model: ClassificationModel, source: Source, loader: StepLoader, proc
     Raises:
         UserError: Nothing could be used, results could not be told apart, or a score is not finite.
     """
+    if model.classes.text == "questions":
+        questions_of(ShardFolder(source.split, source.loader), process).refuse_alike(source.split)
     answered, instances = answered_on(model, source, ([batch] for batch in loader), process)
     tally, costs = TALLIES[model.classes.task](), Costs()
     for one in answered:
