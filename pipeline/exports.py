@@ -168,7 +168,8 @@ def build_classification_model(described: dict[str, Any], classes: Classes = STA
         elif "reduction" in method:
             reduction = method["reduction"]
             trimmers = ReductionConfig(**{**reduction, "layers": tuple(reduction["layers"])})
-        policy = Policy(**method.get("policy", {}))
+        written: dict[str, Any] = method.get("policy", {})
+        policy = Policy(**written | ({"groups": tuple(written["groups"])} if "groups" in written else {}))
         share = float(method.get("share", 1.0))
         pruning = _kept_pruning(described.get("pruning"))
     except (KeyError, TypeError, ValueError) as error:

@@ -18,9 +18,9 @@ from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.answer_list import AnswersConfig
 from pipeline.tasks.classes import TOLD, TaskName
 from pipeline.tasks.classification import SmartTrimConfig
-from pipeline.trimming.methods import MethodsConfig
+from pipeline.trimming.methods import SMART, MethodsConfig
 from pipeline.trimming.target import Target
-from pipeline.trimming.trimmers import TrimmerConfig
+from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig
 from pipeline.trimming.vision_only import ReductionConfig
 from pipeline.validation import ValidationConfig
 
@@ -97,6 +97,11 @@ class TrimConfig(MethodsConfig):
             raise UserError("trim.method=ftkd is not made for trim.task=nlvr2, which has two pictures; use another")
         if self.task in (*TOLD, "vqa_generative"):
             self._check_no_classifier([Target.parse(target) for target in self.targets])
+
+    @property
+    def policy(self) -> Policy:
+        """See `MethodsConfig.policy`; SmartTrim's own with the groups that it is to trim."""
+        return replace(SMARTTRIM, groups=self.smarttrim.groups) if self.method == SMART else super().policy
 
     def _check_no_classifier(self, targets: list[Target]) -> None:
         """Refuses what was made for classifiers that look at a text beside the picture."""

@@ -23,8 +23,8 @@ from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.calibrate import calibrate
 from pipeline.trimming.cost import solve_share, units_of
 from pipeline.trimming.fixed import decay_rate
-from pipeline.trimming.smarttrim import Decision, group_of
-from pipeline.trimming.trimmers import HeadTrimmer, TokenTrimmer, TrimmerConfig, Trimmers
+from pipeline.trimming.smarttrim import Decision
+from pipeline.trimming.trimmers import HeadTrimmer, TokenTrimmer, TrimmerConfig, Trimmers, group_of
 
 REFERENCE = "full"
 _CALIBRATED_ON = 4

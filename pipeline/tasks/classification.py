@@ -30,7 +30,7 @@ from pipeline.trimming.cost import CostModel, Units, cost_loss, solve_share, uni
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
 from pipeline.trimming.kept_pruning import KeptPruning
 from pipeline.trimming.smarttrim import Decision, Gate, GumbelGate, MaskedTrimming, PackedTrimming, threshold
-from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig, Trimmers
+from pipeline.trimming.trimmers import SMARTTRIM, Group, Policy, TrimmerConfig, Trimmers
 from pipeline.trimming.vision_only import ReducedVision, ReductionConfig, VisionRun
 
 
@@ -41,6 +41,8 @@ class SmartTrimConfig:
     Attributes:
         trimmers: Size and start of the trimmers.
         curriculum: Fall of the kept shares.
+        groups: What SmartTrim trims: tokens of pictures (``vision``) and texts, heads of self-attention (``msa``) and
+            cross-attention (``mca``). A small model may want its few heads, and fewer tokens for them.
         cost: What the cost loss wants: ``groups``: of each group its share, the paper's eq. 8; ``total``: the wanted
             multiply-accumulates, so that the task decides which groups they are saved in.
         distill_weight: λ_SD, of the full model's loss and the divergence from it.
@@ -51,6 +53,7 @@ class SmartTrimConfig:
 
     trimmers: TrimmerConfig = field(default_factory=TrimmerConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    groups: tuple[Group, ...] = SMARTTRIM.groups
     cost: Literal["groups", "total"] = "groups"
     distill_weight: float = 1.0
     cost_weight: float = 20.0
@@ -58,6 +61,9 @@ class SmartTrimConfig:
 
     def __post_init__(self) -> None:
         at_least(self, "smarttrim", 0, "distill_weight", "cost_weight", "calibrate")
+        if not self.groups or len(set(self.groups)) != len(self.groups):
+            given = ", ".join(SMARTTRIM.groups)
+            raise UserError(f"smarttrim.groups={list(self.groups)} must name at least one of {given}, each once")
 
 
 class Answers(NamedTuple):

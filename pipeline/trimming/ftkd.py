@@ -21,8 +21,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.schedule import site
 from pipeline.precision import at_least_float32
 from pipeline.trimming.cost import CostModel, Units
-from pipeline.trimming.smarttrim import group_of
-from pipeline.trimming.trimmers import block_size
+from pipeline.trimming.trimmers import block_size, group_of
 
 NEAR = 0.02
 """Part of the wanted cost that a more even choice of layers may be off."""

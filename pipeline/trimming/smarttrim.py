@@ -15,7 +15,7 @@ from pipeline.models.packing import keep_packed, pack
 from pipeline.models.schedule import Advance, InBlock, Step, Streams, TokenStream, site
 from pipeline.precision import at_least_float32
 from pipeline.trimming.fixed import RandomTokens, RankedHeads
-from pipeline.trimming.trimmers import HeadTrimmer, StepTrimmers, Trimmers
+from pipeline.trimming.trimmers import HeadTrimmer, StepTrimmers, Trimmers, group_of
 
 NO_RANKS: Mapping[str, Tensor] = {}
 
@@ -117,7 +117,7 @@ class MaskedTrimming:
         sight = look(self.trimmers, advance, streams)
         heads = score_heads(trimmers, self.gate, sight)
         scores_BN = score_tokens(trimmers, sight, self.ranks.get(advance.trimmed))
-        gate = self.gate if "vision" in self.trimmers.learned else threshold
+        gate = self.gate if group_of(advance.trimmed) in self.trimmers.learned else threshold
         kept_BN = None if scores_BN is None else self._keep(stream, gate(scores_BN))
         present_BN = _there(stream) if kept_BN is None else kept_BN
         self.decisions[name] = Decision(
@@ -272,8 +272,3 @@ def _there(stream: TokenStream) -> Tensor:
     if stream.present is None:
         return stream.x.new_ones(stream.x.shape[:2])
     return at_least_float32(stream.present.to(stream.x.dtype))
-
-
-def group_of(stream: str) -> str:
-    """Which kept share a stream's tokens count for: vision or text."""
-    return "vision" if stream == "image" else "text"

@@ -65,6 +65,17 @@ class TrimmerConfig:
         return self.noise * min(risen, left)
 
 
+Group = Literal["vision", "text", "msa", "mca"]
+"""Tokens of pictures and of texts, heads of self-attention and of cross-attention."""
+_TOKENS: tuple[Group, ...] = ("vision", "text")
+_HEADS: tuple[Group, ...] = ("msa", "mca")
+
+
+def group_of(stream: str) -> Group:
+    """Which kept share a stream's tokens count for."""
+    return "vision" if stream == "image" else "text"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """Who decides which tokens and which heads stay.
@@ -73,21 +84,23 @@ class Policy:
         tokens: ``global``: trimmers with local and global score; ``local``: trimmers without the global one;
             ``random``: as many as the share says, drawn for each instance; ``all``: every token stays.
         heads: ``trimmers``; ``ranked``: the first ones of an order that was settled before training; ``all``.
+        groups: Of which anything is scored or drawn; of the others all stays.
     """
 
     tokens: Literal["global", "local", "random", "all"] = "global"
     heads: Literal["trimmers", "ranked", "all"] = "trimmers"
+    groups: tuple[Group, ...] = (*_TOKENS, *_HEADS)
 
     @property
     def learned(self) -> frozenset[str]:
-        """Groups (of `cost.GROUPS`) that trimmers decide on."""
-        tokens = ("vision", "text") if self.tokens in ("global", "local") else ()
-        return frozenset((*tokens, *(("msa", "mca") if self.heads == "trimmers" else ())))
+        """Groups that trimmers decide on."""
+        tokens = _TOKENS if self.tokens in ("global", "local") else ()
+        return frozenset((*tokens, *(_HEADS if self.heads == "trimmers" else ()))) & frozenset(self.groups)
 
     @property
     def asks(self) -> bool:
         """Whether what stays of one modality depends on the other: only the global score asks it."""
-        return self.tokens == "global"
+        return self.tokens == "global" and not self.learned.isdisjoint(_TOKENS)
 
 
 SMARTTRIM = Policy()
@@ -200,18 +213,23 @@ class StepTrimmers(nn.Module):
         super().__init__()
         width, heads = block_size(advance)
         self.tokens: TokenTrimmer | RandomTokens | None = None
-        if policy.tokens == "random":
+        trimmed = group_of(advance.trimmed) in policy.groups
+        if trimmed and policy.tokens == "random":
             self.tokens = RandomTokens(place)
-        elif policy.tokens != "all":
+        elif trimmed and policy.tokens != "all":
             own, asked = (guide_width, width) if advance.tells_of else (width, guide_width)
             self.tokens = TokenTrimmer(own, asked if policy.tokens == "global" else None, config)
-        self.self_heads = _decider(width, heads, config, policy)
-        self.cross_heads = None if not advance.sources else _decider(width + guide_width, heads, config, policy)
+        self.self_heads = _decider("msa", width, heads, config, policy)
+        self.cross_heads = None
+        if advance.sources:
+            self.cross_heads = _decider("mca", width + guide_width, heads, config, policy)
 
 
-def _decider(width: int, heads: int, config: TrimmerConfig, policy: Policy) -> HeadTrimmer | RankedHeads | None:
+def _decider(
+    group: Group, width: int, heads: int, config: TrimmerConfig, policy: Policy
+) -> HeadTrimmer | RankedHeads | None:
     """Who decides on the heads of one attention."""
-    if policy.heads == "all":
+    if policy.heads == "all" or group not in policy.groups:
         return None
     return RankedHeads(heads) if policy.heads == "ranked" else HeadTrimmer(width, heads, config)
 

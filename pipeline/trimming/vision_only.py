@@ -25,7 +25,8 @@ from pipeline.pruning.evit import AttentivePruning, attentive_macs
 from pipeline.pruning.intervention import Pruning
 from pipeline.pruning.selection import Selection
 from pipeline.pruning.tome import TokenMerging, matching_macs
-from pipeline.trimming.smarttrim import Decision, group_of
+from pipeline.trimming.smarttrim import Decision
+from pipeline.trimming.trimmers import group_of
 
 ReductionName = Literal["trips", "evit", "tome"]
 
