@@ -12,6 +12,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
 from pipeline.pruning.elip import ElipConfig
+from pipeline.tasks.classification import SmartTrimConfig
 from pipeline.tasks.pretraining import ObjectiveConfig
 from pipeline.trim_config import TrimConfig
 from pipeline.trimming.curriculum import CurriculumConfig
@@ -45,6 +46,8 @@ LOOP = LoopConfig(samples=1, global_batch=1)
         (TrimmerConfig, {"noise_fade": -0.1}),
         (TrimmerConfig, {"last_std": 0.0}),
         (CurriculumConfig, {"gain": -0.1}),
+        (SmartTrimConfig, {"groups": ()}),
+        (SmartTrimConfig, {"groups": ("msa", "msa")}),
         (EvaluateConfig, {"pictures": -1}),
         (EvaluateConfig, {"rerank": -1}),
         (LoopConfig, {"samples": 1, "global_batch": 1, "checkpoint_seconds": math.nan}),

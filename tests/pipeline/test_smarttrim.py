@@ -7,6 +7,7 @@ import torch
 
 from data_prep.errors import UserError
 from pipeline.measure.flops import linear_macs
+from pipeline.models.config import BackboneName
 from pipeline.models.packing import keep_packed, pack
 from pipeline.models.schedule import TokenStream
 from pipeline.process import Process
@@ -16,9 +17,9 @@ from pipeline.trimming.cost import GROUPS, cost_loss, solve_share, units_of
 from pipeline.trimming.curriculum import Curriculum, CurriculumConfig
 from pipeline.trimming.distillation import class_divergence
 from pipeline.trimming.smarttrim import GumbelGate, MaskedTrimming, PackedTrimming, threshold
-from pipeline.trimming.trimmers import TrimmerConfig
+from pipeline.trimming.trimmers import SMARTTRIM, Group, Policy, TrimmerConfig, Trimmers
 from tests.pipeline.distributed import run_ranks
-from tests.pipeline.small import scale, small_albef, small_batch
+from tests.pipeline.small import scale, small_batch, small_model
 
 MIXED = TrimmerConfig(keep_bias=0.1, last_std=0.5)  # about half of everything goes
 
@@ -30,9 +31,10 @@ def doubles() -> object:
     torch.set_default_dtype(torch.float32)
 
 
-def model_with(trimmers: TrimmerConfig | None, seed: int = 0) -> ClassificationModel:
-    backbone = small_albef(seed)
-    return ClassificationModel(backbone, trimmers).eval()
+def model_with(
+    trimmers: TrimmerConfig | None, seed: int = 0, backbone: BackboneName = "albef", policy: Policy = SMARTTRIM
+) -> ClassificationModel:
+    return ClassificationModel(small_model(backbone, seed), trimmers, policy).eval()
 
 
 @pytest.mark.parametrize("trimmers", [MIXED, TrimmerConfig(keep_bias=-9.0), TrimmerConfig(keep_bias=9.0)])
@@ -50,6 +52,32 @@ def test_masked_and_packed_execution_agree(trimmers: TrimmerConfig, seed: int) -
     cost = model.cost_model()
     units = units_of(model.backbone, batch.token_mask)
     torch.testing.assert_close(cost.of(masked.decisions, units), cost.of(packed.decisions, units))
+
+
+@pytest.mark.parametrize("groups", [("vision",), ("text",), ("vision", "text"), ("msa",), ("mca", "text")])
+@pytest.mark.parametrize("backbone", ["albef", "blip", "meter"])
+def test_groups_that_are_left_alone_keep_all_and_the_others_learn(
+    groups: tuple[Group, ...], backbone: BackboneName
+) -> None:
+    policy = Policy(groups=groups)
+    model, batch = model_with(MIXED, 0, backbone, policy), small_batch(5)
+    assert isinstance(model.trimmers, Trimmers) and model.trimmers.learned == set(groups)
+    inputs, units = (
+        (scale(batch.pixels), batch.token_ids, batch.token_mask),
+        units_of(model.backbone, batch.token_mask),
+    )
+    masked, packed = MaskedTrimming(model.trimmers), PackedTrimming(model.trimmers)
+    torch.testing.assert_close(model.classify(*inputs, [masked]), model.classify(*inputs, [packed]))
+    cost = model.cost_model()
+    torch.testing.assert_close(cost.of(masked.decisions, units), cost.of(packed.decisions, units))
+    shares = cost.kept_shares(masked.decisions, units)
+    assert all((float(share) < 1) == (group in groups) for group, share in shares.items()), shares
+    assert solve_share(cost, units, 1.05) < 1
+    learning = MaskedTrimming(model.trimmers, GumbelGate(0.1, 1.0))
+    answers = model.classify(*inputs, [learning])
+    kept = {group: share for group, share in cost.kept_shares(learning.decisions, units).items() if group in groups}
+    (answers.square().sum() + cost_loss(kept, dict.fromkeys(kept, 0.1))).backward()
+    assert all(parameter.grad is not None for parameter in model.trimmers.parameters())
 
 
 def test_where_nothing_is_trimmed_the_answers_are_the_full_models() -> None:
