@@ -57,7 +57,7 @@ def units_of(model: Backbone, token_mask_BL: Tensor) -> Units:
 
 
 def cost_loss(shares: Mapping[str, Tensor], wanted: Mapping[str, float]) -> Tensor:
-    """L_cost: mean over groups of (β - γ)², the paper's eq. 8."""
+    """L_cost: mean over groups of (β - γ)², the paper's eq. 8; over instances too where β is (B,)."""
     return torch.stack([(share - wanted[group]) ** 2 for group, share in shares.items()]).mean()
 
 
@@ -116,7 +116,7 @@ class CostModel:
         return self._layers(self._counts(kept, units, self.steps), units, self.steps) + self._own(kept, units, share)
 
     def of(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
-        """(B,) MACs of given decisions on instances with these units, trimmers included; differentiable where they are.
+        """(B,) MACs of given decisions on instances with these units, trimmers included.
 
         A trimmed head counts as not computed at all, as packed execution has it.
         """
@@ -307,8 +307,8 @@ def _decided(decisions: Mapping[str, Decision]) -> dict[str, Kept]:
     """What decisions keep."""
     kept = {}
     for name, decision in decisions.items():
-        left = 1.0 + decision.tokens_B
-        heads = [None if each is None else each.sum(1) for each in (decision.self_BH, decision.cross_BH)]
+        left = 1.0 + decision.tokens_B.detach()
+        heads = [None if each is None else each.detach().sum(1) for each in (decision.self_BH, decision.cross_BH)]
         if decision.entering_B is None:
             kept[name] = Kept(left, None, *heads)
         else:

@@ -46,12 +46,8 @@ class Curriculum:
 
     def wanted(self, progress: float) -> float:
         """γ at a share of training."""
-        return self.wanted_cost(progress, self.share)
-
-    def wanted_cost(self, progress: float, last: float) -> float:
-        """Share of the full cost at a share of training, as it falls to its last value."""
         fall = min(1.0, progress / self.config.share) if self.config.share else 1.0
-        return 1.0 + (last - 1.0) * fall
+        return 1.0 + (self.share - 1.0) * fall
 
     def observe(self, progress: float, measured: float, target: float) -> None:
         """Move the shift once the fall is over.
