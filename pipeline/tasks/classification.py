@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,6 @@ class SmartTrimConfig:
         curriculum: Fall of the kept shares.
         groups: What SmartTrim trims: tokens of pictures (``vision``) and texts, heads of self-attention (``msa``) and
             cross-attention (``mca``). A small model may want its few heads, and fewer tokens for them.
-        cost: Whose share the cost loss wants: ``batch``: each group's over the whole batch, so that instances are free
-            to differ, the paper's eq. 8; ``instances``: the same of each instance.
         distill_weight: λ_SD, of the full model's loss and the divergence from it.
         cost_weight: λ_cost.
         calibrate: Training instances on which the scores' shift is settled at the end, so that the mean cost is the
@@ -54,7 +52,6 @@ class SmartTrimConfig:
     trimmers: TrimmerConfig = field(default_factory=TrimmerConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     groups: tuple[Group, ...] = SMARTTRIM.groups
-    cost: Literal["batch", "instances"] = "batch"
     distill_weight: float = 1.0
     cost_weight: float = 20.0
     calibrate: int = 1024
@@ -348,26 +345,17 @@ class ClassificationTask(EachPartAlone):
         assert self.model.trimmers is not None
         learned = {group: share for group, share in shares.items() if group in self.model.trimmers.learned}
         if learned:
-            named["cost"] = self._cost(learned, answers.decisions, units, wanted)
+            named["cost"] = cost_loss(learned, dict.fromkeys(learned, wanted))
             total = total + self.config.cost_weight * named["cost"]
-            self.measured.append(measured.detach())
+            self.measured.append(measured)
         if answers.full_BA is not None:
             named["full"] = self.classes.loss(answers.full_BA, targets)
             named["divergence"] = self.classes.divergence(answers.trimmed_BA, answers.full_BA)
             total = total + self.config.distill_weight * (named["full"] + named["divergence"])
         scalars: dict[str, Tensor | float] = {f"kept/{group}": share.detach() for group, share in shares.items()}
-        scalars |= {"wanted": wanted, "shift": self.curriculum.shift, "cost_share": measured.detach()}
+        scalars |= {"wanted": wanted, "shift": self.curriculum.shift, "cost_share": measured}
         scalars["accuracy"] = self.classes.accuracy(answers.trimmed_BA, targets)
         return Losses(total, named, scalars)
-
-    def _cost(
-        self, shares: Mapping[str, Tensor], decisions: Mapping[str, Decision], units: Units, wanted: float
-    ) -> Tensor:
-        """How far what is kept of the learned groups is from what is wanted."""
-        if self.config.cost == "batch":
-            return cost_loss(shares, dict.fromkeys(shares, wanted))
-        own = self.cost.kept_by_instance(decisions, units)
-        return cost_loss({group: own[group] for group in shares}, dict.fromkeys(shares, wanted))
 
     def before_update(self, progress: float) -> None:
         """Let what is not learned keep as much as the curriculum says."""

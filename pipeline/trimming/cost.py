@@ -57,7 +57,7 @@ def units_of(model: Backbone, token_mask_BL: Tensor) -> Units:
 
 
 def cost_loss(shares: Mapping[str, Tensor], wanted: Mapping[str, float]) -> Tensor:
-    """L_cost: mean over groups of (β - γ)², the paper's eq. 8; over instances too where β is (B,)."""
+    """L_cost: mean over groups of (β - γ)², the paper's eq. 8."""
     return torch.stack([(share - wanted[group]) ** 2 for group, share in shares.items()]).mean()
 
 
