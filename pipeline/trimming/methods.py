@@ -180,6 +180,15 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
     if trim.get("task") != "nlvr2":
         left_out.add("pair")
     counts = {key: value for key, value in trim.items() if key not in left_out}
+    if "smarttrim" in counts:
+        counts["smarttrim"] = _without_later(counts["smarttrim"])
     if trim.get("task") == "vqa":  # only a decoder's answers are chosen among candidates
         counts["answers"] = {key: value for key, value in trim["answers"].items() if key != "candidates"}
     return counts
+
+
+def _without_later(smarttrim: Mapping[str, Any]) -> dict[str, Any]:
+    """The section without keys that came later and say nothing where they are as they were before there were any."""
+    trimmers = {key: value for key, value in smarttrim["trimmers"].items() if value or key != "noise_fade"}
+    every = list(smarttrim.get("groups", SMARTTRIM.groups)) == list(SMARTTRIM.groups)
+    return {key: value for key, value in smarttrim.items() if not (every and key == "groups")} | {"trimmers": trimmers}

@@ -68,7 +68,8 @@ def test_captions_that_nothing_could_score_are_evaluated_again(tmp_path: Path, m
         )
         return fingerprints(build_stages(config, tmp_path, LocalBackend(0, 1)))
 
-    (tmp_path / "java").touch(mode=0o755)
+    (tmp_path / "java").write_text("#!/bin/sh\n")
+    (tmp_path / "java").chmod(0o755)
     tasks = ("captioning", "statement")
     monkeypatch.setenv("PATH", str(tmp_path))
     scored = {task: digests(task) for task in tasks}
@@ -104,6 +105,21 @@ def test_the_loop_of_a_trim_stage_is_looked_after_likewise(tmp_path: Path) -> No
 
     assert digests() == digests("--trim.loop.log_every=9", "--trim.loop.bad_updates.action=rewind")
     assert digests() != digests("--trim.loop.samples=40")
+
+
+def trim_of(tmp_path: Path, *overrides: str) -> Any:
+    """What the 2.0x stage depends on."""
+    stages = build_stages(read_config(RunConfig, [TINY], overrides), tmp_path, LocalBackend(0, 1))
+    return next(stage.parts["trim"] for stage in stages if stage.name == "trim-statement-2.0x")
+
+
+def test_what_was_trained_before_there_was_a_key_stays_so(tmp_path: Path) -> None:
+    before = trim_of(tmp_path)
+    assert "groups" not in before["smarttrim"] and "noise_fade" not in before["smarttrim"]["trimmers"]
+    assert trim_of(tmp_path, "--trim.smarttrim.groups=[vision, text, msa, mca]") == before
+    assert trim_of(tmp_path, "--trim.smarttrim.groups=[vision]")["smarttrim"]["groups"] == ["vision"]
+    fading = trim_of(tmp_path, "--trim.smarttrim.trimmers.noise_fade=0.5")
+    assert fading["smarttrim"]["trimmers"] == before["smarttrim"]["trimmers"] | {"noise_fade": 0.5}
 
 
 def test_what_differs_is_told_by_key_and_value() -> None:
