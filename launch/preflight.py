@@ -50,8 +50,13 @@ _SPARE_BYTES = 256 * 2**20
 _STATE_COPIES = 4  # weights, two moments, momentum tower: 4 bytes each
 
 
-def check(config: RunConfig, out: Path) -> None:
+def check(config: RunConfig, out: Path, until: str | None = None) -> None:
     """Refuses a run that cannot work.
+
+    Args:
+        config: Of the run.
+        out: Its folder.
+        until: The last kind of stage that is to run (`launch.stages.KINDS`); None for all.
 
     Raises:
         UserError: naming what is wrong, with which numbers, and how to mend it.
@@ -65,7 +70,7 @@ def check(config: RunConfig, out: Path) -> None:
         except UserError as error:
             raise UserError(below(task.key, TaskConfig, str(error))) from error
     plan = plan_source(config.data)
-    check_texts(config, lambda split: plan[split].folder)
+    check_texts(config, lambda split: plan[split].folder, until)
     _check_words(config)
     check_lr_scales(_meta_model(config), config.pretrain.lr_scales)
     if config.checkpoint.path is not None:

@@ -107,7 +107,7 @@ def execute(
         backend.follow()
         return None
     check_folder(out)
-    preflight.check(config, out)
+    preflight.check(config, out, until)
     make_folder(out)
     notice = config.cluster.notice_seconds
     with (

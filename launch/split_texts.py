@@ -17,18 +17,20 @@ _Wanted = tuple[str, str, TextKind, str]
 _COUNTED: tuple[TextKind, ...] = ("captions", "statements")
 
 
-def check_texts(config: RunConfig, folder_of: Callable[[str], Path | None]) -> None:
+def check_texts(config: RunConfig, folder_of: Callable[[str], Path | None], until: str | None = None) -> None:
     """Refuses splits without the captions or statements that a stage would miss, before the first one is trained.
 
     Args:
         config: Of a run.
         folder_of: Where a split's shards lie; None for what is not there yet.
+        until: The last kind of stage that is to run (`launch.stages.KINDS`); None for all.
 
     Raises:
         UserError: A split has none, or its index cannot be used.
     """
-    wants: list[tuple[str, _Wanted]] = [("", each) for each in _of_pretraining(config)]
-    wants += [(task.key, each) for task in tasks_of(config) for each in _of_task(task.config)]
+    wants: list[tuple[str, _Wanted]] = [("", each) for each in _of_pretraining(config, until)]
+    if until != "pretrain":
+        wants += [(task.key, each) for task in tasks_of(config) for each in _of_task(task.config)]
     for key, (group, split, kind, who) in wants:
         folder = folder_of(split)
         if folder is None:
@@ -39,10 +41,10 @@ def check_texts(config: RunConfig, folder_of: Callable[[str], Path | None]) -> N
             raise UserError(below(key, TaskConfig, f"{said}, which {who} wants; name another split"))
 
 
-def _of_pretraining(config: RunConfig) -> Iterator[_Wanted]:
+def _of_pretraining(config: RunConfig, until: str | None) -> Iterator[_Wanted]:
     for split in config.pretrain.splits:
         yield "pretrain.splits", split, "captions", "pre-training"
-    for split in config.evaluate.retrieval_splits:
+    for split in config.evaluate.retrieval_splits if until in (None, "evaluate") else ():
         yield "evaluate.retrieval_splits", split, "captions", "retrieval"
 
 

@@ -140,8 +140,10 @@ class _Builder:
             self._run["checkpoint"]["path"] = str(checkpoints.folder.absolute())
         self._group = group
         self._lease = lease
+        self._until: str | None = "pretrain"
 
     def build(self, until: str | None) -> list[Stage]:
+        self._until = until
         wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
         stages = [self.shard(), self._pretrain()]
         wanted_models = [(task, target) for task in self._tasks for target in task.targets]
@@ -213,7 +215,7 @@ class _Builder:
             progress.show(done, "writing shards")
 
         account = prepare(self._config.data, data, show, replace_others=True)
-        check_texts(self._config, lambda split: data / split)
+        check_texts(self._config, lambda split: data / split, self._until)
         progress.show(progress.total, "making the tokenizer", now=True)
         vocabulary = self._make_tokenizer([data / name for name in self._config.pretrain.splits])
         return {"data": str(data), "tokenizer": str(self._out / "tokenizer"), "vocabulary": vocabulary, **account}

@@ -125,9 +125,9 @@ class FilePulse(Pulse):
         now = time.monotonic()
         if now - self._beaten > _GAP_SECONDS:
             self._away += now - self._beaten
-        self._beaten = now
         self._beats += 1
         self._write()
+        self._beaten = time.monotonic()  # behind the write: a slow file system is no suspension
         moved = self._moved
         if self._stall_seconds and moved is not None and self._awake() - moved > self._stall_seconds:
             self._give_up(f"no step for {self._stall_seconds:g} s after step {self._step}")

@@ -63,7 +63,7 @@ def together(
     raise _KINDS[worst](next(text for _, kind, text in gathered if kind == worst))
 
 
-def dealt(parts: Sequence[Sequence[_T]]) -> Iterator[_T]:
+def in_split_order(parts: Sequence[Sequence[_T]]) -> Iterator[_T]:
     """What ranks made of their batches, one entry for each, empty ones too, in the order of the split.
 
     Batches are dealt to ranks in turn.

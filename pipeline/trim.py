@@ -233,7 +233,7 @@ def _classes(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, process: 
 
 def _log_guides(model: ClassificationModel, process: Process) -> None:
     """Only scores that look at the other modality are guided."""
-    if process.is_main and isinstance(model.trimmers, Trimmers) and model.trimmers.policy.tokens == "global":
+    if process.is_main and isinstance(model.trimmers, Trimmers) and model.trimmers.policy.asks:
         log.info(
             "%s: %s",
             model.backbone.config.backbone,
@@ -308,12 +308,15 @@ def _settle(model: ClassificationModel, config: TrimConfig, target: Target, plan
     if not count:
         return Settled(0.0, None, None, target.amount, None, target.unit)
     settled = Settler(model, target, examples.draw(count), examples).settle(plan)
-    if settled.before is not None and settled.after is not None and abs(settled.before / settled.after - 1) > _MOVED:
-        log.info(
-            "without the noise of training the model cost %.2f of the full one, so its scores were shifted until it "
-            "cost %.2f: it decides otherwise than it was trained to; trim.smarttrim.trimmers.noise_fade can end the "
-            "noise before training ends",
-            settled.before,
-            settled.after,
-        )
+    if model.trimmers is not None and settled.before is not None and settled.after is not None:
+        trimmers = config.smarttrim.trimmers
+        mend = "; trim.smarttrim.trimmers.noise_fade ends the noise before training ends"
+        if abs(settled.before * plan.speed_up - 1) > _MOVED:
+            log.info(
+                "without the noise of training the model cost %.2f of the full one where %.2f was wanted, so its "
+                "scores were shifted: it decides otherwise than it was trained to%s",
+                settled.before,
+                1 / plan.speed_up,
+                mend if trimmers.noise and not trimmers.noise_fade else "",
+            )
     return settled

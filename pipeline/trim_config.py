@@ -90,6 +90,11 @@ class TrimConfig(MethodsConfig):
         weights_above_zero(self.splits, "trim.splits")
         self._check_targets([Target.parse(target) for target in self.targets])
         above_zero(self, "trim", "head_scale", "trimmer_scale")
+        if self.method != SMART and set(self.smarttrim.groups) != set(SMARTTRIM.groups):
+            raise UserError(
+                f"trim.smarttrim.groups={list(self.smarttrim.groups)} is of trim.method=smarttrim alone, not of "
+                f"{self.method}; leave it out"
+            )
         if self.max_tokens is not None:
             at_least(self, "trim", 3, "max_tokens")  # begin, one word, end
         check_scales("trim.lr_scales", self.lr_scales)
@@ -101,7 +106,9 @@ class TrimConfig(MethodsConfig):
     @property
     def policy(self) -> Policy:
         """See `MethodsConfig.policy`; SmartTrim's own with the groups that it is to trim."""
-        return replace(SMARTTRIM, groups=self.smarttrim.groups) if self.method == SMART else super().policy
+        if self.method != SMART:
+            return super().policy
+        return replace(SMARTTRIM, groups=tuple(group for group in SMARTTRIM.groups if group in self.smarttrim.groups))
 
     def _check_no_classifier(self, targets: list[Target]) -> None:
         """Refuses what was made for classifiers that look at a text beside the picture."""

@@ -11,7 +11,9 @@ from torch import Tensor
 from pipeline.captioner import Captioner
 from pipeline.data.first_samples import first_samples
 from pipeline.data.loader import LoaderConfig, StepLoader
+from pipeline.data.questions import questions_of
 from pipeline.data.sample import EveryImage, TextKind
+from pipeline.data.shards import ShardFolder
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of, words_on
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.config import Ranking
@@ -119,6 +121,8 @@ def _way(
     elif config.task == RETRIEVAL.task:
         way = partial(_ranked, wanted, process)
     source.batches(TEXTS[config.task], wanted.batch_size, process)  # refuses a split that has none
+    if TEXTS[config.task] == "questions":
+        questions_of(ShardFolder(source.split, source.loader), process).refuse_alike(source.split)
     if wanted.metric == CONSISTENCY:
         together(process, lambda: _check_ids(config, source) if process.is_main else None, source.split)
     return partial(way, source)

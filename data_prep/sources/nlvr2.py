@@ -37,7 +37,7 @@ def _split_of(file: Annotation) -> str:
 def _read(request: Request) -> Iterator[Entry]:
     for file in request.files:
         split = _split_of(file)
-        kept = _sentences(file, request.config.sizes.get(split), f"nlvr2/{split}/{request.config.seed}")
+        kept = _sentences(request, split)
         for number, value in json_lines(file.path):
             value = value or {}
             if kept is not None and _sentence_in(value) not in kept:
@@ -50,16 +50,18 @@ def _read(request: Request) -> Iterator[Entry]:
                 yield _entry(split, name, sentence, label)
 
 
-def _sentences(file: Annotation, limit: int | None, seed: str) -> set[str] | None:
-    """Sentences whose pairs are at most `limit`, one sentence at least; None for all.
+def _sentences(request: Request, split: str) -> set[str] | None:
+    """Sentences whose pairs are at most as many as the split is to have, one sentence at least; None for all.
 
     Pairs of one stay together: consistency of a few of them would be another, higher figure.
     """
+    limit = request.config.sizes.get(split)
     if limit is None:
         return None
-    pairs = Counter(filter(None, (_sentence_in(value or {}) for _, value in json_lines(file.path))))
+    files = [file for file in request.files if _split_of(file) == split]
+    pairs = Counter(filter(None, (_sentence_in(value or {}) for file in files for _, value in json_lines(file.path))))
     kept, left = set[str](), limit
-    for name in shuffled(sorted(pairs), seed):
+    for name in shuffled(sorted(pairs), f"nlvr2/{split}/{request.config.seed}"):
         if pairs[name] <= left or not kept:
             kept.add(name)
             left -= pairs[name]
@@ -118,6 +120,7 @@ DATA = DataSet(
     splits=_SPLITS,
     splits_of=lambda request: tuple(dict.fromkeys(_split_of(file) for file in request.files)),
     read=_read,
-    notes="--sizes.dev keeps the pairs of one sentence together, so that there may be fewer.",
+    cuts=True,
+    notes="--sizes.dev keeps the pairs of one sentence together, so that there may be fewer, or those of one sentence.",
 )
 plan = functools.partial(published.plan, DATA)

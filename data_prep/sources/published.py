@@ -105,6 +105,7 @@ class DataSet:
         read: The entries of a request, in an order that follows from the files alone.
         match: How pictures are looked up; None leaves it to the user.
         sized: Whether `config.sizes` decides what goes into which split.
+        cuts: Whether `read` itself keeps each split to its size, because some of its entries belong together.
         options: The groups of the configuration that mean something here.
         notes: What else a user should know.
         places: Lists the pictures under the names by which the entries want them, where that is not their own.
@@ -119,6 +120,7 @@ class DataSet:
     read: Callable[[Request], Iterable[Entry]]
     match: Match | None = "name"
     sized: bool = False
+    cuts: bool = False
     options: tuple[str, ...] = ()
     notes: str = ""
     places: Callable[[Request], Iterable[tuple[str, Place]]] | None = None
@@ -141,6 +143,8 @@ def plan(data: DataSet, config: SourceConfig) -> dict[str, PlannedSplit]:
         "match": _match(data, config),
         "sizes": config.sizes if data.sized else None,
     } | _roles(data, request)
+    if data.cuts and any(config.sizes.values()):
+        identity["cut"] = "what belongs together"
     plans = {}
     for name in splits:
         limit = config.sizes.get(name)
@@ -323,7 +327,7 @@ def _load(
             raise
     positions = None
     split = EntrySplit(folder, name, source=data.name, match=_match(data, config))
-    if limit is not None and limit < len(split):
+    if limit is not None and limit < len(split) and not data.cuts:
         chosen = random.Random(f"{data.name}/{name}/{config.seed}").sample(range(len(split)), limit)
         positions = folder / f"{name}.{limit}-{config.seed}.npy"
         np.save(positions, np.array(sorted(chosen), dtype=np.int64), allow_pickle=False)

@@ -154,6 +154,7 @@ class StepLoader(DataLoader[Any]):
         )
         self.seen = 0
         self.bad = 0
+        self.whole = True  # whether all of a split is given, once
         self.reasons: Counter[str] = Counter()
         self._steps = steps
         self._sources = sources
@@ -324,7 +325,9 @@ def eval_loader(
     order = EvalOrder(units, batch_size, process.world_size, limit, spread)
     draws, steps = _draws_nothing, order.steps
     dataset = _dataset([folder], order, partial(_plain, config), draws, tokenizer, text, config, process, steps)
-    return StepLoader(dataset, range(steps), batch_size, config, process, [str(source)], quarantine)
+    loader = StepLoader(dataset, range(steps), batch_size, config, process, [str(source)], quarantine)
+    loader.whole = order.total == units.total
+    return loader
 
 
 def _units(folder: ShardFolder, text: TextKind, unit: Unit, process: Process) -> Units:

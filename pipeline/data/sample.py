@@ -133,7 +133,7 @@ def _wrong_with(question: object) -> str:
     if answers is not None and not (isinstance(answers, list) and all(isinstance(one, str) for one in answers)):
         return "whose `answers` are no list of texts"
     if not isinstance(question.get("question_id"), int | str | None):
-        return "whose `question_id` is neither a number nor a text"
+        return "whose `question_id` is neither a whole number nor a text"
     return ""
 
 

@@ -30,7 +30,7 @@ from pipeline.setup import Inputs
 from pipeline.stage import Stage
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.gallery import check_finite
-from pipeline.together import dealt, together
+from pipeline.together import in_split_order, together
 from pipeline.trim_settle import reached
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.target import Target
@@ -86,7 +86,7 @@ def told_on(captioner: Captioner, source: Source, loader: StepLoader, process: P
         UserError: Nothing could be used, results could not be told apart, or a score is not finite.
     """
     parts = together(process, lambda: _own_part(captioner, source, loader), source.split)
-    batches = [one for one in dealt(parts) if one is not None]
+    batches = [one for one in in_split_order(parts) if one is not None]
     if not batches:
         raise UserError(f"{source.split}: no picture could be used; look at it with `trimline verify`")
     tally, costs = CaptionTally(), Costs()

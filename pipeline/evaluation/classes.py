@@ -38,7 +38,7 @@ from pipeline.setup import Inputs
 from pipeline.stage import Stage
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.gallery import check_finite
-from pipeline.together import dealt, together
+from pipeline.together import in_split_order, together
 from pipeline.trim_settle import reached
 from pipeline.trimming.cost import Units, units_of
 from pipeline.trimming.smarttrim import Decision
@@ -103,6 +103,7 @@ class Said:
         digest: Tells these instances from those of other data.
         samples: Instances that were used.
         skipped: Those that could not be.
+        whole: Whether all of the split was to be used.
     """
 
     tally: Tally
@@ -111,18 +112,17 @@ class Said:
     digest: str
     samples: int
     skipped: int
+    whole: bool
 
-    def outcomes(self, limit: int | None) -> tuple[list[Outcomes], str | None]:
+    def outcomes(self) -> tuple[list[Outcomes], str | None]:
         """What became of the instances, and which score is missing and why.
 
-        Args:
-            limit: Only so many of the split were to be used; None for all. A part of those that are judged together
-                would be consistent more often.
+        A part of those that are judged together would be consistent more often.
         """
         found, lacking = self.tally.outcomes(), self.tally.lacking
-        if limit is None or self.samples + self.skipped < limit or all(one.metric != CONSISTENCY for one in found):
+        if self.whole or all(one.metric != CONSISTENCY for one in found):
             return found, lacking
-        lacking = f"no consistency: limit={limit} may leave out others that are judged with these"
+        lacking = "no consistency: the limit may leave out others that are judged with these"
         return [one for one in found if one.metric != CONSISTENCY], lacking
 
 
@@ -163,7 +163,7 @@ def said_on(model: ClassificationModel, source: Source, loader: StepLoader, proc
     seen, bad = used_and_left_out(loader, process)
     asked = (zip(one.batch.keys, one.batch.ids, one.batch.texts, strict=True) for one in answered)
     digest = digest_of(words for batch in asked for words in batch)
-    return Said(tally, costs, instances, digest, seen, bad)
+    return Said(tally, costs, instances, digest, seen, bad, loader.whole)
 
 
 def answered_on(
@@ -183,7 +183,7 @@ def answered_on(
     parts, seen_by = zip(
         *together(process, lambda: _own_part(model, source, turns, process), source.split), strict=True
     )
-    answered = [one for own in dealt(parts) for one in own]
+    answered = [one for own in in_split_order(parts) for one in own]
     if not answered:
         raise UserError(f"{source.split}: no {model.classes.text} could be used; look at it with `trimline verify`")
     instances = Instances()

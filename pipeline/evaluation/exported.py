@@ -200,7 +200,7 @@ def _classes(job: Job) -> Evaluated:
         questions = questions_of(ShardFolder(what.split, job.source.loader), job.process)
         _refuse_unscored(what, questions.answered, _UNANSWERED)
     said = said_on(job.model, job.source, loader, job.process)
-    outcomes, lacking = said.outcomes(what.limit)
+    outcomes, lacking = said.outcomes()
     scores = [score_of(one) for one in outcomes]
     if what.predictions is not None:
         _refuse_lacking(what.predictions, said.tally.lacking)

@@ -190,5 +190,5 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
 def _without_later(smarttrim: Mapping[str, Any]) -> dict[str, Any]:
     """The section without keys that came later and say nothing where they are as they were before there were any."""
     trimmers = {key: value for key, value in smarttrim["trimmers"].items() if value or key != "noise_fade"}
-    every = list(smarttrim.get("groups", SMARTTRIM.groups)) == list(SMARTTRIM.groups)
+    every = set(smarttrim.get("groups", SMARTTRIM.groups)) == set(SMARTTRIM.groups)
     return {key: value for key, value in smarttrim.items() if not (every and key == "groups")} | {"trimmers": trimmers}

@@ -91,6 +91,10 @@ class Policy:
     heads: Literal["trimmers", "ranked", "all"] = "trimmers"
     groups: tuple[Group, ...] = (*_TOKENS, *_HEADS)
 
+    def __post_init__(self) -> None:
+        if unknown := set(self.groups) - {*_TOKENS, *_HEADS}:
+            raise ValueError(f"groups has {sorted(unknown)}, and there are {', '.join((*_TOKENS, *_HEADS))}")
+
     @property
     def learned(self) -> frozenset[str]:
         """Groups that trimmers decide on."""

@@ -57,6 +57,8 @@ def test_a_cut_of_nlvr2_keeps_the_pairs_of_a_sentence_together(tmp_path):
         assert all(kept[name] == whole[name] for name in kept)
         seen.add(frozenset(kept))
     assert len(seen) == 2
+    _, found = shards(tmp_path / "few", "nlvr2", root=str(tmp_path / "raw"), sizes={"dev": 1})
+    assert {whole[sample["group"]] for sample in found["dev"].values()} == {len(found["dev"])}, "one whole sentence"
 
 
 def test_vqa(tmp_path):

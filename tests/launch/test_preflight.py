@@ -259,6 +259,8 @@ def test_a_split_without_the_texts_that_a_stage_reads_is_refused_before_the_firs
     preflight.check(config(*words), tmp_path / "run")
     preflight.check(config(*words, *CAPTIONS, "--evaluate.statement_splits=[asked]"), tmp_path / "run")
     retrieval = ["--trim.task=retrieval", "--evaluate.statement_splits=[asked]"]
+    preflight.check(config(*words, '--trim.splits={"asked": 1}'), tmp_path / "run", "pretrain")
+    preflight.check(config(*words, "--evaluate.retrieval_splits=[asked]"), tmp_path / "run", "trim")
     for more, said in (
         (["--evaluate.statement_splits=[train,asked]"], "evaluate.statement_splits names the split 'asked'"),
         (['--trim.splits={"asked": 1}'], "trim.splits names the split 'asked', which has 2 samples but no statements"),

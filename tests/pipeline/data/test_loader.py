@@ -342,7 +342,7 @@ ASKABLE = {"question": "How many?", "answers": ["two"] * 10, "question_id": 7}
         (ASKABLE | {"answers": "yes"}, "one whose `answers` are no list of texts"),
         (ASKABLE | {"answers": [{"answer": "yes"}]}, "one whose `answers` are no list of texts"),
         (ASKABLE | {"answers": [None] * 10}, "one whose `answers` are no list of texts"),
-        (ASKABLE | {"question_id": [7]}, "one whose `question_id` is neither a number nor a text"),
+        (ASKABLE | {"question_id": [7]}, "one whose `question_id` is neither a whole number nor a text"),
         (ASKABLE | {"answers": []}, None),
         ({"question": "How many?"}, None),
     ],
