@@ -48,7 +48,7 @@ from pipeline.trim_validate import Weights, exported_model, validation_of
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.guides import guides_in_words
 from pipeline.trimming.target import Target
-from pipeline.trimming.trimmers import Trimmers
+from pipeline.trimming.trimmers import TrimmerConfig, Trimmers
 
 log = logging.getLogger(__name__)
 
@@ -308,15 +308,19 @@ def _settle(model: ClassificationModel, config: TrimConfig, target: Target, plan
     if not count:
         return Settled(0.0, None, None, target.amount, None, target.unit)
     settled = Settler(model, target, examples.draw(count), examples).settle(plan)
-    if model.trimmers is not None and settled.before is not None and settled.after is not None:
-        trimmers = config.smarttrim.trimmers
-        mend = "; trim.smarttrim.trimmers.noise_fade ends the noise before training ends"
-        if abs(settled.before * plan.speed_up - 1) > _MOVED:
-            log.info(
-                "without the noise of training the model cost %.2f of the full one where %.2f was wanted, so its "
-                "scores were shifted: it decides otherwise than it was trained to%s",
-                settled.before,
-                1 / plan.speed_up,
-                mend if trimmers.noise and not trimmers.noise_fade else "",
-            )
+    scores = isinstance(model.trimmers, Trimmers) and bool(model.trimmers.learned)
+    if scores and settled.before is not None and abs(settled.before * plan.speed_up - 1) > _MOVED:
+        _log_shift(settled.before, 1 / plan.speed_up, config.smarttrim.trimmers)
     return settled
+
+
+def _log_shift(before: float, wanted: float, trimmers: TrimmerConfig) -> None:
+    log.info(
+        "without the noise of training the model cost %.2f of the full one where %.2f was wanted, so its scores were "
+        "shifted: it decides otherwise than it was trained to%s",
+        before,
+        wanted,
+        "; trim.smarttrim.trimmers.noise_fade ends the noise before training ends"
+        if trimmers.noise and not trimmers.noise_fade
+        else "",
+    )

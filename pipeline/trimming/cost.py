@@ -16,10 +16,10 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import Advance, Step, site
 from pipeline.trimming.kept_pruning import KeptPruning
 from pipeline.trimming.smarttrim import Decision
-from pipeline.trimming.trimmers import TokenTrimmer, Trimmers, block_size, group_of
+from pipeline.trimming.trimmers import SMARTTRIM, TokenTrimmer, Trimmers, block_size, group_of
 from pipeline.trimming.vision_only import ReducedVision
 
-GROUPS = ("vision", "text", "msa", "mca")
+GROUPS = SMARTTRIM.groups
 
 
 class Place(NamedTuple):
