@@ -184,6 +184,12 @@ class Tokenizer:
         prompted.prompt = clean_text(prompt, self.max_words, self.clean)
         return prompted
 
+    def as_written(self) -> "Tokenizer":
+        """The same without cleaning, for texts such as answers, in which "3:30" is not "330"."""
+        raw = copy.copy(self)
+        raw.clean, raw._words = False, {}
+        return raw
+
     @property
     def digest(self) -> str:
         """Stands for the words, their numbers, and how texts are cleaned."""

@@ -1,10 +1,13 @@
 """Accuracy of answers by the official rules of VQA v2 (Goyal et al., CVPR 2017; visualqa.org/evaluation).
 
-The rules are those of the published evaluation program, its oddities included, so that a score here is the server's:
+The rules are those of the published evaluation program (GT-Vision-Lab/VQA, vqaEval.py as of a013f004), its oddities
+included, so that a score here is the server's:
 
-- A predicted answer loses punctuation and articles, spells numbers in digits and gets its apostrophes back. Annotators'
-  answers only lose punctuation, and only where the annotators do not all say the same: "two dogs" by all ten is never
-  met by the prediction "two dogs", which has become "2 dogs".
+- All answers, predicted and annotated, lose white space at their ends. Where the annotators do not all say the same,
+  all answers then lose punctuation and articles, spell numbers in digits and get their apostrophes back.
+- Where they all say the same, nothing is done to either side: "Yes." is not "yes" then.
+- Copies of an earlier revision (c4e6a0e, in ALBEF's, BLIP's and LAVIS's code) do all that to every prediction, and of
+  annotators' answers take away punctuation alone: there "two dogs" by all ten is never met.
 - A mark of punctuation that touches a space, or stands in a text with a comma between digits, goes without trace;
   others become a space. Full stops go unless a digit follows, the first 32 of them.
 - An answer scores min(1, n / 3) against each leave-one-out set of annotators, n of whom gave it; the mean counts.
@@ -42,8 +45,12 @@ _APOSTROPHES = {bare: word for word in _SHORT_FORMS.split() for bare in _without
 _APOSTROPHES["somebody'd"] = "somebodyd"  # sic
 
 
+def _stripped(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
 def without_marks(text: str) -> str:
-    """An answer without punctuation, as annotators' answers are compared.
+    """An answer without punctuation.
 
     >>> without_marks("black-and-white, mostly")
     'black and white mostly'
@@ -57,12 +64,12 @@ def without_marks(text: str) -> str:
 
 
 def normalised(answer: str) -> str:
-    """A predicted answer as it is compared.
+    """An answer as it is compared where annotators differ, and as lists of answers have it.
 
     >>> normalised("The Two dogs, dont you think?")
     "2 dogs don't you think"
     """
-    text = without_marks(answer.replace("\n", " ").replace("\t", " ").strip())
+    text = without_marks(_stripped(answer))
     words = [_DIGITS.get(word, word) for word in text.lower().split()]
     return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
 
@@ -74,7 +81,8 @@ def vqa_accuracy(answer: str, annotated: Sequence[str]) -> float:
         answer: What was predicted, as it was written.
         annotated: What the annotators said, at least one of them; ten in the published data.
     """
-    said = [without_marks(other) for other in annotated] if len(set(annotated)) > 1 else list(annotated)
-    found = normalised(answer)
-    agree = sum(other == found for other in said)
+    said, found = [_stripped(other) for other in annotated], _stripped(answer)
+    if len(set(said)) > 1:
+        said, found = [normalised(other) for other in said], normalised(found)
+    agree = said.count(found)
     return sum(min(1.0, (agree - (other == found)) / 3) for other in said) / len(said)

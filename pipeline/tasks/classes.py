@@ -19,7 +19,6 @@ from data_prep.errors import UserError
 from data_prep.sources.snli_ve import LABELS
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.sample import SIDES, Sample, TextKind, questions_in
-from pipeline.metrics.vqa import normalised
 from pipeline.objectives.answers import answer_loss
 from pipeline.objectives.gather import gather_with_gradient, mean_over_global_count
 from pipeline.objectives.infonce import symmetric_contrast
@@ -140,7 +139,7 @@ class AnswerList(Classes):
         return {name: number for number, name in enumerate(self.names)}
 
     def targets(self, batch: ImageTextBatch) -> Tensor:
-        """(B, A) soft scores; a question none of whose answers are on the list has none."""
+        """(B, A) soft scores; a question none of whose answers are on the list has none, and teaches nothing."""
         targets_BA = torch.zeros(len(batch), len(self.names))
         for row, told in enumerate(batch.told):
             for answer, score in soft_scores(annotated_answers(told, batch.keys[row])).items():
@@ -149,8 +148,8 @@ class AnswerList(Classes):
         return targets_BA.to(batch.labels.device)
 
     def loss(self, scores_BA: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross entropy, summed over answers."""
-        return answer_loss(scores_BA, targets)
+        """Binary cross entropy, summed over answers, of questions with an answer on the list; mean over the batch."""
+        return answer_loss(scores_BA, targets, targets.any(1, keepdim=True).to(targets.dtype))
 
     def own_loss(self, scores_BA: Tensor) -> Tensor:
         """The same with the likeliest answer for the only right one."""
@@ -311,14 +310,16 @@ def annotated_answers(told: Mapping[str, Any], key: str) -> list[str]:
             f"{key}: the question {told.get('question', '')!r} has no `answers` of annotators; use a split that has "
             "them, made of the data set's questions and annotations (`trimline shard vqa`)"
         )
-    return [str(answer) for answer in answers]
+    return [str(answer).strip() for answer in answers]
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """Scores of the answers to one question, once they are normalised: 0.3, 0.6, 0.9 or 1 for 1, 2, 3 or more people.
+    """Scores of the answers to one question, as they are written: 0.3, 0.6, 0.9 or 1 for 1, 2, 3 or more people.
+
+    The list that they are looked up in is normalised, they are not: so does METER's reference (ViLT's write_vqa.py).
 
     >>> soft_scores(["yes", "Yes.", "no", "yes", "yes"])
-    {'yes': 1.0, 'no': 0.3}
+    {'yes': 0.9, 'Yes.': 0.3, 'no': 0.3}
     """
-    given = Counter(normalised(answer) for answer in answers)
+    given = Counter(answers)
     return {answer: _SCORES[count] if count < len(_SCORES) else 1.0 for answer, count in given.items()}

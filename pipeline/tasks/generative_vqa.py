@@ -6,6 +6,7 @@ many of them gave it; then the answers of the list whose first word is likeliest
 B questions, A answers of the list or of a batch, L tokens, K answers that are scored whole.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,6 @@ from torch.nn import functional as F
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
 from pipeline.measure.flops import AnswerRanking, linear_macs
-from pipeline.metrics.vqa import normalised
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip_tasks import BlipAnswering
 from pipeline.models.schedule import Intervention, TokenStream
@@ -34,6 +34,7 @@ from pipeline.trimming.cost import CostModel, Units, units_of
 from pipeline.trimming.smarttrim import Gate, threshold
 from pipeline.trimming.trimmers import Policy, TrimmerConfig
 
+log = logging.getLogger(__name__)
 _LONGEST = 30  # tokens of an answer
 
 
@@ -51,9 +52,13 @@ class RankedAnswers(AnswerList):
 
     @classmethod
     def of(cls, names: Sequence[str], tokenizer: Tokenizer, candidates: int) -> "RankedAnswers":
-        """Of a list, with a model's words."""
-        ids_AL, mask_AL = tokenizer.encode(names, _LONGEST)
+        """Of a list, with a model's words; answers that have the same ones are told, for their order decides."""
+        ids_AL, mask_AL = tokenizer.as_written().encode(names, _LONGEST)
         tokens = tuple(tuple(ids[mask].tolist()) for ids, mask in zip(ids_AL, mask_AL, strict=True))
+        first = dict(zip(reversed(tokens), reversed(names), strict=True))
+        if same := [(name, first[own]) for name, own in zip(names, tokens, strict=True) if first[own] != name]:
+            told = "%d answers have the tokens of earlier ones and are never given, such as %r, which is %r"
+            log.warning(told, len(same), *same[0])
         return cls("vqa_generative", tuple(names), tokens, candidates)
 
     @cached_property
@@ -237,7 +242,7 @@ class AnsweringTask(ClassificationTask):
         typical: Units,
     ) -> None:
         super().__init__(model, normalise, target, smarttrim, typical)
-        self.tokenizer, self.longest = tokenizer, model.longest
+        self.tokenizer, self.longest = tokenizer.as_written(), model.longest
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
         """As of other tasks, on the words of the annotators' answers."""
@@ -246,7 +251,7 @@ class AnsweringTask(ClassificationTask):
         return self.losses_of(forward(*inputs, gate, full, taught), taught, batch, progress)
 
     def taught(self, batch: ImageTextBatch) -> Taught:
-        """Each different answer of a question's annotators.
+        """Each different answer of a question's annotators, as it is written (ALBEF's and BLIP's reference).
 
         Raises:
             UserError: Nobody answered a question.
@@ -255,7 +260,7 @@ class AnsweringTask(ClassificationTask):
         rows: list[int] = []
         weights: list[float] = []
         for row, told in enumerate(batch.told):
-            given = Counter(normalised(answer) for answer in annotated_answers(told, batch.keys[row]))
+            given = Counter(annotated_answers(told, batch.keys[row]))
             texts += list(given)
             rows += [row] * len(given)
             weights += [count / given.total() for count in given.values()]
