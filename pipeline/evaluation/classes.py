@@ -31,7 +31,7 @@ from pipeline.measure.instances import INSTANCES, Instances, write_instances
 from pipeline.measure.latency import Latency, alike, alone, candidates, packed_latency
 from pipeline.measure.outcomes import Outcomes, digest_of, outcomes_file, write_outcomes
 from pipeline.metrics.tally import TALLIES, Tally
-from pipeline.metrics.tasks import Score
+from pipeline.metrics.tasks import Score, score_of
 from pipeline.models.schedule import Intervention
 from pipeline.process import Process
 from pipeline.setup import Inputs
@@ -120,9 +120,10 @@ class Said:
         A part of those that are judged together would be consistent more often.
         """
         found, lacking = self.tally.outcomes(), self.tally.lacking
-        if self.whole or all(one.metric != CONSISTENCY for one in found):
+        if (self.whole and not self.skipped) or all(one.metric != CONSISTENCY for one in found):
             return found, lacking
-        lacking = "no consistency: the limit may leave out others that are judged with these"
+        left_out = "the limit" if not self.whole else f"what could not be used ({self.skipped} of the split)"
+        lacking = f"no consistency: {left_out} may leave out others that are judged with these"
         return [one for one in found if one.metric != CONSISTENCY], lacking
 
 
@@ -229,12 +230,10 @@ def classified(
     inputs = inputs.of_export(described)
     target, source = Target.parse(described["target"]), source_of(inputs, split, tokenizer, stage)
     said = said_on(model, source, source.batches(classes.text, config.batch_size, stage.process), stage.process)
-    tally, costs = said.tally, said.costs
-    if stage.process.is_main and tally.lacking:
-        log.warning("%s on %s: %s", name, split, tally.lacking)
-        note_unscored(stage.folder, name, split, tally.lacking)
-    elif stage.process.is_main and tally.ending:
-        tally.write(predictions_file(stage, name, split, tally.ending))
+    costs = said.costs
+    outcomes, lacking = said.outcomes()
+    if stage.process.is_main:
+        _write_results(said, lacking, name, split, stage)
     row = {
         **row_of(name, described, split, costs),
         "samples": said.samples,
@@ -244,9 +243,21 @@ def classified(
     if stage.process.is_main:
         path = stage.folder / INSTANCES / f"{name}-{split.replace('/', '-')}.json"
         write_instances(path, row, said.instances, costs.macs)
-        if outcomes := tally.outcomes():
+        if outcomes:
             write_outcomes(outcomes_file(stage.folder, name, split), said.digest, outcomes)
-    return rows_of(row, tally.scores(), stage)
+    return rows_of(row, [score_of(one) for one in outcomes], stage)
+
+
+def _write_results(said: Said, lacking: str | None, name: str, split: str, stage: Stage) -> None:
+    """The server's file, where there is one; what is missing in scores or in the file is told."""
+    tally = said.tally
+    if tally.ending and not tally.lacking:
+        tally.write(predictions_file(stage, name, split, tally.ending))
+        if said.skipped:
+            log.warning("%s on %s: %d that could not be used are not in the result file", name, split, said.skipped)
+    if lacking:
+        log.warning("%s on %s: %s", name, split, lacking)
+        note_unscored(stage.folder, name, split, lacking)
 
 
 def predictions_file(stage: Stage, name: str, split: str, ending: str) -> Path:

@@ -104,9 +104,12 @@ class StatementTally(Tally):
         self.clusters += batch.clusters
 
     def outcomes(self) -> list[Outcomes]:
-        """Accuracy; and consistency, where statements are told of several pictures."""
+        """Accuracy; and consistency, where statements are told of several pictures.
+
+        A drawn picture and its twin are one group too, but nobody presented them: their group is their cluster.
+        """
         found = [_accuracy(self.keys, self.right, self.clusters)]
-        if len(set(self.groups)) < len(self.groups) and len(set(self.clusters)) < len(set(self.groups)):
+        if len(set(self.groups)) < len(self.groups) and self.groups != self.clusters:
             found.append(self._consistency())
         return found
 

@@ -142,7 +142,7 @@ def test_a_question_that_nobody_answered_cannot_be_learned() -> None:
 
 def test_answers_keep_the_marks_that_tell_them_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Texts lose punctuation, answers must not: 3:30 would be 330."""
-    known = [*"[PAD] [UNK] [CLS] [SEP] [MASK] red can t".split(), *"0123456789:.'", "##0", "##3"]
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "can", "t", *"0123456789:.'", "##0", "##3"]
     (tmp_path / "vocab.txt").write_text("\n".join(known))
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     listed = RankedAnswers.of(("330", "3:30", "3.30", "can't"), tokenizer, 2)

@@ -80,6 +80,10 @@ def test_pairs_too(backbone: BackboneName, tmp_path: Path) -> None:
             assert result["scores"] == wanted["scores"]
             assert (result["outcomes"], result["digest"]) == (wanted["outcomes"], wanted["digest"])
             assert result["gmacs"] == wanted["gmacs"]
+    damage(tmp_path / "data/dev", 3)
+    torn = on_rank(Process(), asked)
+    assert (torn["samples"], torn["skipped"], [score["metric"] for score in torn["scores"]]) == (23, 1, ["accuracy"])
+    assert "what could not be used (1 of the split) may leave out others" in torn["more"]["lacking"]
 
 
 def test_nan_is_an_error(tmp_path: Path) -> None:

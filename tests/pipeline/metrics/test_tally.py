@@ -48,6 +48,16 @@ def test_an_example_is_consistent_where_each_of_its_pictures_is_judged_rightly()
     assert scores == {"accuracy": pytest.approx(100 * 4 / 6), "consistency": pytest.approx(100 / 3)}
 
 
+def test_one_example_a_presentation_has_a_consistency_and_twins_have_none() -> None:
+    told, twins = StatementTally(), StatementTally()
+    told.add(
+        batch_of([{}] * 4, [1, 0, 0, 1], ["1-0", "1-0", "2-0", "2-0"], ["1", "1", "2", "2"]), [1, 0, 0, 0], ("", "")
+    )
+    assert [(score.metric, score.value) for score in told.scores()] == [("accuracy", 75), ("consistency", 50)]
+    twins.add(batch_of([{}] * 4, [1, 0, 0, 1], ["a", "a", "b", "b"], ["a", "a", "b", "b"]), [1, 0, 0, 0], ("", ""))
+    assert [score.metric for score in twins.scores()] == ["accuracy"]
+
+
 def test_relations_are_scored_and_written(tmp_path: Path) -> None:
     tally = SnliVeTally()
     tally.add(batch_of([{"pair_id": "x#0"}, {"pair_id": "x#1"}], [0, 2], ["x", "x"], ["x", "x"]), [0, 1], SNLI_VE.names)
