@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "making $(VENV) with what pyproject.toml names, about 7 GB; this takes a minute or more" >&2
 	@if command -v uv >/dev/null 2>&1; then \
 		set -e; \
-		$(BIN)/python -c '' 2>/dev/null || uv venv --quiet --clear --python "$(PYTHON)" $(VENV); \
+		$(BIN)/python -c '' 2>/dev/null || uv venv --quiet --clear --seed --python "$(PYTHON)" $(VENV); \
 		uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[test]'; \
 	else \
 		set -e; \

@@ -10,10 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep.files import read_json
 from pipeline.checkpoint import export_weights
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import LoaderConfig, eval_loader
+from pipeline.data.mix import deal, quotas
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.engine import Engine, EngineConfig, build_engine, split_decay
@@ -263,19 +266,25 @@ def _examples(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, together
 
 
 def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: int) -> ImageTextBatch:
-    """Training instances from all over the first split, for what is taken from typical instances."""
-    batches = eval_loader(
-        inputs.data / next(iter(config.splits)),
-        text=LEARNED[config.task],
-        unit="pair",
-        config=inputs.loader,
-        tokenizer=tokenizer,
-        batch_size=count,
-        process=Process(),
-        limit=count,
-        spread=True,
-    )
-    return next(iter(batches))
+    """Training instances from all over the splits, of each by its weight, for what is taken from typical instances."""
+
+    def some(split: str, part: int) -> ImageTextBatch:
+        batches = eval_loader(
+            inputs.data / split,
+            text=LEARNED[config.task],
+            unit="pair",
+            config=inputs.loader,
+            tokenizer=tokenizer,
+            batch_size=part,
+            process=Process(),
+            limit=part,
+            spread=True,
+        )
+        return next(iter(batches))
+
+    slots_T = np.resize(deal(quotas(list(config.splits.values()))), count)
+    parts = zip(config.splits, np.bincount(slots_T, minlength=len(config.splits)).tolist(), strict=True)
+    return ImageTextBatch.joined([some(split, part) for split, part in parts if part])
 
 
 def _described(beginning: Beginning, task: ClassificationTask) -> dict[str, Any]:

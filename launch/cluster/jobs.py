@@ -191,7 +191,8 @@ def is_over(state: Mapping[str, Any]) -> bool:
 
 def _client(address: str) -> Any:
     if importlib.util.find_spec("aiohttp") is None:  # Ray's client wants it, and says so by a traceback
-        raise UserError("the client of Ray's job server is not installed; pip install 'trimline[cluster]'")
+        mend = "pip install -e '.[cluster]' in Trimline's checkout"
+        raise UserError(f"the client of Ray's job server is not installed; {mend}")
     from ray.job_submission import JobSubmissionClient
 
     for noisy in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):

@@ -1,8 +1,9 @@
 """What a training process gets of a step: pictures, texts and who they are."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +116,17 @@ class ImageTextBatch:
         if rows.start:
             return ImageTextBatch(**values, skipped=[])
         return ImageTextBatch(**values, skipped=self.skipped, work=self.work)
+
+    @staticmethod
+    def joined(parts: Sequence["ImageTextBatch"]) -> "ImageTextBatch":
+        """One batch of several, in their order; their tokens have the same length. `work` is that of the first."""
+        if len(parts) == 1:
+            return parts[0]
+        values: dict[str, Any] = {"work": parts[0].work}
+        for name in (each.name for each in dataclasses.fields(ImageTextBatch) if each.name != "work"):
+            own = [getattr(part, name) for part in parts]
+            values[name] = torch.cat(own) if isinstance(own[0], Tensor) else list(chain.from_iterable(own))
+        return ImageTextBatch(**values)
 
     def _each_tensor(self, change: Callable[[Tensor], Tensor]) -> "ImageTextBatch":
         return dataclasses.replace(

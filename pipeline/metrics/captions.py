@@ -54,7 +54,7 @@ def missing_for_captions() -> str | None:
     """What is missing on this machine, and how to mend it; None where all is there."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
-        return "caption metrics need pycocoevalcap: pip install 'trimline[captions]'"
+        return "caption metrics need pycocoevalcap: pip install -e '.[captions]' in Trimline's checkout"
     beside = Path(next(iter(found.submodule_search_locations))) / "tokenizer"
     if not os.access(beside, os.W_OK):
         return f"caption metrics need to write beside pycocoevalcap's own files ({beside}): install it where you may"

@@ -1,6 +1,6 @@
 """What fine-tuned models are given: texts of one length wherever an export is used, and parts that fit the memory."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline import trim_begin
+from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.shards import ShardFolder
 from pipeline.evaluation.exported import Evaluation, evaluate_export
@@ -88,6 +89,31 @@ def test_an_export_takes_no_shorter_texts_than_the_run(task: TaskName, own: int 
     read = config.exported_loader(LoaderConfig(max_tokens=24))
     assert read.max_tokens == exported
     assert replace(read, max_tokens=24) == replace(config.loader(LoaderConfig(max_tokens=24)), max_tokens=24)
+
+
+@pytest.mark.timeout(200)
+def test_a_target_is_settled_on_all_splits_by_their_weights(
+    data: Path,  # noqa: F811
+    pretrained: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was settled on the first split alone, whatever the others cost."""
+    drawn: list[dict[str, int]] = []
+    real = ImageTextBatch.joined
+
+    def seen(parts: Sequence[ImageTextBatch]) -> ImageTextBatch:
+        whole = real(parts)
+        drawn.append({split: sum(split in key for key in whole.keys) for split in ("train", "test")})
+        assert len(whole.texts) == len(whole.told) == len(whole.pixels) == len(whole.token_ids) == len(whole)
+        return whole
+
+    monkeypatch.setattr(ImageTextBatch, "joined", staticmethod(seen))
+    run: dict[str, Any] = {"trim.splits": {"train": 3, "test": 1}, "trim.method": "random"}
+    run |= {"trim.loop": {"samples": 8, "global_batch": 8}, "trim.smarttrim": {"calibrate": 32}}
+    job = job_of(data, tmp_path / "trim", "trim", target=1.3, backbone=str(pretrained / "export"), run=run)
+    run_job(job, Process())
+    assert drawn[-1] == {"train": 24, "test": 8}, drawn
 
 
 @pytest.mark.timeout(200)

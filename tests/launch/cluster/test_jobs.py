@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TINY = str(ROOT / "tests" / "launch" / "tiny.yaml")
 SECRET = "planted-secret-0123456789"
 HAS_SERVER = all(importlib.util.find_spec(name) for name in ("aiohttp", "aiohttp_cors", "opencensus", "colorful"))
-needs_server = pytest.mark.skipif(not HAS_SERVER, reason="Ray's job server: pip install 'trimline[cluster]'")
+needs_server = pytest.mark.skipif(not HAS_SERVER, reason="Ray's job server: pip install -e '.[cluster]'")
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
@@ -216,6 +216,6 @@ def test_addresses_that_are_none_of_a_dashboard_are_refused(address: str, capsys
 def test_nobody_at_the_address_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cluster", "logs", "x", "--address", "http://127.0.0.1:9"]) == 2
     error = capsys.readouterr().err
-    wanted = "no Ray job server answers at http://127.0.0.1:9" if HAS_SERVER else "pip install 'trimline[cluster]'"
+    wanted = "no Ray job server answers at http://127.0.0.1:9" if HAS_SERVER else "pip install -e '.[cluster]'"
     assert wanted in error
     assert error.count("\n") == 1
