@@ -172,8 +172,12 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, mend: str = "delete it and run again") -> Any:
     """Reads a JSON file.
+
+    Args:
+        path: of the file.
+        mend: what to do where it is damaged.
 
     Raises:
         FileNotFoundError: where there is none.
@@ -182,7 +186,20 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} does not hold valid JSON ({error}); delete it and run again") from error
+        raise UserError(f"{path} does not hold valid JSON ({error}); {mend}") from error
+
+
+def read_described(path: Path) -> dict[str, Any]:
+    """Reads what a folder of weights says of itself: its config.json.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        UserError: where it does not hold a JSON object.
+    """
+    described = read_json(path, mend="copy or export the folder again")
+    if not isinstance(described, dict):
+        raise UserError(f"{path} is no JSON object; copy or export the folder again")
+    return described
 
 
 def user_cache() -> Path:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_prep.errors import DiskFull, NoAnswer, UserError
-from data_prep.files import atomic_dir, read_json, sha256_file, write_json
+from data_prep.files import atomic_dir, read_described, read_json, sha256_file, write_json
 from pipeline.checkpoint_places import COMPLETE, MANIFEST, Place, check_disk, name_of, open_place
 from pipeline.checkpoint_rules import CheckpointConfig, Guard, Saved, finite, kept
 from pipeline.data.text import Tokenizer
@@ -385,7 +385,7 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name in (_WEIGHTS, _CONFIG):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; give a folder that `trimline` exported, such as .../export")
-    return read_tensors(folder / _WEIGHTS), read_json(folder / _CONFIG)
+    return read_tensors(folder / _WEIGHTS), read_described(folder / _CONFIG)
 
 
 def _rank_file(rank: int) -> str:

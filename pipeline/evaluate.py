@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from data_prep.files import read_json
+from data_prep.files import read_described
 from pipeline.captioner import is_captioner
 from pipeline.data.sample import EveryImage
 from pipeline.data.text import Tokenizer
@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
         for split in config.statement_splits:
             if is_captioner(folder):
                 jobs.append(partial(captioned, config, name, folder, split, inputs, stage))
-            elif read_json(folder / "config.json")["kind"] == RETRIEVAL.task:
+            elif read_described(folder / "config.json")["kind"] == RETRIEVAL.task:
                 jobs.append(partial(ranked, config, name, folder, split, inputs, tokenizer, stage))
             else:
                 jobs.append(partial(classified, config, name, folder, split, inputs, tokenizer, stage))

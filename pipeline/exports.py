@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.files import read_json
+from data_prep.files import read_described
 from pipeline.checkpoint import load_weights
 from pipeline.data.sample import TextKind
 from pipeline.data.text import Tokenizer
@@ -28,6 +28,9 @@ from pipeline.trimming.vision_only import ReducedVision, ReductionConfig
 from pipeline.weights.mapping import fill
 from pipeline.weights.positions import fit_positions
 from pipeline.weights.sizes import POSITIONS
+
+_SAID = {"captioning": "given", "vqa_generative": "candidates"}
+"""What the config.json of a kind must say of its decoder."""
 
 
 def load_backbone(folder: Path, image_size: int | None = None) -> Backbone:
@@ -108,7 +111,7 @@ def task_text(folder: Path) -> TextKind:
     Raises:
         UserError: The folder holds something else.
     """
-    kind = read_json(folder / "config.json").get("kind")
+    kind: Any = read_described(folder / "config.json").get("kind")
     if kind not in TEXTS:
         raise UserError(f"{folder} holds a {kind!r} model; a fine-tuned model is wanted")
     return TEXTS[kind]
@@ -205,6 +208,9 @@ def _named(folder: Path) -> Iterator[None]:
 
 def _load(folder: Path, kinds: Collection[str], wanted: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, described = load_weights(folder)
-    if described.get("kind") not in kinds:
-        raise UserError(f"{folder} holds a {described.get('kind')!r} model; {wanted} is wanted")
+    kind = described.get("kind")
+    if kind not in kinds:
+        raise UserError(f"{folder} holds a {kind!r} model; {wanted} is wanted")
+    if kind in _SAID and _SAID[kind] not in described:
+        raise UserError(f"{folder}/config.json does not say {_SAID[kind]!r}; copy or export the folder again")
     return tensors, described

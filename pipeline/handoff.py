@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.files import read_json
+from data_prep.files import read_described
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import Tokenizer
 from pipeline.models.blip import EXTRA_WORDS
@@ -39,7 +39,7 @@ def check_fits(
     Raises:
         UserError: Naming what differs, with both values.
     """
-    described = read_json(folder / "config.json")
+    described = read_described(folder / "config.json")
     found = ModelConfig.from_dict(described.get("model", {}))
     lines = [
         *_sizes(found, wanted, () if image_size is None else _PICTURES),

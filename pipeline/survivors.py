@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep.files import read_json
+from data_prep.files import read_described
 from pipeline.captioner import Captioner, is_captioner
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.sample import EveryImage, TextKind
@@ -138,7 +138,7 @@ def _draw_told(folder: Path, config: EvaluateConfig, trained: Trained, inputs: I
     batch, rows = _chosen(config, trained, inputs.sized_for(model.backbone.config), EveryImage())  # the same samples
     told = captioner.tell(inputs.normalise(batch.pixels))
     sights, macs_B = told_sights(told.decisions), model.macs(told.decisions, model.units(told))
-    said, named = replace(batch, texts=captioner.words(told)), _named(read_json(folder / "config.json"))
+    said, named = replace(batch, texts=captioner.words(told)), _named(read_described(folder / "config.json"))
     for picture, row in _each(rows, pictures):
         more = {"model": named, "gmacs": float(macs_B[row]) / 1e9, "tokens": [], "text_steps": []}
         picture["sentences"].append(overlay(said, row, model.backbone.config.vision.grid, sights, **more))

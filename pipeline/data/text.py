@@ -16,7 +16,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.files import read_json, write_atomic, write_json
+from data_prep.files import read_described, write_atomic, write_json
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
@@ -152,9 +152,9 @@ class Tokenizer:
             UserError: the folder holds no tokenizer, or one without the tokens that are needed.
         """
         folder = Path(folder)
-        config: dict[str, Any] = read_json(folder / _CONFIG) if (folder / _CONFIG).exists() else {}
+        config = read_described(folder / _CONFIG) if (folder / _CONFIG).exists() else {}
         if (folder / _FILE).exists():
-            inner = tokenizers.Tokenizer.from_file(str(folder / _FILE))
+            inner = _read(folder / _FILE)
         elif (folder / "vocab.txt").exists():
             lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
             inner = _bert_like({token: number for number, token in enumerate(lines)})
@@ -245,6 +245,13 @@ class Tokenizer:
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """What tokens look like, for reports."""
         return [self._inner.id_to_token(int(number)) or "" for number in ids]
+
+
+def _read(file: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no narrower one
+        raise UserError(f"{file} is no tokenizer ({error}); copy or export the folder again") from error
 
 
 def _special(role: str, config: Mapping[str, Any], inner: tokenizers.Tokenizer) -> str:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 
 from data_prep.errors import UserError
-from data_prep.files import read_json
+from data_prep.files import read_described
 from pipeline.captioner import Captioner
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import StepLoader
@@ -189,7 +189,7 @@ def captioned(config: EvaluateConfig, name: str, folder: Path, split: str, input
     loader = source.batches(PICTURES, config.batch_size, stage.process)
     with torch.inference_mode():
         told = told_on(captioner, source, loader, stage.process)
-    described = read_json(folder / "config.json")
+    described = read_described(folder / "config.json")
 
     def row(domain: str, scores: list[Score]) -> Row:
         costs = told.costs_of(domain) if domain else told.costs

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -102,6 +103,32 @@ def test_mistakes_are_told_in_one_line(folder: Path, tmp_path: Path, capsys: pyt
         assert main(["predict", *words, "--device", "cpu"]) == 2
         told = capsys.readouterr().err
         assert said in told and told.count("\n") == 1, told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", "[]", "config.json is no JSON object; copy or export the folder again"),
+        ("config.json", '{"kind": "state', "config.json does not hold valid JSON"),
+        (
+            "config.json",
+            '{"kind": "vqa_generative"}',
+            "config.json does not say 'candidates'; copy or export the folder again",
+        ),
+        ("tokenizer.json", '{"version": "1.0", "trunc', "tokenizer.json is no tokenizer"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json is no JSON object; copy or export the folder again"),
+    ],
+)
+def test_a_damaged_export_is_told_in_one_line(
+    name: str, content: str, said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "export")
+    (tmp_path / "export" / name).write_text(content)
+    (tmp_path / "one.png").write_bytes(picture(0))
+    words = [str(tmp_path / "export"), "--image", str(tmp_path / "one.png"), "--text", "a", "--device", "cpu"]
+    assert main(["predict", *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1, told
 
 
 def test_a_gpu_that_is_not_there_is_told_in_one_line(
