@@ -30,6 +30,8 @@ def add_trim_bench_options(parser: argparse.ArgumentParser) -> None:
     targets: Any = [1.5, 2.0, 2.5, 3.0]
     parser.add_argument("--targets", type=_numbers, default=targets, metavar="X,..", help="speed-ups (1.5,2,2.5,3)")
     parser.add_argument("--batch", **whole, default=1, help="instances at a time (%(default)s)")
+    parser.add_argument("--batches", **whole, default=1, help="different batches in turn, for one set of instances "
+                        "again and again is faster than ever new ones (%(default)s)")  # fmt: skip
     parser.add_argument("--device", choices=["cpu", "cuda"], help="where to run (a GPU if there is one)")
     text = "bfloat16 is autocast (float32 on a CPU, else bfloat16)"
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help=text)

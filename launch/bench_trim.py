@@ -35,6 +35,7 @@ def _config(options: argparse.Namespace) -> BenchTrimConfig:
         targets=tuple(options.targets),
         text_length=options.text_length,
         batch=options.batch,
+        batches=options.batches,
         dtype=options.dtype or ("bfloat16" if on_gpu else "float32"),
         device="cuda" if on_gpu else "cpu",
         threads=options.threads or min(torch.get_num_threads(), machine.available_cpus()),
@@ -50,7 +51,8 @@ def trim_bench_text(result: Mapping[str, Any]) -> str:
     threads = f", threads: {result['threads']}" if result["device"] == "cpu" else ""
     title = (
         f"{result['model']}, {result['image_size']} px, texts of about {result['text_length']} tokens, batch "
-        f"{result['batch']}, {result['dtype']}, not compiled, {result['device_name']}{threads}"
+        f"{result['batch']}{_several(result['batches'])}, {result['dtype']}, not compiled, "
+        f"{result['device_name']}{threads}"
     )
     head = ["model", "ms", "times as fast", "quartiles", "promised", "realised", "trimmers", "kept"]
     where = ["ms by part", *parts_of(rows)]
@@ -64,6 +66,10 @@ def trim_bench_text(result: Mapping[str, Any]) -> str:
             "cross-attention (mca)",
         ]
     )
+
+
+def _several(batches: int) -> str:
+    return f" ({batches} different ones a lap)" if batches > 1 else ""
 
 
 def _padding(result: Mapping[str, Any]) -> str:

@@ -6,8 +6,9 @@ B batch, L text tokens, D width.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,7 @@ REFERENCE = "full"
 _CALIBRATED_ON = 4
 _SPREAD = 0.5
 _FAR = 1e3  # beyond every score
+_APART = 1 << 20  # seeds of two batches
 # Scores that differ from token to token and from instance to instance, as trained ones do.
 _UNDECIDED = TrimmerConfig(keep_bias=0.0, last_std=0.5)
 
@@ -40,8 +42,9 @@ class BenchTrimConfig:
 
     Attributes:
         targets: Wanted speed-ups in multiply-accumulates, each above 1, over the full model without padding.
-        text_length: Tokens of a text; in a batch they are drawn from half as many to half as many more.
+        text_length: Tokens of a text; of several they are drawn from half as many to half as many more.
         batch: B.
+        batches: Different ones that a lap goes through, one after the other.
         dtype: ``bfloat16`` runs under autocast.
         device: Where it runs.
         threads: Of torch on the CPU.
@@ -53,6 +56,7 @@ class BenchTrimConfig:
     targets: tuple[float, ...] = (1.5, 2.0, 2.5, 3.0)
     text_length: int = 10
     batch: int = 1
+    batches: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
@@ -61,7 +65,7 @@ class BenchTrimConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, "bench", 1, "batch", "threads", "rounds", "warmup")
+        at_least(self, "bench", 1, "batch", "batches", "threads", "rounds", "warmup")
         at_least(self, "bench", 2, "text_length")
         if not self.targets or min(self.targets) <= 1:
             raise UserError(f"bench.targets={list(self.targets)} must be speed-ups above 1, such as 1.5,2,2.5,3")
@@ -107,29 +111,31 @@ def run_trim_bench(
         UserError: The text is too long, or the backbone judges no statements.
     """
     torch.set_num_threads(config.threads)
-    inputs = _inputs(model, config)
+    batches = [_inputs(model, config, number) for number in range(config.batches)]
     models = {REFERENCE: _model(model, config, None)}
     models |= {f"{target:g}x": _model(model, config, target) for target in config.targets}
-    runs = {name: partial(_seconds, partial(_classify, each, inputs, config), config) for name, each in models.items()}
+    runs = {name: partial(_seconds, partial(_lap, each, batches, config), config) for name, each in models.items()}
     laps = interleave(runs, rounds=config.rounds, warmup=config.warmup, seed=config.seed, tick=tick)
     rows = []
     for name, each in models.items():
-        rows.append({"name": name, **_timing(laps[name], laps[REFERENCE]), **_work(each, inputs, config)})
+        rows.append({"name": name, **_timing(laps[name], laps[REFERENCE]), **_work(each, batches, config)})
         tick(name)
     for row in rows:
         row["flops_ratio"] = rows[0]["gmacs"] / row["gmacs"]
         row["realised"] = row["ratio"] / row["flops_ratio"]
     gpu = torch.cuda.get_device_name() if config.device == "cuda" else None
     stated = {key: list(value) if key == "targets" else value for key, value in asdict(config).items()}
-    padding = _macs(models[REFERENCE], inputs, None) / _full_macs(models[REFERENCE], inputs.mask_BL)
+    full = models[REFERENCE]
+    padding = fmean(_macs(full, each, None) for each in batches) / fmean(_full_macs(full, each) for each in batches)
     more = {"device_name": gpu, **stated, "padding": padding}
     return {"reference": REFERENCE, **more, "rows": rows, "torch": torch.__version__}
 
 
-def _inputs(model: ModelConfig, config: BenchTrimConfig) -> _Inputs:
-    draw = torch.Generator().manual_seed(config.seed)
+def _inputs(model: ModelConfig, config: BenchTrimConfig, number: int = 0) -> _Inputs:
+    draw = torch.Generator().manual_seed(config.seed + _APART * number)
     size, length = config.batch, config.text_length
-    least, most = (length, length) if size == 1 else (round(length * (1 - _SPREAD)), round(length * (1 + _SPREAD)))
+    alone = size * config.batches == 1
+    least, most = (length, length) if alone else (round(length * (1 - _SPREAD)), round(length * (1 + _SPREAD)))
     if most > model.text.longest:
         raise UserError(f"bench.text_length={length} makes texts of {most}; the model takes {model.text.longest}")
     lengths_B = torch.randint(max(2, least), most + 1, (size,), generator=draw)
@@ -147,7 +153,8 @@ def _model(sizes: ModelConfig, config: BenchTrimConfig, target: float | None) ->
     model = ClassificationModel(backbone, None if target is None else _UNDECIDED).to(config.device).eval()
     if target is not None:
         assert isinstance(model.trimmers, Trimmers)
-        few = _inputs(sizes, config).first(_CALIBRATED_ON)
+        together = max(config.batch, min(_CALIBRATED_ON, config.batch * config.batches))
+        few = _inputs(sizes, replace(config, batch=together)).first(_CALIBRATED_ON)
         _spread_over_layers(model, few, config, target)
         calibrate(model.trimmers, partial(_cost_share, model, few, config), 1 / target)
     return model
@@ -207,25 +214,31 @@ def _classify(model: ClassificationModel, inputs: _Inputs, config: BenchTrimConf
 def _macs(model: ClassificationModel, inputs: _Inputs, decisions: Mapping[str, Decision] | None) -> float:
     """Mean multiply-accumulates of an instance as it runs: the full model's with padding, which packing takes out."""
     if decisions is None:
-        return _full_macs(model, torch.ones_like(inputs.mask_BL))
+        return _full_macs(model, replace(inputs, mask_BL=torch.ones_like(inputs.mask_BL)))
     return float(model.cost_model().of(decisions, units_of(model.backbone, inputs.mask_BL)).mean())
 
 
-def _full_macs(model: ClassificationModel, mask_BL: Tensor) -> float:
-    """Those of the full model on texts of these tokens; without padding they are what targets count from."""
-    return float(model.cost_model().full(units_of(model.backbone, mask_BL)).mean())
+def _full_macs(model: ClassificationModel, inputs: _Inputs) -> float:
+    """Those of the full model on texts without padding, which targets count from."""
+    return float(model.cost_model().full(units_of(model.backbone, inputs.mask_BL)).mean())
 
 
 def _cost_share(model: ClassificationModel, inputs: _Inputs, config: BenchTrimConfig) -> float:
-    return _macs(model, inputs, _classify(model, inputs, config)) / _full_macs(model, inputs.mask_BL)
+    return _macs(model, inputs, _classify(model, inputs, config)) / _full_macs(model, inputs)
+
+
+def _lap(model: ClassificationModel, batches: Sequence[_Inputs], config: BenchTrimConfig) -> None:
+    for inputs in batches:
+        _classify(model, inputs, config)
 
 
 def _seconds(run: Callable[[], object], config: BenchTrimConfig) -> float:
+    """Of a batch, mean over those of a lap."""
     _wait(config)
     begin = time.perf_counter()
     run()
     _wait(config)
-    return time.perf_counter() - begin
+    return (time.perf_counter() - begin) / config.batches
 
 
 def _wait(config: BenchTrimConfig) -> None:
@@ -244,20 +257,24 @@ def _timing(laps: Sequence[float], reference: Sequence[float]) -> dict[str, floa
     }
 
 
-def _work(model: ClassificationModel, inputs: _Inputs, config: BenchTrimConfig) -> dict[str, Any]:
-    """What an instance costs, what is kept, and where the time goes."""
+def _work(model: ClassificationModel, batches: Sequence[_Inputs], config: BenchTrimConfig) -> dict[str, Any]:
+    """What an instance costs, what is kept, and where a batch's time goes; means over those of a lap."""
     with _watched(model, config) as parts:
         begin = time.perf_counter()
-        decisions = _classify(model, inputs, config)
+        decided = [_classify(model, inputs, config) for inputs in batches]
         _wait(config)
         total = time.perf_counter() - begin
     parts["rest"] = total - sum(parts.values())
-    row: dict[str, Any] = {"gmacs": _macs(model, inputs, decisions) / 1e9, "trimmers_share": 0.0, "kept": {}}
-    if decisions is not None:
-        units = units_of(model.backbone, inputs.mask_BL)
-        own = float(model.cost_model().own(decisions, units).mean())
-        row["trimmers_share"] = own / _full_macs(model, inputs.mask_BL)
-        row["kept"] = {name: float(share) for name, share in model.cost_model().kept_shares(decisions, units).items()}
+    parts = {name: seconds / len(batches) for name, seconds in parts.items()}
+    spent = fmean(_macs(model, *each) for each in zip(batches, decided, strict=True))
+    row: dict[str, Any] = {"gmacs": spent / 1e9, "trimmers_share": 0.0, "kept": {}}
+    chosen = [(inputs, of) for inputs, of in zip(batches, decided, strict=True) if of is not None]
+    if chosen:
+        cost, units = model.cost_model(), [units_of(model.backbone, inputs.mask_BL) for inputs, _ in chosen]
+        own = fmean(float(cost.own(of, one).mean()) for (_, of), one in zip(chosen, units, strict=True))
+        row["trimmers_share"] = own / fmean(_full_macs(model, inputs) for inputs, _ in chosen)
+        shares = [cost.kept_shares(of, one) for (_, of), one in zip(chosen, units, strict=True)]
+        row["kept"] = {name: fmean(float(each[name]) for each in shares) for name in shares[0]}
     return {**row, "parts": parts}
 
 

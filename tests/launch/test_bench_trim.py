@@ -53,7 +53,17 @@ def test_the_untrimmed_model_is_counted_as_it_is_timed_with_its_padding(name: st
     with FlopCounterMode(display=False) as counter:
         bench_trim._classify(model, inputs, config)
     assert not inputs.mask_BL.all()
-    assert 1e9 * bench_trim._work(model, inputs, config)["gmacs"] == pytest.approx(counter.get_total_flops() / 2 / 3)
+    assert 1e9 * bench_trim._work(model, [inputs], config)["gmacs"] == pytest.approx(counter.get_total_flops() / 2 / 3)
+
+
+def test_a_lap_goes_through_different_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    """One instance again and again finds its sizes' code made already."""
+    answer = bench(capsys, "--batches", "6", "--targets", "1.5")
+    (full, trimmed), (one, _) = answer["rows"], bench(capsys, "--targets", "1.5")["rows"]
+    assert answer["padding"] == 1 and full["gmacs"] != one["gmacs"]  # texts of several lengths, each alone
+    assert trimmed["flops_ratio"] == pytest.approx(1.5, rel=0.2)
+    assert full["value"] < 3 * one["value"]  # a batch, not a lap
+    assert "batch 1 (6 different ones a lap)" in trim_bench_text(answer)
 
 
 def test_a_block_that_serves_text_and_fusion_is_timed_in_either_part(capsys: pytest.CaptureFixture[str]) -> None:
