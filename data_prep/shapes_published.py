@@ -1,10 +1,10 @@
-"""Drawn shapes in the files that data sets are published as: VQA v2, SNLI-VE, NLVR2, COCO captions and NoCaps.
+"""Drawn shapes in the files that data sets are published as: VQA v2, SNLI-VE, NLVR2, COCO, NoCaps, Flickr30K.
 
 From there they go the way of the real ones: `trimline shard vqa`, `trimline shard nlvr2`, `trimline score`.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,10 +15,18 @@ from data_prep.shapes_draw import draw_picture
 from data_prep.shapes_language import NUMBER_WORDS, PLACES
 from data_prep.shapes_pairs import draw_quartet
 from data_prep.shapes_relations import TOGETHER, draw_related
-from data_prep.shapes_told import COCO_SPLITS, DOMAINS, NOCAPS_SPLITS, write_coco, write_nocaps
+from data_prep.shapes_told import (
+    COCO_SPLITS,
+    DOMAINS,
+    FLICKR_SPLITS,
+    NOCAPS_SPLITS,
+    write_coco,
+    write_flickr30k,
+    write_nocaps,
+)
 from data_prep.shapes_world import COLOURS, Dice
 
-PublishedName = Literal["vqa", "snli_ve", "nlvr2", "coco", "nocaps"]
+PublishedName = Literal["vqa", "snli_ve", "nlvr2", "coco", "nocaps", "flickr30k"]
 PUBLISHED: tuple[str, ...] = get_args(PublishedName)
 
 _ANNOTATORS = 10
@@ -61,11 +69,11 @@ def write_published(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; give another one")
     with atomic_dir(out) as aside:
-        for split, size in sizes.items():
-            write(aside, split, size, image_size, seed, drawn)
+        for _ in write(aside, sizes, image_size, seed):
+            drawn(1)
 
 
-def _write_vqa(out: Path, split: str, size: int, image_size: int, seed: int, drawn: Counted) -> None:
+def _write_vqa(out: Path, split: str, size: int, image_size: int, seed: int) -> Iterator[None]:
     realm, part = _VQA_SPLITS[split]
     (out / part).mkdir()
     questions: list[dict[str, Any]] = []
@@ -79,7 +87,7 @@ def _write_vqa(out: Path, split: str, size: int, image_size: int, seed: int, dra
             named = {"question_id": 1000 * image + place, "image_id": image}
             questions.append({**named, "question": asked["question"]})
             annotations.append({**named, **_annotation(asked, Dice(f"shapes/{seed}/vqa/{image}/{place}"))})
-        drawn(1)
+        yield
     head = {"info": {"description": "drawn shapes"}, "license": {}, "data_type": "mscoco", "data_subtype": part}
     _write(out / f"v2_OpenEnded_mscoco_{part}_questions.json", {**head, "questions": questions})
     if split != "test":
@@ -106,7 +114,7 @@ def _annotation(asked: Mapping[str, str], dice: Dice) -> dict[str, Any]:
     }
 
 
-def _write_snli_ve(out: Path, split: str, size: int, image_size: int, seed: int, drawn: Counted) -> None:
+def _write_snli_ve(out: Path, split: str, size: int, image_size: int, seed: int) -> Iterator[None]:
     folder = out / "flickr30k-images"
     folder.mkdir(exist_ok=True)
     lines = []
@@ -127,11 +135,11 @@ def _write_snli_ve(out: Path, split: str, size: int, image_size: int, seed: int,
                     "Flickr30K_ID": name,
                 }
             )
-        drawn(1)
+        yield
     (out / f"snli_ve_{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def _write_nlvr2(out: Path, split: str, size: int, image_size: int, seed: int, drawn: Counted) -> None:
+def _write_nlvr2(out: Path, split: str, size: int, image_size: int, seed: int) -> Iterator[None]:
     """Sets of two pairs with four sentences, each true of one pair: an identifier is split-set-pair-sentence."""
     lines = []
     for number in range(size // 2):
@@ -158,30 +166,34 @@ def _write_nlvr2(out: Path, split: str, size: int, image_size: int, seed: int, d
                 }
                 for told, (claim, text) in enumerate(claims)
             ]
-            drawn(1)
+            yield
     (out / f"{split}.json").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-
-def _write_coco(out: Path, split: str, size: int, image_size: int, seed: int, drawn: Counted) -> None:
-    for _ in write_coco(out, split, size, image_size, seed):
-        drawn(1)
-
-
-def _write_nocaps(out: Path, split: str, size: int, image_size: int, seed: int, drawn: Counted) -> None:
-    for _ in write_nocaps(out, split, size, image_size, seed):
-        drawn(1)
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-_Write = Callable[[Path, str, int, int, int, Counted], None]
+_Write = Callable[[Path, Mapping[str, int], int, int], Iterator[None]]
+_WriteSplit = Callable[[Path, str, int, int, int], Iterator[None]]
+
+
+def _split_by_split(write: _WriteSplit) -> _Write:
+    """Writes a data set whose splits have files of their own."""
+
+    def write_all(out: Path, sizes: Mapping[str, int], image_size: int, seed: int) -> Iterator[None]:
+        for split, size in sizes.items():
+            yield from write(out, split, size, image_size, seed)
+
+    return write_all
+
+
 _DRAWN: Mapping[str, tuple[Collection[str], int, _Write]] = {
-    "vqa": (_VQA_SPLITS, 2, _write_vqa),
-    "snli_ve": (_VE_SPLITS, TOGETHER, _write_snli_ve),
-    "nlvr2": (_NLVR2_SPLITS, 2, _write_nlvr2),
-    "coco": (COCO_SPLITS, 1, _write_coco),
-    "nocaps": (NOCAPS_SPLITS, len(DOMAINS), _write_nocaps),
+    "vqa": (_VQA_SPLITS, 2, _split_by_split(_write_vqa)),
+    "snli_ve": (_VE_SPLITS, TOGETHER, _split_by_split(_write_snli_ve)),
+    "nlvr2": (_NLVR2_SPLITS, 2, _split_by_split(_write_nlvr2)),
+    "coco": (COCO_SPLITS, 1, _split_by_split(write_coco)),
+    "nocaps": (NOCAPS_SPLITS, len(DOMAINS), _split_by_split(write_nocaps)),
+    "flickr30k": (FLICKR_SPLITS, 1, write_flickr30k),
 }
-"""Splits, how many pictures or pairs come together, and who writes them."""
+"""Splits, how many pictures or pairs come together, and who writes them, yielding after each."""

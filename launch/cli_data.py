@@ -105,7 +105,7 @@ def _exclusions(options: argparse.Namespace, _: list[str]) -> Answer:
     return exclusions_command([Path(folder).expanduser() for folder in options.folders], Path(options.out).expanduser())
 
 
-DRAWN = ("vqa", "snli_ve", "nlvr2", "coco", "nocaps")
+DRAWN = ("vqa", "snli_ve", "nlvr2", "coco", "nocaps", "flickr30k")
 """Those of data_prep.shapes_published, which takes OpenCV to import."""
 
 

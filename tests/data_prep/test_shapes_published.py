@@ -134,3 +134,34 @@ def test_nocaps_is_written_as_published_with_looks_that_training_has_not(tmp_pat
     for domain, novel in (("in-domain", False), ("out-domain", True)):
         scene = draw_scene(DOMAINS[domain], Dice("scene"))
         assert {shape.look in HELD_OUT for shape in scene} == {novel}
+
+
+def test_flickr30k_is_written_as_karpathys_file(tmp_path: Path) -> None:
+    counted: list[int] = []
+    write_published("flickr30k", tmp_path / "raw", {"train": 3, "val": 2, "test": 2}, 32, 3, counted.append)
+    told = json.loads((tmp_path / "raw" / "dataset_flickr30k.json").read_text())
+    assert sum(counted) == 7 and list(told) == ["images", "dataset"] and told["dataset"] == "flickr30k"
+    assert [image["imgid"] for image in told["images"]] == list(range(7))
+    sentences = [(image, sentence) for image in told["images"] for sentence in image["sentences"]]
+    assert [sentence["sentid"] for _, sentence in sentences] == list(range(35))
+    for image, sentence in sentences:
+        assert image.keys() == {"sentids", "imgid", "sentences", "split", "filename"}
+        assert sentence.keys() == {"tokens", "raw", "imgid", "sentid"} and sentence["imgid"] == image["imgid"]
+        assert sentence["sentid"] in image["sentids"] and len(image["sentids"]) == 5
+        plain = "".join(one for one in sentence["raw"].lower() if one.isalnum() or one == " ")
+        assert sentence["tokens"] == plain.split() and sentence["raw"][0].isupper()
+    names = {image["filename"] for image in told["images"]}
+    assert names == {path.name for path in (tmp_path / "raw" / "flickr30k-images").iterdir()} and len(names) == 7
+    account, found = shards(tmp_path, "flickr30k", root=str(tmp_path / "raw"))
+    assert (account["written"], account["skipped"]) == (7, {})
+    assert {split: len(of) for split, of in found.items()} == {"train": 3, "val": 2, "test": 2}
+    assert len({fields["flickr_id"] for of in found.values() for fields in of.values()}) == 7
+
+
+def test_a_split_of_flickr30k_is_the_same_whatever_is_drawn_beside_it(tmp_path: Path) -> None:
+    for name, sizes in (("one", {"test": 2}), ("other", {"train": 3, "test": 4})):
+        write_published("flickr30k", tmp_path / name, sizes, 32, 5)
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "one/flickr30k-images").iterdir()}
+    assert len(pictures) == 2
+    for name, data in pictures.items():
+        assert (tmp_path / "other/flickr30k-images" / name).read_bytes() == data

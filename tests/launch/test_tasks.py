@@ -11,6 +11,7 @@ import pytest
 from data_prep.shapes_published import PUBLISHED
 from launch.cli import main
 from launch.cli_data import DRAWN as OFFERED
+from pipeline.data.shards import ShardFolder
 from pipeline.metrics.captions import MEANS, has_spice
 from tests.launch.drawn import drawn_root
 
@@ -109,6 +110,16 @@ def test_retrieval_goes_through_a_whole_run(tmp_path: Path, capsys: pytest.Captu
     assert after[0]["gmacs"] < after[0]["full_gmacs"] == pytest.approx(before[0]["gmacs"])
     report = (run / "report.html").read_text()
     assert "retrieval: mean recall % against computation" in report and "does not tell what became" not in report
+
+
+def test_flickr30k_is_drawn_and_sharded_in_all_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, out, sizes = tmp_path / "raw", tmp_path / "out", {"train": 6, "val": 2, "test": 3}
+    words = [word for split, size in sizes.items() for word in ("--size", f"{split}={size}")]
+    assert answer(capsys, "draw", "flickr30k", "--out", str(raw), *words, "--image-size", "32")["sizes"] == sizes
+    answer(capsys, "shard", "flickr30k", "--root", str(raw), "--out", str(out), "--workers", "1")
+    splits = {folder.name: ShardFolder(folder) for folder in out.iterdir()}
+    assert {name: len(split) for name, split in splits.items()} == sizes
+    assert {len(split.read(row).fields["captions"]) for split in splits.values() for row in range(len(split))} == {5}
 
 
 @pytest.mark.parametrize("name", ["shapes", "shards"])
