@@ -5,7 +5,8 @@
 
 A tiny BLIP with random weights stands for yours, and drawn shapes for your data: so what it says is hardly better than
 chance after the first command. For a real one give `import_weights` the folder of a `BlipForImageTextRetrieval`, and
-`Inputs.tokenizer` that of its tokenizer.
+`Inputs.tokenizer` a folder where `Tokenizer.from_pretrained(FOLDER, clean="blip").save` has put its tokenizer, for its
+own does not say that texts are cleaned as BLIP does.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def main() -> None:
         prepare(SourceConfig(name="shapes", sizes={"train": 128, "val": 0, "test": 8, "unseen": 0}), root)
         train, test = ShardFolder(root / "train"), ShardFolder(root / "test")
         texts = [claim["text"] for row in range(len(train)) for claim in train.read(row).fields["statements"]]
-        tokenizer = Tokenizer.train(texts, TokenizerConfig(vocab_size=200))
+        tokenizer = Tokenizer.train(texts, TokenizerConfig(vocab_size=200, clean="blip"))
         tokenizer.save(root / "tokenizer")
 
         # Model: weights under our names in a folder of ours.

@@ -175,7 +175,7 @@ class _Builder:
             run=self._write_shards,
             parts={
                 "data": data,
-                "tokenizer": self._run["tokenizer"],
+                "tokenizer": self._config.tokenizer.identity,
                 "splits": self._config.pretrain.splits,
                 **({"questions": list(self._asked)} if self._asked else {}),
                 **({"answers": True} if self._tells else {}),

@@ -24,6 +24,7 @@ from pipeline.setup import check_room
 from pipeline.tasks.captioning import CaptioningModel, Told
 from pipeline.trimmed_model import Picture, prepared_input, read_picture
 from pipeline.weights.folders import load_model
+from pipeline.weights.usual_texts import tokenizer_for
 
 KINDS = ("captioning", "blip_caption")
 """Of exports that tell of pictures: of a trimming stage, and of `trimline import`."""
@@ -97,7 +98,8 @@ class Captioner:
             UserError: The folder holds something else, or there is no tokenizer.
         """
         folder = Path(folder)
-        words = Tokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
+        given = None if tokenizer is None else Path(tokenizer)
+        words = tokenizer_for(folder, given, "blip", _kind(folder))  # whose captioners all are
         if _kind(folder) == "captioning":
             trained, described = load_classification_model(folder)
             assert isinstance(trained, CaptioningModel)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.data.decode import BadSample
-from pipeline.data.sample import pictures_of
+from pipeline.data.sample import ASKED, pictures_of
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, eval_image, normalise
 from pipeline.exports import load_classification_model
@@ -87,7 +87,7 @@ class TrimmedModel:
         self, model: ClassificationModel, tokenizer: Tokenizer, transform: TransformConfig, max_tokens: int
     ) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer.of_questions() if model.classes.text in ASKED else tokenizer
         self.transform = transform
         self.max_tokens = max_tokens
         self.device = next(model.parameters()).device

@@ -18,7 +18,7 @@ from pipeline.data.batch import ImageTextBatch, LoadWork, Skip
 from pipeline.data.board import Activity, Note, WorkerBoard
 from pipeline.data.decode import BadSample, Encoded, Pixels
 from pipeline.data.order import Order, Pick, Slot
-from pipeline.data.sample import Sample, TextKind, all_said, pictures_of
+from pipeline.data.sample import ASKED, Sample, TextKind, all_said, pictures_of
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 
@@ -127,7 +127,7 @@ class StepDataset(Dataset[ImageTextBatch]):
         self._order = order
         self._transform = transform
         self._draw_seed = draw_seed
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer.of_questions() if text in ASKED else tokenizer
         self._text: TextKind = text
         self._size = size
         self._max_tokens = max_tokens

@@ -1,11 +1,10 @@
-"""Texts -> tokens: ALBEF's cleaning, and a WordPiece tokenizer that is trained here or loaded by path."""
+"""Texts -> tokens: cleaned, then cut by a WordPiece tokenizer that is trained here or one loaded by path."""
 
 import copy
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from data_prep.files import read_described, write_atomic, write_json
+from pipeline.data.cleaning import PLAIN, Cleaning, clean_text, cleaning_of
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-_PUNCTUATION = re.compile(r"""[,.'!?"()*#:;~]""")
 # Whoever does not say which tokens have these roles has BERT's, RoBERTa's or CLIP's; CLIP masks nothing.
 _USUAL = {
     "pad_token": ("[PAD]", "<pad>", "<|endoftext|>"),
@@ -43,35 +42,52 @@ class TokenizerConfig:
         path: folder of a tokenizer as transformers keeps it, to be used as it is; None to train one on the data.
         vocab_size: most entries that a tokenizer trained on the data may have.
         max_words: a text is cut after so many words.
-        clean: whether texts are made lower-case and lose their punctuation first, as ALBEF and BLIP do; weights of
-            RoBERTa and CLIP were trained on texts as they are.
+        clean: what becomes of texts first: ``albef`` makes them lower-case and takes out all punctuation, ``blip`` is
+            BLIP's own cleaning, which leaves ``, ? ' - /`` where they are, ``none`` takes them as they are, on which
+            weights of RoBERTa and CLIP were trained. In older files true is ``albef`` and false ``none``.
     """
 
     path: str | None = None
     vocab_size: int = 4096
     max_words: int = 30
-    clean: bool = True
+    clean: Cleaning | bool = "albef"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "clean", cleaning_of(self.clean))
         if self.vocab_size <= len(_SPECIAL) or self.max_words < 1:
             raise UserError(
                 f"vocab_size={self.vocab_size} must be above {len(_SPECIAL)}, and max_words={self.max_words} at least 1"
             )
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a tokenizer depends on, in the words of runs from before `clean` had names."""
+        return {**asdict(self), "clean": PLAIN[cleaning_of(self.clean)]}
 
-def clean_text(text: str, max_words: int, clean: bool = True) -> str:
-    """ALBEF's cleaning: lower case, no punctuation, dashes and slashes as spaces; cut to `max_words` in any case."""
-    if not clean:
-        return " ".join(text.split()[:max_words])
-    text = _PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
-    return " ".join(text.split()[:max_words])
+    def said_in(self, folder: Path) -> "TokenizerConfig":
+        """The same, but read as a folder's files say, where they say it: tokenizers that were saved here do.
+
+        Raises:
+            UserError: They say what is none.
+        """
+        said = _described(folder)
+        if "max_words" in said:  # older ones do not say `clean`, and mean ALBEF's
+            said = {"clean": TokenizerConfig.clean, **said}
+        return replace(self, **{key: said[key] for key in ("max_words", "clean") if key in said})
+
+
+_USUAL_TEXTS = TokenizerConfig()
 
 
 class Tokenizer:
     """Tokens of cleaned texts: [CLS] words [SEP] [PAD]..., of a fixed length."""
 
     def __init__(
-        self, inner: tokenizers.Tokenizer, specials: Sequence[str], max_words: int, clean: bool = True
+        self,
+        inner: tokenizers.Tokenizer,
+        specials: Sequence[str],
+        max_words: int,
+        clean: Cleaning | bool = TokenizerConfig.clean,
     ) -> None:
         """Wraps a tokenizer.
 
@@ -79,10 +95,10 @@ class Tokenizer:
             inner: of the tokenizers library.
             specials: what stands for padding, unknown, begin, end and masked, in this order.
             max_words: a text is cut after so many words.
-            clean: whether texts are cleaned as `clean_text` does.
+            clean: what becomes of texts first, as of `TokenizerConfig`.
 
         Raises:
-            UserError: the vocabulary lacks one of them.
+            UserError: the vocabulary lacks one of them, or there is no such cleaning.
         """
         ids = [inner.token_to_id(token) for token in specials]
         missing = [role for role, number in zip(_ROLES, ids, strict=True) if number is None]
@@ -95,9 +111,9 @@ class Tokenizer:
             number for number in ids if number is not None
         )
         self.max_words = max_words
-        self.clean = clean
+        self.cleaning = cleaning_of(clean)
         self.vocab_size: int = inner.get_vocab_size()
-        self.prompt = ""
+        self.prompt, self.question = "", False
         self._inner = inner
         self._specials = tuple(specials)
         self._added = [token.content for token in inner.get_added_tokens_decoder().values()]
@@ -113,7 +129,8 @@ class Tokenizer:
         Raises:
             UserError: there is no text.
         """
-        cleaned = sorted(clean_text(text, config.max_words, config.clean) for text in texts)
+        cleaning = cleaning_of(config.clean)
+        cleaned = sorted(clean_text(text, config.max_words, cleaning) for text in texts)
         letters = sorted(set("".join(cleaned)) - {" "})
         if not letters:
             raise UserError("no text to train a tokenizer on; the data needs captions or statements")
@@ -126,7 +143,7 @@ class Tokenizer:
         learner = _bert_like({token: number for number, token in enumerate(_SPECIAL)})
         learner.train_from_iterator(cleaned, trainer)
         # Built anew from the vocabulary, because a special token would be found in any text that spells it.
-        return cls(_bert_like(learner.get_vocab()), _SPECIAL, config.max_words, config.clean)
+        return cls(_bert_like(learner.get_vocab()), _SPECIAL, config.max_words, cleaning)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Tokenizer":
@@ -139,20 +156,25 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, max_words: int | None = None, clean: bool | None = None
+        cls,
+        folder: Path | str,
+        max_words: int | None = None,
+        clean: Cleaning | bool | None = None,
+        usual: TokenizerConfig = _USUAL_TEXTS,
     ) -> "Tokenizer":
         """Reads a local folder as transformers keeps it: tokenizer.json, or BERT's vocab.txt.
 
         Args:
             folder: where the files are; nothing is downloaded.
-            max_words: a text is cut after so many words; by default as saved, or 30.
-            clean: whether texts are cleaned; by default as saved, or yes.
+            max_words: a text is cut after so many words; by default as saved, else as is usual.
+            clean: what becomes of texts first; by default as saved, else as is usual.
+            usual: how texts are read where neither the caller nor the folder says.
 
         Raises:
             UserError: the folder holds no tokenizer, or one without the tokens that are needed.
         """
         folder = Path(folder)
-        config = read_described(folder / _CONFIG) if (folder / _CONFIG).exists() else {}
+        config, read = _described(folder), usual.said_in(folder)
         if (folder / _FILE).exists():
             inner = _read(folder / _FILE)
         elif (folder / "vocab.txt").exists():
@@ -161,8 +183,7 @@ class Tokenizer:
         else:
             raise UserError(f"{folder} holds neither {_FILE} nor vocab.txt; give the folder of a tokenizer")
         specials = [_special(role, config, inner) for role in _ROLES]
-        longest = max_words or config.get("max_words", TokenizerConfig.max_words)
-        return cls(inner, specials, longest, config.get("clean", True) if clean is None else clean)
+        return cls(inner, specials, max_words or read.max_words, read.clean if clean is None else clean)
 
     def save(self, folder: Path | str) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which PreTrainedTokenizerFast loads too."""
@@ -172,7 +193,7 @@ class Tokenizer:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "max_words": self.max_words,
-            "clean": self.clean,
+            "clean": PLAIN[self.cleaning],
             **roles,
         }
         write_json(folder / _CONFIG, config)
@@ -181,20 +202,26 @@ class Tokenizer:
     def behind(self, prompt: str) -> "Tokenizer":
         """The same with a prompt before every text."""
         prompted = copy.copy(self)
-        prompted.prompt = clean_text(prompt, self.max_words, self.clean)
+        prompted.prompt = clean_text(prompt, self.max_words, self.cleaning)
         return prompted
 
     def as_written(self) -> "Tokenizer":
         """The same without cleaning, for texts such as answers, in which "3:30" is not "330"."""
         raw = copy.copy(self)
-        raw.clean, raw._words = False, {}
+        raw.cleaning = "none"
         return raw
+
+    def of_questions(self) -> "Tokenizer":
+        """The same for questions, which BLIP cleans otherwise than captions (`clean_text`)."""
+        asking = copy.copy(self)
+        asking.question = True
+        return asking
 
     @property
     def digest(self) -> str:
         """Stands for the words, their numbers, and how texts are cleaned."""
         words = sorted(self._inner.get_vocab().items())
-        whole = [words, self._specials, self.max_words, self.clean]
+        whole = [words, self._specials, self.max_words, PLAIN[self.cleaning]]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
@@ -210,7 +237,7 @@ class Tokenizer:
         ids = np.full((len(texts), max_tokens), self.pad_id, dtype=np.int64)
         lengths = np.zeros((len(texts), 1), dtype=np.int64)
         for row, text in enumerate(texts):
-            told = clean_text(text, self.max_words, self.clean)
+            told = clean_text(text, self.max_words, self.cleaning, self.question)
             words = self._encode(f"{self.prompt} {told}".strip() if self.prompt else told)
             tokens = [self.cls_id, *words[: max_tokens - 2], self.sep_id]
             ids[row, : len(tokens)] = tokens
@@ -252,6 +279,10 @@ def _read(file: Path) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises no narrower one
         raise UserError(f"{file} is no tokenizer ({error}); copy or export the folder again") from error
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    return read_described(folder / _CONFIG) if (folder / _CONFIG).exists() else {}
 
 
 def _special(role: str, config: Mapping[str, Any], inner: tokenizers.Tokenizer) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.files import read_json
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import Tokenizer
 from pipeline.models.blip import EXTRA_WORDS
@@ -13,6 +14,7 @@ from pipeline.setup import check_padding
 from pipeline.tasks.answer_list import ANSWERS, AnswersConfig, read_answer_list
 from pipeline.tasks.generative_vqa import RankedAnswers
 from pipeline.trimmed_model import prepared_input
+from pipeline.weights.usual_texts import tokenizer_for
 
 _MAX_TOKENS = {"albef": 25, "blip": 30, "meter": 50, "clip": 77}
 """Of the reference recipes, for weights from elsewhere that do not say."""
@@ -40,14 +42,14 @@ def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> L
 
 
 def tokenizer_of(folder: Path, given: Path | None, config: ModelConfig) -> Tokenizer:
-    """The export's own, or another one that the user names.
+    """The export's own, or another one that the user names; texts are read as the model was trained to read them.
 
     Raises:
         UserError: It is not there, or is not the one that the model was trained with.
     """
-    where = given or folder
+    where, kind = given or folder, read_json(folder / "config.json").get("kind")
     try:
-        tokenizer = Tokenizer.from_pretrained(where)
+        tokenizer = tokenizer_for(folder, given, config.backbone, kind)
     except UserError as error:
         raise UserError(f"{error}; name it with --tokenizer DIR") from error
     check_padding(config, tokenizer.pad_id)

@@ -16,9 +16,10 @@ from launch.cli import main
 from pipeline.checkpoint import export_weights
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import Tokenizer, TokenizerConfig
-from pipeline.data.transforms import eval_image, normalise
+from pipeline.data.transforms import TransformConfig, eval_image, normalise
 from pipeline.models.build import build_model
 from pipeline.setup import export_config
+from pipeline.tasks.classes import TaskName, classes_of
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimmed_model import TrimmedModel
 from pipeline.trimming.smarttrim import MaskedTrimming
@@ -71,6 +72,14 @@ def test_instances_are_judged_alike_alone_together_and_masked(folder: Path) -> N
         assert said.probability == pytest.approx(scores[0, 1].item(), rel=1e-4)
     one = model.predict([pictures[0]], TEXTS)
     assert one[0].probability == pytest.approx(together[0].probability, rel=1e-4) and len(one) == 3
+
+
+@pytest.mark.parametrize(("task", "asks"), [("vqa", True), ("statement", False)])
+def test_questions_are_cleaned_as_questions(task: TaskName, asks: bool) -> None:
+    tokenizer = Tokenizer.train(TEXTS, TokenizerConfig(vocab_size=100, clean="blip"))
+    model = ClassificationModel(build_model(small_config()), None, classes=classes_of(task, ["yes", "no"]))
+    made = TrimmedModel(model, tokenizer, TransformConfig(height=32, width=32), 9)
+    assert (made.tokenizer.question, made.tokenizer.cleaning, tokenizer.question) == (asks, "blip", False)
 
 
 def test_the_command_says_what_the_class_says(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

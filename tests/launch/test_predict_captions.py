@@ -11,6 +11,7 @@ import transformers
 from PIL import Image
 
 from launch.cli import main
+from pipeline.captioner import Captioner
 from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.data.transforms import TransformConfig, eval_image, normalise
 from pipeline.generation import PROMPT
@@ -81,6 +82,18 @@ def test_captions_are_those_of_transformers(
     found = model.generate(pixel_values=pixels, input_ids=prompt, num_beams=beams, min_length=5, max_length=20)
     assert said == [tokenizer.text(row) for row in found[:, prompt.shape[1] - 1 :].tolist()]
     assert len(set(said)) > 1
+
+
+def test_a_tokenizer_that_does_not_say_reads_a_captioners_texts_as_blip_does(
+    folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    theirs = json.loads((folders[2] / "tokenizer_config.json").read_text())
+    for key in ("clean", "max_words"):
+        del theirs[key]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(theirs))
+    (tmp_path / "tokenizer.json").write_bytes((folders[2] / "tokenizer.json").read_bytes())
+    assert Captioner.from_pretrained(folders[1], tmp_path).tokenizer.cleaning == "blip"
+    assert Captioner.from_pretrained(folders[1], folders[2]).tokenizer.cleaning == "albef"  # which says so
 
 
 @pytest.mark.parametrize(

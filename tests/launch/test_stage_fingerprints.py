@@ -1,5 +1,6 @@
 """What makes a stage begin anew, and what does not; what a stage says of its batch when it begins."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from launch.config import RunConfig
 from launch.graph import fingerprints
 from launch.local_backend import LocalBackend
-from launch.reading import read_config
+from launch.reading import as_json, dump_config, read_config
 from launch.stage_parts import differences
 from launch.stages import build_stages
 
@@ -120,6 +121,22 @@ def test_what_was_trained_before_there_was_a_key_stays_so(tmp_path: Path) -> Non
     assert trim_of(tmp_path, "--trim.smarttrim.groups=[vision]")["smarttrim"]["groups"] == ["vision"]
     fading = trim_of(tmp_path, "--trim.smarttrim.trimmers.noise_fade=0.5")
     assert fading["smarttrim"]["trimmers"] == before["smarttrim"]["trimmers"] | {"noise_fade": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("clean", "said"),
+    [(None, True), ("true", True), ("albef", True), ("false", False), ("none", False), ("blip", "blip")],
+)
+def test_shards_depend_on_a_tokenizer_as_before_cleaning_had_names(
+    clean: str | None, said: bool | str, tmp_path: Path
+) -> None:
+    config = read_config(RunConfig, [TINY], [] if clean is None else [f"--tokenizer.clean={clean}"])
+    shard = build_stages(config, tmp_path, LocalBackend(0, 1))[0]
+    before = as_json(config)["tokenizer"] | {"clean": said}
+    assert json.dumps(shard.parts["tokenizer"], sort_keys=True) == json.dumps(before, sort_keys=True)
+    assert sorted(before) == ["clean", "max_words", "path", "vocab_size"]
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert read_config(RunConfig, [tmp_path / "config.yaml"], []) == config
 
 
 def test_what_differs_is_told_by_key_and_value() -> None:
