@@ -14,8 +14,11 @@ from pipeline.tasks.answer_list import ANSWERS, AnswersConfig, read_answer_list
 from pipeline.tasks.generative_vqa import RankedAnswers
 from pipeline.trimmed_model import prepared_input
 
-_MAX_TOKENS = {"albef": 25, "blip": 30, "meter": 50, "clip": 77}
-"""Of the reference recipes, for weights from elsewhere that do not say."""
+_MAX_TOKENS = {"albef": 25, "blip": 30, "blip_nlvr": 64, "meter": 50, "clip": 77}
+"""Of the reference recipes, for weights from elsewhere that do not say: by kind, else by backbone.
+
+BLIP's for NLVR2 cuts at 40 words, whose tokens these are room for.
+"""
 
 
 def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> LoaderConfig:
@@ -26,11 +29,12 @@ def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> L
         described: Its config.json.
         config: Sizes of its model.
     """
+    cut = _MAX_TOKENS.get(described["kind"], _MAX_TOKENS[config.backbone])
     plain = LoaderConfig(
         height=config.vision.height,
         width=config.vision.width_px,
         resize="bicubic",
-        max_tokens=min(_MAX_TOKENS[config.backbone], config.text.longest),
+        max_tokens=min(cut, config.text.longest),
         workers=0,
     )
     if "loader" not in described:
