@@ -15,10 +15,9 @@ from pipeline.tasks.generative_vqa import RankedAnswers
 from pipeline.trimmed_model import prepared_input
 
 _MAX_TOKENS = {"albef": 25, "blip": 30, "blip_nlvr": 64, "meter": 50, "clip": 77}
-"""Of the reference recipes, for weights from elsewhere that do not say: by kind, else by backbone.
-
-BLIP's for NLVR2 cuts at 40 words, whose tokens these are room for.
-"""
+"""Of the reference recipes, for weights from elsewhere that do not say: by kind, else by backbone."""
+_MAX_WORDS = {"blip_nlvr": 40}
+"""Of those recipes that cut texts at words, and leave room for all of their tokens."""
 
 
 def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> LoaderConfig:
@@ -43,15 +42,21 @@ def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> L
     return replace(plain, **asdict(transform), max_tokens=max_tokens)
 
 
-def tokenizer_of(folder: Path, given: Path | None, config: ModelConfig) -> Tokenizer:
+def tokenizer_of(folder: Path, kind: str, given: Path | None, config: ModelConfig) -> Tokenizer:
     """The export's own, or another one that the user names.
+
+    Args:
+        folder: Of the export.
+        kind: What its config.json calls it.
+        given: Folder of the tokenizer; None for the export's own.
+        config: Sizes of its model.
 
     Raises:
         UserError: It is not there, or is not the one that the model was trained with.
     """
     where = given or folder
     try:
-        tokenizer = Tokenizer.from_pretrained(where)
+        tokenizer = Tokenizer.from_pretrained(where, max_words=_MAX_WORDS.get(kind))
     except UserError as error:
         raise UserError(f"{error}; name it with --tokenizer DIR") from error
     check_padding(config, tokenizer.pad_id)

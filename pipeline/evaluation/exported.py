@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from data_prep.errors import UserError
@@ -35,6 +34,7 @@ from pipeline.metrics.tally import check_can_be_written, check_result_file, lack
 from pipeline.metrics.tasks import score_of
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip_tasks import BlipCaptioner
+from pipeline.precision import Precision, products_in
 from pipeline.process import Process
 from pipeline.tasks.captioning import CaptioningModel
 from pipeline.tasks.classes import TEXTS, TOLD
@@ -79,7 +79,7 @@ class Evaluation:
     batch_size: int = 64
     limit: int | None = None
     rerank: int = RERANKED
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     label_field: str | None = None
     classes: tuple[str, ...] = ()
     templates: tuple[str, ...] = TEMPLATES
@@ -303,8 +303,7 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
     model, source = opened[0]
     model = model.to(process.torch_device).eval()
     job = Job(evaluation=evaluation, model=model, source=source, process=process)
-    bf16 = evaluation.precision == "bf16"
-    with torch.autocast(process.torch_device.type, torch.bfloat16, enabled=bf16):
+    with products_in(evaluation.precision, process.torch_device):
         found = task.evaluate(job)
         latency = _time(job, task) if process.is_main else None
     if evaluation.predictions is not None and found.write is not None and process.is_main:

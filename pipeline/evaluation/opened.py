@@ -1,4 +1,4 @@
-"""An export folder opened for a task: which exports can do it, the model that does it, how a split becomes its input."""
+"""An export folder opened for a task: which can do it, the model that does it, how a split becomes its input."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +61,7 @@ def open_export(
         raise UserError(f"{folder} cannot do {task}: {lacking}")
     loader = loader_of(folder, described, config)
     check_sizes(config, loader)
-    words = tokenizer_of(folder, tokenizer, config)
+    words = tokenizer_of(folder, described["kind"], tokenizer, config)
     if isinstance(model, BlipAnswering):
         model = AnsweringModel(model, None, SMARTTRIM, given_answers(folder, answers, words)).eval()
     elif answers is not None:
