@@ -25,6 +25,7 @@ from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.tasks.generative_vqa import RankedAnswers
 from pipeline.trimming.trimmers import Policy, TrimmerConfig, Trimmers
 from pipeline.trimming.vision_only import ReducedVision, ReductionConfig
+from pipeline.weights.loaded import without_heads
 from pipeline.weights.mapping import fill
 from pipeline.weights.positions import fit_positions
 from pipeline.weights.sizes import POSITIONS
@@ -48,7 +49,8 @@ def load_backbone(folder: Path, image_size: int | None = None) -> Backbone:
     with _named(folder):
         found = ModelConfig.from_dict(described.get("model", {}))
         model = build_model(found.at_image_size(image_size))
-        fill(model, fit_positions(tensors, POSITIONS, model.config.vision.grid, found.vision.grid), drawn)
+        own, _ = without_heads(tensors)
+        fill(model, fit_positions(own, POSITIONS, model.config.vision.grid, found.vision.grid), drawn)
     return model.eval()
 
 

@@ -10,8 +10,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.config import ModelConfig
 from pipeline.setup import check_padding
-from pipeline.tasks.answer_list import ANSWERS, AnswersConfig, read_answer_list
-from pipeline.tasks.generative_vqa import RankedAnswers
+from pipeline.tasks.answer_list import ANSWERS, read_answer_list
 from pipeline.trimmed_model import prepared_input
 
 _MAX_TOKENS = {"albef": 25, "blip": 30, "blip_nlvr": 64, "meter": 50, "clip": 77}
@@ -69,7 +68,7 @@ def tokenizer_of(folder: Path, kind: str, given: Path | None, config: ModelConfi
     return tokenizer
 
 
-def given_answers(folder: Path, given: Path | None, tokenizer: Tokenizer) -> RankedAnswers:
+def given_answers(folder: Path, given: Path | None) -> tuple[str, ...]:
     """The list of answers for imported weights, which have none.
 
     Raises:
@@ -80,5 +79,4 @@ def given_answers(folder: Path, given: Path | None, tokenizer: Tokenizer) -> Ran
             f"{folder} holds imported weights, which have no list of answers; give --answers FILE, a JSON "
             f"list of texts such as {ANSWERS} of an export"
         )
-    names = read_answer_list(given, "give a JSON list of different texts")
-    return RankedAnswers.of(names, tokenizer, AnswersConfig.candidates)
+    return read_answer_list(given, "give a JSON list of different texts")

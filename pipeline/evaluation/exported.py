@@ -66,7 +66,7 @@ class Evaluation:
         classes: Of zero_shot, their names; empty for all labels there are.
         templates: Of zero_shot, with ``{}`` for the class.
         captions: Of captioning, what is searched for otherwise than the export says (`CaptionConfig`).
-        answers: Of vqa_generative, JSON file with the list, for imported weights, which have none.
+        answers: Of vqa and vqa_generative, JSON file with the list, for imported weights, which have none.
         predictions: File to write for the task's server; None for none.
         outcomes: File to write what became of each instance into; None for none.
         against: Such a file, of another model on the same instances; None for none.
