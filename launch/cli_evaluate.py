@@ -40,7 +40,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     templates = "zero_shot: prompts with {} for the class, a line each ('a photo of a {}.')"
     group.add_argument("--templates", metavar="FILE", help=templates)
     add_search(group)
-    listed = "vqa_generative: JSON list of answers, for imported weights, which have none"
+    listed = "vqa, vqa_generative: JSON list of answers, for imported weights, which have none"
     group.add_argument("--answers", metavar="FILE", help=listed)
     written = "vqa, snli_ve, nlvr2, captioning: file to write as the task's server takes it"
     group.add_argument("--predictions", metavar="FILE", help=written)

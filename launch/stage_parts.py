@@ -10,6 +10,8 @@ from pipeline.loop_config import UPKEEP_KEYS
 
 _TOLD = 3
 _WITHOUT = {"engine": LAYOUT_KEYS, "loader": READING_KEYS}
+_LATER: Mapping[str, Mapping[str, Any]] = {"evaluate": {"precision": "float32"}}
+"""Keys that came later, with what was done before there were any: a stage that does so still is the same one."""
 
 
 def parts_of(run: Mapping[str, Any], *sections: str) -> dict[str, Any]:
@@ -19,13 +21,15 @@ def parts_of(run: Mapping[str, Any], *sections: str) -> dict[str, Any]:
         run: The configuration as JSON values.
         sections: Their names.
     """
-    return {section: _counting(run[section], _WITHOUT.get(section, frozenset())) for section in (*sections, "seed")}
+    return {section: _counting(section, run[section]) for section in (*sections, "seed")}
 
 
-def _counting(values: Any, without: frozenset[str]) -> Any:
+def _counting(section: str, values: Any) -> Any:
     if not isinstance(values, Mapping):
         return values
+    without, before = _WITHOUT.get(section, frozenset()), _LATER.get(section, {})
     counts = {key: value for key, value in values.items() if key not in without}
+    counts = {key: value for key, value in counts.items() if key not in before or value != before[key]}
     if "loop" in counts:
         counts["loop"] = {key: value for key, value in counts["loop"].items() if key not in UPKEEP_KEYS}
     return counts

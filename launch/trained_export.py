@@ -16,7 +16,7 @@ from launch.exposure import Exposure, exposure_of
 from launch.reading import read_config
 from launch.trained_run import TrainedRun
 from pipeline.data.batch import ImageTextBatch
-from pipeline.evaluation.exported import TASKS, Evaluation, open_export
+from pipeline.evaluation.opened import open_export
 from pipeline.evaluation.source import Source
 from pipeline.models.backbone import Backbone
 from pipeline.process import Process
@@ -114,8 +114,7 @@ class TrainedExport:
 
     @cached_property
     def _opened(self) -> tuple[Backbone, Source]:
-        asked = Evaluation(model=self.folder, task="retrieval", split=self.split)
-        model, source = open_export(asked, TASKS["retrieval"])
+        model, source = open_export(self.folder, "retrieval", self.split)
         if isinstance(model, RetrievalModel):
             raise UserError(f"{self.folder} holds a fine-tuned model; give the export of its pre-training")
         return cast(Backbone, model).to(self.device).eval(), source

@@ -14,6 +14,7 @@ from pipeline.evaluation.config import EvaluateConfig, Row, Trained, source_of
 from pipeline.evaluation.retrieval import evaluate_retrieval, ranked, told_rows
 from pipeline.exports import load_backbone
 from pipeline.measure.outcomes import outcomes_file, write_outcomes
+from pipeline.precision import products_in
 from pipeline.progress import ProgressFile
 from pipeline.setup import Inputs
 from pipeline.stage import Stage
@@ -54,7 +55,8 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
     rows: list[Row] = []
     for number, job in enumerate(jobs):
         progress.show(number, now=True)
-        rows += job()
+        with products_in(config.precision, stage.process.torch_device):
+            rows += job()
     progress.show(len(jobs), now=True)
     return [{**row, "seed": inputs.seed} for row in rows]
 

@@ -18,13 +18,14 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.pruning.elip import ElipConfig
-from pipeline.tasks.answer_list import ANSWERS, read_answers
+from pipeline.tasks.answer_list import ANSWERS, check_fits, read_answers
 from pipeline.tasks.classes import STATEMENT, TASKS, TEXTS, Captions, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.tasks.generative_vqa import RankedAnswers
 from pipeline.trimming.trimmers import Policy, TrimmerConfig, Trimmers
 from pipeline.trimming.vision_only import ReducedVision, ReductionConfig
+from pipeline.weights.loaded import without_heads
 from pipeline.weights.mapping import fill
 from pipeline.weights.positions import fit_positions
 from pipeline.weights.sizes import POSITIONS
@@ -51,7 +52,8 @@ def load_backbone(folder: Path, image_size: int | None = None) -> Backbone:
     with _named(folder):
         found = ModelConfig.from_dict(described.get("model", {}))
         model = build_model(found.at_image_size(image_size))
-        fill(model, fit_positions(tensors, POSITIONS, model.config.vision.grid, found.vision.grid), drawn)
+        own, _ = without_heads(tensors)
+        fill(model, fit_positions(own, POSITIONS, model.config.vision.grid, found.vision.grid), drawn)
     return model.eval()
 
 
@@ -123,11 +125,8 @@ def _check_answers(model: ClassificationModel, tensors: Mapping[str, Tensor]) ->
         return
     own = {name: len(tensor) for name, tensor in model.state_dict().items() if name.startswith("cls_head.")}
     last = list(own)[-1]
-    if last in tensors and len(tensors[last]) != own[last]:
-        raise UserError(
-            f"{ANSWERS} lists {own[last]} answers, but the head scores {len(tensors[last])}: the list is that of "
-            "another model; export it again"
-        )
+    if last in tensors:
+        check_fits(ANSWERS, model.classes.names, len(tensors[last]), "export it again")
 
 
 def method_of(described: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.evaluation.source import Source
 from pipeline.limits import at_least
 from pipeline.measure.latency import LatencyConfig
+from pipeline.precision import Precision
 from pipeline.setup import Inputs
 from pipeline.stage import Stage
 
@@ -44,6 +45,7 @@ class EvaluateConfig:
         statement_splits: Splits on which fine-tuned models are evaluated: every statement or question of them; of
             ``retrieval`` as the keys above say.
         batch_size: Instances at once; scores do not depend on it.
+        precision: Of products, as of `trimline evaluate --precision`; bf16 is autocast. Pictures are drawn in float32.
         pictures: Pictures on which surviving patches are drawn; 0 for none.
         picture_split: Where they are taken from; None for the first statement or retrieval split.
         latency: How milliseconds are taken, where a target is a time.
@@ -55,6 +57,7 @@ class EvaluateConfig:
     rerank: int = 16
     statement_splits: tuple[str, ...] = ("test",)
     batch_size: int = 64
+    precision: Precision = "float32"
     pictures: int = 6
     picture_split: str | None = None
     latency: LatencyConfig = field(default_factory=LatencyConfig)

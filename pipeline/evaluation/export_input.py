@@ -5,19 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.files import read_json
+from data_prep.files import read_described
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.text import Tokenizer
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.config import ModelConfig
 from pipeline.setup import check_padding
-from pipeline.tasks.answer_list import ANSWERS, AnswersConfig, read_answer_list
-from pipeline.tasks.generative_vqa import RankedAnswers
+from pipeline.tasks.answer_list import ANSWERS, read_answer_list
 from pipeline.trimmed_model import prepared_input
 from pipeline.weights.usual_texts import tokenizer_for
 
-_MAX_TOKENS = {"albef": 25, "blip": 30, "meter": 50, "clip": 77}
-"""Of the reference recipes, for weights from elsewhere that do not say."""
+_MAX_TOKENS = {"albef": 25, "blip": 30, "blip_nlvr": 64, "meter": 50, "clip": 77}
+"""Of the reference recipes, for weights from elsewhere that do not say: by kind, else by backbone."""
 
 
 def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> LoaderConfig:
@@ -28,11 +27,12 @@ def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> L
         described: Its config.json.
         config: Sizes of its model.
     """
+    cut = _MAX_TOKENS.get(described["kind"], _MAX_TOKENS[config.backbone])
     plain = LoaderConfig(
         height=config.vision.height,
         width=config.vision.width_px,
         resize="bicubic",
-        max_tokens=min(_MAX_TOKENS[config.backbone], config.text.longest),
+        max_tokens=min(cut, config.text.longest),
         workers=0,
     )
     if "loader" not in described:
@@ -44,10 +44,15 @@ def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> L
 def tokenizer_of(folder: Path, given: Path | None, config: ModelConfig) -> Tokenizer:
     """The export's own, or another one that the user names; texts are read as the model was trained to read them.
 
+    Args:
+        folder: Of the export.
+        given: Folder of the tokenizer; None for the export's own.
+        config: Sizes of its model.
+
     Raises:
         UserError: It is not there, or is not the one that the model was trained with.
     """
-    where, kind = given or folder, read_json(folder / "config.json").get("kind")
+    where, kind = given or folder, read_described(folder / "config.json").get("kind")
     try:
         tokenizer = tokenizer_for(folder, given, config.backbone, kind)
     except UserError as error:
@@ -62,7 +67,7 @@ def tokenizer_of(folder: Path, given: Path | None, config: ModelConfig) -> Token
     return tokenizer
 
 
-def given_answers(folder: Path, given: Path | None, tokenizer: Tokenizer) -> RankedAnswers:
+def given_answers(folder: Path, given: Path | None) -> tuple[str, ...]:
     """The list of answers for imported weights, which have none.
 
     Raises:
@@ -73,5 +78,4 @@ def given_answers(folder: Path, given: Path | None, tokenizer: Tokenizer) -> Ran
             f"{folder} holds imported weights, which have no list of answers; give --answers FILE, a JSON "
             f"list of texts such as {ANSWERS} of an export"
         )
-    names = read_answer_list(given, "give a JSON list of different texts")
-    return RankedAnswers.of(names, tokenizer, AnswersConfig.candidates)
+    return read_answer_list(given, "give a JSON list of different texts")

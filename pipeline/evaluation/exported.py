@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from data_prep.errors import UserError
-from pipeline.captioner import KINDS, Captioner
+from pipeline.captioner import Captioner
 from pipeline.checkpoint import load_weights
 from pipeline.data.first_samples import first_samples
 from pipeline.data.questions import questions_of
@@ -22,39 +21,32 @@ from pipeline.evaluation.against import check_against, scores_against
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.config import Ranking
-from pipeline.evaluation.export_input import given_answers, loader_of, tokenizer_of
+from pipeline.evaluation.opened import open_export
 from pipeline.evaluation.retrieval import evaluate_retrieval, rank_fine_tuned
 from pipeline.evaluation.scores import Evaluated, Score
 from pipeline.evaluation.source import Source
 from pipeline.evaluation.zero_shot import PLACE, TEMPLATES, evaluate_zero_shot
-from pipeline.exports import caption_config, load_classification_model
+from pipeline.exports import caption_config
 from pipeline.measure.latency import Instance, alone
 from pipeline.measure.single import SingleLatency, single_latency
 from pipeline.metrics.captions import missing_for_captions
 from pipeline.metrics.tally import check_can_be_written, check_result_file, lacking_in
 from pipeline.metrics.tasks import score_of
 from pipeline.models.backbone import Backbone
-from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner
-from pipeline.models.config import ModelConfig
+from pipeline.models.blip_tasks import BlipCaptioner
+from pipeline.precision import Precision, products_in
 from pipeline.process import Process
-from pipeline.setup import check_sizes
 from pipeline.tasks.captioning import CaptioningModel
 from pipeline.tasks.classes import TEXTS, TOLD
 from pipeline.tasks.classification import ClassificationModel
-from pipeline.tasks.generative_vqa import AnsweringModel
 from pipeline.tasks.retrieval import RERANKED, pair_score
 from pipeline.tasks.retrieval_model import RetrievalModel
 from pipeline.together import together
-from pipeline.trimming.trimmers import SMARTTRIM
-from pipeline.weights.folders import load_model
 
 TIMED = 16
 """Instances whose time is taken."""
 
 _UNANSWERED, _UNTOLD = "none of its questions has annotators' answers", "none of its pictures has a caption"
-
-IMPORTED: Mapping[str, tuple[str, ...]] = {"vqa_generative": ("blip_vqa",)}
-"""Exports of `trimline import` that do a task of fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +66,7 @@ class Evaluation:
         classes: Of zero_shot, their names; empty for all labels there are.
         templates: Of zero_shot, with ``{}`` for the class.
         captions: Of captioning, what is searched for otherwise than the export says (`CaptionConfig`).
-        answers: Of vqa_generative, JSON file with the list, for imported weights, which have none.
+        answers: Of vqa and vqa_generative, JSON file with the list, for imported weights, which have none.
         predictions: File to write for the task's server; None for none.
         outcomes: File to write what became of each instance into; None for none.
         against: Such a file, of another model on the same instances; None for none.
@@ -87,7 +79,7 @@ class Evaluation:
     batch_size: int = 64
     limit: int | None = None
     rerank: int = RERANKED
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     label_field: str | None = None
     classes: tuple[str, ...] = ()
     templates: tuple[str, ...] = TEMPLATES
@@ -150,18 +142,14 @@ class Task:
     """A way to evaluate a model.
 
     Attributes:
-        kinds: Of exports that it takes, as their config.json has them.
         text: What goes with the pictures whose time is taken.
         evaluate: All of a split.
         instance: What one instance takes from pixels to score, for its time.
-        fits: What a model of these kinds lacks; None where it can do the task.
     """
 
-    kinds: tuple[str, ...]
     text: TextKind
     evaluate: Callable[[Job], Evaluated]
     instance: Callable[[Job, Instance], object]
-    fits: Callable[[ModelConfig], str | None] = lambda config: None
 
 
 def _retrieval(job: Job) -> Evaluated:
@@ -286,27 +274,13 @@ def _one_text(job: Job, instance: Instance) -> object:
     return model.classify(*instance, [] if trimming is None else [trimming])
 
 
-def _contrast_missing(config: ModelConfig) -> str | None:
-    return "METER has no contrastive features; it can do retrieval, by matching" if config.backbone == "meter" else None
-
-
 TASKS: dict[str, Task] = {
-    "retrieval": Task(
-        kinds=("backbone", "blip_retrieval", "retrieval"), text="captions", evaluate=_retrieval, instance=_one_pair
-    ),
-    "zero_shot": Task(
-        kinds=("backbone", "blip_retrieval"),
-        text=EveryImage(),
-        evaluate=_zero_shot,
-        instance=_one_image,
-        fits=_contrast_missing,
-    ),
+    "retrieval": Task(text="captions", evaluate=_retrieval, instance=_one_pair),
+    "zero_shot": Task(text=EveryImage(), evaluate=_zero_shot, instance=_one_image),
     **{
-        name: Task(kinds=(name, *IMPORTED.get(name, ())), text=text, evaluate=_classes, instance=_one_text)
-        for name, text in TEXTS.items()
-        if name not in TOLD
+        name: Task(text=text, evaluate=_classes, instance=_one_text) for name, text in TEXTS.items() if name not in TOLD
     },
-    "captioning": Task(kinds=KINDS, text=PICTURES, evaluate=_captioning, instance=_one_caption),
+    "captioning": Task(text=PICTURES, evaluate=_captioning, instance=_one_caption),
 }
 """By the names that ``--task`` knows; launch/cli_evaluate.py repeats them."""
 
@@ -324,12 +298,12 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
     process.claim_device()
     task, opened = TASKS[evaluation.task], list[tuple[nn.Module, Source]]()
     # All of them refuse what one cannot open.
-    together(process, lambda: opened.append(open_export(evaluation, task)), evaluation.model)
+    asked = (evaluation.model, evaluation.task, evaluation.split, evaluation.tokenizer, evaluation.answers)
+    together(process, lambda: opened.append(open_export(*asked)), evaluation.model)
     model, source = opened[0]
     model = model.to(process.torch_device).eval()
     job = Job(evaluation=evaluation, model=model, source=source, process=process)
-    bf16 = evaluation.precision == "bf16"
-    with torch.autocast(process.torch_device.type, torch.bfloat16, enabled=bf16):
+    with products_in(evaluation.precision, process.torch_device):
         found = task.evaluate(job)
         latency = _time(job, task) if process.is_main else None
     if evaluation.predictions is not None and found.write is not None and process.is_main:
@@ -367,32 +341,3 @@ def _spread(gmacs: list[float]) -> dict[str, float]:
     low, high = np.quantile(ordered, [0.05, 0.95])
     mean = math.fsum(gmacs) / len(gmacs)
     return {"mean": mean, "std": float(ordered.std()), "low": float(low), "high": float(high)}
-
-
-def open_export(evaluation: Evaluation, task: Task) -> tuple[nn.Module, Source]:
-    """The model of an export folder, and how the split becomes its input.
-
-    Raises:
-        UserError: The folder holds no export or one of another kind, or its tokenizer is not there or does not fit.
-    """
-    folder = evaluation.model
-    _, described = load_weights(folder)
-    kind = described.get("kind")
-    if kind not in task.kinds:
-        able = [name for name, other in TASKS.items() if kind in other.kinds]
-        said = f"--task {' or '.join(able)} can be done with it" if able else "no task is known for it"
-        raise UserError(f"{folder} holds a {kind!r} model, which cannot do {evaluation.task}; {said}")
-    model: nn.Module = load_classification_model(folder)[0] if kind in TEXTS else load_model(folder).model
-    config = model.backbone.config if isinstance(model, ClassificationModel) else model.config
-    assert isinstance(config, ModelConfig)
-    lacking = task.fits(config)
-    if lacking is not None:
-        raise UserError(f"{folder} cannot do {evaluation.task}: {lacking}")
-    loader = loader_of(folder, described, config)
-    check_sizes(config, loader)
-    tokenizer = tokenizer_of(folder, evaluation.tokenizer, config)
-    if isinstance(model, BlipAnswering):
-        model = AnsweringModel(model, None, SMARTTRIM, given_answers(folder, evaluation.answers, tokenizer)).eval()
-    elif evaluation.answers is not None:
-        raise UserError(f"--answers is for imported weights; {folder} has its own list or none; leave it out")
-    return model, Source(split=evaluation.split, loader=loader, tokenizer=tokenizer)

@@ -5,7 +5,7 @@ With at least 9 occurrences, training and validation together, VQA v2 has 3,129.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pipeline.process import Process
 
 ANSWERS = "answers.json"
 """Of an export folder: the list, in the order of the head's scores."""
+_NAMED = 3  # of the answers that are too many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +100,29 @@ def read_answer_list(file: Path, mend: str) -> tuple[str, ...]:
     if twice := [answer for answer, count in Counter(answers).items() if count > 1]:
         raise UserError(f"{file} has {len(twice)} answers twice, such as {twice[0]!r}; {mend}")
     return tuple(answers)
+
+
+def check_fits(file: Path | str, answers: Sequence[str], scored: int, mend: str) -> None:
+    """Refuses a list that is not that of a head.
+
+    Args:
+        file: Where the list stands.
+        answers: All of it.
+        scored: How many answers the head scores.
+        mend: What to do.
+
+    Raises:
+        UserError: It has more answers, or fewer.
+    """
+    if len(answers) == scored:
+        return
+    if len(answers) > scored:
+        beyond = answers[scored:]
+        named = ", ".join(map(repr, beyond[:_NAMED])) + (" and so on" if len(beyond) > _NAMED else "")
+        wrong = f"{len(beyond)} too many, from {named}"
+    else:
+        wrong = f"it ends with {answers[-1]!r}, {scored - len(answers)} too early"
+    raise UserError(
+        f"{file} lists {len(answers)} answers, but the head scores {scored}: {wrong}; the list is that of another "
+        f"model; {mend}"
+    )

@@ -16,6 +16,7 @@ from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.limits import at_least
 from pipeline.models.backbone import Backbone, PairWay
+from pipeline.models.blip_tasks import BlipPair
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.models.heads import TaskClassifier
@@ -140,6 +141,8 @@ class ClassificationModel(nn.Module):
 
     def make_head(self) -> nn.Module:
         """(B, F) -> (B, A)."""
+        if isinstance(self.backbone, BlipPair):
+            return self.backbone.cls_head  # the official model brings its own
         if self.classes == STATEMENT:
             # Whether a statement is true of a picture is what matching asked of captions: the head begins so.
             return copy.deepcopy(self.backbone.itm_head)

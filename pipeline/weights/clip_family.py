@@ -4,18 +4,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from pipeline.models.blocks import Activation
 from pipeline.models.clip import Clip
 from pipeline.models.config import FusionConfig, ModelConfig
+from pipeline.models.heads import TaskClassifier
 from pipeline.models.meter import Meter
 from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
+from pipeline.tasks.classes import classes_of
 from pipeline.weights.clip import DEFAULT_HEADS, clip_map, load_clip
 from pipeline.weights.loaded import Hints, Loaded, heads_of
-from pipeline.weights.mapping import import_tensors
+from pipeline.weights.mapping import fill, import_tensors
 from pipeline.weights.meter import METER, load_meter
 from pipeline.weights.reading import Foreign
 from pipeline.weights.sizes import count, embed_size, new_model, text_sizes, vision_sizes
@@ -23,6 +25,8 @@ from pipeline.weights.sizes import count, embed_size, new_model, text_sizes, vis
 _EPS = 1e-5
 _PAD_ID = 1
 """RoBERTa's padding."""
+_TASKS = {"vqa": "vqa", "snli": "snli_ve", "nlvr2": "nlvr2"}
+"""METER's names of tasks, and ours. Its relations are numbered from contradiction to entailment, ours the other way."""
 _ACTIVATIONS: tuple[Activation, ...] = ("gelu", "quick_gelu")
 
 
@@ -43,7 +47,7 @@ def read_clip(foreign: Foreign, hints: Hints) -> Loaded:
 
 
 def read_meter(tensors: Mapping[str, Tensor], hints: Hints) -> Loaded:
-    """An official METER as a backbone: heads of pre-training that it lacks are drawn, those of other tasks left out.
+    """An official METER as a backbone: heads of pre-training that it lacks are drawn, those of tasks stand beside it.
 
     Args:
         tensors: By official names. On the meta device nothing is stored, and names and shapes are checked.
@@ -56,8 +60,40 @@ def read_meter(tensors: Mapping[str, Tensor], hints: Hints) -> Loaded:
     config = meter_sizes(imported.tensors, hints)
     model = new_model(Meter, config, imported.tensors)
     heads = load_meter(model, tensors)
-    tasks = [f"{name} (a task's head)" for name in imported.tensors if name.startswith("heads.")]
-    return Loaded(kind="backbone", config=config, model=model.eval(), dropped=(*heads.dropped, *tasks))
+    ranking = [f"{name} (retrieval's head)" for name in imported.tensors if name.startswith("heads.rank.")]
+    return Loaded(
+        kind="backbone",
+        config=config,
+        model=model.eval(),
+        dropped=(*heads.dropped, *ranking),
+        heads=task_heads(heads.tensors, model.itm_head.in_features),
+    )
+
+
+def task_heads(found: Mapping[str, Mapping[str, Tensor]], features: int) -> dict[str, dict[str, Tensor]]:
+    """Classifiers by our names of their tasks, classes in our order.
+
+    Args:
+        found: By METER's names, as `load_meter` gives them.
+        features: Width of what the head of one picture looks at.
+
+    Raises:
+        UserError: A part of a head is missing or of another shape.
+    """
+    heads: dict[str, dict[str, Tensor]] = {}
+    for theirs, task in _TASKS.items():
+        if theirs not in found:
+            continue
+        classes = len(found[theirs].get("3.weight", ())) if task == "vqa" else len(classes_of(task).names)
+        head = TaskClassifier(features * (2 if task == "nlvr2" else 1), features, classes)
+        if any(tensor.is_meta for tensor in found[theirs].values()):
+            head = head.to("meta")
+        named = f"{theirs}_classifier"  # as the file calls it, for what is wrong with it
+        fill(nn.ModuleDict({named: head}), {f"{named}.{name}": tensor for name, tensor in found[theirs].items()})
+        heads[task] = head.state_dict()
+        if task == "snli_ve":
+            heads[task] |= {name: heads[task][name].flip(0) for name in ("3.weight", "3.bias")}
+    return heads
 
 
 def clip_sizes(tensors: Mapping[str, Tensor], hints: Hints, described: Mapping[str, Any]) -> ModelConfig:

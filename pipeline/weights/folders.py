@@ -18,7 +18,7 @@ from pipeline.weights.blip import read_blip
 from pipeline.weights.blip_hf import read_blip_hf, to_blip_hf
 from pipeline.weights.clip_family import read_clip, read_meter
 from pipeline.weights.clip_hf import to_clip_hf
-from pipeline.weights.loaded import Hints, Loaded, Written
+from pipeline.weights.loaded import Hints, Loaded, Written, with_heads, without_heads
 from pipeline.weights.mapping import fill
 from pipeline.weights.reading import Foreign, read_foreign
 
@@ -69,7 +69,9 @@ def import_weights(path: Path, kind: str, out: Path, hints: Hints) -> Loaded:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     described = {"kind": loaded.kind, "model": asdict(loaded.config), "imported": {"kind": kind, "from": path.name}}
-    export_weights(out, loaded.model.state_dict(), described)
+    if loaded.heads:
+        described["heads"] = list(loaded.heads)
+    export_weights(out, with_heads(loaded.model.state_dict(), loaded.heads), described)
     return loaded
 
 
@@ -88,10 +90,11 @@ def load_model(folder: Path) -> Loaded:
         config = ModelConfig.from_dict(described.get("model", {}))
         model = (BACKBONES[config.backbone] if kind == "backbone" else BLIP_MODELS[cast(BlipKind, kind)])(config)
         model.to(next(iter(tensors.values())).dtype)
-        fill(model, tensors)
+        own, heads = without_heads(tensors)
+        fill(model, own)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    return Loaded(kind=str(kind), config=config, model=model.eval())
+    return Loaded(kind=str(kind), config=config, model=model.eval(), heads=heads)
 
 
 def export_to_hf(folder: Path, out: Path) -> Written:

@@ -13,6 +13,7 @@ from pipeline.models.meter import Meter
 from pipeline.weights.albef import ALBEF
 from pipeline.weights.blip import BLIP
 from pipeline.weights.clip import load_clip
+from pipeline.weights.loaded import without_heads
 from pipeline.weights.mapping import NameMap, fill, import_tensors
 from pipeline.weights.meter import load_meter
 from pipeline.weights.momentum import take_apart
@@ -102,7 +103,8 @@ def _load_export(model: Backbone, foreign: Foreign) -> list[str]:
         for name in ours.keys() - _FREE:
             if ours[name] != theirs[name]:
                 raise UserError(f"model.{part}.{name}={ours[name]}, it was made with {theirs[name]}; set it to that")
-    fill(model, fit_positions(foreign.tensors, POSITIONS, model.config.vision.grid))
+    own, _ = without_heads(foreign.tensors)
+    fill(model, fit_positions(own, POSITIONS, model.config.vision.grid))
     return []
 
 

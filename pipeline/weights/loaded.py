@@ -38,6 +38,7 @@ class Loaded:
         momentum: Momentum copies by the names of the parameters that they follow; empty where there are none.
         queue: State of the feature queue: ``image`` and ``text`` (E, Q), ``next``, and ``ids`` (Q,) with retrieval.
         dropped: Foreign names that were left out on purpose.
+        heads: By task the tensors of a classifier beside a backbone, by its own names; METER's alone.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Loaded:
     momentum: Mapping[str, Tensor] = field(default_factory=dict)
     queue: Mapping[str, Tensor] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,25 @@ class Written:
     tensors: Mapping[str, Tensor]
     config: dict[str, Any]
     left_out: tuple[str, ...] = ()
+
+
+_HEADS = "task_heads."
+"""Before the names of what stands beside a backbone in an export."""
+
+
+def with_heads(tensors: Mapping[str, Tensor], heads: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """A backbone's tensors and those of the heads beside it, as one export; `without_heads` parts them."""
+    return {**tensors, **{f"{_HEADS}{task}.{name}": t for task, head in heads.items() for name, t in head.items()}}
+
+
+def without_heads(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """The backbone's tensors of an export, and those of each head beside it."""
+    heads: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_HEADS):
+            task, rest = name.removeprefix(_HEADS).split(".", 1)
+            heads.setdefault(task, {})[rest] = tensor
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEADS)}, heads
 
 
 def heads_of(width: int, given: int | None, what: str) -> int:

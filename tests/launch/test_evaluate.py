@@ -15,6 +15,7 @@ from launch.cli import main
 from launch.cli_evaluate import TASK_NAMES
 from launch.local_processes import run_processes
 from pipeline.evaluation.exported import TASKS
+from pipeline.evaluation.opened import KINDS
 from pipeline.exports import load_backbone, load_classification_model
 from pipeline.process import Process
 from pipeline.together import RankFailedError
@@ -43,7 +44,7 @@ def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]
 
 
 def test_the_table_of_tasks_is_the_command_lines() -> None:
-    assert tuple(TASKS) == TASK_NAMES
+    assert tuple(TASKS) == TASK_NAMES and set(KINDS) == set(TASKS)
 
 
 def test_the_documented_command_on_two_processes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

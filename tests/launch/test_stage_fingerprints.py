@@ -139,6 +139,18 @@ def test_shards_depend_on_a_tokenizer_as_before_cleaning_had_names(
     assert read_config(RunConfig, [tmp_path / "config.yaml"], []) == config
 
 
+def test_what_was_evaluated_before_there_was_a_precision_stays_so(tmp_path: Path) -> None:
+    def parts(*overrides: str) -> dict[str, Any]:
+        stages = build_stages(read_config(RunConfig, [TINY], overrides), tmp_path, LocalBackend(0, 1))
+        return {stage.name: stage.parts for stage in stages}
+
+    before, half = parts("--evaluate.precision=float32"), parts("--evaluate.precision=bf16")
+    assert before == parts() and all("precision" not in each.get("evaluate", {}) for each in before.values())
+    changed = {name for name in half if half[name] != before[name]}
+    assert changed == {name for name in half if name.startswith(("evaluate-", "survivors"))}
+    assert all(half[name]["evaluate"]["precision"] == "bf16" for name in changed)
+
+
 def test_what_differs_is_told_by_key_and_value() -> None:
     old: dict[str, Any] = {"pretrain": {"loop": {"samples": 8}, "optimizer": {"lr": 0.1}}, "seed": 1}
     assert differences(old, old | {"seed": 2}) == "seed was 1, is 2"

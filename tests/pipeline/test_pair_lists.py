@@ -13,7 +13,8 @@ from data_prep.errors import UserError
 from data_prep.shapes_published import write_published
 from data_prep.sources import SourceConfig, prepare
 from pipeline.data.loader import StepLoader
-from pipeline.evaluation.exported import TASKS, Evaluation, evaluate_export, open_export
+from pipeline.evaluation.exported import Evaluation, evaluate_export
+from pipeline.evaluation.opened import open_export
 from pipeline.metrics.tally import Nlvr2Tally
 from pipeline.process import Process
 from pipeline.tasks.classes import SNLI_VE
@@ -102,7 +103,7 @@ def test_relations_of_albefs_lists_are_judged_as_snli_ves_own(tmp_path: Path) ->
 
 def counted_gmacs(asked: Evaluation) -> float:
     """What torch counts of the first pair of a split, its text without padding."""
-    model, source = open_export(asked, TASKS["nlvr2"])
+    model, source = open_export(asked.model, "nlvr2", asked.split)
     assert isinstance(model, ClassificationModel)
     batch = next(iter(source.batches("pairs", 1, Process(), 1)))
     length = int(batch.token_mask.sum())

@@ -239,7 +239,9 @@ def vqa_export(tmp_path: Path) -> Path:
 def test_an_answer_list_that_does_not_fit_the_head_is_refused(vqa_export: Path) -> None:
     assert load_classification_model(vqa_export)[0].classes == ANSWERS
     for value, said in [
-        (["a", "b", "c"], r"answers\.json lists 3 answers, but the head scores 7"),
+        (["a", "b", "c"], r"answers\.json lists 3 answers, but the head scores 7: it ends with 'c', 4 too early"),
+        (list("abcdefghijkl"), "lists 12 .* scores 7: 5 too many, from 'h', 'i', 'j' and so on; the list is that of"),
+        (list("abcdefgh"), "lists 8 .* scores 7: 1 too many, from 'h'; the list"),
         (list("abcdefa"), "has 1 answers twice, such as 'a'"),
         ({"a": 1}, "is no list of texts"),
         ([], "is an empty list"),

@@ -19,10 +19,12 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName, ModelConfig
 from pipeline.setup import export_config
+from pipeline.tasks.answer_list import ANSWERS
 from pipeline.tasks.captioning import CaptioningModel
-from pipeline.tasks.classes import STATEMENT, Captions, Classes
+from pipeline.tasks.classes import STATEMENT, AnswerList, Captions, Classes, TaskName
 from pipeline.tasks.classification import ClassificationModel
-from pipeline.trimming.trimmers import TrimmerConfig
+from pipeline.tasks.generative_vqa import AnsweringModel, RankedAnswers
+from pipeline.trimming.trimmers import SMARTTRIM, TrimmerConfig
 from tests.pipeline.data.samples import Listed, png
 from tests.pipeline.small import small_config
 
@@ -95,6 +97,22 @@ def statement_export(folder: Path, classes: Classes = STATEMENT, backbone_name: 
     described = export_config(classes.task, backbone.config, loader_of(backbone.config), target=2.0,
                               **describe_method(model, "smarttrim"))  # fmt: skip
     export_weights(folder, model.state_dict(), json.loads(json.dumps(described)), TOKENIZER)
+    return folder
+
+
+def answers_export(folder: Path, task: TaskName, names: Sequence[str]) -> Path:
+    """Of a model whose trimmers keep about half: ``vqa`` tells answers apart, ``vqa_generative`` ranks the list."""
+    if task == "vqa":
+        statement_export(folder, AnswerList("vqa", tuple(names)))
+    else:
+        model = AnsweringModel(
+            lively("blip"), TrimmerConfig(keep_bias=0.1, last_std=0.5), SMARTTRIM, RankedAnswers.of(names, TOKENIZER, 4)
+        )
+        sizes = model.backbone.config
+        described = export_config(task, sizes, loader_of(sizes), target=2.0, candidates=4,
+                                  **describe_method(model, "smarttrim"))  # fmt: skip
+        export_weights(folder, model.state_dict(), json.loads(json.dumps(described)), TOKENIZER)
+    (folder / ANSWERS).write_text(json.dumps(list(names)))
     return folder
 
 

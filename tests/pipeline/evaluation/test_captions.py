@@ -13,7 +13,8 @@ from pipeline.captioner import Captioner
 from pipeline.data.loader import StepLoader
 from pipeline.evaluation.captions import ToldSplit, _scored
 from pipeline.evaluation.classes import Costs, rows_of
-from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
+from pipeline.evaluation.exported import TASKS, Evaluation, Job
+from pipeline.evaluation.opened import open_export
 from pipeline.evaluation.unscored import UNSCORED
 from pipeline.measure.latency import Instance
 from pipeline.metrics.caption_tally import CaptionTally
@@ -28,7 +29,7 @@ from tests.pipeline.evaluation.test_retrieval import on_rank
 def test_a_timed_caption_reads_no_file(tmp_path: Path) -> None:
     folder = caption_export(tmp_path / "export")
     what, task = Evaluation(model=folder, task="captioning", split=str(tmp_path)), TASKS["captioning"]
-    model, source = open_export(what, task)
+    model, source = open_export(folder, "captioning", what.split)
     job = Job(evaluation=what, model=model, source=source, process=Process())
     vision = Captioner.from_pretrained(folder).transform
     pixels, none_1L = torch.zeros(1, 3, vision.height, vision.width), torch.zeros(1, 1, dtype=torch.long)

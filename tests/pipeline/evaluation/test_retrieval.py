@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.data.sample import EveryImage
-from pipeline.evaluation.exported import TASKS, Evaluation, Job, open_export
+from pipeline.evaluation.exported import TASKS, Evaluation, Job
+from pipeline.evaluation.opened import open_export
 from pipeline.evaluation.retrieval import outcomes_of, scores_of
 from pipeline.evaluation.source import Source
 from pipeline.models.backbone import Backbone
@@ -94,7 +95,7 @@ def test_one_caption_makes_pairs(tmp_path: Path) -> None:
 def on_rank(process: Process, evaluation: Evaluation) -> dict[str, Any]:
     """What every rank gets of a split, without the time that the first one takes."""
     task = TASKS[evaluation.task]
-    model, source = open_export(evaluation, task)
+    model, source = open_export(evaluation.model, evaluation.task, evaluation.split)
     return asdict(task.evaluate(Job(evaluation=evaluation, model=model.eval(), source=source, process=process)))
 
 
