@@ -11,6 +11,7 @@ from typing import Any
 
 from launch.paired import RESAMPLED, points, score_of
 from launch.report.table import aligned
+from launch.report.words import seeds_in_words
 from launch.result_rows import COMPARED, RECALLS
 
 # Two-sided 95% points of Student's t, for 1, 2, ... degrees of freedom.
@@ -146,11 +147,6 @@ def paired_words(line: Mapping[str, Any]) -> tuple[str, str]:
     """A difference as `-0.6 (-1.1 to -0.1)`, and that over seeds as `-0.6 ± 0.9`, or nothing."""
     over = "" if line["half_width"] is None else f"{mean(line['by_seed']):+.1f} ± {line['half_width']:.1f}"
     return points(line), over
-
-
-def seeds_in_words(seeds: Sequence[int]) -> str:
-    """Seeds as `0 1 2`."""
-    return " ".join(map(str, seeds))
 
 
 def difference_in_words(cell: Mapping[str, Any]) -> str:

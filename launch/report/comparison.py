@@ -10,7 +10,17 @@ import yaml
 
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_atomic
-from launch.compare_table import COMPARISON, COST, PAIRED_NOTE, lines_of, paired_lines, paired_words, uneven_note
+from launch.compare_table import (
+    COMPARISON,
+    COST,
+    PAIRED_NOTE,
+    difference_in_words,
+    lines_of,
+    mean_in_words,
+    paired_lines,
+    paired_words,
+    uneven_note,
+)
 from launch.report.figures import Drawing
 from launch.report.html import hardware_in_words, page_environment
 from launch.report.means import mean_rows
@@ -94,7 +104,9 @@ def write_comparison(folder: Path) -> Path:
     for drawing in (*page.differences, *page.sweeps, *page.fronts):
         drawing.save(folder / "figures")
     target = folder / "report.html"
-    write_atomic(target, page_environment().get_template("comparison.html.j2").render(page=page))
+    environment = page_environment()
+    environment.filters |= {"mean_in_words": mean_in_words, "difference_in_words": difference_in_words}
+    write_atomic(target, environment.get_template("comparison.html.j2").render(page=page))
     _log.info("wrote %s", target)
     return target
 

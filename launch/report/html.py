@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 from data_prep.errors import UserError
 from data_prep.files import write_atomic
-from launch.compare_table import difference_in_words, mean_in_words
 from launch.paired import RESAMPLED, own_differences, points
 from launch.report import words
 from launch.report.curves import draw_curve
@@ -218,8 +217,6 @@ def page_environment() -> jinja2.Environment:
         "download": _download,
         "frames_data": _frames_data,
         "points": points,
-        "mean_in_words": mean_in_words,
-        "difference_in_words": difference_in_words,
     }
     environment.globals |= {"words": words, "absent": words.ABSENT, "frame_words": _frame_words, "safe": Markup}
     return environment

@@ -8,11 +8,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launch.compare_table import seeds_in_words
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
 from launch.report.quoted import SOURCE, Quoted, split_name
 from launch.report.results import Line, TaskTable, in_percent
-from launch.report.words import metric_name, metric_number
+from launch.report.words import metric_name, metric_number, seeds_in_words
 from pipeline.trimming.target import Target
 
 _MOST_NAMED = 8

@@ -7,10 +7,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launch.compare_table import COST, seeds_in_words
+from launch.compare_table import COST
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
 from launch.report.means import FEWEST_SEEDS
-from launch.report.words import metric_name
+from launch.report.words import metric_name, seeds_in_words
 
 Line = Mapping[str, Any]
 """Of `launch.compare_table.lines_of`."""

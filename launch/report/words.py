@@ -1,6 +1,7 @@
 """Numbers and times as a reader wants them; shared by the terminal table, the figures and the page."""
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,6 +37,11 @@ def number(value: float | None) -> str:
     if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """Seeds as `0 1 2`."""
+    return " ".join(map(str, seeds))
 
 
 def cost(line: Line) -> str:
