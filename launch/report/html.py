@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 ANALYSES = "analyses"
 """Folder inside a run folder where `trimline analyse` leaves figures."""
+ANALYSIS = "analysis"
+"""What the titles of its figures say of where they are from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,10 @@ def _analyses(folder: Path) -> tuple[list[Drawing], list[str]]:
     found, problems = [], []
     for path in sorted(folder.glob("*.svg")):
         try:
-            found.append(Drawing.load(path))
+            drawing = Drawing.load(path)
+            # What evaluation saw has figures of the same kinds; older analyses do not say that they are one.
+            named = drawing.title if ANALYSIS in drawing.title else f"{drawing.title} ({ANALYSIS})"
+            found.append(drawing.renamed(f"analysis-{drawing.name}", named))
         except UserError as error:
             problems.append(f"{error}.")
     return found, problems
@@ -162,7 +167,7 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture], ana
         found.append("No trimmed models: no trim stage has begun.")
     elif run.results and not fronts and all(partly):
         found.append("No accuracy against computation: fewer than two models with different costs were measured.")
-    accounted = run.instances or any(each.name.startswith("cost-") for each in analyses)
+    accounted = run.instances or any(each.name.startswith("analysis-cost-") for each in analyses)
     # Of captions there is none.
     captions = all(stage.name.startswith("trim-captioning") for stage in run.stages if stage.name.startswith("trim"))
     captions |= {trim.get("task") for trim in run.trims if trim.get("targets")} == {"captioning"}

@@ -297,9 +297,25 @@ def test_the_figures_of_analyses_are_shown_and_others_are_refused(unfinished_run
     (folder / "cut.svg").write_text(svg[:200])
     (folder / "cut.csv").write_text("")
     page = text_of(unfinished_run)
-    assert 'id="figure-flops-vqa"' in page and "where &lt;it&gt; goes" in page and page.count("<script>") == 1
+    assert 'id="figure-analysis-flops-vqa"' in page and "where &lt;it&gt; goes" in page and page.count("<script>") == 1
     for name in ("script", "far", "alone", "cut"):
         assert f"analyses/{name}.svg cannot be shown" in missing(page) and f"figure-{name}" not in page
+
+
+def test_figures_of_evaluation_and_of_an_analysis_stand_apart_in_one_page(finished_run: Path) -> None:
+    write_report(finished_run)
+    for path in (finished_run / "figures").glob("*-statement-test.*"):
+        if path.name.startswith(("cost-", "modules-", "retention-")):  # an older trimline's had the very same titles
+            save(finished_run / "analyses" / path.name, path.read_text().replace(" (evaluation, 4 instances)", ""))
+    page = text_of(finished_run)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) and "figure-analysis-cost-statement-test" in ids
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', page)) <= set(ids)
+    titles = re.findall(r"<figcaption><b>(.*?)\.</b>", page)
+    downloads = re.findall(r'download="([^"]+)"', page)
+    assert len(titles) == len(set(titles)) == len(downloads) == len(set(downloads)) == 10
+    assert "statement, test: cost of instances (evaluation, 4 instances)" in titles
+    assert "statement, test: cost of instances (analysis)" in titles
 
 
 def test_what_trimming_does_with_instances_is_drawn_with_its_numbers(reported_run: Path) -> None:
