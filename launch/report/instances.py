@@ -46,7 +46,7 @@ class Told:
     kept: tuple[Mapping[str, Any], ...]
     """For each place "part", "layer", "stream", "group", and the spread of what is kept over instances."""
     shown: Mapping[str, Sequence[Mapping[str, Any]]]
-    """"cheapest" and "dearest": "image", "text", "said", "gmacs"."""
+    """"cheapest" and "dearest": "image", "text", "said", "right", "gmacs"."""
     folder: Path
 
 
@@ -59,6 +59,8 @@ class Extreme:
     height: int
     text: str
     said: str
+    right: str
+    """Empty where nobody says, and in older runs."""
     gmacs: float
 
 
@@ -154,7 +156,7 @@ def _extreme(folder: Path, instance: Mapping[str, Any]) -> tuple[Extreme | None,
         source, (width, height) = embed(folder, str(instance["image"]))
     except (OSError, ValueError) as error:
         return None, f"picture {instance['image']} of the cheapest and dearest instances cannot be shown: {error}"
-    words = {name: str(instance[name]) for name in ("text", "said")}
+    words = {name: str(instance.get(name) or "") for name in ("text", "said", "right")}
     return Extreme(source=source, width=width, height=height, gmacs=float(instance["gmacs"]), **words), ""
 
 

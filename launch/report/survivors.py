@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 INPUT = "input"
 # A picture is shown about this wide; larger files would only make the report heavy.
 _MAX_SIDE = 800
+_LAYER = re.compile(r"(.*\blayer )(\d+)")
 _MAX_BYTES = 300_000
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
@@ -131,7 +133,14 @@ def _model(name: str, sentences: Sequence[Mapping[str, Any]]) -> Model:
 
 
 def _names(sentence: Mapping[str, Any], key: str) -> list[str]:
-    return [str(step["name"]) for step in sentence.get(key) or ()]
+    return [_name(step) for step in sentence.get(key) or ()]
+
+
+def _name(step: Mapping[str, Any]) -> str:
+    """With its layer counted from 0; older runs, whose steps have no "layer", counted from 1."""
+    name = str(step["name"])
+    old = None if "layer" in step else _LAYER.fullmatch(name)
+    return f"{old[1]}{int(old[2]) - 1}" if old else name
 
 
 def join_steps(first: Sequence[str], second: Sequence[str]) -> list[str]:
@@ -163,8 +172,8 @@ def _panel(sentence: Mapping[str, Any], steps: Sequence[str]) -> Panel:
 
 def _frames(sentence: Mapping[str, Any], steps: Sequence[str], token_count: int) -> Iterable[Frame]:
     """A frame for the input and one per step; what a step does not touch stays as it was."""
-    patch_steps = {str(step["name"]): step for step in sentence.get("steps") or ()}
-    text_steps = {str(step["name"]): step for step in sentence.get("text_steps") or ()}
+    patch_steps = {_name(step): step for step in sentence.get("steps") or ()}
+    text_steps = {_name(step): step for step in sentence.get("text_steps") or ()}
     rows, columns = next((map(int, step["grid"]) for step in patch_steps.values()), (1, 1))
     kept, words, merged = set(range(rows * columns)), set(range(token_count)), False
     yield _frame(INPUT, (rows, columns), (kept, kept), (words, words), token_count, merged)

@@ -334,6 +334,9 @@ def test_what_trimming_does_with_instances_is_drawn_with_its_numbers(reported_ru
     assert len(kept) == 8 and {row["group"] for row in kept} == {"vision", "text", "msa", "mca"}
     assert float(kept[0]["low"]) == 0.4
     page = (reported_run / "report.html").read_text(encoding="utf-8")
+    assert 'said: true</span> <span class="label">right answer: false</span>' in page
+    assert 'alt="picture judged against: the cheapest one' in page and 'alt="picture 2, whole; judged against: ' in page
+    assert "picture of:" not in page and '<span class="label">right answer: false</span></p>' in page
     assert "the cheapest one is &lt;red&gt;" in page and "dearest, 0.0075 GMACs, 1.22 of the mean" in page
 
 
