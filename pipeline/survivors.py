@@ -110,8 +110,9 @@ def _draw_pruned(
     related = "relations" in {task_text(folder) for folder in trained.trimmed.values()}
     classes = SNLI_VE if related else STATEMENT
     for picture, row in _each(rows, pictures):
-        more: Picture = {"model": "pretrain", "right": right_answer(classes, batch, row), "tokens": [], "text_steps": []}
-        picture["sentences"].append(overlay(batch, row, model.config.vision.grid, sights, **more))
+        right = right_answer(classes, batch, row)
+        more: Picture = {"model": "pretrain", "tokens": [], "text_steps": []}
+        picture["sentences"].append(overlay(batch, row, model.config.vision.grid, sights, right, **more))
 
 
 @torch.no_grad()
@@ -127,8 +128,8 @@ def _draw_trimmed(
     for picture, row in _each(rows, pictures):
         words = text_overlay(batch, row, tokenizer, text)
         right = right_answer(model.classes, batch, row)
-        more: Picture = {"model": named, "right": right, "gmacs": float(macs_B[row]) / 1e9, **words}
-        picture["sentences"].append(overlay(batch, row, model.backbone.config.vision.grid, image, **more))
+        more: Picture = {"model": named, "gmacs": float(macs_B[row]) / 1e9, **words}
+        picture["sentences"].append(overlay(batch, row, model.backbone.config.vision.grid, image, right, **more))
 
 
 @torch.no_grad()
@@ -143,7 +144,7 @@ def _draw_told(folder: Path, config: EvaluateConfig, trained: Trained, inputs: I
     sights, macs_B = told_sights(told.decisions), model.macs(told.decisions, model.units(told))
     said, named = replace(batch, texts=captioner.words(told)), _named(read_json(folder / "config.json"))
     for picture, row in _each(rows, pictures):
-        more = {"model": named, "gmacs": float(macs_B[row]) / 1e9, "tokens": [], "text_steps": []}
+        more: Picture = {"model": named, "gmacs": float(macs_B[row]) / 1e9, "tokens": [], "text_steps": []}
         picture["sentences"].append(overlay(said, row, model.backbone.config.vision.grid, sights, **more))
 
 

@@ -23,7 +23,9 @@ _GROUPS = {
     "msa": "self-attention heads kept",
     "mca": "cross-attention heads kept",
 }
-_SPREAD = ("mean", "std", "low", "lower", "middle", "upper", "high")
+_SPREAD = {"mean": "mean", "std": "std", "low": "q05", "lower": "q25", "middle": "q50", "upper": "q75", "high": "q95"}
+"""What the files of evaluation call a spread, and what the CSV does: quantiles by their share."""
+_COLUMNS = 2
 _MODULES = {"vision": "", "text": "//", "fusion": "..", "decoder": "++", "head": "xx", "trimmers": "\\\\"}
 """With the hatches that tell them apart without colours."""
 
@@ -237,17 +239,19 @@ def bar_drawing(name: str, title: str, note: str, bars: Mapping[str, Mapping[str
 
 
 def _retention(place: _Place, models: Sequence[Told]) -> Drawing:
-    """A row of panels for each model, a panel for each group of units."""
+    """Rows of panels for each model, a panel for each group of units; at most two abreast, to be read on paper."""
     groups = [group for group in _GROUPS if any(one["group"] == group for each in models for one in each.kept)]
 
+    columns, rows = min(_COLUMNS, len(groups)), -(-len(groups) // _COLUMNS)
+
     def paint(figure: Figure) -> None:
-        grid = figure.subplots(len(models), len(groups), sharey=True, squeeze=False)
-        for row, each in zip(grid, models, strict=True):
-            for axes, group in zip(row, groups, strict=True):
+        for at, each in enumerate(models):
+            for number, group in enumerate(groups):
+                axes = figure.add_subplot(rows * len(models), columns, at * rows * columns + number + 1)
                 _kept_panel(axes, [one for one in each.kept if one["group"] == group])
-                axes.set_title(f"{each.label}: {_GROUPS[group]}", loc="left", fontsize=8)
-        for axes in grid[-1]:
-            axes.set_xlabel("layer, from 0")
+                axes.set_title(f"{each.label}: {_GROUPS[group]}", loc="left", fontsize=8.5)
+                if number + columns >= len(groups):
+                    axes.set_xlabel("layer, from 0")
         labels = dict.fromkeys(_line(one) for each in models for one in each.kept)
         marks: dict[str, Any] = {}
         for axes in figure.axes:
@@ -261,12 +265,15 @@ def _retention(place: _Place, models: Sequence[Told]) -> Drawing:
         for each in models
         for one in each.kept
     ]
-    columns = ("model", "part", "layer", "stream", "group", *_SPREAD)
-    note = "Share of what the untrimmed model has there. Line: mean over instances. Bands: middle half, nine tenths."
+    head = ("model", "part", "layer", "stream", "group", *_SPREAD.values())
+    note = (
+        "Share of what the untrimmed model has there. Line: mean over instances. Bands: from the 25th to the 75th "
+        "percentile of instances, and from the 5th to the 95th. Layers are counted from 0."
+    )
     note = f"{note} {place.said}".strip()
-    size = (2.9 * len(groups) + 0.6, 1.75 * len(models) + 0.7)
+    size = (3.3 * columns + 0.4, 1.75 * rows * len(models) + 0.7)
     title = place.title("what is kept, by layer and module")
-    return draw(place.name("retention"), title, note, size, paint, columns, numbers)
+    return draw(place.name("retention"), title, note, size, paint, head, numbers)
 
 
 _LOOKS = {

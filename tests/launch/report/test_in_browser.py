@@ -260,6 +260,21 @@ def test_only_tables_scroll_sideways(page: Any, width: int) -> None:
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_the_tables_of_the_summary_fit_a_screen_of_1280(chrome: Any, finished_run: Path) -> None:
+    rows = json.loads((finished_run / "results.json").read_text())
+    more = [{**row, "metric": "R@10", "value": 41.0} for row in rows[:1]]
+    more += [{**row, "target": 2.0, "method": "smarttrim", "full_gmacs": 0.03, "unpruned_gmacs": 0.04, "wanted": 2.0,
+              "reached": 1.9, "unit": "x"} for row in (*rows[:6], *more)]  # fmt: skip
+    (finished_run / "results.json").write_text(json.dumps([*rows[:6], *more, *rows[6:]]))
+    write_report(finished_run)
+    page = open_page(chrome, finished_run)
+    page.set_window_size(1280, 900)
+    wide = "return [...document.querySelectorAll('#summary .scroll')].map((e) => [e.scrollWidth, e.clientWidth])"
+    sizes = page.execute_script(wide)
+    assert len(sizes) >= 2 and all(content <= room for content, room in sizes)
+    assert len(page.find_elements("css selector", "#summary table:first-of-type thead th")) >= 12
+
+
 @pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
 def test_figures_take_the_ink_of_the_page(page: Any, scheme: str, dark: bool) -> None:
     feature = {"name": "prefers-color-scheme", "value": scheme}

@@ -332,7 +332,14 @@ def test_what_trimming_does_with_instances_is_drawn_with_its_numbers(reported_ru
     assert float(modules["2.0x", "trimmers"]["gmacs"]) == 0.0001
     kept = list(csv.DictReader((figures / "retention-statement-test.csv").open()))
     assert len(kept) == 8 and {row["group"] for row in kept} == {"vision", "text", "msa", "mca"}
-    assert float(kept[0]["low"]) == 0.4
+    assert {name: float(kept[0][name]) for name in ("q05", "q25", "q50", "q75", "q95")} == {
+        "q05": 0.4, "q25": 0.45, "q50": 0.5, "q75": 0.5, "q95": 0.55,
+    }  # fmt: skip
+    drawn = (figures / "retention-statement-test.svg").read_text()
+    sizes = [float(size) for size in re.findall(r"font(?:-size)?: ([\d.]+)px", drawn)]
+    points = float(re.findall(r'width="([\d.]+)pt"', drawn)[0])
+    assert points <= 7.1 * 72 and min(sizes) >= 7.0
+    assert "from the 25th to the 75th percentile" in drawn
     page = (reported_run / "report.html").read_text(encoding="utf-8")
     assert 'said: true</span> <span class="label">right answer: false</span>' in page
     assert 'alt="picture judged against: the cheapest one' in page and 'alt="picture 2, whole; judged against: ' in page
