@@ -15,7 +15,7 @@ from data_prep.errors import UserError
 from data_prep.files import write_atomic
 from launch.paired import RESAMPLED, own_differences, points
 from launch.report import words
-from launch.report.curves import draw_curve
+from launch.report.curves import Curve, draw_curve, queue_begins
 from launch.report.faults import Fault, faults_of
 from launch.report.figures import Drawing
 from launch.report.instances import Extremes, Told, drawings, extremes, told
@@ -102,7 +102,7 @@ def _page(run: RunFolder) -> Page:
     return Page(
         run=run,
         tables=tables,
-        curves=[draw_curve(stage.name, stage.curve) for stage in run.stages if stage.curve is not None],
+        curves=[_curve(run, stage, stage.curve) for stage in run.stages if stage.curve is not None],
         fronts=drawn,
         paired=paired.rows,
         published={task: rows for task, rows in published.items() if rows},
@@ -115,6 +115,11 @@ def _page(run: RunFolder) -> Page:
         pretrained=any(stage.name == "pretrain" and stage.state == "done" for stage in run.stages),
         missing=[*_missing(run, drawn, pictures, analyses), *problems, *unshown, *run.unreadable],
     )
+
+
+def _curve(run: RunFolder, stage: Stage, curve: Curve) -> Drawing:
+    whole = stage.name == "pretrain" and stage.state == "done"
+    return draw_curve(stage.name, curve, queue_begins(run.config, curve) if whole else None)
 
 
 def _analyses(folder: Path) -> tuple[list[Drawing], list[str]]:

@@ -85,15 +85,19 @@ def read_pictures(
     """
     pictures, problems = [], []
     for entry in entries:
-        if not entry["sentences"]:
-            continue  # no model of this recipe removes patches
-        name = str(entry["image"])
+        try:
+            name, sentences = str(entry["image"]), entry["sentences"]
+            if not sentences:
+                continue  # no model of this recipe removes patches
+            models = _models(sentences)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problems.append(f"an entry of survivors.json does not tell of a picture: {error!r}")
+            continue
         try:
             source, (width, height) = embed(folder, name)
         except (OSError, ValueError) as error:
             problems.append(f"picture {name} of the survivors cannot be shown: {error}")
             continue
-        models = _models(entry["sentences"])
         pictures.append(Picture(name=name, task=task, source=source, width=width, height=height, models=models))
     return pictures, problems
 

@@ -103,7 +103,10 @@ def moment(value: Any) -> str:
 def as_moment(value: Any) -> datetime | None:
     """A point in time in UTC, or None where the value is none."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return datetime.fromtimestamp(value, tz=UTC)
+        try:
+            return datetime.fromtimestamp(value, tz=UTC)
+        except (ValueError, OverflowError, OSError):  # of no year that there is
+            return None
     try:
         when = datetime.fromisoformat(str(value))
     except ValueError:

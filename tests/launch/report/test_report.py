@@ -120,6 +120,32 @@ def test_files_that_cannot_be_read_are_named(finished_run: Path) -> None:
     assert "mine 2.0x" in page and "mine fast" not in page
 
 
+def test_values_of_wrong_types_are_named_and_left_out(finished_run: Path) -> None:
+    def change(name: str, **more: object) -> None:
+        path = finished_run / name
+        save(path, {**(json.loads(path.read_text()) if path.exists() else {}), **more})
+
+    change("run.json", seed="x", stages=1, command=5, seconds="long")
+    change("data/train/index.json", account=5)
+    change("data/test/index.json", account={"asked": "x", "skipped": {"no text": "many"}}, shardlist=3)
+    change("stages/pretrain/status.json", restarts="two", outputs={"mix": {"train": 7}}, started=1e300)
+    change("stages/evaluate/status.json", outputs=[3], seconds={})
+    change("stages/pretrain/result.json", left_out="some")
+    save(finished_run / "stages/pretrain/bad_updates.jsonl", '{"step": 5, "back_to": "start"}\n')
+    save(finished_run / "stages/survivors/survivors.json", [5, {"image": "a.png"}, {"image": "a.png", "sentences": 3}])
+    rows = json.loads((finished_run / "results.json").read_text())
+    rows[0] |= {"seed": "x", "value": [], "samples": "all"}
+    save(finished_run / "results.json", rows)
+    save(finished_run / "config.yaml", "trim: {targets: 3}\ntasks: 4\nmodel: [5]\nbudget: 1\npretrain: 2\n")
+    said = missing(text_of(finished_run)).replace("&#39;", "'")
+    for told in ("run.json cannot be read: its 'seed' cannot be 'x'", "its 'stages' cannot be 1", "'command' cannot be 5",
+                 "data/train/index.json cannot be read: its 'account' cannot be 5", "its 'skipped' cannot be {'no text'",
+                 "its 'shardlist' cannot be 3", "its 'restarts' cannot be 'two'", "its 'left_out' cannot be 'some'",
+                 "its 'back_to' cannot be 'start'", "results.json cannot be read: its 'seed' cannot be 'x'",
+                 "an entry of survivors.json does not tell of a picture"):  # fmt: skip
+        assert told in said
+
+
 def test_results_of_finished_stages_are_shown_before_the_run_has_its_own(finished_run: Path) -> None:
     (finished_run / "results.json").replace(finished_run / "stages" / "evaluate" / "results.json")
     assert "smarttrim 2.0x" in text_of(finished_run)
