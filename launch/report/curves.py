@@ -180,8 +180,8 @@ def queue_begins(config: Mapping[str, Any], curve: Curve) -> float | None:
     timed = isinstance(budget, Mapping) and budget.get("minutes") is not None  # then progress is of time, not of steps
     if not isinstance(given, Mapping) or timed or "alpha" not in curve.columns or not given.get("queue"):
         return None
-    start, end = given.get("queue_start"), curve.last("step")
-    return start * end if _is_number(start) and 0 < start < 1 and end else None
+    start, end = _float(given.get("queue_start")), curve.last("step")
+    return start * end if 0 < start < 1 and end is not None else None
 
 
 def draw_curve(stage: str, curve: Curve, queue_at: float | None = None) -> Drawing:
@@ -227,9 +227,7 @@ def draw_curve(stage: str, curve: Curve, queue_at: float | None = None) -> Drawi
     if curve.resumed_at:
         note += " Dotted lines: training went on from a checkpoint."
     if queue_at is not None:
-        note += (
-            f" Dashed line at step {queue_at:.0f}: from there on the queue of features serves as keys of the contrast."
-        )
+        note += f" Dashed line at step {queue_at:.0f}: from there on the queue of features serves as keys."
     return draw(f"curves-{stage}", f"Training curves of {stage}", note, size, paint, order, table)
 
 

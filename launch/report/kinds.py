@@ -57,7 +57,7 @@ def strange(value: Mapping[str, Any], kinds: Kinds) -> list[str]:
 
 
 RUN: Kinds = {"name": _text, "command": _command, "seed": _whole, "seconds": _finite, "commit": _text,
-              "stages": _listed, "versions": _mapping}  # fmt: skip
+              "stages": _mapping, "versions": _mapping}  # fmt: skip
 RESULT: Kinds = {"left_out": _whole, "skipped": _counts, "bad_samples": _counts, "mix": _mix, "samples": _whole}
 STATUS: Kinds = {"seconds": _finite, "restarts": _whole, "outputs": _outputs}
 PROGRESS: Kinds = {"done": _finite, "total": _finite}
