@@ -89,7 +89,9 @@ def write_report(run: Path) -> Path:
 def _page(run: RunFolder) -> Page:
     tables = group_results(run.results)
     published = {table.task: quoted(_backbone(run), table.kind) for table in tables}
-    fronts = [draw_pareto(table, published=comparable(table, published[table.task])) for table in tables]
+    fronts = [
+        draw_pareto(table, published=comparable(table, published[table.task], _data_name(run))) for table in tables
+    ]
     drawn = [drawing for drawing in fronts if drawing is not None]
     drawn_by = [read_pictures(each.entries, each.folder, each.task) for each in run.survivors]
     pictures = [picture for found, _ in drawn_by for picture in found]
@@ -346,10 +348,14 @@ def short_commit(commit: str) -> str:
     return digits[:10] + plus + changes
 
 
+def _data_name(run: RunFolder) -> str:
+    settings = run.config.get("data")
+    return str(settings.get("name", "")) if isinstance(settings, Mapping) else ""
+
+
 def _data(run: RunFolder) -> str:
     """The data set with the samples of its splits."""
-    settings = run.config.get("data")
-    name = str(settings.get("name", "")) if isinstance(settings, Mapping) else ""
+    name = _data_name(run)
     sizes = ", ".join(f"{split.name} {split.written:,}" for split in run.splits if split.written is not None)
     return f"{name}: {sizes}" if name and sizes else name or sizes
 

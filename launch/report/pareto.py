@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
-from launch.report.quoted import SOURCE, Quoted, split_name
+from launch.report.quoted import SOURCE, Quoted
 from launch.report.results import Line, TaskTable, in_percent
 from launch.report.words import metric_name, metric_number, seeds_in_words
 from pipeline.trimming.target import Target
@@ -64,12 +64,12 @@ def draw_pareto(table: TaskTable, named: str = "", published: Sequence[Quoted] =
     rows: list[list[Any]] = []
     for split in splits:
         rows += _rows(table.task, metric, [line for line in lines if line.split == split])
-        rows += [_quoted_row(table.task, split, row) for row in published if row.split == split_name(split)]
+        rows += [_quoted_row(table.task, split, row) for row in published if row.split == split]
 
     def paint(figure: Figure) -> None:
         for at, split in enumerate(splits):
             axes = figure.add_subplot(1, len(splits), at + 1)
-            _quoted_points(axes, [row for row in published if row.split == split_name(split)])
+            _quoted_points(axes, [row for row in published if row.split == split])
             _panel(axes, metric, [line for line in lines if line.split == split], looks)
             axes.set_title(split, loc="left")
         marks: dict[str, Any] = {}
