@@ -21,6 +21,7 @@ from launch.report.figures import Drawing
 from launch.report.instances import Extremes, Told, drawings, extremes, told
 from launch.report.pareto import draw_pareto
 from launch.report.quoted import SOURCE, Quoted, comparable, quoted
+from launch.report.recipe import recipe_facts
 from launch.report.results import TaskTable, group_results
 from launch.report.run_folder import RunFolder, Stage, read_run
 from launch.report.survivors import Frame, Panel, Picture, read_pictures
@@ -319,6 +320,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     if seconds is None:
         took, seconds = "Took so far, all stages", sum(stage.seconds or 0.0 for stage in run.stages) or None
     told = [
+        *recipe_facts(run.config),
         ("Ran on", hardware_in_words(facts.get("hardware"))),
         (took, words.duration(seconds)),
         ("Data", _data(run)),

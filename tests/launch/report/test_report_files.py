@@ -54,6 +54,19 @@ def test_values_of_wrong_types_are_named_and_left_out(finished_run: Path) -> Non
         assert told in said
 
 
+def test_the_summary_says_what_ran_and_explains_only_what_is_there(finished_run: Path) -> None:
+    model = "model: {backbone: albef, vision: {width: 64, depth: 12, width_px: 96}}\n"
+    trim = "trim: {method: smarttrim, task: statement, targets: [1.0, 2.0]}\npretrain: {pruning: {method: elip}}\n"
+    save(finished_run / "config.yaml", model + trim)
+    page = text_of(finished_run)
+    told = {"Backbone": "albef, 64 wide, 12 vision layers, 96 px", "Pruning in pre-training": "elip"}
+    told |= {"Trimming": "smarttrim", "Task": "statement", "Targets": "1.0x, 2.0x"}
+    for name, text in told.items():
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in page
+    assert "By pruning" not in page and "R@10 is the mean of TR R@10 and IR R@10" in page
+    assert "those of analyses in <code>analyses/</code>" in page
+
+
 def test_the_figures_of_analyses_are_shown_and_others_are_refused(unfinished_run: Path) -> None:
     drawing = bar_drawing("flops-vqa", "where <it> goes", 'a "note" & more', {"a": {"vision": 1.0, "text": 3.0}})
     folder = unfinished_run / "analyses"
