@@ -10,7 +10,7 @@ from data_prep.files import read_json
 from launch.answers import Answer
 from launch.config import RunConfig
 from launch.exposure import in_caption
-from launch.report.html import ANALYSES
+from launch.report.html import ANALYSES, ANALYSIS
 from launch.report.instances import Told, drawings, told
 from launch.report.table import aligned
 from launch.tasks import Task, tasks_of
@@ -53,7 +53,7 @@ def trimming_command(
     exposure = run.exposure_to(run.split_folder, fine_tuned=True)
     models = [_seen(run, chosen, export, samples, place / INSTANCES) for export in exports]
     models.sort(key=lambda each: bool(each.kept))  # the untrimmed one first
-    found = drawings(models, in_caption([exposure]))
+    found = drawings(models, in_caption([exposure]), ANALYSIS)
     for drawing in found:
         drawing.save(place)
     head = f"split {run.split}, {len(models[0].gmacs)} {models[0].task} instances"

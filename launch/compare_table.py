@@ -11,6 +11,7 @@ from typing import Any
 
 from launch.paired import RESAMPLED, points, score_of
 from launch.report.table import aligned
+from launch.report.words import seeds_in_words
 from launch.result_rows import COMPARED, RECALLS
 
 # Two-sided 95% points of Student's t, for 1, 2, ... degrees of freedom.
@@ -67,6 +68,8 @@ def _line(
         cell |= {"mean": mean(values.values()), "values": list(values.values()), "seeds": list(values)}
         if shared:
             others = [_metrics(reference[seed])[key] for seed in shared]
+            there = [seed for seed in reference if key in _metrics(reference[seed])]
+            cell |= {"pairs": sorted(shared), "even": set(shared) == set(values) == set(there)}
             cell["difference"], cell["half_width"] = student_interval([values[seed] for seed in shared], others)
         metrics[" ".join(key)] = cell
     each = list(runs.values())
@@ -108,10 +111,11 @@ def comparison_text(data: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
     cells = [["budget", "variant", "seeds", "samples", "step ms", "GiB", *names]]
     for line in lines:
-        found = [_cell(line["metrics"].get(name), line["variant"] == data["reference"]) for name in names]
-        numbers = [str(len(line["seeds"])), f"{line['samples']:,.0f}", f"{line['step_ms']:.0f}"]
+        found = [_cell(line, name, data["reference"]) for name in names]
+        numbers = [seeds_in_words(line["seeds"]), f"{line['samples']:,.0f}", f"{line['step_ms']:.0f}"]
         cells.append([line["budget"], line["variant"], *numbers, f"{line['peak_bytes'] / 2**30:.2f}", *found])
     note = f"differences from {data['reference']} in brackets: mean over pairs of the same seed, 95% interval (t)"
+    note = "\n".join([note, *uneven_note(lines, data["reference"])])
     failed = [f"failed: {name}: {why}" for name, why in data["failures"].items()]
     return "\n".join([*aligned(cells, left=2), note, *_paired_text(data), *failed])
 
@@ -145,11 +149,33 @@ def paired_words(line: Mapping[str, Any]) -> tuple[str, str]:
     return points(line), over
 
 
-def _cell(cell: Mapping[str, Any] | None, is_reference: bool) -> str:
-    if cell is None:
-        return "-"
-    text = f"{cell['mean']:.1f}"
-    if is_reference or "difference" not in cell:
-        return text
+def difference_in_words(cell: Mapping[str, Any]) -> str:
+    """A difference as `+0.6 ± 0.9`; with its seeds where these are not those of both means: `+0.6 of 0 1`."""
     half = "" if cell["half_width"] is None else f" ± {cell['half_width']:.1f}"
-    return f"{text} ({cell['difference']:+.1f}{half})"
+    return f"{cell['difference']:+.1f}{half}" + ("" if cell["even"] else f" of {seeds_in_words(cell['pairs'])}")
+
+
+def mean_in_words(cell: Mapping[str, Any], line: Mapping[str, Any]) -> str:
+    """A mean as `70.1`; with its seeds where not all of the line's have the score: `70.1 of 0 1`."""
+    whole = sorted(cell["seeds"]) == sorted(line["seeds"])
+    return f"{cell['mean']:.1f}" + ("" if whole else f" of {seeds_in_words(sorted(cell['seeds']))}")
+
+
+def uneven_note(lines: Sequence[Mapping[str, Any]], reference: str) -> list[str]:
+    """What tells variants of different seeds apart; nothing where all have the same."""
+    cells = [cell for line in lines if line["variant"] != reference for cell in line["metrics"].values()]
+    if all(cell.get("even", True) for cell in cells):
+        return []
+    return [
+        "A mean is over all seeds of its variant, which are not the same everywhere: what tells variants apart is the "
+        "differences, with the seeds that they are of, not the means."
+    ]
+
+
+def _cell(line: Mapping[str, Any], name: str, reference: str) -> str:
+    if (cell := line["metrics"].get(name)) is None:
+        return "-"
+    text = mean_in_words(cell, line)
+    if line["variant"] == reference or "difference" not in cell:
+        return text
+    return f"{text} ({difference_in_words(cell)})"

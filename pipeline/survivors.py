@@ -29,6 +29,7 @@ from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
 from pipeline.setup import Inputs
 from pipeline.stage import Stage
+from pipeline.tasks.classes import SNLI_VE, STATEMENT, right_answer
 from pipeline.trimming.methods import SMART
 from pipeline.trimming.target import Target
 
@@ -106,10 +107,12 @@ def _draw_pruned(
     assert trained.pretrained is not None
     model = load_backbone(trained.pretrained)
     sights = pruned_sights(model, pruning, pixels, batch)
+    related = "relations" in {task_text(folder) for folder in trained.trimmed.values()}
+    classes = SNLI_VE if related else STATEMENT
     for picture, row in _each(rows, pictures):
-        picture["sentences"].append(
-            overlay(batch, row, model.config.vision.grid, sights, model="pretrain", tokens=[], text_steps=[])
-        )
+        right = right_answer(classes, batch, row)
+        more: Picture = {"model": "pretrain", "tokens": [], "text_steps": []}
+        picture["sentences"].append(overlay(batch, row, model.config.vision.grid, sights, right, **more))
 
 
 @torch.no_grad()
@@ -124,8 +127,9 @@ def _draw_trimmed(
     tokenizer, named = inputs.load_tokenizer(), _named(described)
     for picture, row in _each(rows, pictures):
         words = text_overlay(batch, row, tokenizer, text)
-        more = {"model": named, "gmacs": float(macs_B[row]) / 1e9, **words}
-        picture["sentences"].append(overlay(batch, row, model.backbone.config.vision.grid, image, **more))
+        right = right_answer(model.classes, batch, row)
+        more: Picture = {"model": named, "gmacs": float(macs_B[row]) / 1e9, **words}
+        picture["sentences"].append(overlay(batch, row, model.backbone.config.vision.grid, image, right, **more))
 
 
 @torch.no_grad()
@@ -140,7 +144,7 @@ def _draw_told(folder: Path, config: EvaluateConfig, trained: Trained, inputs: I
     sights, macs_B = told_sights(told.decisions), model.macs(told.decisions, model.units(told))
     said, named = replace(batch, texts=captioner.words(told)), _named(read_described(folder / "config.json"))
     for picture, row in _each(rows, pictures):
-        more = {"model": named, "gmacs": float(macs_B[row]) / 1e9, "tokens": [], "text_steps": []}
+        more: Picture = {"model": named, "gmacs": float(macs_B[row]) / 1e9, "tokens": [], "text_steps": []}
         picture["sentences"].append(overlay(said, row, model.backbone.config.vision.grid, sights, **more))
 
 

@@ -10,12 +10,23 @@ import yaml
 
 from data_prep.errors import UserError
 from data_prep.files import read_json, write_atomic
-from launch.compare_table import COMPARISON, COST, PAIRED_NOTE, lines_of, paired_lines, paired_words
+from launch.compare_table import (
+    COMPARISON,
+    COST,
+    PAIRED_NOTE,
+    difference_in_words,
+    lines_of,
+    mean_in_words,
+    paired_lines,
+    paired_words,
+    uneven_note,
+)
 from launch.report.figures import Drawing
 from launch.report.html import hardware_in_words, page_environment
+from launch.report.means import mean_rows
 from launch.report.pareto import draw_pareto
 from launch.report.results import group_results
-from launch.report.sweeps import Line, draw_differences, draw_sweep, flat, mean_rows, sweeps_of
+from launch.report.sweeps import Line, draw_differences, draw_sweep, flat, sweeps_of
 from launch.report.words import metric_name
 
 _log = logging.getLogger(__name__)
@@ -64,6 +75,8 @@ class Page:
     runs: list[Run]
     command: str
     commit: str
+    uneven: list[str]
+    """That variants have different seeds, and what then tells them apart; empty where they have the same."""
     changes: list[tuple[str, str, str, str]]
     """(variant, setting, value, the reference's value)."""
     missing: list[str]
@@ -91,7 +104,9 @@ def write_comparison(folder: Path) -> Path:
     for drawing in (*page.differences, *page.sweeps, *page.fronts):
         drawing.save(folder / "figures")
     target = folder / "report.html"
-    write_atomic(target, page_environment().get_template("comparison.html.j2").render(page=page))
+    environment = page_environment()
+    environment.filters |= {"mean_in_words": mean_in_words, "difference_in_words": difference_in_words}
+    write_atomic(target, environment.get_template("comparison.html.j2").render(page=page))
     _log.info("wrote %s", target)
     return target
 
@@ -119,6 +134,7 @@ def _page(folder: Path, data: Mapping[str, Any]) -> Page:
         command=str(facts.get("command") or ""),
         commit=str(facts.get("commit") or ""),
         changes=_changes(configs, reference),
+        uneven=uneven_note(lines, reference),
         missing=[*_missing(lines, reference), *_unpaired(data), *unread],
     )
 

@@ -22,6 +22,19 @@ _NOT_DRAWN = ("lr/", "tokens/", "restarts", "samples_per_second_per_device", "va
 _COLUMNS = 4
 _TITLES = {
     "loss": "loss, all parts",
+    "cost_share": "share of the full cost, measured",
+    "wanted": "share that each group is asked to keep",
+    "kept/vision": "image tokens kept, share",
+    "kept/text": "text tokens kept, share",
+    "kept/msa": "self-attention heads kept, share",
+    "kept/mca": "cross-attention heads kept, share",
+    "shift": "shift of the trimmers' scores",
+    "grad_norm": "norm of the gradient, before clipping",
+    "noise_scale": "noise scale of the gradient, samples",
+    "critical_batch": "critical batch, samples",
+    "gradient/signal": "gradient: squared norm without noise",
+    "gradient/noise": "gradient: variance of a sample's",
+    "alpha": "weight of the momentum tower's labels",
     "lr": "learning rate",
     "samples_per_second": "samples/s",
     "data_wait": "share of time waiting for data",
@@ -153,8 +166,32 @@ def _means(values: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np
     return means
 
 
-def draw_curve(stage: str, curve: Curve) -> Drawing:
-    """A panel for the loss, each part of it, the learning rate and each further scalar of a stage."""
+def queue_begins(config: Mapping[str, Any], curve: Curve) -> float | None:
+    """The step from which a pre-training that went to its end takes keys from its queue; None where it is not known.
+
+    Args:
+        config: Of the run.
+        curve: Of its pre-training: "alpha" is there where there is a momentum tower, whose features the queue holds.
+    """
+    given: Any = config
+    for key in ("pretrain", "objectives"):
+        given = given.get(key) if isinstance(given, Mapping) else None
+    budget = config.get("budget")
+    timed = isinstance(budget, Mapping) and budget.get("minutes") is not None  # then progress is of time, not of steps
+    if not isinstance(given, Mapping) or timed or "alpha" not in curve.columns or not given.get("queue"):
+        return None
+    start, end = _float(given.get("queue_start")), curve.last("step")
+    return start * end if 0 < start < 1 and end is not None else None
+
+
+def draw_curve(stage: str, curve: Curve, queue_at: float | None = None) -> Drawing:
+    """A panel for the loss, each part of it, the learning rate and each further scalar of a stage.
+
+    Args:
+        stage: Its name.
+        curve: What it logged.
+        queue_at: The step from which the queue serves.
+    """
     columns, per_point = thin(curve)
     names = curve.scalars
     rows = -(-len(names) // _COLUMNS)
@@ -171,6 +208,8 @@ def draw_curve(stage: str, curve: Curve) -> Drawing:
             axes.plot(x, y, color=colour, linestyle=dashes, marker="o" if len(x) == 1 else "")
             for step in curve.resumed_at:
                 axes.axvline(step, color=INK, linewidth=0.7, linestyle=(0, (1, 2)))
+            if queue_at is not None:
+                axes.axvline(queue_at, color=OKABE_ITO["purple"], linewidth=0.9, linestyle=(0, (4, 2)))
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
             if name == "lr":
@@ -187,6 +226,8 @@ def draw_curve(stage: str, curve: Curve) -> Drawing:
     )
     if curve.resumed_at:
         note += " Dotted lines: training went on from a checkpoint."
+    if queue_at is not None:
+        note += f" Dashed line at step {queue_at:.0f}: from there on the queue of features serves as keys."
     return draw(f"curves-{stage}", f"Training curves of {stage}", note, size, paint, order, table)
 
 

@@ -5,7 +5,7 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,12 @@ class Drawing:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / f"{self.name}.svg", self.svg.replace("currentColor", _INK_IN_FILES))
         write_atomic(folder / f"{self.name}.csv", self.csv)
+
+    def renamed(self, name: str, title: str) -> "Drawing":
+        """The same figure beside others of a page that may be drawn by the same words: no id inside of it is theirs."""
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", self.svg)
+        svg = svg.replace(f'aria-label="{_escaped(self.title)}"', f'aria-label="{_escaped(title)}"', 1)
+        return replace(self, name=name, title=title, svg=svg)
 
     @classmethod
     def load(cls, path: Path) -> "Drawing":

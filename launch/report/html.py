@@ -15,12 +15,13 @@ from data_prep.errors import UserError
 from data_prep.files import write_atomic
 from launch.paired import RESAMPLED, own_differences, points
 from launch.report import words
-from launch.report.curves import draw_curve
+from launch.report.curves import Curve, draw_curve, queue_begins
 from launch.report.faults import Fault, faults_of
 from launch.report.figures import Drawing
 from launch.report.instances import Extremes, Told, drawings, extremes, told
 from launch.report.pareto import draw_pareto
 from launch.report.quoted import SOURCE, Quoted, comparable, quoted
+from launch.report.recipe import recipe_facts
 from launch.report.results import TaskTable, group_results
 from launch.report.run_folder import RunFolder, Stage, read_run
 from launch.report.survivors import Frame, Panel, Picture, read_pictures
@@ -30,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 ANALYSES = "analyses"
 """Folder inside a run folder where `trimline analyse` leaves figures."""
+ANALYSIS = "analysis"
+"""What the titles of its figures say of where they are from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,9 @@ def write_report(run: Path) -> Path:
 def _page(run: RunFolder) -> Page:
     tables = group_results(run.results)
     published = {table.task: quoted(_backbone(run), table.kind) for table in tables}
-    fronts = [draw_pareto(table, published=comparable(table, published[table.task])) for table in tables]
+    fronts = [
+        draw_pareto(table, published=comparable(table, published[table.task], _data_name(run))) for table in tables
+    ]
     drawn = [drawing for drawing in fronts if drawing is not None]
     drawn_by = [read_pictures(each.entries, each.folder, each.task) for each in run.survivors]
     pictures = [picture for found, _ in drawn_by for picture in found]
@@ -100,7 +105,7 @@ def _page(run: RunFolder) -> Page:
     return Page(
         run=run,
         tables=tables,
-        curves=[draw_curve(stage.name, stage.curve) for stage in run.stages if stage.curve is not None],
+        curves=[_curve(run, stage, stage.curve) for stage in run.stages if stage.curve is not None],
         fronts=drawn,
         paired=paired.rows,
         published={task: rows for task, rows in published.items() if rows},
@@ -115,12 +120,20 @@ def _page(run: RunFolder) -> Page:
     )
 
 
+def _curve(run: RunFolder, stage: Stage, curve: Curve) -> Drawing:
+    whole = stage.name == "pretrain" and stage.state == "done"
+    return draw_curve(stage.name, curve, queue_begins(run.config, curve) if whole else None)
+
+
 def _analyses(folder: Path) -> tuple[list[Drawing], list[str]]:
     """The figures of a folder, and a sentence for each one that cannot be shown."""
     found, problems = [], []
     for path in sorted(folder.glob("*.svg")):
         try:
-            found.append(Drawing.load(path))
+            drawing = Drawing.load(path)
+            # What evaluation saw has figures of the same kinds; older analyses do not say that they are one.
+            named = drawing.title if ANALYSIS in drawing.title else f"{drawing.title} ({ANALYSIS})"
+            found.append(drawing.renamed(f"analysis-{drawing.name}", named))
         except UserError as error:
             problems.append(f"{error}.")
     return found, problems
@@ -162,7 +175,7 @@ def _missing(run: RunFolder, fronts: list[Drawing], pictures: list[Picture], ana
         found.append("No trimmed models: no trim stage has begun.")
     elif run.results and not fronts and all(partly):
         found.append("No accuracy against computation: fewer than two models with different costs were measured.")
-    accounted = run.instances or any(each.name.startswith("cost-") for each in analyses)
+    accounted = run.instances or any(each.name.startswith("analysis-cost-") for each in analyses)
     # Of captions there is none.
     captions = all(stage.name.startswith("trim-captioning") for stage in run.stages if stage.name.startswith("trim"))
     captions |= {trim.get("task") for trim in run.trims if trim.get("targets")} == {"captioning"}
@@ -307,6 +320,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     if seconds is None:
         took, seconds = "Took so far, all stages", sum(stage.seconds or 0.0 for stage in run.stages) or None
     told = [
+        *recipe_facts(run.config),
         ("Ran on", hardware_in_words(facts.get("hardware"))),
         (took, words.duration(seconds)),
         ("Data", _data(run)),
@@ -336,10 +350,14 @@ def short_commit(commit: str) -> str:
     return digits[:10] + plus + changes
 
 
+def _data_name(run: RunFolder) -> str:
+    settings = run.config.get("data")
+    return str(settings.get("name", "")) if isinstance(settings, Mapping) else ""
+
+
 def _data(run: RunFolder) -> str:
     """The data set with the samples of its splits."""
-    settings = run.config.get("data")
-    name = str(settings.get("name", "")) if isinstance(settings, Mapping) else ""
+    name = _data_name(run)
     sizes = ", ".join(f"{split.name} {split.written:,}" for split in run.splits if split.written is not None)
     return f"{name}: {sizes}" if name and sizes else name or sizes
 

@@ -23,7 +23,9 @@ _GROUPS = {
     "msa": "self-attention heads kept",
     "mca": "cross-attention heads kept",
 }
-_SPREAD = ("mean", "std", "low", "lower", "middle", "upper", "high")
+_SPREAD = {"mean": "mean", "std": "std", "low": "q05", "lower": "q25", "middle": "q50", "upper": "q75", "high": "q95"}
+"""What the files of evaluation call a spread, and what the CSV does: quantiles by their share."""
+_COLUMNS = 2
 _MODULES = {"vision": "", "text": "//", "fusion": "..", "decoder": "++", "head": "xx", "trimmers": "\\\\"}
 """With the hatches that tell them apart without colours."""
 
@@ -46,7 +48,7 @@ class Told:
     kept: tuple[Mapping[str, Any], ...]
     """For each place "part", "layer", "stream", "group", and the spread of what is kept over instances."""
     shown: Mapping[str, Sequence[Mapping[str, Any]]]
-    """"cheapest" and "dearest": "image", "text", "said", "gmacs"."""
+    """"cheapest" and "dearest": "image", "text", "said", "right", "gmacs"."""
     folder: Path
 
 
@@ -59,6 +61,8 @@ class Extreme:
     height: int
     text: str
     said: str
+    right: str
+    """Empty where nobody says, and in older runs."""
     gmacs: float
 
 
@@ -99,19 +103,37 @@ def told(value: Mapping[str, Any], folder: Path, task: str | None = None) -> Tol
     )
 
 
-def drawings(models: Sequence[Told], said: str = "") -> list[Drawing]:
+@dataclass(frozen=True)
+class _Place:
+    """What the figures of one task and split have in common."""
+
+    task: str
+    split: str
+    origin: str
+    said: str
+
+    def name(self, kind: str) -> str:
+        return f"{kind}-{self.task}-{self.split.strip('/').replace('/', '-')}"
+
+    def title(self, what: str) -> str:
+        return f"{self.task}, {self.split}: {what} {self.origin}"
+
+
+def drawings(models: Sequence[Told], said: str = "", origin: str = "evaluation") -> list[Drawing]:
     """All figures of these models: for each task and split costs, shares of modules, and what is kept.
 
     Args:
         models: Of them.
         said: What else stands below each figure.
+        origin: What looked at the instances; it stands in the titles.
     """
     found = []
     for task, split in dict.fromkeys((each.task, each.split) for each in models):
         own = [each for each in models if (each.task, each.split) == (task, split)]
         trimmed = [each for each in own if each.kept]
-        found += [_costs(task, split, own, said), _modules(task, split, own, said)]
-        found += [_retention(task, split, trimmed, said)] if trimmed else []
+        place = _Place(task, split, f"({origin}, {len(own[0].gmacs):,} instances)", said)
+        found += [_costs(place, own), _modules(place, own)]
+        found += [_retention(place, trimmed)] if trimmed else []
     return found
 
 
@@ -136,15 +158,11 @@ def _extreme(folder: Path, instance: Mapping[str, Any]) -> tuple[Extreme | None,
         source, (width, height) = embed(folder, str(instance["image"]))
     except (OSError, ValueError) as error:
         return None, f"picture {instance['image']} of the cheapest and dearest instances cannot be shown: {error}"
-    words = {name: str(instance[name]) for name in ("text", "said")}
+    words = {name: str(instance.get(name) or "") for name in ("text", "said", "right")}
     return Extreme(source=source, width=width, height=height, gmacs=float(instance["gmacs"]), **words), ""
 
 
-def _named(kind: str, task: str, split: str) -> str:
-    return f"{kind}-{task}-{split.strip('/').replace('/', '-')}"
-
-
-def _costs(task: str, split: str, models: Sequence[Told], said: str) -> Drawing:
+def _costs(place: _Place, models: Sequence[Told]) -> Drawing:
     """A row for each model, on one axis."""
     whole = [cost for each in models for cost in each.gmacs]
     low, high = min(whole), max(whole)
@@ -167,18 +185,18 @@ def _costs(task: str, split: str, models: Sequence[Told], said: str) -> Drawing:
         for each, own in zip(models, counts, strict=True)
         for at, count in enumerate(own)
     ]
-    note = f"Over {len(models[0].gmacs):,} instances. Line: mean. Dotted: mean of the untrimmed model. {said}".strip()
+    note = f"Line: mean. Dotted: mean of the untrimmed model. {place.said}".strip()
     size = (6.6, 0.8 + 1.05 * len(models))
     columns = ("model", "gmacs_from", "gmacs_to", "instances", "mean_gmacs", "untrimmed_gmacs")
-    return draw(_named("cost", task, split), f"{task}, {split}: cost of instances", note, size, paint, columns, numbers)
+    return draw(place.name("cost"), place.title("cost of instances"), note, size, paint, columns, numbers)
 
 
-def _modules(task: str, split: str, models: Sequence[Told], said: str) -> Drawing:
+def _modules(place: _Place, models: Sequence[Told]) -> Drawing:
     """A bar for the untrimmed model and one for each other."""
     bars = {"untrimmed": models[0].full_modules}
     bars |= {each.label: each.modules for each in models if each.kept or each.modules != each.full_modules}
-    title = f"{task}, {split}: where multiply-accumulates go"
-    return bar_drawing(_named("modules", task, split), title, f"Means over instances. {said}".strip(), bars)
+    title = place.title("where multiply-accumulates go")
+    return bar_drawing(place.name("modules"), title, f"Means over instances. {place.said}".strip(), bars)
 
 
 def bar_drawing(name: str, title: str, note: str, bars: Mapping[str, Mapping[str, float]]) -> Drawing:
@@ -220,19 +238,21 @@ def bar_drawing(name: str, title: str, note: str, bars: Mapping[str, Mapping[str
     return draw(name, title, note, size, paint, ("model", "module", "gmacs", "share"), numbers)
 
 
-def _retention(task: str, split: str, models: Sequence[Told], said: str) -> Drawing:
-    """A row of panels for each model, a panel for each group of units."""
-    groups = [group for group in _GROUPS if any(place["group"] == group for each in models for place in each.kept)]
+def _retention(place: _Place, models: Sequence[Told]) -> Drawing:
+    """Rows of panels for each model, a panel for each group of units; at most two abreast, to be read on paper."""
+    groups = [group for group in _GROUPS if any(one["group"] == group for each in models for one in each.kept)]
+
+    columns, rows = min(_COLUMNS, len(groups)), -(-len(groups) // _COLUMNS)
 
     def paint(figure: Figure) -> None:
-        grid = figure.subplots(len(models), len(groups), sharey=True, squeeze=False)
-        for row, each in zip(grid, models, strict=True):
-            for axes, group in zip(row, groups, strict=True):
-                _kept_panel(axes, [place for place in each.kept if place["group"] == group])
-                axes.set_title(f"{each.label}: {_GROUPS[group]}", loc="left", fontsize=8)
-        for axes in grid[-1]:
-            axes.set_xlabel("layer, from 0")
-        labels = dict.fromkeys(_line(place) for each in models for place in each.kept)
+        for at, each in enumerate(models):
+            for number, group in enumerate(groups):
+                axes = figure.add_subplot(rows * len(models), columns, at * rows * columns + number + 1)
+                _kept_panel(axes, [one for one in each.kept if one["group"] == group])
+                axes.set_title(f"{each.label}: {_GROUPS[group]}", loc="left", fontsize=8.5)
+                if number + columns >= len(groups):
+                    axes.set_xlabel("layer, from 0")
+        labels = dict.fromkeys(_line(one) for each in models for one in each.kept)
         marks: dict[str, Any] = {}
         for axes in figure.axes:
             handles, names = axes.get_legend_handles_labels()
@@ -241,16 +261,19 @@ def _retention(task: str, split: str, models: Sequence[Told], said: str) -> Draw
         figure.legend([marks[label] for label in known], known, loc="outside lower center", ncols=min(4, len(known)))
 
     numbers = [
-        [each.label, *(place[name] for name in ("part", "layer", "stream", "group", *_SPREAD))]
+        [each.label, *(one[name] for name in ("part", "layer", "stream", "group", *_SPREAD))]
         for each in models
-        for place in each.kept
+        for one in each.kept
     ]
-    columns = ("model", "part", "layer", "stream", "group", *_SPREAD)
-    note = "Share of what the untrimmed model has there. Line: mean over instances. Bands: middle half, nine tenths."
-    note = f"{note} {said}".strip()
-    size = (2.9 * len(groups) + 0.6, 1.75 * len(models) + 0.7)
-    title = f"{task}, {split}: what is kept, by layer and module"
-    return draw(_named("retention", task, split), title, note, size, paint, columns, numbers)
+    head = ("model", "part", "layer", "stream", "group", *_SPREAD.values())
+    note = (
+        "Share of what the untrimmed model has there. Line: mean over instances. Bands: from the 25th to the 75th "
+        "percentile of instances, and from the 5th to the 95th. Layers are counted from 0."
+    )
+    note = f"{note} {place.said}".strip()
+    size = (3.3 * columns + 0.4, 1.75 * rows * len(models) + 0.7)
+    title = place.title("what is kept, by layer and module")
+    return draw(place.name("retention"), title, note, size, paint, head, numbers)
 
 
 _LOOKS = {

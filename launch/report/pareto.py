@@ -9,15 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
-from launch.report.quoted import SOURCE, Quoted, split_name
-from launch.report.results import Line, TaskTable
-from launch.report.words import metric_name, metric_number
+from launch.report.quoted import SOURCE, Quoted
+from launch.report.results import Line, TaskTable, in_percent
+from launch.report.words import metric_name, metric_number, seeds_in_words
 from pipeline.trimming.target import Target
 
 _MOST_NAMED = 8
 """Points whose values stand beside them; those of more would lie on each other."""
 _CSV = (
-    "task", "split", "method", "target", "seed", "metric", "gmacs", "value", "low", "high", "on_front", "quoted",
+    "task", "split", "method", "target", "seeds", "metric", "gmacs", "value", "low", "high", "on_front", "quoted",
     "asked_gmacs",
 )  # fmt: skip
 _ALIKE = 0.01
@@ -64,12 +64,12 @@ def draw_pareto(table: TaskTable, named: str = "", published: Sequence[Quoted] =
     rows: list[list[Any]] = []
     for split in splits:
         rows += _rows(table.task, metric, [line for line in lines if line.split == split])
-        rows += [_quoted_row(table.task, split, row) for row in published if row.split == split_name(split)]
+        rows += [_quoted_row(table.task, split, row) for row in published if row.split == split]
 
     def paint(figure: Figure) -> None:
         for at, split in enumerate(splits):
             axes = figure.add_subplot(1, len(splits), at + 1)
-            _quoted_points(axes, [row for row in published if row.split == split_name(split)])
+            _quoted_points(axes, [row for row in published if row.split == split])
             _panel(axes, metric, [line for line in lines if line.split == split], looks)
             axes.set_title(split, loc="left")
         marks: dict[str, Any] = {}
@@ -78,7 +78,9 @@ def draw_pareto(table: TaskTable, named: str = "", published: Sequence[Quoted] =
             marks |= dict(zip(labels, handles, strict=True))
         figure.legend(list(marks.values()), list(marks), loc="outside lower center", ncols=min(columns, len(marks)))
 
-    note = "Solid line: the front, what no other one beats. Dotted: the cost that each target asks for"
+    note = (
+        f"{_of_seeds(lines)}Solid line: the front, what no other one beats. Dotted: the cost that each target asks for"
+    )
     apart = any(_differing(_all_asked([line for line in lines if line.split == split])) for split in splits)
     note += "; in its colour where that is one method's own." if apart else "."
     if published:
@@ -98,16 +100,43 @@ def _looks(lines: Sequence[Line], by_method: bool) -> dict[str, tuple[str, str, 
     }
 
 
+def _of_seeds(lines: Sequence[Line]) -> str:
+    """What means are over, of whom there are more seeds, and who has others; nothing of a run's own scores."""
+    if not any(line.seeds for line in lines):
+        return ""
+    common = {line.seeds for line in lines if line.seeds and not line.apart}
+    told = [f"Means over seeds {' or '.join(map(seeds_in_words, common))}." if common else "No seeds are shared."]
+    more = {line.method: line.beside for line in lines if line.beside}
+    if more:
+        told.append(f"Left out, for not all have them: {_whose(more)}.")
+    own = {line.method: line.seeds for line in lines if line.apart}
+    if own:
+        told.append(f"Hollow, and no part of the front, are means over other seeds: {_whose(own)}.")
+    return " ".join([*told, ""])
+
+
+def _whose(seeds: Mapping[str, Sequence[int]]) -> str:
+    """Methods with their seeds."""
+    return "; ".join(f"{name} {seeds_in_words(own)}" for name, own in seeds.items())
+
+
 def _points(lines: Sequence[Line], metric: str) -> list[tuple[float, float]]:
     return [(line.gmacs or 0.0, line.cells[metric].value) for line in lines]
 
 
+def _on_front(lines: Sequence[Line], metric: str) -> list[int]:
+    """Places of the lines that are on the front, by rising cost; means over other seeds cannot beat any."""
+    places = [at for at, line in enumerate(lines) if not line.apart]
+    return [places[at] for at in front(_points([lines[at] for at in places], metric))]
+
+
 def _rows(task: str, metric: str, lines: Sequence[Line]) -> list[list[Any]]:
-    kept = set(front(_points(lines, metric)))
+    kept = set(_on_front(lines, metric))
     rows = []
     for at, line in enumerate(lines):
         cell = line.cells[metric]
-        which = (task, line.split, line.method, line.target, line.seed, metric)
+        seeds = seeds_in_words(line.seeds) if line.seeds else line.seed
+        which = (task, line.split, line.method, line.target, seeds, metric)
         numbers = (line.gmacs, cell.value, cell.low, cell.high, int(at in kept), 0)
         rows.append([*which, *numbers, _asked(line, lines)])
     return rows
@@ -127,7 +156,7 @@ def _quoted_points(axes: Axes, rows: Sequence[Quoted]) -> None:
 
 def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tuple[str, str, str]]) -> None:
     points = _points(lines, metric)
-    best = [points[at] for at in front(points)]
+    best = [points[at] for at in _on_front(lines, metric)]
     axes.plot([x for x, _ in best], [y for _, y in best], color=INK, linewidth=0.9, zorder=1)
     seen: set[str] = set()
     for line, (x, y) in zip(lines, points, strict=True):
@@ -138,11 +167,14 @@ def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tupl
         colour, marker, name = looks[line.label]
         label = name if name not in seen else None
         seen.add(name)
-        axes.errorbar([x], [y], yerr=error, color=colour, marker=marker, markersize=7, capsize=3,
-                      linestyle="none", label=label, zorder=3)  # fmt: skip
+        axes.errorbar([x], [y], yerr=error if cell.has_interval else None, color=colour, marker=marker, markersize=7,
+                      markerfacecolor="none" if line.apart else colour, capsize=3, linestyle="none", label=label,
+                      zorder=3, clip_on=False)  # fmt: skip
         if len(lines) <= _MOST_NAMED:
             axes.annotate(metric_number(metric, y), (x, y), xytext=(7, -10), textcoords="offset points")
     axes.margins(x=0.15, y=0.2)
+    if in_percent(metric):
+        axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(100.0, axes.get_ylim()[1]))
     # From here on nothing widens the axis by itself; of a target that all models miss the line is to be seen too.
     dearest = max((each.gmacs for each in _all_asked(lines)), default=0.0)
     axes.set_xlim(0.0, max(axes.get_xlim()[1], 1.05 * dearest))

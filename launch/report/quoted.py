@@ -1,12 +1,13 @@
 """Published figures to hold results against: quoted from SmartTrim (arXiv 2305.15033), never measured here.
 
 quoted.csv has what METHODS.md section 3 quotes: METER and BLIP of base size at 288 px, and models that were compressed
-by pre-training anew, whose backbone is `any` and whose cost nobody states.
+by pre-training anew, whose backbone is `any` and whose cost nobody states. Recall on Flickr30K is published for each
+way as the mean over R@1, R@5 and R@10; the mean of both is that of all six (`mean_recall`).
 """
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
@@ -22,6 +23,7 @@ class Quoted:
     """One published score."""
 
     split: str
+    """With its data set (`coco/test`) where other data of the same task has splits of the same name."""
     metric: str
     method: str
     target: str
@@ -57,16 +59,27 @@ def _rows() -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def comparable(table: TaskTable, rows: Sequence[Quoted]) -> list[Quoted]:
-    """Those that may be drawn beside a run's own: of its splits and main metric, where the models are of one size."""
+def comparable(table: TaskTable, rows: Sequence[Quoted], data: str = "") -> list[Quoted]:
+    """Those that may be drawn beside a run's own: of its splits and main metric, where the models are of one size.
+
+    Args:
+        table: Of the run.
+        rows: What was published of its backbone and task.
+        data: Name of the run's data set, whose splits have none in their names.
+
+    Returns:
+        With the run's own names of splits.
+    """
     own = [line.gmacs for line in table.lines if line.target == 1.0 and line.gmacs]
     published = [row.gmacs for row in rows if row.method == "full" and row.gmacs]
     if not own or not published or not 1 / _ALIKE <= own[0] / published[0] <= _ALIKE:
         return []
-    splits = {split_name(line.split) for line in table.lines}
-    return [row for row in rows if row.gmacs and row.split in splits and row.metric == table.main_metric]
+    rows = [row for row in rows if row.gmacs and row.metric == table.main_metric]
+    splits = dict.fromkeys(line.split for line in table.lines)
+    return [replace(row, split=split) for split in splits for row in rows if _is_of(row.split, split, data)]
 
 
-def split_name(split: str) -> str:
-    """The name that a data set's authors give a split that lies in a folder of its data set."""
-    return split.rstrip("/").rpartition("/")[2]
+def _is_of(published: str, split: str, data: str) -> bool:
+    """Whether a run's split is a published one; those of several data sets lie in folders of these."""
+    folder, _, name = split.strip("/").rpartition("/")
+    return published == (f"{folder.rpartition('/')[2] or data}/{name}" if "/" in published else name)

@@ -42,6 +42,12 @@ class Line:
     """A speed-up as a number, another target in words, as `35 ms`."""
     split: str
     seed: int | None
+    seeds: tuple[int, ...] = ()
+    """Of a mean over several runs those that it is over."""
+    beside: tuple[int, ...] = ()
+    """Further seeds that the method has and that the mean leaves out, for not all have them."""
+    apart: bool = False
+    """Whether the mean is over other seeds than those of the other lines."""
     gmacs: float | None
     """Mean multiply-accumulates per instance, in units of 10^9."""
     full_gmacs: float | None = None
@@ -180,6 +186,9 @@ def _line(rows: Sequence[Mapping[str, Any]], ratio: float | None = None) -> Line
         target=target if isinstance(target, str) else _number(target),
         split=str(first.get("split", "")),
         seed=int(seed) if seed is not None else None,
+        seeds=tuple(first.get("seeds") or ()),
+        beside=tuple(first.get("beside") or ()),
+        apart=bool(first.get("apart")),
         gmacs=next((cost for cost in costs if cost is not None), None),
         full_gmacs=_number(first.get("full_gmacs")),
         ratio=ratio,

@@ -11,6 +11,7 @@ import yaml
 from data_prep.errors import UserError
 from data_prep.index import INDEX, indexed_splits
 from launch.report.curves import Curve, read_curve
+from launch.report.kinds import ACCOUNT, FAULT, INDEXED, PROGRESS, RESULT, ROW, RUN, STATUS, Kinds, strange
 from launch.report.words import as_moment
 from launch.result_rows import has_odd_target, task_of
 from pipeline.data.quarantine import FOLDER as QUARANTINE
@@ -105,7 +106,7 @@ class RunFolder:
     @property
     def targets(self) -> list[Any] | None:
         """The targets that the configuration gives the trim stages of all tasks; None where it does not say."""
-        told = [trim["targets"] for trim in self.trims if trim.get("targets") is not None]
+        told = [trim["targets"] for trim in self.trims if isinstance(trim.get("targets"), list)]
         return [target for targets in told for target in targets] if told else None
 
 
@@ -128,10 +129,22 @@ class _Reader:
             return self._note(path, f"holds no JSON {type(default).__name__}", default)
         return value
 
+    def record(self, path: Path, kinds: Kinds) -> dict[str, Any]:
+        """An object whose known fields are what the report counts on; others are noted and left out."""
+        return self.checked(path, self.json(path, {}), kinds)
+
+    def checked(self, path: Path, value: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
+        """The fields of an object that are what they should be; others are noted."""
+        for name in strange(value, kinds):
+            self._note(path, f"its {name!r} cannot be {value[name]!r:.60}", None)
+        return {name: each for name, each in value.items() if name not in strange(value, kinds)}
+
     def rows(self, path: Path) -> tuple[Mapping[str, Any], ...]:
         """Scores; what is none is noted."""
         whole = self.json(path, [])
-        rows = tuple(row for row in whole if isinstance(row, dict) and {"task", "metric"} <= row.keys())
+        rows = tuple(
+            self.checked(path, row, ROW) for row in whole if isinstance(row, dict) and {"task", "metric"} <= row.keys()
+        )
         if len(rows) < len(whole):
             self._note(path, f"{len(whole) - len(rows)} of its rows name no task and metric", None)
         odd = [row for row in rows if has_odd_target(row)]
@@ -157,7 +170,7 @@ class _Reader:
                 broken += 1
         if broken > 1:
             self._note(path, f"{broken} of its lines are no JSON", None)
-        return tuple(value for value in found if isinstance(value, dict))
+        return tuple(self.checked(path, value, FAULT) for value in found if isinstance(value, dict))
 
     def curve(self, path: Path) -> Curve | None:
         """A training curve; lines of the log that cannot be used are noted."""
@@ -210,7 +223,7 @@ def read_run(path: Path) -> RunFolder:
     config = path / "config.yaml"
     return RunFolder(
         path=path,
-        facts=reader.json(path / "run.json", {}),
+        facts=reader.record(path / "run.json", RUN),
         config_text=reader.text(config),
         config=reader.yaml(config),
         stages=stages,
@@ -236,7 +249,8 @@ def _began(stage: Stage) -> tuple[bool, float]:
 
 
 def _stage(reader: _Reader, folder: Path) -> Stage:
-    status = reader.json(folder / "status.json", {})
+    status = reader.record(folder / "status.json", STATUS)
+    result = reader.record(folder / "result.json", RESULT)
     state = str(status.get("state", "not finished"))
     logs = [] if state == "done" else [reader.text(path).splitlines() for path in sorted(folder.glob("log*.txt"))]
     return Stage(
@@ -246,9 +260,9 @@ def _stage(reader: _Reader, folder: Path) -> Stage:
         started=status.get("started"),
         seconds=status.get("seconds"),
         restarts=int(status.get("restarts") or 0),
-        outputs={**reader.json(folder / "result.json", {}), **(status.get("outputs") or {})},
+        outputs={**result, **(status.get("outputs") or {})},
         error=str(status.get("error") or ""),
-        done_share=_done_share(reader.json(folder / "progress.json", {})) if state != "done" else None,
+        done_share=_done_share(reader.record(folder / "progress.json", PROGRESS)) if state != "done" else None,
         curve=reader.curve(folder / "metrics.jsonl"),
         restart_log=reader.lines(folder / "restarts.jsonl"),
         bad_updates=reader.lines(folder / BAD_UPDATES),
@@ -298,8 +312,8 @@ def _splits(reader: _Reader) -> tuple[Split, ...]:
 
 
 def _split(reader: _Reader, folder: Path) -> Split:
-    index = reader.json(folder / INDEX, {})
-    account = index.get("account") or {}
+    index = reader.record(folder / INDEX, INDEXED)
+    account = reader.checked(folder / INDEX, index.get("account") or {}, ACCOUNT)
     skipped = account.get("skipped") or {}
     return Split(
         name=folder.relative_to(reader.root / "data").as_posix(),

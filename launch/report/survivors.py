@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 INPUT = "input"
 # A picture is shown about this wide; larger files would only make the report heavy.
 _MAX_SIDE = 800
+_LAYER = re.compile(r"(.*\blayer )(\d+)")
 _MAX_BYTES = 300_000
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
@@ -83,15 +85,19 @@ def read_pictures(
     """
     pictures, problems = [], []
     for entry in entries:
-        if not entry["sentences"]:
-            continue  # no model of this recipe removes patches
-        name = str(entry["image"])
+        try:
+            name, sentences = str(entry["image"]), entry["sentences"]
+            if not sentences:
+                continue  # no model of this recipe removes patches
+            models = _models(sentences)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problems.append(f"an entry of survivors.json does not tell of a picture: {error!r}")
+            continue
         try:
             source, (width, height) = embed(folder, name)
         except (OSError, ValueError) as error:
             problems.append(f"picture {name} of the survivors cannot be shown: {error}")
             continue
-        models = _models(entry["sentences"])
         pictures.append(Picture(name=name, task=task, source=source, width=width, height=height, models=models))
     return pictures, problems
 
@@ -131,7 +137,14 @@ def _model(name: str, sentences: Sequence[Mapping[str, Any]]) -> Model:
 
 
 def _names(sentence: Mapping[str, Any], key: str) -> list[str]:
-    return [str(step["name"]) for step in sentence.get(key) or ()]
+    return [_name(step) for step in sentence.get(key) or ()]
+
+
+def _name(step: Mapping[str, Any]) -> str:
+    """With its layer counted from 0; older runs, whose steps have no "layer", counted from 1."""
+    name = str(step["name"])
+    old = None if "layer" in step else _LAYER.fullmatch(name)
+    return f"{old[1]}{int(old[2]) - 1}" if old else name
 
 
 def join_steps(first: Sequence[str], second: Sequence[str]) -> list[str]:
@@ -163,8 +176,8 @@ def _panel(sentence: Mapping[str, Any], steps: Sequence[str]) -> Panel:
 
 def _frames(sentence: Mapping[str, Any], steps: Sequence[str], token_count: int) -> Iterable[Frame]:
     """A frame for the input and one per step; what a step does not touch stays as it was."""
-    patch_steps = {str(step["name"]): step for step in sentence.get("steps") or ()}
-    text_steps = {str(step["name"]): step for step in sentence.get("text_steps") or ()}
+    patch_steps = {_name(step): step for step in sentence.get("steps") or ()}
+    text_steps = {_name(step): step for step in sentence.get("text_steps") or ()}
     rows, columns = next((map(int, step["grid"]) for step in patch_steps.values()), (1, 1))
     kept, words, merged = set(range(rows * columns)), set(range(token_count)), False
     yield _frame(INPUT, (rows, columns), (kept, kept), (words, words), token_count, merged)

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launch.compare_table import COST, half_width
+from launch.compare_table import COST
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
-from launch.report.words import metric_name
-from launch.result_rows import task_of
+from launch.report.means import FEWEST_SEEDS
+from launch.report.words import metric_name, seeds_in_words
 
 Line = Mapping[str, Any]
 """Of `launch.compare_table.lines_of`."""
@@ -129,14 +128,17 @@ def draw_differences(reference: str, budget: str, lines: Sequence[Line]) -> Draw
             axes.set_title(metric_name(name), loc="left", fontsize=7.5)
 
     numbers = [
-        [line["variant"], name, len(cell["values"]), cell["mean"], cell["difference"], cell["half_width"]]
+        [line["variant"], name, seeds_in_words(cell["seeds"]), cell["mean"],
+         seeds_in_words(cell["pairs"]), cell["difference"], cell["half_width"]]
         for line in own
         for name in names
         if "difference" in (cell := line["metrics"].get(name, {}))
-    ]
+    ]  # fmt: skip
     title = f"Differences from {reference}, budget {budget}"
-    note = "Means over pairs of the same seed, with 95% intervals (Student's t) where there are two pairs or more."
-    columns = ("variant", "metric", "seeds", "mean", "difference", "half_width")
+    note = (
+        "Means over pairs of the same seed; 95% intervals (Student's t) are drawn where there are three pairs or more."
+    )
+    columns = ("variant", "metric", "seeds", "mean", "pairs", "difference", "half_width")
     width, height = _size(names)
     size = width + 0.8, height / 1.9 * (0.7 + 0.21 * len(variants))
     return draw(f"differences-{budget}", title, note, size, paint, columns, numbers)
@@ -159,33 +161,6 @@ def _differences(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
     axes.axvline(0.0, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
     for at, cell in enumerate(cells):
         if "difference" in cell:
-            axes.errorbar([cell["difference"]], [at], xerr=[[cell["half_width"] or 0.0]] * 2, capsize=2.5, markersize=5,
-                          marker=MARKERS[0], color=OKABE_ITO["blue"], linestyle="none")  # fmt: skip
-
-
-def mean_rows(runs: Sequence[Mapping[str, Any]], budget: str) -> list[dict[str, Any]]:
-    """Rows as of results.json: means over seeds of what the variants reached at their targets, for a Pareto front.
-
-    Args:
-        runs: Of comparison.json.
-        budget: Which of them.
-    """
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for run in runs:
-        for row in run["results"] if run["budget"] == budget else ():
-            if row["target"] is not None and row.get("gmacs") is not None:
-                key = run["variant"], row["target"], task_of(row), row["split"], row["metric"]
-                groups.setdefault(key, []).append(row)
-    return [_mean_row(key, rows) for key, rows in groups.items()]
-
-
-def _mean_row(key: tuple[Any, ...], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    values = [float(row["value"]) for row in rows]
-    center, half = mean(values), half_width(values)
-    named = dict(zip(("method", "target", "task", "split", "metric"), key, strict=True))
-    numbers = {"value": center, "gmacs": mean(float(row["gmacs"]) for row in rows), "low": None, "high": None}
-    if all(row.get("full_gmacs") for row in rows):
-        numbers["full_gmacs"] = mean(float(row["full_gmacs"]) for row in rows)
-    if half is not None:
-        numbers |= {"low": center - half, "high": center + half}
-    return {**named, "stage": named["method"], **numbers}
+            half = cell["half_width"] if len(cell["pairs"]) >= FEWEST_SEEDS else None
+            axes.errorbar([cell["difference"]], [at], xerr=None if half is None else [[half]] * 2, capsize=2.5,
+                          markersize=5, marker=MARKERS[0], color=OKABE_ITO["blue"], linestyle="none")  # fmt: skip

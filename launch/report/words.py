@@ -1,6 +1,7 @@
 """Numbers and times as a reader wants them; shared by the terminal table, the figures and the page."""
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,6 +37,11 @@ def number(value: float | None) -> str:
     if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """Seeds as `0 1 2`."""
+    return " ".join(map(str, seeds))
 
 
 def cost(line: Line) -> str:
@@ -97,7 +103,10 @@ def moment(value: Any) -> str:
 def as_moment(value: Any) -> datetime | None:
     """A point in time in UTC, or None where the value is none."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return datetime.fromtimestamp(value, tz=UTC)
+        try:
+            return datetime.fromtimestamp(value, tz=UTC)
+        except (ValueError, OverflowError, OSError):  # of no year that there is
+            return None
     try:
         when = datetime.fromisoformat(str(value))
     except ValueError:

@@ -19,6 +19,7 @@ from torch import Tensor
 from data_prep.files import write_json
 from pipeline.data.batch import ImageTextBatch
 from pipeline.measure.survivors import write_picture
+from pipeline.tasks.classes import right_answer
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.cost import Place, units_of
 from pipeline.trimming.smarttrim import Decision
@@ -41,6 +42,7 @@ class Instance:
         key: Its picture's name.
         text: What was asked.
         said: What the model said.
+        right: What is right; empty where nobody says.
         pixels: (C, H, W) uint8; of a pair of pictures (2, C, H, W).
     """
 
@@ -49,6 +51,7 @@ class Instance:
     text: str
     said: str
     pixels: Tensor
+    right: str = ""
 
     @property
     def rank(self) -> tuple[float, str, str]:
@@ -130,6 +133,7 @@ def _chosen(
             key=batch.keys[row],
             text=batch.texts[row],
             said=model.classes.names[said[row]],
+            right=right_answer(model.classes, batch, row),
             pixels=batch.pixels[row].cpu().clone(),  # a view would keep the whole batch in memory
         )
         for row in rows
@@ -182,5 +186,5 @@ def _saved(path: Path, name: str, each: Instance) -> dict[str, Any]:
     pixels = torch.cat(list(each.pixels), 2) if each.pixels.dim() == 4 else each.pixels
     file = f"{path.stem}-{name}.png"
     height, width = write_picture(path.parent / file, pixels)
-    said = {"key": each.key, "text": each.text, "said": each.said, "gmacs": each.macs / 1e9}
+    said = {"key": each.key, "text": each.text, "said": each.said, "right": each.right, "gmacs": each.macs / 1e9}
     return {"image": file, "width": width, "height": height, **said}

@@ -103,26 +103,30 @@ def overlay(
     row: int,
     grid: tuple[int, int],
     sights: list[Sight],
+    right: str = "",
     **more: Any,
 ) -> dict[str, Any]:
-    """One sentence of a picture, in the form that the report reads."""
+    """One sentence of a picture, in the form that the report reads; layers are counted from 0 where "layer" is."""
     steps = [
         {
-            "name": f"{sight.part} layer {sight.layer + 1}",
+            "name": f"{sight.part} layer {sight.layer}",
+            "layer": sight.layer,
             "grid": list(grid),
             "kept": _kept(sight, row),
             "merged": bool((sight.origin_BN[row] < -1).any()),
         }
         for sight in sights
     ]
-    label = int(batch.labels[row])
-    return {"text": batch.texts[row], "label": None if label < 0 else bool(label), "steps": steps, **more}
+    return {"text": batch.texts[row], "label": right or None, "steps": steps, **more}
 
 
 def text_overlay(batch: ImageTextBatch, row: int, tokenizer: Tokenizer, sights: list[Sight]) -> dict[str, Any]:
     """The words of a sentence and which of them survive."""
     length = int(batch.token_mask[row].sum())
-    steps = [{"name": f"{sight.part} layer {sight.layer + 1}", "kept": [0, *_kept(sight, row)]} for sight in sights]
+    steps = [
+        {"name": f"{sight.part} layer {sight.layer}", "layer": sight.layer, "kept": [0, *_kept(sight, row)]}
+        for sight in sights
+    ]
     return {"tokens": tokenizer.tokens(batch.token_ids[row, :length].tolist()), "text_steps": steps}
 
 

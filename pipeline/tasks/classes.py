@@ -313,6 +313,15 @@ def annotated_answers(told: Mapping[str, Any], key: str) -> list[str]:
     return [str(answer).strip() for answer in answers]
 
 
+def right_answer(classes: Classes, batch: ImageTextBatch, row: int) -> str:
+    """What the data calls right of an instance, of VQA what most annotators said; empty where nobody says."""
+    if classes.task in ANSWERING:
+        given = Counter(map(str, batch.told[row].get("answers") or () if batch.told else ()))
+        return given.most_common(1)[0][0] if given else ""
+    label = int(batch.labels[row])
+    return classes.names[label] if 0 <= label < len(classes.names) else ""
+
+
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
     """Scores of the answers to one question, as they are written: 0.3, 0.6, 0.9 or 1 for 1, 2, 3 or more people.
 

@@ -134,6 +134,8 @@ def test_evaluation_leaves_what_the_trimming_analysis_finds(
     for name in ("cost", "modules", "retention"):
         file = f"{name}-statement-test.csv"
         assert (tmp_path / file).read_bytes() == (run / "figures" / file).read_bytes()
+        found = Drawing.load((tmp_path / file).with_suffix(".svg")).title, Drawing.load(run / "figures" / file).title
+        assert [" (analysis, " in each for each in found] == [True, False] and " (evaluation, " in found[1]
     assert "Cheapest and dearest: 2.0x, test" in (run / "report.html").read_text()
 
 

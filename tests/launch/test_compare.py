@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -150,7 +151,8 @@ def test_only_seeds_that_both_finished_are_compared() -> None:
     assert (cell["mean"], cell["difference"], cell["half_width"]) == (85.0, 1.0, None)
     assert list(lines["query"]["metrics"]) == ["statement 1x test accuracy"]
     text = comparison_text(data)
-    assert "85.0 (+1.0)" in text and "failed: query-samples-1: it broke" in text
+    assert re.search(r"query +0 2 ", text) and "85.0 (+1.0 of 0)" in text and "not the means" in text
+    assert "failed: query-samples-1: it broke" in text
     assert comparison_text({"reference": "unpruned", "runs": [], "failures": {}}) == "no run is finished"
 
 
@@ -161,6 +163,7 @@ def test_budgets_are_compared_apart() -> None:
         ("samples", "unpruned"), ("samples", "query"), ("minutes", "unpruned"), ("minutes", "query"),
     ]  # fmt: skip
     assert all(line["metrics"]["statement 1x test accuracy"]["half_width"] == 0 for line in lines)
+    assert "not the means" not in comparison_text({"reference": "unpruned", "runs": runs, "failures": {}})
 
 
 @pytest.mark.parametrize(

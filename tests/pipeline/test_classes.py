@@ -16,10 +16,11 @@ from pipeline.data.decode import BadSample
 from pipeline.data.questions import questions_of
 from pipeline.data.sample import Sample
 from pipeline.data.shards import ShardFolder
+from pipeline.measure.survivors import Sight, overlay
 from pipeline.objectives.answers import answer_loss
 from pipeline.process import Process
 from pipeline.tasks.answer_list import AnswersConfig, make_answers
-from pipeline.tasks.classes import SNLI_VE, STATEMENT, classes_of, has_task, soft_scores
+from pipeline.tasks.classes import SNLI_VE, STATEMENT, classes_of, has_task, right_answer, soft_scores
 from pipeline.trimming.methods import what_counts
 from pipeline.trimming.target import Target
 from tests.pipeline.small import small_batch
@@ -43,6 +44,17 @@ def questions(*answers: list[str]) -> ImageTextBatch:
 )
 def test_soft_scores_count_answers_as_they_are_written(answers: list[str], wanted: dict[str, float]) -> None:
     assert soft_scores(answers) == wanted
+
+
+def test_the_right_answer_is_the_class_that_the_data_names_or_what_most_annotators_said() -> None:
+    vqa, asked = classes_of("vqa", ("red", "2")), questions(["blue", "teal", "blue"])
+    assert right_answer(vqa, asked, 0) == "blue" and right_answer(vqa, small_batch(1), 0) == ""
+    batch = replace(small_batch(3), labels=torch.tensor([1, 2, -1]))
+    assert [right_answer(SNLI_VE, batch, row) for row in range(3)] == [*SNLI_VE.names[1:], ""]
+    assert [right_answer(STATEMENT, batch, row) for row in (0, 2)] == ["true", ""]
+    sights = [Sight("vision", 2, torch.arange(5).sub(1).expand(3, 5), None)]
+    shown = overlay(batch, 0, (2, 2), sights, right_answer(STATEMENT, batch, 0))
+    assert (shown["label"], shown["steps"][0]["name"], shown["steps"][0]["layer"]) == ("true", "vision layer 2", 2)
 
 
 def test_targets_have_the_scores_of_listed_answers_alone() -> None:

@@ -103,7 +103,7 @@ def test_the_file_says_what_was_seen_and_the_report_reads_it(tmp_path: Path) -> 
     found, macs = seen(trimmed(), small_batch())
     path = tmp_path / "instances" / "t-test.json"
     write_instances(path, {**ROW, "samples": 4, "full_gmacs": 0.5}, found, macs)
-    read = told(json.loads(path.read_text()), path.parent)
+    read, labels = told(json.loads(path.read_text()), path.parent), small_batch().labels.tolist()
     assert (read.label, read.split, len(read.gmacs)) == ("2.0x", "test", 4)
     assert sum(read.gmacs) / 4 == pytest.approx(sum(read.modules.values()), rel=1e-4)
     assert [each["gmacs"] for each in read.shown["cheapest"]] == pytest.approx(sorted(cost / 1e9 for cost in macs)[:3])
@@ -111,6 +111,8 @@ def test_the_file_says_what_was_seen_and_the_report_reads_it(tmp_path: Path) -> 
         with Image.open(path.parent / each["image"]) as image:
             assert image.size == (each["width"], each["height"]) == (256, 256)
         assert each["said"] in ("true", "false") and each["text"] in small_batch().texts
+        (label,) = {bool(one) for one, text in zip(labels, small_batch().texts, strict=True) if text == each["text"]}
+        assert each["right"] == str(label).lower()
 
 
 def test_a_pair_of_pictures_is_shown_side_by_side(tmp_path: Path) -> None:

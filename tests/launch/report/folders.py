@@ -46,7 +46,7 @@ def instances(run: Path, target: float, gmacs: list[float]) -> dict[str, Any]:
     shown = {}
     for kind, cost in (("cheapest", min(gmacs)), ("dearest", max(gmacs))):
         draw_picture(folder / f"{name}-{kind}-0.png")
-        about = {"key": "k0", "text": f"the {kind} one is <red>", "said": "true", "gmacs": cost}
+        about = {"key": "k0", "text": f"the {kind} one is <red>", "said": "true", "right": "false", "gmacs": cost}
         shown[kind] = [{"image": f"{name}-{kind}-0.png", "width": 96, "height": 96, **about}]
     full = {"vision": 0.009, "text": 0.002, "fusion": 0.0014, "head": 0.0}
     modules = {module: cost * share for module, cost in full.items()} | ({"trimmers": 0.0001} if target > 1 else {})

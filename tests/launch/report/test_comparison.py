@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,9 @@ from data_prep.errors import UserError
 from launch.cli import main
 from launch.compare_table import half_width
 from launch.report.comparison import write_comparison
+from launch.report.means import mean_rows
+from launch.report.pareto import draw_pareto
+from launch.report.results import group_results
 from launch.report.sweeps import draw_sweep, sweeps_of
 from tests.launch.report.compared import WEIGHTS, config
 from tests.launch.report.folders import save
@@ -28,8 +32,9 @@ def numbers(folder: Path, name: str) -> list[dict[str, str]]:
 def test_tables_have_means_and_paired_differences(comparison: Path) -> None:
     page = write_comparison(comparison).read_text(encoding="utf-8")
     text = plain(page)
-    assert "|lambda_0|3|79.0|-2.0 ± 0.0|12.0|+0.0 ± 0.0|" in text
-    assert "|unpruned|3|81.0|12.0|" in text  # the reference has no difference from itself
+    assert "|lambda_0|0 1 2|79.0|-2.0 ± 0.0|12.0|+0.0 ± 0.0|" in text
+    assert "|unpruned|0 1 2|81.0|12.0|" in text  # the reference has no difference from itself
+    assert "|prune_only|0 1|80.8|+0.2 ± 0.0 of 0 1|" in text and "not the means" in text
     assert "|A CPU, 2 CPUs|" in text and "17 of 18 finished, 1 failed" in text
     assert "|failed: the disk is &lt;full&gt;|" in text and '<span class="state failed">' in page
     assert "trimline compare pruning.yaml" in page and "|lambda_0|pretrain.pruning.elip.vision_weight|0.0|0.8|" in text
@@ -41,7 +46,7 @@ def test_differences_are_drawn_with_their_numbers(comparison: Path) -> None:
     write_comparison(comparison)
     rows = {(row["variant"], row["metric"]): row for row in numbers(comparison, "differences-samples")}
     gained = rows["query", "retrieval test R@10"]
-    assert (float(gained["mean"]), float(gained["difference"]), gained["seeds"]) == (61.0, 1.0, "3")
+    assert (float(gained["mean"]), float(gained["difference"]), gained["seeds"]) == (61.0, 1.0, "0 1 2")
     assert float(gained["half_width"]) == pytest.approx(4.303 / 3**0.5)
     assert ("unpruned", "retrieval test R@10") not in rows
 
@@ -68,7 +73,15 @@ def test_a_sweep_without_scores_is_not_drawn() -> None:
     assert draw_sweep(sweep, "samples", lines) is None
 
 
+def without(folder: Path, *names: tuple[str, int]) -> None:
+    """Leaves runs out of a comparison."""
+    data = json.loads((folder / "comparison.json").read_text())
+    runs = [each for each in data["runs"] if (each["variant"], each["seed"]) not in names]
+    save(folder / "comparison.json", {**data, "runs": runs})
+
+
 def test_the_front_is_over_means_of_seeds(comparison: Path) -> None:
+    without(comparison, ("prune_only", 0), ("prune_only", 1))
     write_comparison(comparison)
     rows = [row for row in numbers(comparison, "pareto-statement") if row["method"] == "query"]
     assert [(row["target"], float(row["value"]), float(row["gmacs"])) for row in rows] == [
@@ -77,9 +90,45 @@ def test_the_front_is_over_means_of_seeds(comparison: Path) -> None:
     half = half_width([81.0, 82.0, 83.0])
     assert half is not None
     assert (float(rows[0]["low"]), float(rows[0]["high"])) == pytest.approx((82.0 - half, 82.0 + half))
-    assert {row["on_front"] for row in rows} == {"1"}
+    assert {row["on_front"] for row in rows} == {"1"} and {row["seeds"] for row in rows} == {"0 1 2"}
     drawn = (comparison / "figures" / "pareto-statement.svg").read_text()
     assert ">query</text>" in drawn and "query 2.0x" not in drawn  # of twelve points those of a variant look alike
+
+
+def test_a_front_is_over_the_seeds_that_all_variants_have(comparison: Path) -> None:
+    page = write_comparison(comparison).read_text()
+    rows = numbers(comparison, "pareto-statement")
+    assert {(row["seeds"], row["low"]) for row in rows} == {("0 1", "")}  # one run failed; two seeds have no interval
+    assert {row["value"] for row in rows if row["method"] == "query"} == {"81.5", "79.5"}
+    assert "Means over seeds 0 1. Left out, for not all have them: unpruned 2; query 2;" in page
+
+
+def test_who_has_no_seed_of_the_others_is_hollow_and_beats_nobody(comparison: Path) -> None:
+    one, two = (("query", seed) for seed in (0, 1))
+    without(comparison, one, two, ("prune_only", 1), *((name, 2) for name in WEIGHTS if name != "query"))
+    page = write_comparison(comparison).read_text()
+    rows = {row["method"]: row for row in numbers(comparison, "pareto-statement")}
+    assert {name: row["seeds"] for name, row in rows.items()} == {
+        "unpruned": "0", "query": "2", "lambda_0": "0", "lambda_0.5": "0", "lambda_1": "0", "prune_only": "0"
+    }  # fmt: skip
+    assert rows["query"]["value"] > rows["lambda_0.5"]["value"]
+    assert (rows["query"]["on_front"], rows["lambda_0.5"]["on_front"]) == ("0", "1")
+    assert "no part of the front, are means over other seeds: query 2." in page
+
+
+def test_percentages_end_at_0_and_100() -> None:
+    def row(variant: str, seed: int, value: float, gmacs: float) -> dict[str, Any]:
+        one = {"task": "vqa", "split": "dev", "metric": "accuracy", "target": 1.0, "value": value, "gmacs": gmacs}
+        return {"variant": variant, "seed": seed, "budget": "b", "results": [one]}
+
+    runs = [row(name, seed, value, gmacs) for name, gmacs in (("a", 1.0), ("b", 2.0))
+            for seed, value in enumerate((60.0, 80.0, 100.0))]  # fmt: skip
+    found = mean_rows(runs, "b")
+    half = half_width([60.0, 80.0, 100.0])
+    assert half is not None and half > 20.0
+    assert [(each["value"], each["low"], each["high"]) for each in found] == [(80.0, 80.0 - half, 100.0)] * 2
+    drawing = draw_pareto(group_results(found)[0])
+    assert drawing is not None and not re.search(r">1[1-9]0</text>|>-\d", drawing.svg)
 
 
 def test_a_comparison_that_has_just_begun_says_what_it_lacks(

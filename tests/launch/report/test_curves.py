@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.report.curves import Curve, draw_curve, read_curve, thin
+from launch.report.curves import Curve, draw_curve, queue_begins, read_curve, thin
 
 
 def write(path: Path, entries: list[dict[str, float]], tail: str = "") -> Path:
@@ -91,3 +91,28 @@ def test_two_figures_of_a_page_share_no_ids() -> None:
 def test_odd_names_are_drawn_as_they_are() -> None:
     curve = Curve(columns={"step": np.ones(1), "<b>$x^{": np.ones(1)}, resumed_at=(), broken_lines=0)
     assert "&lt;b&gt;$x^{" in draw_curve('"<&', curve).svg
+
+
+def test_the_step_from_which_the_queue_serves_is_marked_where_it_is_known() -> None:
+    columns = {"step": np.arange(1.0, 11), "alpha": np.zeros(10)}
+    curve = Curve(columns=columns, resumed_at=(), broken_lines=0)
+    config = {"pretrain": {"objectives": {"queue": 240, "queue_start": 0.5}}, "budget": {"minutes": None}}
+    at = queue_begins(config, curve)
+    assert at == 5.0
+    assert "Dashed line at step 5: from there on the queue" in draw_curve("pretrain", curve, at).note
+    for other in (
+        {**config, "budget": {"minutes": 3}},
+        {"pretrain": {"objectives": {"queue": 0}}},
+        {"pretrain": 1},
+        {},
+    ):
+        assert queue_begins(other, curve) is None
+    assert queue_begins(config, curve_of(10)) is None  # no momentum tower, no queue
+
+
+def test_what_fine_tuning_logs_has_plain_titles() -> None:
+    names = ("cost_share", "wanted", "kept/vision", "kept/mca", "shift", "grad_norm", "noise_scale", "critical_batch")
+    columns = {"step": np.arange(3.0), **{name: np.ones(3) for name in names}}
+    drawn = draw_curve("trim", Curve(columns=columns, resumed_at=(), broken_lines=0)).svg
+    assert not any(f">{name}</text>" in drawn for name in names)
+    assert ">share that each group is asked to keep</text>" in drawn

@@ -137,16 +137,16 @@ def test_buttons_and_slider_step_through_the_layers(page: Any) -> None:
     count = picture.find_element("css selector", ".panel:not([hidden]) .count")
     fresh = picture.find_element("css selector", ".panel:not([hidden]) path.fresh")
 
-    assert state.text == "vision layer 6 (6 of 6)" and not on.is_enabled()
+    assert state.text == "vision layer 5 (6 of 6)" and not on.is_enabled()
     assert count.text == "9 of 64 patches, the others merged into one · 10 of 10 tokens"
     back.click()
-    assert state.text == "vision layer 5 (5 of 6)" and on.is_enabled()
+    assert state.text == "vision layer 4 (5 of 6)" and on.is_enabled()
     assert count.text.startswith("19 of 64 patches")
     slider.send_keys("\ue011")  # Home
     assert state.text == "input (0 of 6)" and not back.is_enabled()
     assert count.text.startswith("64 of 64 patches") and fresh.get_attribute("d") == ""
     on.click()
-    assert state.text == "vision layer 1 (1 of 6)" and fresh.get_attribute("d") != ""
+    assert state.text == "vision layer 0 (1 of 6)" and fresh.get_attribute("d") != ""
 
 
 def test_models_are_switched_and_trimmed_tokens_struck_out(page: Any) -> None:
@@ -156,7 +156,7 @@ def test_models_are_switched_and_trimmed_tokens_struck_out(page: Any) -> None:
     picture.find_element("css selector", "button.model[data-model='1']").click()
     shown = [panel for panel in picture.find_elements("css selector", ".panel") if panel.is_displayed()]
     assert {panel.get_attribute("data-model") for panel in shown} == {"1"} and len(shown) == 2
-    assert picture.find_element("css selector", ".step-name").text == "fusion layer 3 (9 of 9)"
+    assert picture.find_element("css selector", ".step-name").text == "fusion layer 2 (9 of 9)"
     struck = [token.text for token in shown[0].find_elements("css selector", ".tokens .dropped")]
     assert struck == ["the", "top", "[SEP]"]
     picture.find_element("css selector", ".back").click()
@@ -258,6 +258,21 @@ def test_only_tables_scroll_sideways(page: Any, width: int) -> None:
     root = "document.documentElement"
     assert page.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_tables_of_the_summary_fit_a_screen_of_1280(chrome: Any, finished_run: Path) -> None:
+    rows = json.loads((finished_run / "results.json").read_text())
+    more = [{**row, "metric": "R@10", "value": 41.0} for row in rows[:1]]
+    more += [{**row, "target": 2.0, "method": "smarttrim", "full_gmacs": 0.03, "unpruned_gmacs": 0.04, "wanted": 2.0,
+              "reached": 1.9, "unit": "x"} for row in (*rows[:6], *more)]  # fmt: skip
+    (finished_run / "results.json").write_text(json.dumps([*rows[:6], *more, *rows[6:]]))
+    write_report(finished_run)
+    page = open_page(chrome, finished_run)
+    page.set_window_size(1280, 900)
+    wide = "return [...document.querySelectorAll('#summary .scroll')].map((e) => [e.scrollWidth, e.clientWidth])"
+    sizes = page.execute_script(wide)
+    assert len(sizes) >= 2 and all(content <= room for content, room in sizes)
+    assert len(page.find_elements("css selector", "#summary table:first-of-type thead th")) >= 12
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])

@@ -117,7 +117,7 @@ def test_the_pareto_figure_has_its_numbers_beside_it() -> None:
     drawing = draw_pareto(group_results(ROWS)[0])
     assert drawing is not None
     lines = drawing.csv.splitlines()
-    assert lines[0] == "task,split,method,target,seed,metric,gmacs,value,low,high,on_front,quoted,asked_gmacs"
+    assert lines[0] == "task,split,method,target,seeds,metric,gmacs,value,low,high,on_front,quoted,asked_gmacs"
     assert lines[1:] == [
         "statement,test,smarttrim,1,0,accuracy,1,80,72.1,78.2,1,0,1",
         "statement,test,smarttrim,2,0,accuracy,0.5,75.3,72.1,78.2,1,0,0.5",

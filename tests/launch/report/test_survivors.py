@@ -61,13 +61,23 @@ def test_frames_say_what_is_gone_and_what_the_step_itself_trimmed(tmp_path: Path
     [shown], problems = read_pictures([{"image": "a.png", "sentences": [sentence()]}], tmp_path)
     assert not problems
     [model] = shown.models
-    assert model.steps == ("input", "layer 1", "layer 2")
+    assert model.steps == ("input", "layer 0", "layer 1")
     frames = model.panels[0].frames
     assert [frame.kept for frame in frames] == [4, 3, 1]
     assert [cells_of(frame.gone, 2) for frame in frames] == [set(), set(), {2}]
     assert [cells_of(frame.fresh, 2) for frame in frames] == [set(), {2}, {0, 1}]
     assert [frame.dropped_tokens for frame in frames] == [(), (), (1,)]
     assert [frame.merged for frame in frames] == [False, False, True]
+
+
+def test_layers_count_from_0_whichever_trimline_wrote_them(tmp_path: Path) -> None:
+    picture(tmp_path)
+    steps = [{"name": f"vision layer {at}", "grid": [2, 2], "kept": [0], "merged": False} for at in (10, 11)]
+    new = sentence(steps=[{**step, "layer": at} for at, step in enumerate(steps, 10)], text_steps=[])
+    for written, names in ((sentence(steps=steps, text_steps=[]), (9, 10)), (new, (10, 11))):
+        [shown], _ = read_pictures([{"image": "a.png", "sentences": [written]}], tmp_path)
+        assert shown.models[0].steps == ("input", *(f"vision layer {at}" for at in names))
+        assert [frame.kept for frame in shown.models[0].panels[0].frames] == [4, 1, 1]
 
 
 def test_sentences_of_a_model_share_their_steps(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from launch.compare_table import lines_of
 from launch.paired import JudgedRun, score_of
 from launch.report import results_table, write_report
+from launch.report.means import mean_rows
 from launch.report.results import group_results
-from launch.report.sweeps import mean_rows
 from tests.launch.report.conftest import row
 from tests.launch.report.folders import save
 
