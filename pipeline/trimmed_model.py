@@ -38,7 +38,8 @@ class Prediction:
         gmacs: Billions of multiply-accumulates that this instance took.
         full_gmacs: That the untrimmed model takes.
         kept: Shares of what was kept, mean over layers: vision and text tokens, heads of self- (msa) and
-            cross-attention (mca); only those that its method trims. Empty for the untrimmed model.
+            cross-attention (mca); tokens always, heads where its method trims them. Empty for the untrimmed model.
+        cut: Whether the text was longer than the model reads, so that its end did not count.
     """
 
     answer: str
@@ -46,6 +47,7 @@ class Prediction:
     gmacs: float
     full_gmacs: float
     kept: dict[str, float]
+    cut: bool = False
 
     @property
     def true(self) -> bool:
@@ -119,8 +121,10 @@ class TrimmedModel:
             batch_size: Instances that are computed together.
 
         Raises:
-            UserError: The numbers differ, or a picture cannot be read.
+            UserError: The numbers differ, a picture cannot be read, or a text has nothing that the model reads.
         """
+        if blank := [text for text in texts if not self.tokenizer.reads(text)]:
+            raise UserError(f"the text {blank[0]!r} has no word that the model reads; give a statement or a question")
         each = self.pictures
         if len(pictures) not in (each, each * len(texts)):
             wanted = (
@@ -166,7 +170,8 @@ class TrimmedModel:
                 chance_BA[row, told_B[row]],
             )
             costs = float(macs_B[row]) / 1e9, float(full_B[row]) / 1e9
-            yield Prediction(classes.names[said], float(chance), *costs, shares)
+            cut = self.tokenizer.cuts(texts[row], self.max_tokens)
+            yield Prediction(classes.names[said], float(chance), *costs, shares, cut)
 
 
 def prepared_input(folder: Path, described: dict[str, Any]) -> tuple[TransformConfig, int]:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -77,6 +78,9 @@ class TokenizerConfig:
 
 
 _USUAL_TEXTS = TokenizerConfig()
+_ENDS = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")
+_JOINED = [*((f" {end}", end) for end in _ENDS[:4]), (" ' ", "'"), *((f" {end}", end) for end in _ENDS[4:])]
+"""`clean_up_tokenization` of transformers, in its order."""
 
 
 class Tokenizer:
@@ -244,6 +248,16 @@ class Tokenizer:
             lengths[row] = len(tokens)
         return torch.from_numpy(ids), torch.from_numpy(np.arange(max_tokens) < lengths)
 
+    def cuts(self, text: str, max_tokens: int) -> bool:
+        """Whether `encode` leaves out the end of a text."""
+        whole = clean_text(text, sys.maxsize, self.cleaning, self.question)
+        told = clean_text(text, self.max_words, self.cleaning, self.question)
+        return told != whole or len(self._encode(f"{self.prompt} {told}".strip())) > max_tokens - 2
+
+    def reads(self, text: str) -> bool:
+        """Whether anything of a text is left once it is cleaned."""
+        return bool(clean_text(text, self.max_words, self.cleaning, self.question))
+
     def _encode(self, text: str) -> list[int]:
         """The tokens of a cleaned text, whose words stand one blank apart.
 
@@ -264,9 +278,11 @@ class Tokenizer:
         return tokens
 
     def text(self, ids: Sequence[int]) -> str:
-        """The words of tokens up to the first end token."""
+        """The words of tokens up to the first end token, marks joined to them as transformers joins them."""
         end = ids.index(self.sep_id) if self.sep_id in ids else len(ids)
         words: str = self._inner.decode(list(ids[:end]), skip_special_tokens=True)
+        for apart, joined in _JOINED:
+            words = words.replace(apart, joined)
         return words
 
     def tokens(self, ids: Iterable[int]) -> list[str]:

@@ -93,7 +93,7 @@ def test_the_command_says_what_the_class_says(folder: Path, tmp_path: Path, caps
     assert [row["probability"] for row in answer["predictions"]] == [said.probability for said in wanted]
     assert main([*given, "--device", "cpu"]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert len(table) == 2 + len(TEXTS) and table[2].startswith("one.png  there is a red circle")
+    assert len(table) == 3 + len(TEXTS) and "texts are longer" in table[-1] and table[2].startswith("one.png  there is a red circle")
 
 
 def test_mistakes_are_told_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,6 +138,23 @@ def test_a_damaged_export_is_told_in_one_line(
     assert main(["predict", *words]) == 2
     told = capsys.readouterr().err
     assert said in told and told.count("\n") == 1, told
+
+
+def test_a_text_that_is_cut_is_told_and_one_without_words_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.png").write_bytes(picture(0))
+    given = ["predict", str(folder), "--image", str(tmp_path / "one.png"), "--device", "cpu"]
+    long = " ".join(["red"] * 60)
+    assert main([*given, "--text", TEXTS[0], "--text", long, "--json"]) == 0
+    assert [row["cut"] for row in json.loads(capsys.readouterr().out)["predictions"]] == [False, True]
+    assert main([*given, "--text", TEXTS[0], "--text", long]) == 0
+    assert "1 of 2 texts are longer: the model reads" in capsys.readouterr().out
+    assert main([*given, "--text", TEXTS[0]]) == 0
+    assert "longer" not in capsys.readouterr().out
+    for blank in ("", " ", "?!"):
+        assert main([*given, "--text", blank]) == 2
+        assert f"the text {blank!r} has no word that the model reads" in capsys.readouterr().err
 
 
 def test_a_gpu_that_is_not_there_is_told_in_one_line(
