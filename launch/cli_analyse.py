@@ -28,7 +28,7 @@ def add_analyse_commands(commands: Any) -> None:
     _add_layer_options(parser, _RUN_OR_EXPORT)
     trimming = "what each layer of the trimmed models keeps, what each instance costs, and which cost least and most"
     parser = add_command(kinds, "trimming", trimming, "analyse trimming runs/demo --split unseen", _trimming)
-    _add_layer_options(parser, "run folder", "statements or questions")
+    _add_layer_options(parser, "run folder, or the export of a fine-tuned model", "statements or questions")
     parser.add_argument("--task", help="which of the run's tasks (the first that has fine-tuned models)")
     shares = "which shares of a model's multiply-accumulates its modules have"
     example = "analyse flops albef_base blip_base meter_base --task retrieval --out figures"
