@@ -1,14 +1,17 @@
-"""`trimline analyse similarity`, `attention`, `trimming`, `flops`: figures and numbers from run folders; refusals."""
+"""`trimline analyse`, but for `leak`: figures and numbers from run folders and exports; refusals."""
 
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from launch.cli import main
 from launch.report.figures import Drawing
+from pipeline.data.shards import ShardFolder
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 
@@ -229,6 +232,71 @@ def test_what_has_nothing_to_trim_is_told_in_a_line(
     ):
         capsys.readouterr()
         assert main(["analyse", *words]) == 2
+        said = capsys.readouterr().err
+        assert wanted in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("stage", "model"), [("pretrain", "pretrain"), ("trim-statement-2.0x", "2.0x")])
+def test_survivors_of_an_export_are_those_of_the_report(
+    stage: str, model: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [told] = json.loads((run / "stages" / "survivors" / "survivors.json").read_text())
+    wanted = [sentence for sentence in told["sentences"] if sentence["model"] == model]
+    picture = tmp_path / "a.jpg"
+    picture.write_bytes(bytes(ShardFolder(run / "data" / "test").read(0).image))
+    texts = [f"--text={sentence['text']}" for sentence in wanted]
+    words = [str(run / "stages" / stage / "export"), "--image", str(picture), *texts, "--out", str(tmp_path)]
+    capsys.readouterr()
+    assert main(["analyse", "survivors", *words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["survivors"]
+    assert len(found) == len(wanted) == 3
+    for sentence, of_report in zip(found, wanted, strict=True):
+        for key in ("steps", "text_steps"):
+            kept = [{"name": step["name"], "kept": step["kept"]} for step in of_report[key]]
+            assert sentence[key] == kept
+    name = f"survivors-{run.name}-{stage}"
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["picture"] for row in rows} == {"a.jpg"} and {row["model"] for row in rows} == {f"{run.name}/{stage}"}
+    last = wanted[0]["steps"][-1]
+    own = [
+        row for row in rows if (row["sentence"], row["layer"]) == (wanted[0]["text"], last["name"]) and not row["word"]
+    ]
+    assert [4 * int(row["patch_row"]) + int(row["patch_column"]) for row in own if row["kept"] == "1"] == last["kept"]
+    assert len(own) == 16 and {row["word"] for row in rows if row["word"]} == {
+        word for sentence in wanted if sentence["text_steps"] for word in sentence["tokens"]
+    }
+
+
+def test_that_sentences_keep_the_same_patches_is_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (32, 32), "red").save(picture)
+    export = str(run / "stages" / "pretrain" / "export")
+    words = ["analyse", "survivors", export, "--image", str(picture), "--out", str(tmp_path), "--text", "a red circle"]
+    for more, said in ((["--text", "a red circle"], True), ([], False)):
+        capsys.readouterr()
+        assert main([*words, *more]) == 0
+        out = capsys.readouterr().out
+        assert ("a.png: all 2 sentences keep the same patches, at every step" in out) == said
+
+
+def test_survivors_are_refused_where_nothing_is_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    shutil.copytree(run / "stages" / "pretrain" / "export", tmp_path / "alone")
+    for export, image, wanted in (
+        (run, "a.png", "is no export"),
+        (run / "stages" / "trim-statement-1.0x" / "export", "a.png", "holds an untrimmed model"),
+        (tmp_path / "alone", "a.png", "lies in no run"),
+        (run / "stages" / "pretrain" / "export", "b.png", "give a picture file"),
+    ):
+        capsys.readouterr()
+        words = [str(export), "--image", str(tmp_path / image), "--text", "a cross", "--out", str(tmp_path)]
+        assert main(["analyse", "survivors", *words]) == 2
         said = capsys.readouterr().err
         assert wanted in said and len(said.splitlines()) == 1
 
