@@ -15,6 +15,7 @@ from pathlib import Path
 
 import transformers
 
+from data_prep.errors import UserError
 from data_prep.sources import SourceConfig, prepare
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.shards import ShardFolder
@@ -40,18 +41,27 @@ def save_tiny_blip(folder: Path, words: int) -> None:
     text = {**shared, "vocab_size": words, "num_hidden_layers": 3, "max_position_embeddings": 32}
     text["bos_token_id"] = words - EXTRA_WORDS
     vision = {**shared, "num_hidden_layers": 4, "image_size": 32, "patch_size": 8}
+    transformers.logging.disable_progress_bar()
     config = transformers.BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=16)
     transformers.BlipForImageTextRetrieval(config).save_pretrained(folder)
 
 
 def main() -> None:
-    """From a folder of Hugging Face to judged pictures."""
+    """Reads the options; what cannot be done is told in a line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=640, help="statements to fine-tune on (%(default)s)")
-    parser.add_argument("--target", type=Target.parse, default="2.0x", help="untrimmed over trimmed cost (%(default)s)")
+    parser.add_argument("--target", default="2.0x", help="untrimmed over trimmed cost (%(default)s)")
     options = parser.parse_args()
+    try:
+        fine_tune(options.samples, Target.parse(options.target))
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def fine_tune(samples: int, target: Target) -> None:
+    """From a folder of Hugging Face to judged pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        root, target = Path(folder), options.target
+        root = Path(folder)
 
         # Data: pictures with statements that are true or false of them, as shards, and a tokenizer of their words.
         prepare(SourceConfig(name="shapes", sizes={"train": 128, "val": 0, "test": 8, "unseen": 0}), root)
@@ -65,7 +75,7 @@ def main() -> None:
         blip = import_weights(root / "hf", "blip-hf", root / "blip", Hints())
 
         # Fine-tuning with a trimmer before each layer, until the mean cost is the target's; a stage like any other.
-        loop, smarttrim = LoopConfig(samples=options.samples, global_batch=16), SmartTrimConfig(calibrate=256)
+        loop, smarttrim = LoopConfig(samples=samples, global_batch=16), SmartTrimConfig(calibrate=256)
         config = TrimConfig(loop=loop, optimizer=OptimizerConfig(lr=1e-3), smarttrim=smarttrim)
         loader, engine = LoaderConfig(height=32, width=32, workers=0, max_tokens=24), EngineConfig(name="torch")
         inputs = Inputs(data=root, tokenizer=root / "tokenizer", loader=loader, engine=engine, seed=0)

@@ -1,6 +1,6 @@
-"""`trimline analyse similarity|attention RUN`: what the layers of a pre-trained model have in common, and do not."""
+"""`trimline analyse similarity|attention RUN`: what the layers of a trained model have in common, and do not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from data_prep.errors import UserError
 from launch.answers import Answer
 from launch.exposure import Exposure, in_caption, in_words
+from launch.model_names import model_name, names_apart, split_in_file, split_name
 from launch.report.figures import MARKERS, OKABE_ITO, Drawing, draw
 from launch.report.html import ANALYSES
 from launch.report.table import aligned
@@ -24,6 +25,8 @@ from pipeline.weights.vision import load_vision
 BATCH = 8  # maps of every layer and head are in memory at once
 
 _CSV = ("part", "layer", "stream", "metric", "value", "low", "high", "samples")
+_LEAST_SPAN = 1e-3
+"""Of an axis: less is rounding, which would look like a finding."""
 _AXES = {
     "tokens": "mean cosine of token pairs",
     "heads": "mean cosine of head pairs",
@@ -35,19 +38,22 @@ def similarity_command(folder: Path, split: str | None, samples: int, out: Path 
     """`trimline analyse similarity RUN`.
 
     Args:
-        folder: Of a run that got as far as pre-training, or an export folder.
+        folder: Of a run that got as far as pre-training, or an export folder, of a fine-tuned model too.
         split: Of a run's own, or a folder of indexed shards; None for the first that a run evaluates.
         samples: Pairs to look at.
         out: Folder of the figure and its numbers; None for one in `folder`.
 
     Raises:
-        UserError: There is no pre-trained model, or no such split.
+        UserError: There is no model to look at, or no such split, or too few pairs for an interval.
     """
     run = _run(folder, split, samples)
-    model, exposure = run.model(), run.exposure
+    model = run.model()
     rows = measure_similarity(model, run.normalise, run.batches(samples, BATCH))
-    note = "Tokens: of what enters the layer. Heads: of what they attend to. Unpruned; bands are 95% intervals."
-    return _answer(run, rows, "similarity", f"{model.config.backbone}: similarity by layer", note, out, [exposure])
+    said = (
+        "Tokens: of what enters the layer. Heads: of what they attend to. Unpruned, untrimmed; bands are 95% intervals."
+    )
+    title, named = f"{model.config.backbone}: similarity by layer", {"model": model_name(folder)}
+    return _answer(run, rows, "similarity", title, f"{named['model']}. {said}", out, [run.exposure], named)
 
 
 def divergence_command(folder: Path, against: Path | None, split: str | None, samples: int, out: Path | None) -> Answer:
@@ -66,20 +72,22 @@ def divergence_command(folder: Path, against: Path | None, split: str | None, sa
     """
     run = _run(folder, split, samples)
     model = run.model()
-    other, named, others = _other(run, model, against)
+    other, where, others = _other(run, model, against)
     exposures = [run.exposure, *others]
+    named = dict(zip(("model", "against"), names_apart([folder, where]), strict=True))
     rows = measure_divergence(model, other, run.normalise, run.batches(samples, BATCH))
-    note = f"KL( {folder.name} ‖ {named} ) of the vision tower's attention maps; bands are 95% intervals."
-    return _answer(run, rows, "attention", "how far attention is apart by layer", note, out, exposures)
+    pair = " ‖ ".join(named.values())
+    note = f"KL( {pair} ) of the vision tower's attention maps; bands are 95% intervals."
+    return _answer(run, rows, "attention", "how far attention is apart by layer", note, out, exposures, named)
 
 
-def _other(run: Trained, model: Backbone, against: Path | None) -> tuple[Backbone, str, list[Exposure]]:
-    """What a run's model is held against, its name, and whether it knows the split where it is a run's too."""
+def _other(run: Trained, model: Backbone, against: Path | None) -> tuple[Backbone, Path, list[Exposure]]:
+    """What a run's model is held against, where it is, and whether it knows the split where it is a run's too."""
     if against is not None and (against / "config.yaml").is_file():
         if against.resolve() == run.folder.resolve():
             raise UserError(f"--against {against} is the run itself; give another one, or weights of a vision tower")
         other = TrainedRun.of(against, str(run.split_folder))
-        return other.model(), against.name, [other.exposure]
+        return other.model(), against, [other.exposure]
     path = against or run.began.get("vision") or run.began.get("model")
     if path is None:
         raise UserError(
@@ -93,23 +101,35 @@ def _other(run: Trained, model: Backbone, against: Path | None) -> tuple[Backbon
         load_vision(begun.visual_encoder, read_foreign(path))
     except UserError as error:
         raise UserError(f"{path}: {error}; give other weights, or a run folder, with --against") from error
-    return begun.to(run.device).eval(), path.stem, []
+    return begun.to(run.device).eval(), path, []
 
 
 def _run(folder: Path, split: str | None, samples: int) -> Trained:
-    if samples < 1:
-        raise UserError(f"--samples {samples} must be at least 1")
+    if samples < 2:
+        raise UserError(f"--samples {samples} must be at least 2: one picture has no interval")
     return open_trained(folder, split)
 
 
 def _answer(
-    run: Trained, rows: list[Row], name: str, title: str, note: str, out: Path | None, exposures: Sequence[Exposure]
+    run: Trained,
+    rows: list[Row],
+    what: str,
+    title: str,
+    note: str,
+    out: Path | None,
+    exposures: Sequence[Exposure],
+    named: Mapping[str, str],
 ) -> Answer:
+    """Figure, numbers and table; `named` are the models by the columns of the CSV that name them."""
     place = run.folder / ANALYSES if out is None else out
-    _drawing(name, title, f"{note} {in_caption(exposures)}", rows).save(place)
-    lines = [f"split {run.split}, {rows[0]['samples']} pairs", *in_words(exposures), *_table(rows)]
+    name, split, pairs = f"{what}-{split_in_file(run.split)}", split_name(run.split), rows[0]["samples"]
+    caption = f"{note} {pairs} pairs of {split}. {in_caption(exposures)}"
+    drawing = _drawing(name, title, caption, rows, {**named, "split": split})
+    again = " (in the place of older ones)" if (place / f"{name}.csv").exists() else ""
+    drawing.save(place)
+    lines = [f"split {run.split}, {pairs} pairs", *in_words(exposures), *_table(rows)]
     data = {"run": str(run.folder), "split": run.split, "held_out": exposures[0].held_out, "rows": rows}
-    return 0, data, "\n".join([*lines, f"{note} Figure and numbers: {place / name}.svg, .csv"])
+    return 0, data, "\n".join([*lines, f"{note} Figure and numbers: {place / name}.svg, .csv{again}"])
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -123,10 +143,12 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 
 def _cell(row: Row) -> str:
-    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    value, low, high = (f"{round(row[name], 3) + 0.0:.3f}" for name in ("value", "low", "high"))  # no -0.000
+    return f"{value} ({low} to {high})"
 
 
-def _drawing(name: str, title: str, note: str, rows: Sequence[Row]) -> Drawing:
+def _drawing(name: str, title: str, note: str, rows: Sequence[Row], same: Mapping[str, str]) -> Drawing:
+    """Panels by metric; `same` are columns whose value all rows share."""
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
 
     def paint(figure: Figure) -> None:
@@ -136,8 +158,8 @@ def _drawing(name: str, title: str, note: str, rows: Sequence[Row]) -> Drawing:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
 
-    numbers = [[row[column] for column in _CSV] for row in rows]
-    return draw(name, title, note, (4.4 * len(metrics) + 0.6, 3.4), paint, _CSV, numbers)
+    numbers = [[*same.values(), *(row[column] for column in _CSV)] for row in rows]
+    return draw(name, title, note, (4.4 * len(metrics) + 0.6, 3.4), paint, (*same, *_CSV), numbers)
 
 
 def _panel(axes: Axes, metric: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -150,3 +172,11 @@ def _panel(axes: Axes, metric: str, rows: Sequence[dict[str, Any]]) -> None:
         axes.fill_between(layers, [row["low"] for row in own], [row["high"] for row in own], color=colour, alpha=0.2)
     axes.set_xlabel("layer, from 0")
     axes.set_ylabel(_AXES[metric])
+    axes.set_ylim(*_limits(*axes.get_ylim(), from_zero=metric == "divergence"))
+
+
+def _limits(low: float, high: float, from_zero: bool) -> tuple[float, float]:
+    """Ends of an axis that shows no rounding; from 0 on where nothing can lie below."""
+    low = 0.0 if from_zero else low
+    missing = max(0.0, _LEAST_SPAN - (high - low))
+    return (low, high + missing) if from_zero else (low - missing / 2, high + missing / 2)

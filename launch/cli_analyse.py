@@ -28,11 +28,26 @@ def add_analyse_commands(commands: Any) -> None:
     _add_layer_options(parser, _RUN_OR_EXPORT)
     trimming = "what each layer of the trimmed models keeps, what each instance costs, and which cost least and most"
     parser = add_command(kinds, "trimming", trimming, "analyse trimming runs/demo --split unseen", _trimming)
-    _add_layer_options(parser, "run folder", "statements or questions")
+    _add_layer_options(parser, "run folder, or the export of a fine-tuned model", "statements or questions")
     parser.add_argument("--task", help="which of the run's tasks (the first that has fine-tuned models)")
+    _add_survivors_command(kinds)
     shares = "which shares of a model's multiply-accumulates its modules have"
     example = "analyse flops albef_base blip_base meter_base --task retrieval --out figures"
     _add_flops_options(add_command(kinds, "flops", shares, example, _flops))
+
+
+def _add_survivors_command(kinds: Any) -> None:
+    survivors = "which patches of a picture, and which words, a model keeps for each of several sentences"
+    example = "analyse survivors runs/demo/stages/pretrain/export --image a.jpg --text 'a red circle' --text 'a cross'"
+    parser = add_command(kinds, "survivors", survivors, f"{example} --out figures", _survivors)
+    export = "export of pre-training with pruning, in its run, or of a trimmed model"
+    parser.add_argument("export", metavar="EXPORT", type=Path, help=export)
+    pictures: dict[str, Any] = {"required": True, "action": "append", "type": Path, "metavar": "FILE"}
+    parser.add_argument("--image", **pictures, help="a picture; may be given several times")
+    texts = "a sentence or question about each picture; may be given several times"
+    parser.add_argument("--text", required=True, action="append", metavar="TEXT", help=texts)
+    out = "folder of survivors-MODEL.png and .csv"
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help=out)
 
 
 def _add_flops_options(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +94,12 @@ def _trimming(options: argparse.Namespace, _: list[str]) -> Answer:
     from launch.analyse_trimming import trimming_command
 
     return trimming_command(options.run, options.split, options.samples, options.out, options.task)
+
+
+def _survivors(options: argparse.Namespace, _: list[str]) -> Answer:
+    from launch.analyse_survivors import survivors_command
+
+    return survivors_command(options.export, options.image, options.text, options.out)
 
 
 def _flops(options: argparse.Namespace, _: list[str]) -> Answer:

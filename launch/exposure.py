@@ -7,6 +7,7 @@ from pathlib import Path
 from data_prep.errors import UserError
 from data_prep.index import INDEX, indexed_splits, read_shard_list
 from launch.config import RunConfig
+from launch.model_names import names_apart
 
 _FOREIGN = "its training began with weights that do not say what they were trained on"
 
@@ -45,7 +46,9 @@ def in_words(exposures: Iterable[Exposure]) -> list[str]:
 
 def in_caption(exposures: Iterable[Exposure]) -> str:
     """The same for below a figure."""
-    named = (replace(each, model=Path(each.model).absolute().name) for each in exposures)
+    given = list(exposures)
+    names = names_apart([Path(each.model) for each in given])
+    named = (replace(each, model=name) for each, name in zip(given, names, strict=True))
     return " ".join(f"{words[:1].upper()}{words[1:]}." for words in in_words(named))
 
 

@@ -1,30 +1,36 @@
 """An export folder by itself, such as an imported model, and the split that it is looked at with."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from data_prep.files import read_json
 from data_prep.index import INDEX
 from launch.config import RunConfig
-from launch.exposure import Exposure, exposure_of
+from launch.exposure import Exposure
 from launch.reading import read_config
+from launch.tasks import tasks_of
 from launch.trained_run import TrainedRun
 from pipeline.data.batch import ImageTextBatch
 from pipeline.evaluation.opened import open_export
 from pipeline.evaluation.source import Source
 from pipeline.models.backbone import Backbone
 from pipeline.process import Process
-from pipeline.tasks.retrieval_model import RetrievalModel
+from pipeline.tasks.classes import TEXTS, TaskName
+from pipeline.tasks.classification import ClassificationModel
+
+_LOOKED_INTO = ("backbone", "blip_retrieval", *(kind for kind in TEXTS if kind not in ("captioning", "nlvr2")))
+"""Kinds of models that read one picture with one text."""
 
 
 class Trained(Protocol):
-    """A pre-trained model and a split: of a run, or an export folder."""
+    """A trained model and a split: of a run, or an export folder."""
 
     @property
     def folder(self) -> Path:
@@ -90,7 +96,7 @@ class TrainedExport:
 
     @property
     def exposure(self) -> Exposure:
-        """What the run says that the export lies in; an export by itself does not."""
+        """What the run says that the export lies in, of fine-tuning too; an export by itself does not."""
         stage = self.folder.absolute().parent
         run = stage.parent.parent
         if stage.parent.name != "stages" or not (run / "config.yaml").is_file():
@@ -100,7 +106,10 @@ class TrainedExport:
             config = read_config(RunConfig, [run / "config.yaml"], [])
         except UserError:  # of another version, say; the export needs none
             return Exposure(model=str(self.folder), held_out=None, why="the config.yaml of its run cannot be read")
-        return exposure_of(run, config, self.split_folder, config.pretrain.splits, str(self.folder))
+        tasks = [task for task in tasks_of(config) if stage.name.startswith(f"trim-{task.title}-")]
+        own = max(tasks, key=lambda each: len(each.title)).config if tasks else config
+        found = TrainedRun(run, own, self.split).exposure_to(self.split_folder, fine_tuned=bool(tasks))
+        return replace(found, model=str(self.folder))
 
     @property
     def began(self) -> Mapping[str, Path]:
@@ -113,25 +122,46 @@ class TrainedExport:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     @cached_property
-    def _opened(self) -> tuple[Backbone, Source]:
-        model, source = open_export(self.folder, "retrieval", self.split)
-        if isinstance(model, RetrievalModel):
-            raise UserError(f"{self.folder} holds a fine-tuned model; give the export of its pre-training")
-        return cast(Backbone, model).to(self.device).eval(), source
+    def kind(self) -> str:
+        """What it is a model for, as its config.json says."""
+        return str(read_json(self.folder / "config.json").get("kind"))
+
+    @cached_property
+    def opened(self) -> tuple[nn.Module, Source]:
+        """The model with its head and what trims it, in evaluation mode, and its way of reading the split."""
+        task = self.kind if self.kind in TEXTS else "retrieval"
+        model, source = open_export(self.folder, task, self.split)
+        return model.to(self.device).eval(), source
 
     @property
     def normalise(self) -> Callable[[Tensor], Tensor]:
         """As the export says."""
-        return self._opened[1].normalise
+        return self.opened[1].normalise
 
     def model(self) -> Backbone:
-        """The model, in evaluation mode."""
-        return self._opened[0]
+        """The model, in evaluation mode; of a fine-tuned one the backbone, without what trims it.
+
+        Raises:
+            UserError: It reads no single pictures with texts.
+        """
+        if self.kind not in _LOOKED_INTO:
+            raise UserError(
+                f"{self.folder} holds a {self.kind!r} model; layers are looked into of {', '.join(_LOOKED_INTO)}: give "
+                "such an export, as that of the run's pre-training"
+            )
+        model = self.opened[0]
+        return model.backbone if isinstance(model, ClassificationModel) else cast(Backbone, model)
 
     def batches(self, samples: int, size: int) -> Iterator[ImageTextBatch]:
-        """The first pairs of the split, `size` at a time, on the device."""
-        for batch in self._opened[1].batches("captions", size, Process(), samples):
+        """The first pairs of the split, `size` at a time, on the device; a fine-tuned model gets its task's texts."""
+        text = TEXTS.get(cast(TaskName, self.kind), "captions")
+        for batch in self.opened[1].batches(text, size, Process(), samples):
             yield batch.to(self.device)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export, and no run."""
+    return (folder / "config.json").is_file() and not (folder / "config.yaml").is_file()
 
 
 def open_trained(folder: Path, split: str | None) -> Trained:
@@ -144,6 +174,6 @@ def open_trained(folder: Path, split: str | None) -> Trained:
     Raises:
         UserError: It is neither, there is no pre-trained model, or no such split.
     """
-    if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+    if is_export(folder):
         return TrainedExport.of(folder, split)
     return TrainedRun.of(folder, split)

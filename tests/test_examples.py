@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,26 @@ def test_a_blip_of_hugging_face_is_trimmed_to_its_target() -> None:
     assert reached is not None and float(reached[1]) == pytest.approx(2.0, rel=0.1)
     judged = re.findall(r"said (?:true|false) \(0\.\d\d\) for (\S+)x less", said)
     assert len(judged) == 4 and all(float(times) > 1.2 for times in judged)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "wanted"),
+    [
+        ("wrap_timm_vit.py", "--name resnet50", "give a plain one such as vit_tiny_patch16_224"),
+        ("wrap_timm_vit.py", "--name vit_nowhere", "timm knows no such model"),
+        ("wrap_timm_vit.py", "--name vit_small_patch14_dinov2 --image-size 98", "has layer scale .* a plain ViT fits"),
+        ("wrap_timm_vit.py", "--image-size 97", "multiple of vision.patch=16; try 96"),
+        ("trim_hf_blip.py", "--samples 0", "samples=0 must be at least 1"),
+        ("trim_hf_blip.py", "--target 500x", "the highest target is"),
+        ("trim_hf_blip.py", "--target much", "'much' is no target"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_a_line(
+    script: str, words: str, wanted: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, *words.split()])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    assert len(said.splitlines()) == 1 and re.search(wanted, said), said

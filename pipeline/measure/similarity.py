@@ -60,7 +60,7 @@ def head_similarity(maps_BHNM: Tensor, present_BN: Tensor | None = None) -> Tens
 
 
 def attention_divergence(first_BHNM: Tensor, second_BHNM: Tensor, present_BN: Tensor | None = None) -> Tensor:
-    """(B,) KL( first ‖ second ) in nats of what each query attends to, mean over heads and query rows.
+    """(B,) KL( first ‖ second ) in nats of what each query attends to, mean over heads and query rows; never below 0.
 
     Args:
         first_BHNM: Attention maps of one model.
@@ -69,7 +69,7 @@ def attention_divergence(first_BHNM: Tensor, second_BHNM: Tensor, present_BN: Te
     """
     first, second = at_least_float32(first_BHNM), at_least_float32(second_BHNM).clamp(min=LEAST_CHANCE)
     apart_BHN = (torch.xlogy(first, first.clamp(min=LEAST_CHANCE)) - first * second.log()).sum(-1)
-    return _over_queries(apart_BHN.mean(1), present_BN)
+    return _over_queries(apart_BHN.mean(1), present_BN).clamp(min=0)  # equal maps may give a little less, by rounding
 
 
 def _over_queries(values_BN: Tensor, present_BN: Tensor | None) -> Tensor:
@@ -92,6 +92,8 @@ class _Values:
     def rows(self) -> list[Row]:
         if not self.clusters:
             raise UserError("the split has no pairs to look at")
+        if len(set(self.clusters)) < 2:
+            raise UserError(f"{len(self.clusters)} pairs of one picture give no interval; look at more with --samples")
         return [_row(place, values, self.clusters) for place, values in self.by_place.items()]
 
 
@@ -134,7 +136,7 @@ def measure_similarity(model: Backbone, normalise: Normalise, batches: Iterable[
         of what enters the layer, ``heads`` of its self-attention's maps. Intervals of 95% by resampling pictures.
 
     Raises:
-        UserError: There are no pairs.
+        UserError: There are no pairs, or they are of one picture.
     """
     values = _Values()
     for batch in batches:
@@ -165,7 +167,7 @@ def measure_divergence(
         Rows as of `measure_similarity`, the metric being ``divergence``, in nats.
 
     Raises:
-        UserError: The towers differ in shape, or there are no images.
+        UserError: The towers differ in shape, or there are no two pictures.
     """
     _check_alike(first, second)
     steps = first.visual_encoder.steps

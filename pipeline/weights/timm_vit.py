@@ -1,5 +1,6 @@
 """A vision tower that computes what a ViT of timm in memory computes, so that methods can act inside it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ from pipeline.models.blocks import Activation
 from pipeline.models.vision import VisionConfig, VisionTower
 from pipeline.weights.reading import Foreign
 from pipeline.weights.vision import load_vision
+
+FITS = "a plain ViT fits, such as vit_base_patch16_224 or vit_base_patch16_clip_224"
+_NEEDED = ("patch_embed", "norm_pre", "blocks", "norm")
+_FOREIGN = (
+    (r"blocks\.\d+\.(ls\d\.gamma|gamma_\d)", "layer scale"),
+    ("reg_token", "registers"),
+    (r"blocks\.\d+\.attn\.[qk]_norm\.weight", "norms of queries and keys"),
+    (r"patch_embed\.backbone\..*", "convolutions before its patches"),
+)
+"""Names of parameters that a tower of ours has no place for, and what they are."""
 
 
 def tower_from_timm(vit: nn.Module) -> VisionTower:
@@ -25,6 +36,7 @@ def tower_from_timm(vit: nn.Module) -> VisionTower:
         UserError: It has parts that ours has not.
     """
     theirs: Any = vit
+    _check_parts(theirs)
     if isinstance(theirs.norm, nn.Identity):
         raise UserError(
             "this ViT has no norm before its pooling (fc_norm), so its tokens are not those of a class token; make it "
@@ -34,6 +46,16 @@ def tower_from_timm(vit: nn.Module) -> VisionTower:
     tower = VisionTower(_sizes(theirs)).to(parameter.device, parameter.dtype)
     load_vision(tower, Foreign(dict(vit.state_dict()), None, Path("the ViT of timm")))
     return tower.train(vit.training)
+
+
+def _check_parts(vit: nn.Module) -> None:
+    """Says by name what a list of unknown tensors would leave to be guessed."""
+    if lacking := [name for name in _NEEDED if not hasattr(vit, name)]:
+        raise UserError(f"{type(vit).__name__} is no ViT of timm: it has no {', '.join(lacking)}; {FITS}")
+    for pattern, what in _FOREIGN:
+        found = next((name for name in vit.state_dict() if re.fullmatch(pattern, name)), None)
+        if found is not None:
+            raise UserError(f"this ViT has {what} ({found}), which the tower here has not; {FITS}")
 
 
 def _sizes(vit: Any) -> VisionConfig:

@@ -48,6 +48,8 @@ def test_divergence_by_hand() -> None:
     torch.testing.assert_close(attention_divergence(first, second), torch.tensor([sum(rows) / 2]))
     torch.testing.assert_close(attention_divergence(first, second, torch.tensor([[0, 1]])), torch.tensor([rows[1]]))
     torch.testing.assert_close(attention_divergence(first, first), torch.zeros(1))
+    maps = torch.softmax(torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(0)), -1)
+    assert attention_divergence(maps, maps * (1 + 1e-6)).item() == 0  # not a little less
 
 
 @pytest.mark.parametrize("backbone", ["albef", "blip", "meter", "clip"])
@@ -93,6 +95,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
         measure_divergence(model, deeper, scale, [small_batch()])
     with pytest.raises(UserError, match="no pairs"):
         measure_similarity(model, scale, [])
+    same = replace(small_batch(), clusters=["one"] * 4)
+    with pytest.raises(UserError, match="4 pairs of one picture give no interval"):
+        measure_similarity(model, scale, [same])
 
 
 def test_one_head_has_no_pair() -> None:

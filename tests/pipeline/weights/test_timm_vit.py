@@ -38,9 +38,9 @@ def test_it_has_the_type_and_mode_of_the_other() -> None:
     ("more", "words"),
     [
         ({"global_pool": "avg"}, 'global_pool="token"'),
-        ({"init_values": 1e-5}, r"unknown .*ls1\.gamma"),
-        ({"reg_tokens": 2}, "reg_token"),
-        ({"qk_norm": True}, "q_norm"),
+        ({"init_values": 1e-5}, r"has layer scale \(blocks\.0\.ls1\.gamma\)"),
+        ({"reg_tokens": 2}, "registers.*a plain ViT fits"),
+        ({"qk_norm": True}, "norms of queries and keys.*q_norm"),
         ({"act_layer": torch.nn.ReLU}, r"activation ReLU\(\); GELU and QuickGELU"),
         ({"no_embed_class": True}, "pos_embed"),
         ({"class_token": False, "global_pool": ""}, "cls_token"),
@@ -49,3 +49,8 @@ def test_it_has_the_type_and_mode_of_the_other() -> None:
 def test_what_ours_has_not_is_refused(more: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         tower_from_timm(timm_vit(clip=False, **more))
+
+
+def test_what_is_no_vit_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Linear is no ViT of timm: it has no patch_embed, .*; a plain ViT fits"):
+        tower_from_timm(torch.nn.Linear(2, 2))
