@@ -165,6 +165,8 @@ def _about(result: dict[str, Any]) -> str:
         counted.append(f"{result['classes']} classes, guessing gives {result['accuracy_of_guessing']:.2f}")
     if "lacking" in result:
         counted.append(result["lacking"])
+    if "incomplete" in result:
+        counted.append(f"{result['incomplete']} lacks what was not used, and the task's server wants all")
     if "not_compared" in result:
         counted.append(f"no difference: {result['not_compared']}")
     if result.get("unscored"):

@@ -319,11 +319,18 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
         "skipped": found.skipped,
         **found.more,
         **({} if missing is None else {"not_compared": missing}),
+        **({"incomplete": str(evaluation.predictions)} if _incomplete(evaluation, found) else {}),
         "scores": scores,
         "gmacs": _spread(found.gmacs),
         "latency": None if latency is None else asdict(latency),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+
+
+def _incomplete(evaluation: Evaluation, found: Evaluated) -> bool:
+    """Whether a result file lacks instances of the split, so that the task's server would not take it."""
+    cut = evaluation.limit is not None and found.samples + found.skipped >= evaluation.limit
+    return evaluation.predictions is not None and (cut or found.skipped > 0)
 
 
 def _time(job: Job, task: Task) -> SingleLatency:

@@ -9,7 +9,7 @@ import pytest
 from data_prep.errors import UserError
 from data_prep.shapes_published import write_published
 from data_prep.sources import SourceConfig, prepare
-from pipeline.evaluation.exported import Evaluation
+from pipeline.evaluation.exported import Evaluation, evaluate_export
 from pipeline.models.config import BackboneName
 from pipeline.process import Process
 from pipeline.tasks.classes import NLVR2
@@ -80,7 +80,11 @@ def test_pairs_too(backbone: BackboneName, tmp_path: Path) -> None:
             assert result["scores"] == wanted["scores"]
             assert (result["outcomes"], result["digest"]) == (wanted["outcomes"], wanted["digest"])
             assert result["gmacs"] == wanted["gmacs"]
+    written = replace(asked, predictions=tmp_path / "said.csv")
+    assert "incomplete" not in evaluate_export(written, Process())
+    assert evaluate_export(replace(written, limit=10), Process())["incomplete"] == str(tmp_path / "said.csv")
     damage(tmp_path / "data/dev", 3)
+    assert evaluate_export(written, Process())["incomplete"] == str(tmp_path / "said.csv")
     torn = on_rank(Process(), asked)
     assert (torn["samples"], torn["skipped"], [score["metric"] for score in torn["scores"]]) == (23, 1, ["accuracy"])
     assert "what could not be used (1 of the split) may leave out others" in torn["more"]["lacking"]
