@@ -72,7 +72,7 @@ def load_classification_model(folder: Path) -> tuple[ClassificationModel, dict[s
 
 
 def _decided_on(model: ClassificationModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the trimmers of BLIP's text alone, which older exports have though nothing looks at that text.
+    """Without the trimmers of BLIP's text alone, which older exports have even where nothing looks at that text.
 
     No answer depends on them; without them such a model costs less than it was settled on.
     """
@@ -171,6 +171,7 @@ def build_classification_model(described: dict[str, Any], classes: Classes = STA
             reduction = method["reduction"]
             trimmers = ReductionConfig(**{**reduction, "layers": tuple(reduction["layers"])})
         written: dict[str, Any] = method.get("policy", {})
+        written = {"trims_guide": True} | written  # older ones do not say; all that guided was trimmed
         policy = Policy(**written | ({"groups": tuple(written["groups"])} if "groups" in written else {}))
         share = float(method.get("share", 1.0))
         pruning = _kept_pruning(described.get("pruning"))

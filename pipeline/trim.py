@@ -70,8 +70,10 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
         max_tokens: Of the loader.
 
     Raises:
-        UserError: Naming the highest target; or pruning is to be kept that cannot be.
+        UserError: Naming the highest target; or pruning is to be kept that cannot be, or nothing would be learned.
     """
+    targets = [Target.parse(target) for target in config.targets]
+    config.check_taught(targets)
     kept = config.kept_pruning(backbone.config.backbone, pruning)
     with next(backbone.parameters()).device:
         more: dict[str, Any] = {} if kept is None else {"pruning": kept}
@@ -84,7 +86,7 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
     if config.task == "captioning":
         check_room(backbone.config.text, config.captions.max_length, "trim.captions.max_length")
         check_prompt(config.captions, 1 + len(config.captions.prompt.split()), trained)
-    check_before([Target.parse(target) for target in config.targets], model, config.exported_tokens(max_tokens))
+    check_before(targets, model, config.exported_tokens(max_tokens))
 
 
 def _supposed(config: TrimConfig) -> Classes:
@@ -121,6 +123,7 @@ def trim(
     Raises:
         UserError: The target cannot be reached, or the checkpoint does not fit the run.
     """
+    config.check_taught([target])
     process = stage.process
     pretrained, inputs = inputs.loader, replace(inputs, loader=config.loader(inputs.loader))
     read = config.exported_loader(pretrained)
@@ -240,7 +243,7 @@ def _log_guides(model: ClassificationModel, process: Process) -> None:
         log.info(
             "%s: %s",
             model.backbone.config.backbone,
-            guides_in_words(model.backbone.schedule_for(model.trimmers.together)),
+            guides_in_words(model.backbone.schedule_for(model.trimmers.together), set(model.trimmers)),
         )
 
 

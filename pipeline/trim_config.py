@@ -1,5 +1,6 @@
 """Settings of the trimming stage."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -109,6 +110,28 @@ class TrimConfig(MethodsConfig):
         if self.method != SMART:
             return super().policy
         return replace(SMARTTRIM, groups=tuple(group for group in SMARTTRIM.groups if group in self.smarttrim.groups))
+
+    def check_taught(self, targets: Sequence[Target]) -> None:
+        """Refuses what would train a method that learns nothing; what older runs have trained so is still read.
+
+        Args:
+            targets: To be trained.
+
+        Raises:
+            UserError: One of them trims.
+        """
+        if all(target.is_full for target in targets):
+            return
+        if self.method == "trips" and not self.trips.fuse:
+            raise UserError(
+                "trim.trips.fuse=false leaves TRIPS's query of the text untrained, which learns by the weights of the "
+                "fused token alone; leave it out, or give trim.method=evit, which has no query of its own"
+            )
+        if self.task == "captioning" and self.policy.groups == ("text",):
+            raise UserError(
+                "trim.smarttrim.groups=['text'] leaves trim.task=captioning nothing to trim, for its texts are told "
+                "and not read; name vision, msa or mca"
+            )
 
     def _check_no_classifier(self, targets: list[Target]) -> None:
         """Refuses what was made for classifiers that look at a text beside the picture."""

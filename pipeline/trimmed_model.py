@@ -37,8 +37,8 @@ class Prediction:
         probability: Of the answer; of a statement, of true.
         gmacs: Billions of multiply-accumulates that this instance took.
         full_gmacs: That the untrimmed model takes.
-        kept: Shares of what was kept, mean over layers: vision and text tokens, heads of self- (msa) and
-            cross-attention (mca); tokens always, heads where its method trims them. Empty for the untrimmed model.
+        kept: Shares of what was kept, mean over layers: ``vision`` and ``text`` tokens, and where its method trims
+            heads those of self- (``msa``) and cross-attention (``mca``). Empty for the untrimmed model.
         cut: Whether the text was longer than the model reads, so that its end did not count.
     """
 

@@ -166,6 +166,7 @@ def _spread_over_layers(model: ClassificationModel, inputs: _Inputs, config: Ben
     units = units_of(model.backbone, inputs.mask_BL)
     share = solve_share(model.cost_model(), units, target)
     sites = [(site(step, advance), advance) for step in model.backbone.schedule for advance in step.advances]
+    sites = [each for each in sites if each[0] in model.trimmers]
     handles = []
     for group in ("vision", "text"):
         own = [name for name, advance in sites if group_of(advance.stream) == group]

@@ -96,7 +96,7 @@ class ClassificationModel(nn.Module):
         whole: Sizes of the model that costs are compared with, where that is not the backbone: a student's teacher.
         pruning: Pre-training's, if the backbone keeps it; the full model has it too.
         together: Whether trimmers have both encoders advance side by side; None where the backbone says so and no
-            pruning has the image wait for the text.
+            pruning has the image wait for the text. Of pairs only where a score looks at the other modality.
         classes: What the head tells apart.
         pair: How pairs of pictures are read, where the classes are told of such; None for the backbone's own way.
 
@@ -132,7 +132,9 @@ class ClassificationModel(nn.Module):
         if isinstance(trimmers, TrimmerConfig):
             default = backbone.encodes_together and pruning is None
             beside = default if together is None else together
-            asked = pruning is not None or self.encodes_apart
+            # A pair's text is encoded with each picture there, which a score alone asks for that looks at the picture.
+            beside = beside and (policy.asks or backbone.pair is None)
+            asked = self.encodes_apart or (policy.trims_guide and pruning is not None)
             self.trimmers = Trimmers(backbone, trimmers, policy, beside, asked=asked)
         elif trimmers is not None:
             self.trimmers = ReducedVision(backbone, trimmers)
@@ -188,7 +190,7 @@ class ClassificationModel(nn.Module):
         pair = self.backbone.pair
         if pair is not None:
             pixels = rows_of_pairs(pixels)
-        if isinstance(self.trimmers, Trimmers) and self.trimmers.together:
+        if self._trims_together(interventions):
             if pair is not None:
                 ids_BL, mask_BL = ids_BL.repeat(2, 1), mask_BL.repeat(2, 1)
             encoded, image = self.backbone.encode_together(pixels, ids_BL, mask_BL, interventions)
@@ -202,6 +204,11 @@ class ClassificationModel(nn.Module):
         image = self.backbone.encode_image(pixels, [*pruning, *interventions], guide)
         begun = self.backbone.begin_fusion(text, ids_BL, mask_BL)
         return (twice(begun) if pair == "passes" else begun), image
+
+    def _trims_together(self, interventions: Sequence[Intervention]) -> bool:
+        """Whether the encoders advance side by side; nothing but trimmers has a pair's text encoded twice."""
+        trims = any(isinstance(each, MaskedTrimming | PackedTrimming) for each in interventions)
+        return trims and isinstance(self.trimmers, Trimmers) and self.trimmers.together
 
     def encode_asked_text(
         self, ids_BL: Tensor, mask_BL: Tensor, interventions: Sequence[Intervention]

@@ -68,6 +68,7 @@ class CostModel:
 
     Where fusion begins from the words (BLIP) the text is encoded alone only for those who look at it: trimmers
     with a global score, TRIPS, pruning, or contrast. The untrimmed model has none of these and is counted without.
+    What only guides is counted whole, and is no unit of the kept shares.
 
     Args:
         model: The backbone.
@@ -120,17 +121,17 @@ class CostModel:
 
         A trimmed head counts as not computed at all, as packed execution has it.
         """
-        kept = _decided(decisions)
+        kept = self._kept(decisions, units)
         return self._layers(self._counts(kept, units, self.steps), units, self.steps) + self._own(kept, units)
 
     def own(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of the trimmers alone."""
-        return self._own(_decided(decisions), units)
+        return self._own(self._kept(decisions, units), units)
 
     def by_module(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, float]:
         """Sums over instances of what `of` gives, by module: the backbone's parts, ``head`` and ``trimmers``."""
         counts, own = (
-            self._counts(_decided(decisions), units, self.steps),
+            self._counts(self._kept(decisions, units), units, self.steps),
             float(self.own(decisions, units).double().sum()),
         )
         return {**self._split(counts, units, self.steps, self.of(decisions, units), own), "trimmers": own}
@@ -184,6 +185,15 @@ class CostModel:
     def kept_shares(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, Tensor]:
         """β of each group: mean over its layers and the batch."""
         return {group: shares_B.mean() for group, shares_B in self.kept_by_instance(decisions, units).items()}
+
+    def _kept(self, decisions: Mapping[str, Decision], units: Units) -> dict[str, Kept]:
+        """What decisions keep, and all where nobody decides."""
+        kept = _decided(decisions)
+        if isinstance(self.trimmers, Trimmers):
+            for step, advance, name in _sites(self.steps):
+                if name not in self.trimmers:
+                    kept[name] = Kept(1.0 + self._there(step, advance, units))
+        return kept
 
     def _there(self, step: Step, advance: Advance, units: Units, whole: bool = False) -> Tensor:
         """(B,) tokens beside CLS at a step where nothing is trimmed; (2 B,) where a pair goes through it twice."""
@@ -257,6 +267,8 @@ class CostModel:
             return total
         entering: dict[str, Tensor] = {}
         for step, advance, name in _sites(self.steps):
+            if name not in self.trimmers:
+                continue
             part = self.trimmers.part(name)
             if self.model.fuses_from_words and step.part == "fusion" and step.layer == 0:
                 entering.pop(advance.stream, None)

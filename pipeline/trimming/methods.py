@@ -60,7 +60,7 @@ class AttentiveBaselineConfig:
     Attributes:
         layers: Vision layers, from 0 and rising, between whose attention and MLP tokens go; () for the method's own:
             the 5th and 10th of 12 (TRIPS), the 4th, 7th and 10th (EViT).
-        fuse: Whether tokens that go are fused into one.
+        fuse: Whether tokens that go are fused into one; TRIPS's query learns by that token alone, so it wants one.
         distill_weight: λ_SD; 0 is the published method's.
     """
 

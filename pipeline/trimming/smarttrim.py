@@ -106,6 +106,8 @@ class MaskedTrimming:
         changed, masks = {}, {}
         for advance in step.advances:
             name, stream = site(step, advance), streams[advance.trimmed]
+            if name not in self.trimmers:  # a text that only guides
+                continue
             heads, present_BN = self._settled.get(name) or self._decide(name, advance, streams)
             masks[advance.stream] = for_rows(heads, stream)
             changed[advance.trimmed] = stream if present_BN is None else replace(stream, present=present_BN)
@@ -165,6 +167,9 @@ class PackedTrimming:
         for advance in step.advances:
             packed, trimmed = {advance.stream: pack(streams[advance.stream])}, streams[advance.trimmed]
             name = site(step, advance)
+            if name not in self.trimmers:  # a text that only guides
+                changed |= packed
+                continue
             if name in self._settled:
                 heads, kept = self._settled[name]
             else:

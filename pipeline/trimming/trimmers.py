@@ -85,11 +85,14 @@ class Policy:
             ``random``: as many as the share says, drawn for each instance; ``all``: every token stays.
         heads: ``trimmers``; ``ranked``: the first ones of an order that was settled before training; ``all``.
         groups: Of which anything is scored or drawn; of the others all stays.
+        trims_guide: Whether tokens and heads go also of a text that is encoded for its CLS alone (BLIP's). Exports from
+            before 2026-11-23 have it so; no task's loss teaches what goes there.
     """
 
     tokens: Literal["global", "local", "random", "all"] = "global"
     heads: Literal["trimmers", "ranked", "all"] = "trimmers"
     groups: tuple[Group, ...] = (*_TOKENS, *_HEADS)
+    trims_guide: bool = False
 
     def __post_init__(self) -> None:
         if unknown := set(self.groups) - {*_TOKENS, *_HEADS}:
@@ -256,13 +259,17 @@ def _guide_width(step: Step, advance: Advance, widths: dict[str, int]) -> int:
 class Trimmers(nn.ModuleDict):
     """All trimmers of a backbone, by `site`.
 
+    Attributes:
+        looks_at_text: Whether the text alone has a say in what goes: heads go by what fusion has made of it, or by the
+            picture.
+
     Args:
         backbone: Whose tokens and heads they decide on.
         config: Size and start.
         policy: SmartTrim, or one of its baselines.
         together: Whether both encoders advance side by side, so that each layer's trimmers see the other's CLS.
-        asked: Whether something else looks at the text alone, as a kept pruning does. Where fusion begins from the
-            words and nobody looks, there is no such text, and nothing to decide on it.
+        asked: Whether the text alone is trimmed where fusion begins from the words once more (BLIP): retrieval's, for
+            contrast compares it. One that only guides is encoded whole, for the task's loss does not reach it.
     """
 
     def __init__(
@@ -273,7 +280,9 @@ class Trimmers(nn.ModuleDict):
         together: bool = False,
         asked: bool = False,
     ) -> None:
-        steps = backbone.schedule_for(together, asked=asked or policy.asks)
+        # Its one use where fusion begins from the words is to guide what goes of the picture.
+        self.looks_at_text = policy.asks and (not backbone.fuses_from_words or "vision" in policy.groups)
+        steps = backbone.schedule_for(together, asked=asked or (policy.trims_guide and self.looks_at_text))
         at = places(backbone)
         image, text = backbone.config.vision.width, backbone.config.text.width
         widths = {"image": image, "pair": image, "text": text, "source": text}
@@ -290,11 +299,6 @@ class Trimmers(nn.ModuleDict):
         self.together = together
         self.patches = backbone.config.vision.patches
         self.share = 1.0
-
-    @property
-    def looks_at_text(self) -> bool:
-        """Whether the text alone has a say in what goes: heads go by what fusion has made of it, or by the picture."""
-        return self.policy.asks
 
     @property
     def learned(self) -> frozenset[str]:
@@ -342,7 +346,9 @@ class Trimmers(nn.ModuleDict):
             there_B: Its tokens beside CLS before anything is trimmed.
             share: γ.
         """
-        part = self.part(site(step, advance))
+        if (name := site(step, advance)) not in self:
+            return Kept(1 + there_B)
+        part = self.part(name)
         tokens_B = share * there_B
         if part.tokens is None:
             tokens_B = there_B

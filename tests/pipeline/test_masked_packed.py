@@ -6,6 +6,7 @@ rounding, and the extremes are reached. What trimmers decide by themselves is he
 B batch, N tokens, T packed tokens, H heads.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,17 +14,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models.config import BackboneName
+from pipeline.models.build import build_model
+from pipeline.models.config import BackboneName, FusionConfig
 from pipeline.models.packing import spread
 from pipeline.tasks.classification import Answers, ClassificationModel
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.smarttrim import Decision, GumbelGate, MaskedTrimming, PackedTrimming
 from pipeline.trimming.trimmers import HeadTrimmer, TokenTrimmer, TrimmerConfig
-from tests.pipeline.small import scale, small_batch, small_model
+from tests.pipeline.small import scale, small_batch, small_config, small_model
 
 ROWS = 5
-PLACES = 17  # a picture's patches with CLS, which are more than the words
+PLACES = 65  # a picture's patches with CLS at most, which are more than the words
 MIXED = TrimmerConfig(keep_bias=0.1, last_std=0.5)  # about half of everything goes
 SHARES = {"all": 1.0, "chance": 0.6, "none": 0.0}
 
@@ -104,6 +107,35 @@ def test_the_same_decisions_give_the_same_answers(
             if found_BH is not None and wanted_BH is not None:
                 assert torch.equal(found_BH, wanted_BH)
                 assert heads != "one" or (found_BH.sum(1) == 1).all()
+
+
+def wide_model(backbone: BackboneName) -> ClassificationModel:
+    """One layer or two of each part as wide as a base model's: maps of 98,304 weights and more."""
+    small, width = small_config(backbone=backbone), {"width": 768, "heads": 12}
+    text = replace(small.text, **width, text_layers=1, fusion_layers=min(1, small.text.fusion_layers))
+    vision = replace(small.vision, **width, height=64, width_px=64, depth=2)
+    torch.manual_seed(0)
+    model = build_model(replace(small, text=text, vision=vision, fusion=FusionConfig(**width)))
+    return ClassificationModel(model, TrimmerConfig())
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN has the one way only")
+@pytest.mark.parametrize("backbone", ["albef", "blip", "meter"])
+def test_wide_maps_that_onednn_multiplies_give_the_answers_of_training(backbone: BackboneName) -> None:
+    """As above in float32, packed by oneDNN (`pipeline.models.linear`), which small models never ask."""
+    model, batch = wide_model(backbone), small_batch(ROWS)
+    decided(model, "chance", "chance")
+    pixels = scale(batch.pixels).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    inputs = pixels, batch.token_ids, batch.token_mask
+    assert len(batch.token_mask.sum(1).unique()) > 1
+    masked: Answers = model.train()(*inputs, GumbelGate(0.0, 1.0), False)
+    packed = model.eval().trimming(*inputs[1:])
+    assert packed is not None and masked.trimmed_BA is not None and masked.trimmed_BA.requires_grad
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        answers_BA = model.classify(*inputs, [packed])
+    torch.testing.assert_close(answers_BA, masked.trimmed_BA.detach(), rtol=1e-5, atol=1e-5)
+    by_onednn = counter.get_flop_counts()["Global"][torch.ops.mkldnn._linear_pointwise]
+    assert by_onednn > 0.9 * counter.get_total_flops()
 
 
 EDGE = 1e-4

@@ -28,7 +28,7 @@ from pipeline.tasks.classes import NLVR2
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.smarttrim import threshold
-from pipeline.trimming.trimmers import Policy, TokenTrimmer, TrimmerConfig
+from pipeline.trimming.trimmers import SMARTTRIM, Policy, TokenTrimmer, TrimmerConfig
 from pipeline.trimming.vision_only import ReductionConfig
 from tests.pipeline.small import scale, small_batch, small_config, small_model
 
@@ -171,6 +171,25 @@ def test_a_pair_costs_what_torchs_flop_counter_counts(
         model.classify(pixels, ids, mask, [] if trimming is None else [trimming])
     found = model.macs({} if trimming is None else trimming.decisions, units_of(model.backbone, mask))
     assert counter.get_total_flops() + 2 * sum(uncounted) == 2 * int(found)
+
+
+@pytest.mark.parametrize("policy", [SMARTTRIM, Policy(tokens="local")], ids=["smarttrim", "local"])
+@pytest.mark.parametrize("trims", [False, True], ids=["untrimmed", "trimmed"])
+@torch.no_grad()
+def test_a_pairs_text_is_encoded_twice_only_where_its_trimmers_look_at_the_picture(trims: bool, policy: Policy) -> None:
+    """METER with trimmers: what a pass executes without them, and with, is what it is counted as."""
+    model = model_of("meter", "passes", TRIMMING, policy=policy)
+    pixels, batch = pairs(1, 3)
+    length = int(batch.token_mask.sum())
+    ids, mask = batch.token_ids[:, :length], batch.token_mask[:, :length]
+    trimming, units = model.trimming(ids, mask), units_of(model.backbone, mask)
+    assert trimming is not None
+    with FlopCounterMode(display=False) as counter:
+        model.classify(pixels, ids, mask, [trimming] if trims else [])
+    found = float((model.macs(trimming.decisions, units) if trims else model.full_macs(units)).sum())
+    assert counter.get_total_flops() / 2 == pytest.approx(found, rel=0.01 if trims and policy.asks else 1e-9)
+    if trims:
+        assert len(trimming.decisions["text_0_text"].tokens_B) == (2 if policy.asks else 1)
 
 
 @pytest.mark.parametrize("merged", [False, True])

@@ -84,6 +84,8 @@ BLIND = [
     Policy(tokens="random"),
     Policy(tokens="all", heads="ranked"),
     Policy(tokens="all"),
+    Policy(groups=("text",)),
+    Policy(groups=("text", "msa", "mca")),
 ]
 
 
@@ -91,7 +93,7 @@ BLIND = [
 @pytest.mark.parametrize("policy", BLIND, ids=str)
 def test_trimmers_that_do_not_ask_the_text_do_without_it(policy: Policy, classes: Classes) -> None:
     found, macs, _ = counted(SMART, classes, policy=policy)
-    assert found == pytest.approx(macs, rel=1e-6)
+    assert found == pytest.approx(macs, rel=1e-6 if not policy.asks else 0.01)  # a global score is no matrix product
     model, batch = ClassificationModel(small_model("blip"), SMART, policy, classes=classes), small_batch(3)
     assert isinstance(model.trimmers, Trimmers)
     assert {step.part for step in model.cost_model().steps} == {"vision", "fusion"}
@@ -113,23 +115,26 @@ def test_every_trimmer_without_a_text_alone_learns() -> None:
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-def test_a_kept_pruning_has_the_text_encoded_and_trimmed() -> None:
+def test_a_kept_pruning_has_the_text_encoded_whole() -> None:
     model = ClassificationModel(small_model("blip"), SMART, Policy(tokens="local"), pruning=ELIP)
-    assert isinstance(model.trimmers, Trimmers) and "text_0_text" in model.trimmers
+    assert isinstance(model.trimmers, Trimmers) and "text_0_text" not in model.trimmers
     found, macs, _ = counted(SMART, policy=Policy(tokens="local"), pruning=ELIP)
     assert found == pytest.approx(macs, rel=0.01)  # merging tokens is no matrix product
 
 
-def test_an_older_export_with_trimmers_of_the_text_alone_answers_as_it_did(tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", [Policy(tokens="local"), Policy(groups=("text", "msa"))], ids=str)
+def test_an_older_export_with_trimmers_of_the_text_alone_answers_as_it_did(policy: Policy, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    policy, batch = Policy(tokens="local"), small_batch(4)
+    batch = small_batch(4)
     model = ClassificationModel(small_model("blip"), SMART, policy).eval()
     before = Trimmers(model.backbone, SMART, policy, asked=True)
     assert isinstance(model.trimmers, Trimmers)
     before.load_state_dict(model.trimmers.state_dict(), strict=False)
     described = {"kind": "statement", "model": asdict(model.backbone.config), "target": 2.0}
+    described |= describe_method(model, "local")
+    del described["method"]["policy"]["trims_guide"]  # there was no such key
     weights = model.state_dict() | {f"trimmers.{name}": each for name, each in before.state_dict().items()}
-    export_weights(tmp_path / "export", weights, described | describe_method(model, "local"))
+    export_weights(tmp_path / "export", weights, described)
     loaded, _ = load_classification_model(tmp_path / "export")
     inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
     answers = []

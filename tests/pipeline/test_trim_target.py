@@ -26,7 +26,6 @@ from pipeline.tasks.classification import ClassificationModel
 from pipeline.trim_plan import Examples, Plan, check_before, plan_target
 from pipeline.trim_settle import Settler, reached, settle_time
 from pipeline.trimming.cost import units_of
-from pipeline.trimming.guides import guides_in_words
 from pipeline.trimming.target import Target, check_target
 from pipeline.trimming.trimmers import TrimmerConfig
 from tests.pipeline.small import MAX_TOKENS, scale, small_batch, small_model
@@ -223,16 +222,3 @@ def test_a_measured_plan_stays_when_training_goes_on_but_not_for_another_stage(t
     ):
         plan_target(Target(1e-3, "ms"), model, typical, EXAMPLES, replace(mine, fingerprint="another"))
     assert read_json(tmp_path / "target.json")["fingerprint"] == "mine"
-
-
-@pytest.mark.parametrize("backbone", ["albef", "blip", "meter"])
-def test_what_stands_in_for_the_other_modality_is_said(backbone: BackboneName) -> None:
-    said = guides_in_words(small_model(backbone).schedule)
-    first, vision, *fusion = said.split("; ")
-    assert first == (
-        "trimmers of the text in text layers 1 to 2 know nothing of the other modality yet, so the text's own CLS is "
-        "used in its place"
-    )
-    assert vision == "trimmers of the image in vision layers 1 to 4 look at the text's CLS"
-    assert fusion[0].startswith("trimmers of the text in fusion layers 1 to 2 look at the image's CLS")
-    assert len(fusion) == (2 if backbone == "meter" else 1)
