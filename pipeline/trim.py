@@ -36,6 +36,7 @@ from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, check_room, export_config
 from pipeline.stage import Stage
 from pipeline.tasks.answer_list import ANSWERS, make_answers
+from pipeline.tasks.captioning import CaptioningModel
 from pipeline.tasks.classes import ANSWERING, LEARNED, Captions, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
 from pipeline.tasks.fine_tuned import fine_tuned
@@ -264,8 +265,14 @@ def _log_facts(config: TrimConfig, task: ClassificationTask, inputs: Inputs, sta
 
 
 def _examples(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, together: int) -> Examples:
-    draw = partial(_typical, config, inputs, tokenizer)
-    return Examples(draw, inputs.normalise, together, config.latency)
+    draw, search = partial(_typical, config, inputs, tokenizer), config.captions
+
+    def retell(model: ClassificationModel, batch: ImageTextBatch) -> ImageTextBatch:
+        assert isinstance(model, CaptioningModel)
+        return model.retold(batch, inputs.normalise(batch.pixels), search, tokenizer.sep_id)
+
+    retells = retell if config.task == "captioning" else None
+    return Examples(draw, inputs.normalise, together, config.latency, retells)
 
 
 def _typical(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, count: int) -> ImageTextBatch:

@@ -37,12 +37,15 @@ class Examples:
         normalise: uint8 pixels -> the model's input.
         batch: Instances that are computed together.
         latency: How milliseconds are taken.
+        retell: Has a captioner say its own words about a batch, which decide on what it costs; None for other models,
+            of whose instances nothing depends on the model.
     """
 
     draw: Callable[[int], ImageTextBatch]
     normalise: Callable[[Tensor], Tensor]
     batch: int
     latency: LatencyConfig
+    retell: Callable[[ClassificationModel, ImageTextBatch], ImageTextBatch] | None = None
 
     def parts(self, drawn: ImageTextBatch, device: torch.device) -> Iterator[ImageTextBatch]:
         """Of what was drawn, as many together as are computed."""

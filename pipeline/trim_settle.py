@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from pipeline.trimming.trimmers import Trimmers
 
 log = logging.getLogger(__name__)
 
+_TOLD_NEAR = 0.01  # part of the wanted cost that told words may be off
 _NEAR = 0.01  # part of the wanted time that is near enough
 _FAR = 0.03  # and that is not, however noisy the clock
 _APART = 0.03  # of the full cost
@@ -49,6 +50,22 @@ class Settled:
     latency: Latency | None = None
 
 
+class _Told(NamedTuple):
+    """A shift that was tried on a model that tells, and what its own words cost.
+
+    Attributes:
+        shift: Added to every score since the first of them.
+        share: Of the full model's cost of the same words.
+        whole: That cost, mean.
+        off: How far `share` is from the wanted one, as a part of that.
+    """
+
+    shift: float
+    share: float
+    whole: float
+    off: float
+
+
 class Settler:
     """Settles a trained model on its target; one whose numbers were fixed before is only measured.
 
@@ -63,20 +80,56 @@ class Settler:
         self.model, self.target, self.batch, self.examples = model, target, batch, examples
         self.trimmers = model.trimmers if isinstance(model.trimmers, Trimmers) and model.trimmers.learned else None
         self.device = next(model.parameters()).device
-        self.parts = list(examples.parts(batch, self.device))
-        units = [units_of(model.backbone, each.token_mask) for each in self.parts]
         self.full_ms = math.inf
-        self.full = torch.cat([model.full_macs(each) for each in units]).double()
+        self._take(list(examples.parts(batch, self.device)))
 
     def settle(self, plan: Plan) -> Settled:
         """Shifts all scores alike until the model costs what is wanted."""
         if self.target.unit == "ms":
             return self._settle_time(plan)
-        amount, whole = self.target.amount, float(self.full.mean())
-        done = self._spend(1 / amount if self.target.unit == "x" else 1e9 * amount / whole)
+        if self.examples.retell is not None:
+            return self._settle_told(self.examples.retell)
+        done = self._spend(self._wanted)
         assert done.after is not None
-        reached = 1 / done.after if self.target.unit == "x" else done.after * whole / 1e9
-        return Settled(done.shift, done.before, done.after, amount, reached, self.target.unit)
+        return self._settled(done.shift, done.before, done.after, float(self.full.mean()))
+
+    @property
+    def _wanted(self) -> float:
+        """Part of the full cost of the instances as they are."""
+        amount = self.target.amount
+        return 1 / amount if self.target.unit == "x" else 1e9 * amount / float(self.full.mean())
+
+    def _settled(self, shift: float, before: float | None, after: float, whole: float) -> Settled:
+        reached = 1 / after if self.target.unit == "x" else after * whole / 1e9
+        return Settled(shift, before, after, self.target.amount, reached, self.target.unit)
+
+    def _settle_told(self, retell: Callable[[ClassificationModel, ImageTextBatch], ImageTextBatch]) -> Settled:
+        """Settles the cost of the words that are told, tells again, until the new words cost what is wanted.
+
+        Decisions do not look at words, so that a search for the shift takes no telling, which takes longest.
+        """
+
+        def told(shift: float) -> _Told:
+            self._take([retell(self.model, part) for part in self.parts])
+            share = self.share()
+            return _Told(shift, share, float(self.full.mean()), abs(share / self._wanted - 1))
+
+        tried = [told(0.0)]
+        while tried[-1].off > _TOLD_NEAR and len(tried) <= _TRIES:
+            moved = self._spend(self._wanted).shift
+            if not moved:
+                break  # these words come no nearer, and would be told again
+            tried.append(told(tried[-1].shift + moved))
+        best = min(tried, key=lambda each: each.off)
+        if best is not tried[-1]:
+            assert self.trimmers is not None, "something was shifted"
+            self.trimmers.shift(best.shift - tried[-1].shift)
+        return self._settled(best.shift, tried[0].share, best.share, best.whole)
+
+    def _take(self, parts: list[ImageTextBatch]) -> None:
+        """Goes on with these instances."""
+        units = [units_of(self.model.backbone, each.token_mask) for each in parts]
+        self.parts, self.full = parts, torch.cat([self.model.full_macs(each) for each in units]).double()
 
     def _spend(self, share: float) -> Calibration:
         """Has the model cost this part of the full cost, where its scores can be shifted."""

@@ -67,14 +67,18 @@ class Telling(Protocol):
 class AnswerRanking:
     """How a decoder ranks answers: the first words of all are scored, then some answers whole.
 
+    What a decoder reads of an answer are its tokens but the last, and behind each of them it scores all words.
+
     Attributes:
         answers: How many are scored whole.
-        length: Their mean length in tokens, begin and end included.
+        length: Tokens that are read of one of them, mean.
+        square: Of that number, mean.
         word_macs: Of the scores of all words at one place.
     """
 
     answers: int
     length: float
+    square: float
     word_macs: int
 
     def tokens(self, n: Tensor) -> Tensor:
@@ -83,7 +87,7 @@ class AnswerRanking:
 
     def pairs(self, n: Tensor) -> Tensor:
         """See `Telling`."""
-        return torch.full_like(1.0 * n, 1 + self.answers * self.length**2)
+        return torch.full_like(1.0 * n, 1 + self.answers * self.square)
 
     def words(self, n: Tensor) -> Tensor:
         """See `Telling`."""

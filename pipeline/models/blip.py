@@ -15,7 +15,6 @@ from torch import Tensor
 from pipeline.models.backbone import Backbone, matching_head
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
-from pipeline.models.packing import unpack
 from pipeline.models.schedule import Intervention, Step, TokenStream, execute
 from pipeline.models.text import Bert, TextConfig, TextTower, text_block
 
@@ -51,20 +50,19 @@ def decode(
     mask_BL: Tensor,
     source: TokenStream,
     interventions: Sequence[Intervention] = (),
-) -> Tensor:
-    """(B, L, D) a decoder's last states; position t has seen the tokens up to t and the source.
+) -> TokenStream:
+    """A decoder's last states, packed where methods pack; position t has seen the tokens up to t and the source.
 
     Args:
         decoder: Layers with cross-attention.
         ids_BL: Texts; their first token is replaced by [DEC].
         mask_BL: True at real tokens.
         source: What it tells of: an image, or a question that has seen one.
-        interventions: Methods that act on its layers; where they pack the texts L is the length of the longest.
+        interventions: Methods that act on its layers.
     """
     ids_BL = begin_with(ids_BL, "decode", decoder.bert.embeddings.word_embeddings.num_embeddings)
     text = decoder.bert.embed(ids_BL, mask_BL, causal=True)
-    streams = execute(decoder_steps(decoder), {"text": text, "source": source}, interventions)
-    return unpack(streams["text"]).x
+    return execute(decoder_steps(decoder), {"text": text, "source": source}, interventions)["text"]
 
 
 class GroundedBlip(Backbone):
@@ -122,7 +120,7 @@ class Blip(GroundedBlip):
 
     def decode(self, ids_BL: Tensor, mask_BL: Tensor, image: TokenStream) -> Tensor:
         """(B, L, D) the decoder's states of captions of the images; see `decode`."""
-        return decode(self.text_decoder, ids_BL, mask_BL, image)
+        return decode(self.text_decoder, ids_BL, mask_BL, image).x
 
     def word_scores(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V) of the decoder."""

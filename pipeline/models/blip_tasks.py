@@ -2,7 +2,8 @@
 
 Compositions of the same encoders, layers and steps, with the official parameter names.
 
-B batch, R rows of texts that grow, L text tokens, A answers of all questions, D width, V vocabulary.
+B batch, R rows of texts that grow, L text tokens, A answers of all questions, M words to tell of them, D width,
+V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -73,23 +74,38 @@ class BlipAnswering(GroundedBlip):
         rows_A: Tensor,
         interventions: Sequence[Intervention] = (),
     ) -> Tensor:
-        """(A, L, V) word scores of answers.
+        """(M, V) scores of the words of answers, each behind the right ones: one answer's after the other's.
+
+        Words are scored nowhere else, and an answer's last token is told but never read.
 
         Args:
             ids_AL: Answers; their first token is replaced by [DEC].
             mask_AL: True at real tokens.
             question: From `ask`.
-            rows_A: Which question each answer belongs to, rising; each question has one.
-            interventions: Methods that act on the decoder's layers; see `decode`.
+            rows_A: Which question each answer belongs to, rising; each question has one, unless `first_words` has had
+                methods decide.
+            interventions: Methods that act on the decoder's layers.
         """
-        source = replace(question, rows=rows_A)
-        return self.text_decoder.word_scores(decode(self.text_decoder, ids_AL, mask_AL, source, interventions))
+        return self._words_behind(ids_AL[:, :-1], mask_AL[:, 1:].bool(), question, rows_A, interventions)
 
     def first_words(self, question: TokenStream, interventions: Sequence[Intervention] = ()) -> Tensor:
         """(B, V) scores of an answer's first word."""
         device, count = question.x.device, len(question.cls)
         begin_B1, rows_B = torch.zeros(count, 1, dtype=torch.long, device=device), torch.arange(count, device=device)
-        return self.answer(begin_B1, torch.ones_like(begin_B1), question, rows_B, interventions)[:, 0]
+        every_B1 = torch.ones_like(begin_B1, dtype=torch.bool)
+        return self._words_behind(begin_B1, every_B1, question, rows_B, interventions)
+
+    def _words_behind(
+        self,
+        read_AL: Tensor,
+        mask_AL: Tensor,
+        question: TokenStream,
+        rows_A: Tensor,
+        interventions: Sequence[Intervention],
+    ) -> Tensor:
+        """(M, V) scores of the word behind each token that is there."""
+        told = decode(self.text_decoder, read_AL, mask_AL, replace(question, rows=rows_A), interventions)
+        return self.text_decoder.word_scores(told.x[mask_AL] if told.offsets is None else told.x)
 
 
 class BlipCaptioner(Backbone):

@@ -25,13 +25,11 @@ def next_words(mask_BL: Tensor, prompt: int = 0) -> Tensor:
     return following
 
 
-def text_losses(scores_BLV: Tensor, ids_BL: Tensor, mask_BL: Tensor, smoothing: float = LABEL_SMOOTHING) -> Tensor:
-    """(B,) `caption_loss`'s sum over the words of each text, the first token being given."""
-    told_BL = next_words(mask_BL)[:, :-1]
-    losses_BL = F.cross_entropy(
-        scores_BLV[:, :-1].transpose(1, 2), ids_BL[:, 1:], reduction="none", label_smoothing=smoothing
-    )
-    return (losses_BL * told_BL).sum(1)
+def text_losses(scores_MV: Tensor, ids_BL: Tensor, mask_BL: Tensor, smoothing: float = LABEL_SMOOTHING) -> Tensor:
+    """(B,) `caption_loss`'s sum over the words of each text, the first token being given; scores as there."""
+    told_BL = next_words(mask_BL)
+    losses_M = F.cross_entropy(scores_MV, ids_BL[told_BL.roll(1, 1)], reduction="none", label_smoothing=smoothing)
+    return losses_M.new_zeros(told_BL.shape).masked_scatter(told_BL, losses_M).sum(1)
 
 
 def caption_loss(scores_MV: Tensor, target_M: Tensor, smoothing: float = LABEL_SMOOTHING) -> Tensor:

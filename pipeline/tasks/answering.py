@@ -40,9 +40,7 @@ def answer_losses(
     interventions: Sequence[Intervention] = (),
 ) -> Tensor:
     """(A,) smoothed loss of each answer, summed over its words; arguments as in `BlipAnswering.answer`."""
-    scores_ALV = model.answer(ids_AL, mask_AL, question, rows_A, interventions)
-    length = scores_ALV.shape[1]  # of the longest, where they are packed
-    return text_losses(scores_ALV, ids_AL[:, :length], mask_AL[:, :length])
+    return text_losses(model.answer(ids_AL, mask_AL, question, rows_A, interventions), ids_AL, mask_AL)
 
 
 def answering_loss(losses_A: Tensor, weights_A: Tensor, questions: int) -> Tensor:
@@ -73,8 +71,21 @@ def rank(
     kept_BK = chance_BC.topk(min(keep, len(ids_CL)), 1).indices
     chosen = kept_BK.flatten()
     rows = torch.arange(len(kept_BK), device=chosen.device).repeat_interleave(kept_BK.shape[1])
-    blocks = zip(chosen.split(_AT_ONCE), rows.split(_AT_ONCE), strict=True)
-    losses = [answer_losses(model, ids_CL[some], mask_CL[some], question, own, interventions) for some, own in blocks]
-    scores_BK = -torch.cat(losses).view_as(kept_BK)
+    blocks = _of_one_length(mask_CL.sum(1)[chosen])
+
+    def block_losses(block: Tensor) -> Tensor:
+        some, own = chosen[block], rows[block]
+        length = int(mask_CL[some[0]].sum())
+        return answer_losses(model, ids_CL[some, :length], mask_CL[some, :length], question, own, interventions)
+
+    losses = torch.cat([block_losses(block) for block in blocks])
+    scores_BK = -losses[torch.cat(blocks).argsort()].view_as(kept_BK)
     best_B = kept_BK.gather(1, scores_BK.argmax(1, keepdim=True))[:, 0]
     return Ranking(kept_BK, scores_BK, best_B)
+
+
+def _of_one_length(lengths_A: Tensor) -> list[Tensor]:
+    """Numbers of answers in blocks of one length, so that no padding is computed on; rising within each."""
+    order_A = lengths_A.argsort(stable=True)
+    counts = lengths_A.unique(return_counts=True)[1].tolist()
+    return [block for alike in order_A.split(counts) for block in alike.split(_AT_ONCE)]

@@ -7,11 +7,12 @@ B pictures, R rows of texts that grow, L text tokens, M words to tell or the mos
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.batch import ImageTextBatch
 from pipeline.generation import BeamConfig, generate
 from pipeline.measure.flops import Speech, linear_macs
 from pipeline.models.backbone import Backbone
@@ -23,7 +24,8 @@ from pipeline.precision import at_least_float32
 from pipeline.tasks.classes import Captions
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.decoders import with_decoder
-from pipeline.trimming.cost import CostModel, Units
+from pipeline.tasks.gallery import check_finite
+from pipeline.trimming.cost import CostModel, Units, units_of
 from pipeline.trimming.smarttrim import Decision, PackedTrimming
 from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig, Trimmers
 
@@ -135,6 +137,31 @@ class CaptioningModel(ClassificationModel):
         ids_BM = generate(speaker, prompt_1L, image, config, end)
         lengths_B = ((ids_BM != end).sum(1) + 1).clamp(max=ids_BM.shape[1])
         return Told(ids_BM, lengths_B, speaker.finite_B, {} if trimming is None else trimming.decisions)
+
+    def retold(self, batch: ImageTextBatch, pixels: Tensor, config: BeamConfig, end: int) -> ImageTextBatch:
+        """The same pictures with what the model tells of them as it is now, as long as that is.
+
+        Args:
+            batch: Pictures with captions behind the prompt.
+            pixels: Of them, normalised.
+            config: The search.
+            end: Id of the end token.
+
+        Raises:
+            UserError: A score is not finite.
+        """
+        told = self.tell(pixels, batch.token_ids[:1, : self.classes.given], config, end)
+        check_finite(told.finite_B, batch.keys.__getitem__, "scores of words")
+        places_M = torch.arange(told.ids_BM.shape[1], device=pixels.device)
+        return replace(batch, token_ids=told.ids_BM, token_mask=places_M < told.lengths_B[:, None])
+
+    @torch.no_grad()
+    def cost_shares(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """See the base, of telling texts as long as these; all is decided in the first pass, by [DEC] alone."""
+        trimming, units = PackedTrimming(self._scoring), units_of(self.backbone, mask_BL)
+        image = self.backbone.encode_image(pixels, [trimming])
+        self.backbone.fuse(self.backbone.embed_text(ids_BL[:, :1], mask_BL[:, :1]), image, [trimming])
+        return self.macs(trimming.decisions, units) / self.full_macs(units)
 
     def units(self, told: Told) -> Units:
         """What costs are counted from: the patches of the pictures, and the texts' own tokens."""

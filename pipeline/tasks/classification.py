@@ -47,7 +47,7 @@ class SmartTrimConfig:
         distill_weight: λ_SD, of the full model's loss and the divergence from it.
         cost_weight: λ_cost.
         calibrate: Training instances on which the scores' shift is settled at the end, so that the mean cost is the
-            target's; 0 leaves it as training left it.
+            target's; 0 leaves it as training left it. Captioners tell of them by beam search, twice or more.
     """
 
     trimmers: TrimmerConfig = field(default_factory=TrimmerConfig)

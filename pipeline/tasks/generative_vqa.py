@@ -182,8 +182,7 @@ class AnsweringModel(ClassificationModel):
         self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, taught: Taught, methods: list[Intervention]
     ) -> Tensor:
         question = self.ask(pixels, ids_BL, mask_BL, methods)
-        scores_ALV = self.backbone.answer(taught.ids_AL, taught.mask_AL, question, taught.rows_A, methods)
-        return at_least_float32(scores_ALV[next_words(taught.mask_AL)])
+        return at_least_float32(self.backbone.answer(taught.ids_AL, taught.mask_AL, question, taught.rows_A, methods))
 
     def classify(self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, interventions: list[Intervention]) -> Tensor:
         """(B, A) minus the losses of the answers that were scored whole; the lowest number of the others."""
@@ -212,9 +211,11 @@ class AnsweringModel(ClassificationModel):
         return self._cost(1)
 
     def _cost(self, answers: int) -> CostModel:
-        decoder, lengths = self.backbone.text_decoder, [len(tokens) for tokens in self.classes.tokens]
+        decoder = self.backbone.text_decoder
+        read = [min(len(tokens), self.longest) - 1 for tokens in self.classes.tokens]
+        length, square = sum(read) / len(read), sum(tokens**2 for tokens in read) / len(read)
         words = linear_macs(decoder.cls.predictions.transform) + decoder.config.width * decoder.config.vocab_size
-        ranking = AnswerRanking(answers, sum(lengths) / len(lengths), words)
+        ranking = AnswerRanking(answers, length, square, words)
         return CostModel(self.backbone, self.cls_head, self.trimmers, speech=ranking)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from data_prep.errors import UserError
 from pipeline.generation import BeamConfig, generate
 from pipeline.models.albef import Albef
 from pipeline.models.backbone import Backbone
-from pipeline.models.blip import Blip, GroundedBlip
+from pipeline.models.blip import Blip, GroundedBlip, decode
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner, BlipPair, BlipRetrieval
 from pipeline.models.pairs import fuse_both
 from pipeline.models.schedule import InBlock, Step, Streams, TokenStream
@@ -237,10 +238,13 @@ def test_blip_question_answering(path: Path | None) -> None:
     ranking = rank(
         model, vectors["in/candidate_ids"], vectors["in/candidate_mask"], question, int(vectors["in/k_test"])
     )
+    states = decode(model.text_decoder, ids, mask, replace(question, rows=rows))
+    logits = model.text_decoder.word_scores(states.x)  # also where no word is to be told
+    torch.testing.assert_close(model.answer(ids, mask, question, rows), logits[next_words(mask)], rtol=0, atol=1e-9)
     outputs = {
         "image_embeds": image.x,
         "question_states": question.x,
-        "answer_logits": model.answer(ids, mask, question, rows),
+        "answer_logits": logits,
         "answer_losses": losses,
         "loss": answering_loss(losses, vectors["in/answer_weights"], len(question.x)),
         "first_token_logits": model.first_words(question),

@@ -50,7 +50,7 @@ def test_losses_of_texts_add_up_to_the_loss_of_captions() -> None:
     scores = torch.randn(*batch.token_ids.shape, WORDS)
     told = next_words(batch.token_mask)
     wanted = caption_loss(scores[told], batch.token_ids[told.roll(1, 1)])
-    losses = text_losses(scores, batch.token_ids, batch.token_mask)
+    losses = text_losses(scores[told], batch.token_ids, batch.token_mask)
     torch.testing.assert_close(losses.sum() / told.sum(), wanted)
     assert not next_words(batch.token_mask, 3)[:, :2].any()
     assert torch.equal(next_words(batch.token_mask, 3)[:, 2:], told[:, 2:])
@@ -77,7 +77,8 @@ def test_every_model_trains_all_its_weights() -> None:
             losses = answer_losses(model, batch.token_ids, batch.token_mask, question, torch.arange(4))
         else:
             states = model.fuse(model.embed_text(batch.token_ids, batch.token_mask), image).text.x
-            losses = text_losses(model.word_scores(states), batch.token_ids, batch.token_mask)
+            told = states[next_words(batch.token_mask)]
+            losses = text_losses(model.word_scores(told), batch.token_ids, batch.token_mask)
         losses.sum().backward()
         assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 

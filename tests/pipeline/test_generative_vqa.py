@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.tasks.answering import answer_losses
 from pipeline.tasks.classification import SmartTrimConfig
 from pipeline.tasks.generative_vqa import AnsweringModel, AnsweringTask, RankedAnswers
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.smarttrim import threshold
-from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig
+from pipeline.trimming.trimmers import SMARTTRIM, Policy, TokenTrimmer, TrimmerConfig
 from tests.pipeline.small import WORDS, scale, small_batch, small_model
 
 MIXED = TrimmerConfig(keep_bias=0.1, last_std=0.5)
@@ -122,15 +124,57 @@ def test_training_moves_the_answers_and_every_trimmer_has_a_gradient() -> None:
 
 
 @torch.no_grad()
-def test_ranking_costs_what_torchs_flop_counter_counts() -> None:
-    answers = RankedAnswers.of(("red", "blue"), TOKENIZER, 2)
-    assert len({len(tokens) for tokens in answers.tokens}) == 1  # no padding
-    model, batch = model_with(None, answers=answers), small_batch(1, 3)
-    length = int(batch.token_mask.sum())
-    counter = FlopCounterMode(display=False)
+@pytest.mark.parametrize("trimmers", [None, *EXTREMES], ids=["full", "mixed", "everything kept", "nothing but CLS"])
+def test_ranking_answers_of_unlike_lengths_costs_what_torchs_flop_counter_counts(
+    trimmers: TrimmerConfig | None,
+) -> None:
+    answers = RankedAnswers.of((*NAMES, "2 dark red dogs"), TOKENIZER, 7)
+    assert sorted({len(tokens) for tokens in answers.tokens}) == [3, 4, 6]
+    model, batch = model_with(trimmers, answers=answers), small_batch(1, 3)
+    length, uncounted = int(batch.token_mask.sum()), list[int]()
+    inputs = scale(batch.pixels), batch.token_ids[:, :length], batch.token_mask[:, :length]
+
+    def note(module: TokenTrimmer, _: object, scores: Tensor) -> None:
+        uncounted.append(scores.numel() * module.inner)  # this product is no matrix product to the counter
+
+    for module in model.modules():
+        if isinstance(module, TokenTrimmer):
+            module.register_forward_hook(note)
+    trimming, counter = model.trimming(*inputs[1:]), FlopCounterMode(display=False)
     with counter:
-        model.classify(scale(batch.pixels), batch.token_ids[:, :length], batch.token_mask[:, :length], [])
-    assert counter.get_total_flops() == 2 * int(model.full_macs(units_of(model.backbone, batch.token_mask)))
+        model.classify(*inputs, [] if trimming is None else [trimming])
+    macs = model.macs({} if trimming is None else trimming.decisions, units_of(model.backbone, batch.token_mask))
+    assert counter.get_total_flops() + 2 * sum(uncounted) == pytest.approx(2 * int(macs), rel=1e-12)
+
+
+@torch.no_grad()
+def test_words_are_scored_where_they_are_to_be_told_and_nowhere_else() -> None:
+    model, batch = model_with(MIXED), asked(6)
+    task = AnsweringTask(model, TOKENIZER, scale, 1.3, SmartTrimConfig(), units_of(model.backbone, batch.token_mask))
+    taught, rows = task.taught(batch), list[int]()
+    assert not taught.mask_AL.all(), "answers are of unlike lengths"
+    model.backbone.text_decoder.cls.predictions.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
+    for trimming in (model.trimming(*inputs[1:], threshold), model.trimming(*inputs[1:])):
+        assert trimming is not None
+        model.backbone.answer(
+            taught.ids_AL, taught.mask_AL, model.ask(*inputs, [trimming]), taught.rows_A, [trimming]
+        )  # fmt: skip
+    assert rows == [len(taught.words[0])] * 2
+
+
+@torch.no_grad()
+def test_answers_are_ranked_as_if_each_was_scored_alone() -> None:
+    answers = replace(ANSWERS, candidates=len(NAMES))
+    model, batch = model_with(None, answers=answers), small_batch(3)
+    ids_AL, mask_AL = answers.padded
+    inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
+    scores_BA, question = model.classify(*inputs, []), model.ask(*inputs, [])
+    for row in range(3):
+        for one in range(len(NAMES)):
+            length, own = int(mask_AL[one].sum()), torch.tensor([row])
+            given = ids_AL[one : one + 1, :length], mask_AL[one : one + 1, :length]
+            torch.testing.assert_close(-answer_losses(model.backbone, *given, question, own)[0], scores_BA[row, one])
 
 
 def test_a_question_that_nobody_answered_cannot_be_learned() -> None:

@@ -89,9 +89,9 @@ def compare_vqa(there: transformers.PreTrainedModel, here: torch.nn.Module, dtyp
     )
     answers = with_first(ids.flip(1), WORDS - 2)[:, :4]
     scores = here.answer(answers, torch.ones_like(answers), question, torch.arange(BATCH))
-    same(scores, there.text_decoder(answers, encoder_hidden_states=question.x).logits)
+    same(scores, there.text_decoder(answers, encoder_hidden_states=question.x).logits[:, :-1].flatten(0, 1))
     got = there(input_ids=asked, pixel_values=pixels, attention_mask=mask, labels=answers)
-    same(F.cross_entropy(scores[:, :-1].flatten(0, 1), answers[:, 1:].flatten()), got.loss)
+    same(F.cross_entropy(scores, answers[:, 1:].flatten()), got.loss)
 
 
 def compare_caption(there: transformers.PreTrainedModel, here: torch.nn.Module, dtype: torch.dtype) -> None:
