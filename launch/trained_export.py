@@ -100,7 +100,7 @@ class TrainedExport:
             config = read_config(RunConfig, [run / "config.yaml"], [])
         except UserError:  # of another version, say; the export needs none
             return Exposure(model=str(self.folder), held_out=None, why="the config.yaml of its run cannot be read")
-        return exposure_of(run, config, self.split_folder, config.pretrain.splits, str(self.folder))
+        return exposure_of(run, config, self.split_folder, config.pretrain_splits, str(self.folder))
 
     @property
     def began(self) -> Mapping[str, Path]:

@@ -31,6 +31,7 @@ _USUAL = {
 }
 _ALSO = {"cls_token": "bos_token", "sep_token": "eos_token"}
 _FILE = "tokenizer.json"
+_WORDS = "vocab.txt"
 _MOST_WORDS = 1 << 16  # whose tokens are kept, about 10 MB
 _CONFIG = "tokenizer_config.json"
 
@@ -65,6 +66,11 @@ def clean_text(text: str, max_words: int, clean: bool = True) -> str:
         return " ".join(text.split()[:max_words])
     text = _PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
     return " ".join(text.split()[:max_words])
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds one that `Tokenizer.from_pretrained` reads."""
+    return any((folder / name).exists() for name in (_FILE, _WORDS))
 
 
 class Tokenizer:
@@ -155,11 +161,11 @@ class Tokenizer:
         config: dict[str, Any] = read_json(folder / _CONFIG) if (folder / _CONFIG).exists() else {}
         if (folder / _FILE).exists():
             inner = tokenizers.Tokenizer.from_file(str(folder / _FILE))
-        elif (folder / "vocab.txt").exists():
-            lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        elif (folder / _WORDS).exists():
+            lines = (folder / _WORDS).read_text(encoding="utf-8").splitlines()
             inner = _bert_like({token: number for number, token in enumerate(lines)})
         else:
-            raise UserError(f"{folder} holds neither {_FILE} nor vocab.txt; give the folder of a tokenizer")
+            raise UserError(f"{folder} holds neither {_FILE} nor {_WORDS}; give the folder of a tokenizer")
         specials = [_special(role, config, inner) for role in _ROLES]
         longest = max_words or config.get("max_words", TokenizerConfig.max_words)
         return cls(inner, specials, longest, config.get("clean", True) if clean is None else clean)
