@@ -62,9 +62,9 @@ def run_command(
     if not files:
         raise UserError("no configuration given; name one, such as configs/runs/demo.yaml")
     paths = [find_recipe(name) for name in files]
-    from launch.config import RunConfig  # torch comes with it
+    from launch.given import read_run  # torch comes with it
 
-    config = read_config(RunConfig, paths, overrides)
+    config = read_run(paths, overrides)
     if print_config:
         return 0, {"config": dump_config(config)}, dump_config(config).rstrip()
     from launch.run import execute

@@ -22,14 +22,15 @@ from data_prep.lock import FolderLock
 from launch import machine
 from launch.compare_table import COMPARISON
 from launch.config import RunConfig, TaskConfig
+from launch.given import read_run
 from launch.paired import JudgedRun, paired_differences
-from launch.reading import below, read_config
+from launch.reading import below
 from launch.recipes import find_recipe
 from launch.result_rows import COMPARED, RECALLS
 from launch.run_log import LOG, log_file
 from launch.signals import stopped_by_sigterm, uninterrupted
 from launch.stages import RESULTS
-from launch.tasks import tasks_of
+from launch.tasks import tasks_of, training_stages
 from pipeline.limits import above_zero, at_least
 from pipeline.progress import read_metrics
 from pipeline.trimming.target import Target
@@ -143,7 +144,7 @@ def compare(config: CompareConfig, told: Callable[[str], None]) -> dict[str, Any
     files = [find_recipe(name) for name in config.base]
     words = {trial: settled(files, overrides_of(config, trial), trial) for trial in trials(config)}
     out = Path(config.out).expanduser()
-    check_full_models({trial.variant: read_config(RunConfig, files, given) for trial, given in words.items()}, out)
+    check_full_models({trial.variant: read_run(files, given) for trial, given in words.items()}, out)
     out.mkdir(parents=True, exist_ok=True)
     runs, failures = _Runs(), dict[str, str]()
     with (
@@ -203,7 +204,9 @@ def settled(files: Sequence[Path], overrides: list[str], trial: Trial) -> list[s
     Raises:
         UserError: The configuration is wrong.
     """
-    run = read_config(RunConfig, files, overrides)
+    run = read_run(files, overrides)
+    if not training_stages(run):
+        raise UserError(f"pretrained={run.pretrained}, and trim.targets=[]: nothing is trained; name targets")
     more = [f"--tasks.{name}.trim.loop.samples={_ENDLESS}" for name in run.tasks if trial.budget == "minutes"]
     if run.checkpoint.path is not None:
         more.append(f"--checkpoint.path={run.checkpoint.path.rstrip('/')}/{trial.name}")
@@ -323,15 +326,15 @@ def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, An
         # What a run that failed now has left may be of another configuration.
         if trial.name in failures or not (folder / RESULTS).is_file():
             continue
-        pretrain = folder / "stages" / "pretrain"
-        stage = read_json(pretrain / "status.json")["outputs"]
+        trained = _trained_first(folder)
+        stage = read_json(trained / "status.json")["outputs"]
         runs.append(
             {
                 "variant": trial.variant,
                 "budget": trial.budget,
                 "seed": trial.seed,
                 "samples": stage["samples"],
-                "step_ms": _step_ms(pretrain, stage),
+                "step_ms": _step_ms(trained, stage),
                 "peak_bytes": stage["peak_bytes"],
                 "results": read_json(folder / RESULTS),
             }
@@ -339,6 +342,15 @@ def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, An
     facts = {"command": machine.command(), "commit": machine.git_commit(), "hardware": machine.hardware()}
     planned = {"reference": config.reference, "trials": len(trials(config))}
     return {**planned, "runs": runs, "failures": dict(failures), "facts": facts}
+
+
+def _trained_first(folder: Path) -> Path:
+    """The training whose speed and memory are told: of a run that was given its model, the first fine-tuning."""
+    pretrain = folder / "stages" / "pretrain"
+    if (pretrain / "status.json").is_file():
+        return pretrain
+    planned: Mapping[str, Any] = read_json(folder / "run.json")["stages"]
+    return folder / "stages" / next(name for name in planned if name.startswith("trim-"))
 
 
 def _judged(config: CompareConfig, run: Mapping[str, Any]) -> JudgedRun:

@@ -1,6 +1,7 @@
 """The configuration of a run: every part's own dataclass under one name."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from data_prep.errors import UserError
@@ -71,6 +72,8 @@ class RunConfig:
         loader: How shards become batches.
         tokenizer: The vocabulary, trained on the training captions.
         model: The backbone.
+        pretrained: Folder of a pre-trained model to fine-tune, as pre-training exports it or `trimline import` writes
+            it: model, pictures and tokenizer are then that folder's, and nothing is pre-trained. None pre-trains one.
         engine: What carries out a step.
         checkpoint: Where checkpoints go, and which of them stay.
         pretrain: Pre-training.
@@ -91,6 +94,7 @@ class RunConfig:
     loader: LoaderConfig
     tokenizer: TokenizerConfig
     model: ModelConfig
+    pretrained: str | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     pretrain: PretrainConfig
@@ -108,6 +112,13 @@ class RunConfig:
             raise UserError(f"seed={self.seed} must be 0 or more")
         for name in self.tasks:
             self._check_task(name)
+        if self.pretrained is not None:  # worker processes may run in other folders than the command
+            object.__setattr__(self, "pretrained", str(Path(self.pretrained).expanduser().absolute()))
+
+    @property
+    def pretrain_splits(self) -> tuple[str, ...]:
+        """The splits that this run pre-trains on."""
+        return tuple(self.pretrain.splits) if self.pretrained is None else ()
 
     def _check_task(self, name: str) -> None:
         """Refuses the name of a further task that is none, or stands for other stages or results already."""

@@ -77,7 +77,7 @@ def exposure_of(folder: Path, config: RunConfig, split: Path, trained_on: Collec
     if again:
         part = f"{again} of the {len(shards)} shards of " if 0 < again < len(shards) else ""
         return Exposure(model=name, held_out=False, why=part)
-    if config.pretrain.init is not None:
+    if config.pretrain.init is not None or config.pretrained is not None:
         return Exposure(model=name, held_out=None, why=_FOREIGN)
     if split.resolve() in {path.resolve() for path in indexed_splits(data)}:
         return Exposure(model=name, held_out=True)

@@ -12,6 +12,7 @@ import torch
 from data_prep.errors import UserError
 from data_prep.sources.published import split_paths
 from launch.config import RunConfig, TaskConfig
+from launch.given import check_given
 from launch.machine import available_cpus, available_gpus
 from launch.reading import below
 from launch.split_texts import check_texts
@@ -61,6 +62,7 @@ def check(config: RunConfig, out: Path, until: str | None = None) -> None:
     Raises:
         UserError: naming what is wrong, with which numbers, and how to mend it.
     """
+    check_given(config, until)
     _check_processes(config)
     _check_engine(config)
     _check_splits(config)
@@ -72,7 +74,8 @@ def check(config: RunConfig, out: Path, until: str | None = None) -> None:
     plan = plan_source(config.data)
     check_texts(config, lambda split: plan[split].folder, until)
     _check_words(config)
-    check_lr_scales(_meta_model(config), config.pretrain.lr_scales)
+    if config.pretrained is None:
+        check_lr_scales(_meta_model(config), config.pretrain.lr_scales)
     if config.checkpoint.path is not None:
         open_place(config.checkpoint.path, Process(world_size=_processes(config)))
     _check_disk(config, out)
@@ -91,7 +94,7 @@ def _check_processes(config: RunConfig) -> None:
     cluster = config.cluster
     if config.launcher == "local" or _elsewhere(config):
         return
-    workers = cluster.counts[0]
+    workers = cluster.counts[0] if config.pretrained is None else 1
     if cluster.placement == "strict_spread" and workers > 1:
         raise UserError(
             f"cluster.placement=strict_spread wants a machine for each of cluster.workers={workers}, but without "
@@ -146,12 +149,12 @@ def _check_training(config: RunConfig) -> None:
 
 
 def _processes(config: RunConfig) -> int:
-    """Processes of the pre-training stage at most: with the local launcher, what torchrun started."""
+    """Processes of a training stage at most: with the local launcher, what torchrun started."""
     return pretrain_counts(config)[-1]
 
 
 def _check_engine(config: RunConfig) -> None:
-    if config.engine.compile and training_stages(config)[1:]:
+    if config.engine.compile and any(task.trims for task in tasks_of(config)):
         log.warning("engine.compile is for pre-training only; the trim stages, whose shapes change, are not compiled")
     if config.engine.name == "deepspeed":
         preflight_deepspeed()
@@ -179,7 +182,7 @@ def _check_evaluation(config: RunConfig) -> None:
 
 def _check_splits(config: RunConfig) -> None:
     """Looks for the raw files, and whether every split that pre-training wants will be there."""
-    wanted = {"pretrain.splits": list(config.pretrain.splits)}
+    wanted = {"pretrain.splits": list(config.pretrain_splits)}
     wanted["evaluate.retrieval_splits"] = list(config.evaluate.retrieval_splits)
     _look_for(config, wanted)
 
@@ -303,6 +306,8 @@ def _parameters(config: RunConfig) -> int:
 def _meta_model(config: RunConfig, image_size: int | None = None) -> Backbone:
     """The model without memory for its weights; for pictures of another size where one is given."""
     model = config.model.at_image_size(image_size)
-    words = max(model.text.vocab_size, config.tokenizer.vocab_size + EXTRA_WORDS)
+    words = model.text.vocab_size
+    if config.pretrained is None:
+        words = max(words, config.tokenizer.vocab_size + EXTRA_WORDS)
     with torch.device("meta"):
         return build_model(replace(model, text=replace(model.text, vocab_size=words)))

@@ -28,25 +28,27 @@ _REFUSAL = re.compile(r"(?P<key>[A-Za-z_][\w.]*)=(?P<value>\S+) ")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def read_config(kind: type[T], files: Sequence[Path], overrides: Sequence[str]) -> T:
+def read_config(kind: type[T], files: Sequence[Path], overrides: Sequence[str], beneath: Sequence[str] = ()) -> T:
     """Builds a configuration: later files win over earlier ones, overrides over all files.
 
     Args:
         kind: A dataclass, whose fields may be dataclasses, or dataclasses by name.
         files: YAML files.
         overrides: As on a command line, such as ``["--data.root", "DIR", "--seed=1"]``.
+        beneath: What holds where no file and no override says otherwise, written like overrides.
 
     Raises:
         UserError: For a key that does not exist, a value of the wrong type, or one that a dataclass refuses.
     """
-    contents = {str(file): _load(file) for file in files}
+    contents = {str(file): load_yaml(file) for file in files}
     names = _names(kind, contents, overrides)
     known = known_keys(kind, names=names)
     for where, content in contents.items():
         _check_keys(kind, content, where, "", known)
     _check_overrides(overrides, known)
     parser = _parser(kind, names)
-    arguments = [part for file in files for part in ("--config", str(file))] + list(overrides)
+    layers = [part for file in files for part in ("--config", str(file))]
+    arguments = [*beneath, *layers, *overrides]
     try:
         given = parser.parse_args(arguments)
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
@@ -197,7 +199,12 @@ def members(kind: type[Any]) -> Iterator[tuple[str, type[Any] | None]]:
         yield field.name, inner[0] if len(inner) == 1 and isinstance(inner[0], type) else None
 
 
-def _load(file: Path) -> Mapping[str, Any]:
+def load_yaml(file: Path) -> Mapping[str, Any]:
+    """The keys and values of a file.
+
+    Raises:
+        UserError: It cannot be read, or holds something else.
+    """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

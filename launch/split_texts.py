@@ -42,7 +42,7 @@ def check_texts(config: RunConfig, folder_of: Callable[[str], Path | None], unti
 
 
 def _of_pretraining(config: RunConfig, until: str | None) -> Iterator[_Wanted]:
-    for split in config.pretrain.splits:
+    for split in config.pretrain_splits:
         yield "pretrain.splits", split, "captions", "pre-training"
     for split in config.evaluate.retrieval_splits if until in (None, "evaluate") else ():
         yield "evaluate.retrieval_splits", split, "captions", "retrieval"

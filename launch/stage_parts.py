@@ -37,15 +37,16 @@ def _counting(section: str, values: Any) -> Any:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The keys that two stages' parts differ in, with both values, for a person; at most three of them."""
-    before, after = dict(_flat(old)), dict(_flat(json.loads(json.dumps(new))))
+    before, after = dict(flat(old)), dict(flat(json.loads(json.dumps(new))))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     told = [f"{key} was {before.get(key)}, is {after.get(key)}" for key in keys[:_TOLD]]
     return "; ".join(told + ([f"and {len(keys) - _TOLD} more"] if len(keys) > _TOLD else []))
 
 
-def _flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by their dotted keys."""
     if isinstance(values, Mapping) and values:
         for name, value in values.items():
-            yield from _flat(value, f"{key}.{name}" if key else name)
+            yield from flat(value, f"{key}.{name}" if key else name)
     else:
         yield key, values

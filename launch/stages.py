@@ -1,11 +1,12 @@
-"""The stages of a run, made from its configuration: shard -> pretrain -> trim -> evaluate -> survivors."""
+"""The stages of a run, made from its configuration: shard -> pretrain -> trim -> evaluate -> survivors.
 
-import itertools
-import logging
+Where a pre-trained model is given (`launch.given`), the second is not there, and the others begin from that model.
+"""
+
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,21 @@ from data_prep.sources import PlannedSplit, SourceConfig, prepare, source_module
 from data_prep.targets import LocalTarget, open_target
 from launch.backend import Backend, Care
 from launch.config import RunConfig, TaskConfig
+from launch.given import weights_digest
 from launch.graph import Attempt, Stage
 from launch.reading import as_json, below
 from launch.split_texts import check_texts
 from launch.stage_parts import parts_of
 from launch.tasks import Task, tasks_of
+from launch.vocabulary import given_tokenizer, make_tokenizer
 from pipeline.checkpoint_places import newest_step
-from pipeline.data.decode import BadSample
-from pipeline.data.sample import questions_in
-from pipeline.data.shards import ShardFolder
-from pipeline.data.storage import StorageConfig
-from pipeline.data.text import Tokenizer
 from pipeline.metrics.captions import missing_for_captions
-from pipeline.metrics.vqa import normalised
 from pipeline.pretrain import check_pretrain, describe_pretrain_update
 from pipeline.progress import ProgressFile
 from pipeline.tasks.classes import ANSWERING
 from pipeline.trim_config import TrimConfig
 from pipeline.trimming.methods import what_counts
 from pipeline.trimming.target import Target
-
-log = logging.getLogger(__name__)
 
 KINDS = ("pretrain", "trim", "evaluate")
 """What a run can end with, in their order."""
@@ -81,41 +76,20 @@ def shard_stage(config: RunConfig, out: Path, backend: Backend) -> Stage:
     return _Builder(config, out, backend, "", None).shard()
 
 
-def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]:
-    """Every caption and every statement of a split, for the vocabulary; bad samples have none."""
-    for fields in _fields_of(split, storage):
-        yield from fields["captions"]
-        yield from (str(statement["text"]) for statement in fields.get("statements", ()))
-
-
-def asked_in(split: Path, storage: StorageConfig | None = None, answers: bool = False) -> Iterator[str]:
-    """Every question of a split, for the vocabulary of a run that answers them; where it tells answers, those too."""
-    for fields in _fields_of(split, storage):
-        for question in questions_in(fields):
-            yield question["question"]
-            if answers:
-                yield from map(normalised, question.get("answers") or ())
-
-
-def _fields_of(split: Path, storage: StorageConfig | None) -> Iterator[dict[str, Any]]:
-    for row, sample in ShardFolder(split, storage).in_order():
-        if isinstance(sample, BadSample):
-            log.warning("%s: sample %d has no texts: %s", split, row, sample)
-        else:
-            yield sample.fields
-
-
 def pretrain_counts(config: RunConfig) -> list[int]:
     """The numbers of workers that pre-training may have: of those asked for, the ones that the batch divides among.
 
-    With the local launcher there are as many as torchrun has started, whatever is asked for.
+    With the local launcher there are as many as torchrun has started, whatever is asked for. Where nothing is
+    pre-trained the number is fine-tuning's.
 
     Raises:
         UserError: None does.
     """
     counts, refusal = [], None
-    local = config.launcher == "local"
-    for count in [int(os.environ.get("WORLD_SIZE", "1"))] if local else config.cluster.counts:
+    here = [int(os.environ.get("WORLD_SIZE", "1"))] if config.launcher == "local" else None
+    if config.pretrained is not None:
+        return here or [1]
+    for count in here or config.cluster.counts:
         try:
             check_pretrain(config.pretrain, config.model, config.loader, config.engine, count)
         except UserError as error:
@@ -125,6 +99,10 @@ def pretrain_counts(config: RunConfig) -> list[int]:
     if refusal is not None and not counts:
         raise refusal
     return counts
+
+
+def _distinct(*names: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 class _Builder:
@@ -141,11 +119,16 @@ class _Builder:
         self._group = group
         self._lease = lease
         self._until: str | None = "pretrain"
+        self._given = None if config.pretrained is None else Path(config.pretrained)
+        self._backbone = self._given or self._export("pretrain")
+        # What a stage that uses the pre-trained model depends on: a stage of the run, or the bytes of what is given.
+        self._before = ("pretrain",) if self._given is None else ("shard",)
+        self._of_given = {} if self._given is None else {"pretrained": weights_digest(self._given)}
 
     def build(self, until: str | None) -> list[Stage]:
         self._until = until
         wanted = KINDS[: KINDS.index(until) + 1] if until else KINDS
-        stages = [self.shard(), self._pretrain()]
+        stages = [self.shard(), *([] if self._given else [self._pretrain()])]
         wanted_models = [(task, target) for task in self._tasks for target in task.targets]
         wanted_models.sort(key=lambda each: not each[0].teaches(each[1]))  # as `_trim_seconds` shares time out
         trims = [(task, self._trim(task, target)) for task, target in wanted_models]
@@ -175,13 +158,18 @@ class _Builder:
             run=self._write_shards,
             parts={
                 "data": data,
-                "tokenizer": self._config.tokenizer.identity,
-                "splits": self._config.pretrain.splits,
+                **self._parts_of_words(),
                 **({"questions": list(self._asked)} if self._asked else {}),
                 **({"answers": True} if self._tells else {}),
             },
             outputs=(*splits, self._out / "tokenizer"),
         )
+
+    def _parts_of_words(self) -> dict[str, Any]:
+        """What the tokenizer depends on; of a given model's on its words, wherever they lie."""
+        if self._given is None:
+            return {"tokenizer": self._config.tokenizer.identity, "splits": self._config.pretrain.splits}
+        return {"tokenizer": given_tokenizer(self._config.tokenizer).digest}
 
     @property
     def _asking(self) -> list[TrimConfig]:
@@ -217,8 +205,11 @@ class _Builder:
         account = prepare(self._config.data, data, show, replace_others=True)
         check_texts(self._config, lambda split: data / split, self._until)
         progress.show(progress.total, "making the tokenizer", now=True)
-        vocabulary = self._make_tokenizer([data / name for name in self._config.pretrain.splits])
-        return {"data": str(data), "tokenizer": str(self._out / "tokenizer"), "vocabulary": vocabulary, **account}
+        told, asked = ([data / name for name in names] for names in (self._config.pretrain.splits, self._asked))
+        tokenizer = make_tokenizer(self._config.tokenizer, told, asked, self._config.loader, self._tells)
+        tokenizer.save(self._out / "tokenizer")
+        words = {"tokenizer": str(self._out / "tokenizer"), "vocabulary": tokenizer.vocab_size}
+        return {"data": str(data), **words, **account}
 
     def _remove_other_splits(self, data: Path) -> None:
         wanted = {data / name for name in plan_source(self._config.data)}
@@ -230,19 +221,6 @@ class _Builder:
                 folder.unlink(missing_ok=True)
             else:
                 shutil.rmtree(folder, ignore_errors=not folder.exists())
-
-    def _make_tokenizer(self, splits: Sequence[Path]) -> int:
-        config = self._config.tokenizer
-        if config.path is not None:
-            tokenizer = Tokenizer.from_pretrained(Path(config.path).expanduser(), config.max_words, config.clean)
-        else:
-            told = itertools.chain.from_iterable(texts_of(split, self._config.loader) for split in splits)
-            folders = [self._out / "data" / name for name in self._asked]
-            told_of = (asked_in(split, self._config.loader, self._tells) for split in folders)
-            asked = itertools.chain.from_iterable(told_of)
-            tokenizer = Tokenizer.train(itertools.chain(told, asked), config)
-        tokenizer.save(self._out / "tokenizer")
-        return tokenizer.vocab_size
 
     def _pretrain(self) -> Stage:
         seconds = self._pretrain_seconds()
@@ -278,7 +256,7 @@ class _Builder:
             "trim",
             run,
             target=wanted.plain,
-            backbone=str(self._export("pretrain")),
+            backbone=str(self._backbone),
             teacher=None if teacher is None else str(self._export(teacher)),
             budget_seconds=self._trim_seconds(),
             can_leave=True,
@@ -289,28 +267,33 @@ class _Builder:
         kept = config.trim.kept_pruning(config.model.backbone, config.pretrain.pruning)
         if kept is not None:
             parts["pruning"] = as_json(kept)
-        inputs = ("pretrain",) if teacher is None else ("pretrain", teacher)
-        return self._single(name, job, inputs, parts, (self._export(name),))
+        inputs = self._before if teacher is None else (*self._before, teacher)
+        return self._single(name, job, inputs, parts | self._of_given, (self._export(name),))
 
     def _evaluate(self, task: Task, of: str) -> Stage:
         name, run = f"evaluate-{of}", self._run_of(task)
         job = self._job(name, "evaluate", run, **self._models([of]), task=task.name)
-        inputs, parts = ("shard", of), parts_of(run, "loader", "evaluate")
+        before, parts = (of,), parts_of(run, "loader", "evaluate")
+        if of == "pretrain":
+            before, parts = self._before, parts | self._of_given
         if of != "pretrain" and task.config.trim.task == "captioning" and missing_for_captions():
             parts["unscored"] = True  # it is done again where the programs that score are there
+        inputs = _distinct("shard", *before)
         return self._single(name, job, inputs, parts, (self._folder(name) / RESULTS,))
 
     def _survivors(self, task: Task) -> Stage:
         """The pictures of one task: a model that failed leaves those of other tasks alone, which ask other things."""
         name, run = task.survivors, self._run_of(task)
         job = self._job(name, "survivors", run, **self._models(["pretrain", *task.trims]))
-        inputs = ("shard", "pretrain", *task.trims)
-        output = self._folder(name) / "survivors.json"
-        return self._single(name, job, inputs, parts_of(run, "loader", "evaluate", "pretrain"), (output,))
+        inputs = _distinct("shard", *self._before, *task.trims)
+        parts = parts_of(run, "loader", "evaluate", "pretrain") | self._of_given
+        if self._given is not None:
+            parts["pretrain"] = {"pruning": parts["pretrain"]["pruning"]}  # no more of it takes place
+        return self._single(name, job, inputs, parts, (self._folder(name) / "survivors.json",))
 
     def _models(self, names: list[str]) -> dict[str, Any]:
         trimmed = {name: str(self._export(name)) for name in names if name != "pretrain"}
-        return {"pretrained": str(self._export("pretrain")) if "pretrain" in names else None, "trimmed": trimmed}
+        return {"pretrained": str(self._backbone) if "pretrain" in names else None, "trimmed": trimmed}
 
     def _job(self, name: str, kind: str, run: dict[str, Any], **more: Any) -> dict[str, Any]:
         return {
@@ -392,4 +375,5 @@ class _Builder:
         first = sum(trim.needs_full and len(trim.targets) > 1 for trim in trims)  # full models that others wait for
         others = sum(len(trim.targets) for trim in trims) - first
         rounds = math.ceil(first / slots) + math.ceil(others / slots)
-        return 60 * budget.minutes * (1 - budget.pretrain_share) / rounds
+        share = 1.0 if self._given else 1 - budget.pretrain_share
+        return 60 * budget.minutes * share / rounds

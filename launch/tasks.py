@@ -71,4 +71,5 @@ def tasks_of(config: RunConfig) -> list[Task]:
 
 def training_stages(config: RunConfig) -> list[str]:
     """The names of the stages that write checkpoints."""
-    return ["pretrain", *(name for task in tasks_of(config) for name in task.trims)]
+    own = ["pretrain"] if config.pretrained is None else []
+    return own + [name for task in tasks_of(config) for name in task.trims]

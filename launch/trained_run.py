@@ -12,6 +12,7 @@ from data_prep.errors import UserError
 from data_prep.index import INDEX, indexed_splits
 from launch.config import RunConfig
 from launch.exposure import Exposure, exposure_of
+from launch.given import Given
 from launch.reading import read_config
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
@@ -31,6 +32,11 @@ def config_of(folder: Path) -> RunConfig:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml; give the `out` of a `trimline run`")
     return read_config(RunConfig, [folder / "config.yaml"], [])
+
+
+def _pretrained(folder: Path, config: RunConfig) -> Path:
+    """Where the model that was pre-trained, or given instead, lies."""
+    return folder / "stages" / "pretrain" / "export" if config.pretrained is None else Path(config.pretrained)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,9 @@ class TrainedRun:
             UserError: It holds no pre-trained model, or no such split.
         """
         config = config_of(folder)
-        if not (folder / "stages" / "pretrain" / "export").is_dir():
+        if config.pretrained is not None:
+            Given.of(Path(config.pretrained))
+        elif not _pretrained(folder, config).is_dir():
             raise UserError(
                 f"{folder} has no pre-trained model yet; let its pre-training end (trimline status {folder})"
             )
@@ -85,7 +93,7 @@ class TrainedRun:
             fine_tuned: Whether fine-tuning counts too.
         """
         trim = self.config.trim
-        splits = [*self.config.pretrain.splits, *(trim.splits if fine_tuned else ())]
+        splits = [*self.config.pretrain_splits, *(trim.splits if fine_tuned else ())]
         found = exposure_of(self.folder, self.config, split, splits)
         scored = (self.folder / "data" / trim.validation.split).resolve()
         return replace(found, chose=fine_tuned and trim.validation.every_steps > 0 and split.resolve() == scored)
@@ -124,7 +132,7 @@ class TrainedRun:
 
     def model(self) -> Backbone:
         """The pre-trained model, in evaluation mode."""
-        return load_backbone(self.folder / "stages" / "pretrain" / "export").to(self.device)
+        return load_backbone(_pretrained(self.folder, self.config)).to(self.device)
 
     def batches(self, samples: int, size: int) -> Iterator[ImageTextBatch]:
         """The first pairs of the split, `size` at a time, on the device."""

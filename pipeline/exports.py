@@ -30,6 +30,8 @@ from pipeline.weights.mapping import fill
 from pipeline.weights.positions import fit_positions
 from pipeline.weights.sizes import POSITIONS
 
+BEGINNINGS = ("backbone", "blip_retrieval")
+"""Kinds of exports that fine-tuning can begin from."""
 _SAID = {"captioning": "given", "vqa_generative": "candidates"}
 """What the config.json of a kind must say of its decoder."""
 
@@ -47,7 +49,7 @@ def load_backbone(folder: Path, image_size: int | None = None) -> Backbone:
     Raises:
         UserError: The folder holds something else, or the size is no whole number of patches.
     """
-    tensors, described = _load(folder, ("backbone", "blip_retrieval"), "a pre-trained backbone")
+    tensors, described = _load(folder, BEGINNINGS, "a pre-trained backbone")
     drawn = ("text_decoder.",) if described["kind"] == "blip_retrieval" else ()
     with _named(folder):
         found = ModelConfig.from_dict(described.get("model", {}))

@@ -6,8 +6,7 @@ from typing import Any
 
 from launch.answers import Answer
 from launch.cluster.jobs import Jobs, is_over
-from launch.config import RunConfig
-from launch.reading import read_config
+from launch.given import read_run
 from launch.recipes import find_recipe
 
 
@@ -25,7 +24,7 @@ def submit_command(
     Raises:
         UserError: for a mistake in the configuration, or a server that does not answer.
     """
-    config = read_config(RunConfig, [find_recipe(name) for name in files], overrides)
+    config = read_run([find_recipe(name) for name in files], overrides, here=False)
     sent = Jobs(address).submit(config, command, python, fresh, take_from)
     where = f" --address {sent['address']}"
     text = [

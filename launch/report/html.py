@@ -115,7 +115,8 @@ def _page(run: RunFolder) -> Page:
         analyses=analyses,
         faults=faults_of(run.stages),
         mixed=_mixed(run.stages),
-        pretrained=any(stage.name == "pretrain" and stage.state == "done" for stage in run.stages),
+        pretrained=bool(run.config.get("pretrained"))
+        or any(stage.name == "pretrain" and stage.state == "done" for stage in run.stages),
         missing=[*_missing(run, drawn, pictures, analyses), *problems, *unshown, *run.unreadable],
     )
 

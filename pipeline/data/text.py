@@ -31,6 +31,7 @@ _USUAL = {
 }
 _ALSO = {"cls_token": "bos_token", "sep_token": "eos_token"}
 _FILE = "tokenizer.json"
+_WORDS = "vocab.txt"
 _MOST_WORDS = 1 << 16  # whose tokens are kept, about 10 MB
 _CONFIG = "tokenizer_config.json"
 
@@ -81,6 +82,11 @@ _USUAL_TEXTS = TokenizerConfig()
 _ENDS = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")
 _JOINED = [*((f" {end}", end) for end in _ENDS[:4]), (" ' ", "'"), *((f" {end}", end) for end in _ENDS[4:])]
 """`clean_up_tokenization` of transformers, in its order."""
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds one that `Tokenizer.from_pretrained` reads."""
+    return any((folder / name).exists() for name in (_FILE, _WORDS))
 
 
 class Tokenizer:
@@ -181,11 +187,11 @@ class Tokenizer:
         config, read = _described(folder), usual.said_in(folder)
         if (folder / _FILE).exists():
             inner = _read(folder / _FILE)
-        elif (folder / "vocab.txt").exists():
-            lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        elif (folder / _WORDS).exists():
+            lines = (folder / _WORDS).read_text(encoding="utf-8").splitlines()
             inner = _bert_like({token: number for number, token in enumerate(lines)})
         else:
-            raise UserError(f"{folder} holds neither {_FILE} nor vocab.txt; give the folder of a tokenizer")
+            raise UserError(f"{folder} holds neither {_FILE} nor {_WORDS}; give the folder of a tokenizer")
         specials = [_special(role, config, inner) for role in _ROLES]
         return cls(inner, specials, max_words or read.max_words, read.clean if clean is None else clean)
 

@@ -200,7 +200,8 @@ def _overlay(folder: Path, configs: Sequence[str]) -> Path:
     small["cluster"]["gpus_per_worker"] = 0
     small["trim"]["answers"] = {"at_least": 5}
     small["evaluate"] = {"retrieval_pairs": 16, "rerank": 4, "pictures": 1}
-    drawn_here = any(Path(config).stem == "demo" for config in configs) and not any("tasks" in one for one in configs)
+    drawn = any(Path(config).stem in ("demo", "shapes") for config in configs)
+    drawn_here = drawn and not any("tasks" in one for one in configs)
     if drawn_here:
         small["data"]["sizes"] = SIZES
     else:
