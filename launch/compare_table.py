@@ -84,6 +84,15 @@ def _line(
     }
 
 
+def scores_of(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each score of each variant as a flat row: its mean, the seeds' values, its difference from the reference."""
+    return [
+        {"budget": line["budget"], "variant": line["variant"], **cell}
+        for line in lines
+        for cell in line["metrics"].values()
+    ]
+
+
 def paired_lines(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Differences on the same test instances (`launch.paired.Answers`), each with the interval over seeds beside it.
 

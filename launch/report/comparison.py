@@ -19,9 +19,10 @@ from launch.compare_table import (
     mean_in_words,
     paired_lines,
     paired_words,
+    scores_of,
     uneven_note,
 )
-from launch.report.figures import Drawing
+from launch.report.figures import Drawing, save_rows
 from launch.report.html import hardware_in_words, page_environment
 from launch.report.means import mean_rows
 from launch.report.pareto import draw_pareto
@@ -103,6 +104,8 @@ def write_comparison(folder: Path) -> Path:
     page = _page(folder, data)
     for drawing in (*page.differences, *page.sweeps, *page.fronts):
         drawing.save(folder / "figures")
+    save_rows(folder / "figures", "scores", scores_of(lines_of(data)))
+    save_rows(folder / "figures", "differences", paired_lines(data))
     target = folder / "report.html"
     environment = page_environment()
     environment.filters |= {"mean_in_words": mean_in_words, "difference_in_words": difference_in_words}

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,20 @@ def _svg(figure: Figure, title: str, note: str) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+
+
+def save_rows(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a table as NAME.csv: a column for each name that any row has, lists in one cell; nothing without rows."""
+    if not rows:
+        return
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[_listed(row.get(column)) for column in columns] for row in rows]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / f"{name}.csv", _csv(columns, cells))
+
+
+def _listed(value: Any) -> Any:
+    return " ".join(str(_cell(each)) for each in value) if isinstance(value, list | tuple) else _cell(value)
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -17,7 +17,7 @@ from launch.paired import RESAMPLED, own_differences, points
 from launch.report import words
 from launch.report.curves import Curve, draw_curve, queue_begins
 from launch.report.faults import Fault, faults_of
-from launch.report.figures import Drawing
+from launch.report.figures import Drawing, save_rows
 from launch.report.instances import Extremes, Told, drawings, extremes, told
 from launch.report.pareto import draw_pareto
 from launch.report.quoted import SOURCE, Quoted, comparable, quoted
@@ -81,6 +81,8 @@ def write_report(run: Path) -> Path:
     page = _page(read_run(run))
     for drawing in (*page.curves, *page.fronts, *page.instances):
         drawing.save(run / "figures")
+    save_rows(run / "figures", "results", page.run.results)
+    save_rows(run / "figures", "differences", page.paired)
     target = run / "report.html"
     write_atomic(target, _render(page))
     _log.info("wrote %s", target)

@@ -42,6 +42,14 @@ def test_tables_have_means_and_paired_differences(comparison: Path) -> None:
     assert len(addresses) == 17 and all((comparison / address).is_file() for address in addresses)
 
 
+def test_the_tables_have_their_numbers_in_a_file(comparison: Path) -> None:
+    write_comparison(comparison)
+    rows = {(row["variant"], row["split"], row["metric"]): row for row in numbers(comparison, "scores")}
+    assert rows["prune_only", "test", "R@10"]["seeds"] == "0 1"
+    own = rows["query", "test", "R@10"]
+    assert (float(own["mean"]), float(own["difference"])) == (61.0, 1.0) and len(own["values"].split()) == 3
+
+
 def test_differences_are_drawn_with_their_numbers(comparison: Path) -> None:
     write_comparison(comparison)
     rows = {(row["variant"], row["metric"]): row for row in numbers(comparison, "differences-samples")}

@@ -65,8 +65,17 @@ def test_every_figure_has_its_numbers_in_a_file(reported_run: Path) -> None:
         "modules-statement-test",
         "retention-statement-test",
     )
-    assert names == {f"{drawing}.{kind}" for drawing in drawings for kind in ("svg", "csv")}
+    assert names - {"results.csv"} == {f"{drawing}.{kind}" for drawing in drawings for kind in ("svg", "csv")}
     assert "currentColor" not in (reported_run / "figures" / "curves-pretrain.svg").read_text()
+
+
+def test_the_table_has_its_numbers_in_a_file(reported_run: Path) -> None:
+    with (reported_run / "figures/results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    wanted = json.loads((reported_run / "results.json").read_text())
+    assert [(row["split"], row["metric"], float(row["value"])) for row in rows] == [
+        (row["split"], row["metric"], row["value"]) for row in wanted
+    ]
 
 
 def test_a_second_report_of_the_same_run_has_the_same_bytes(reported_run: Path) -> None:
