@@ -19,10 +19,12 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName, ModelConfig
 from pipeline.setup import export_config
+from pipeline.tasks.answer_list import ANSWERS
 from pipeline.tasks.captioning import CaptioningModel
 from pipeline.tasks.classes import STATEMENT, Captions, Classes
 from pipeline.tasks.classification import ClassificationModel
-from pipeline.trimming.trimmers import TrimmerConfig
+from pipeline.tasks.generative_vqa import AnsweringModel, RankedAnswers
+from pipeline.trimming.trimmers import SMARTTRIM, TrimmerConfig
 from tests.pipeline.data.samples import Listed, png
 from tests.pipeline.small import small_config
 
@@ -95,6 +97,18 @@ def statement_export(folder: Path, classes: Classes = STATEMENT, backbone_name: 
     described = export_config(classes.task, backbone.config, loader_of(backbone.config), target=2.0,
                               **describe_method(model, "smarttrim"))  # fmt: skip
     export_weights(folder, model.state_dict(), json.loads(json.dumps(described)), TOKENIZER)
+    return folder
+
+
+def answering_export(folder: Path, names: Sequence[str], candidates: int) -> Path:
+    """Of a decoder that ranks these answers, whose trimmers keep about half."""
+    trimmers, classes = TrimmerConfig(keep_bias=0.1, last_std=0.5), RankedAnswers.of(names, TOKENIZER, candidates)
+    model = AnsweringModel(lively("blip"), trimmers, SMARTTRIM, classes)
+    sizes = model.backbone.config
+    described = export_config("vqa_generative", sizes, loader_of(sizes), target=2.0, candidates=candidates,
+                              **describe_method(model, "smarttrim"))  # fmt: skip
+    beside = {ANSWERS: list(names)}
+    export_weights(folder, model.state_dict(), json.loads(json.dumps(described)), TOKENIZER, beside)
     return folder
 
 
