@@ -100,18 +100,23 @@ def statement_export(folder: Path, classes: Classes = STATEMENT, backbone_name: 
     return folder
 
 
+def answering_export(folder: Path, names: Sequence[str], candidates: int) -> Path:
+    """Of a decoder that ranks these answers, whose trimmers keep about half."""
+    trimmers, classes = TrimmerConfig(keep_bias=0.1, last_std=0.5), RankedAnswers.of(names, TOKENIZER, candidates)
+    model = AnsweringModel(lively("blip"), trimmers, SMARTTRIM, classes)
+    sizes = model.backbone.config
+    described = export_config("vqa_generative", sizes, loader_of(sizes), target=2.0, candidates=candidates,
+                              **describe_method(model, "smarttrim"))  # fmt: skip
+    beside = {ANSWERS: list(names)}
+    export_weights(folder, model.state_dict(), json.loads(json.dumps(described)), TOKENIZER, beside)
+    return folder
+
+
 def answers_export(folder: Path, task: TaskName, names: Sequence[str]) -> Path:
     """Of a model whose trimmers keep about half: ``vqa`` tells answers apart, ``vqa_generative`` ranks the list."""
-    if task == "vqa":
-        statement_export(folder, AnswerList("vqa", tuple(names)))
-    else:
-        model = AnsweringModel(
-            lively("blip"), TrimmerConfig(keep_bias=0.1, last_std=0.5), SMARTTRIM, RankedAnswers.of(names, TOKENIZER, 4)
-        )
-        sizes = model.backbone.config
-        described = export_config(task, sizes, loader_of(sizes), target=2.0, candidates=4,
-                                  **describe_method(model, "smarttrim"))  # fmt: skip
-        export_weights(folder, model.state_dict(), json.loads(json.dumps(described)), TOKENIZER)
+    if task == "vqa_generative":
+        return answering_export(folder, names, 4)
+    statement_export(folder, AnswerList("vqa", tuple(names)))
     (folder / ANSWERS).write_text(json.dumps(list(names)))
     return folder
 
