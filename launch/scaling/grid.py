@@ -101,6 +101,8 @@ def settle_one(config: ScaleConfig, files: Sequence[Path], trial: Trial) -> RunC
         UserError: It does not fit together.
     """
     run = read_config(RunConfig, files, overrides_of(config, trial))
+    if run.pretrained is not None:
+        raise UserError(f"pretrained={run.pretrained}: a scaling experiment pre-trains its model; leave the key out")
     workers = run.cluster.most
     check_parts(trial, workers, config.max_accumulation)
     check_processes(run)

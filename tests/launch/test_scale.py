@@ -83,6 +83,9 @@ def test_an_empty_grid_says_why() -> None:
     asked = config(grid=GridConfig(global_batch=(9,), micro_batch=(4,)))
     with pytest.raises(UserError, match=r"nothing is left of 2 combinations: b9-off-m4: global_batch=9 is no multiple"):
         settle(asked, [TINY], trials(asked))
+    asked = config(grid=GridConfig(global_batch=(8,)), shared={"pretrained": "weights"})
+    with pytest.raises(UserError, match="weights: a scaling experiment pre-trains its model; leave the key out"):
+        settle(asked, [TINY], trials(asked))
 
 
 @pytest.mark.parametrize(
