@@ -19,7 +19,7 @@ from launch.survivors_figure import Kept, Step, save_kept, shown_steps
 from launch.trained_export import is_export
 from launch.trained_run import config_of
 from pipeline.data.batch import ImageTextBatch
-from pipeline.data.sample import pictures_of
+from pipeline.data.sample import ASKED, pictures_of
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, normalise
 from pipeline.exports import load_backbone, load_classification_model
@@ -69,12 +69,19 @@ def survivors_command(folder: Path, pictures: Sequence[Path], texts: Sequence[st
         UserError: The model leaves nothing out, or does not read one picture with one text; a picture cannot be read.
     """
     opened = _open(folder.expanduser())
+    if blank := [text for text in texts if not opened.tokenizer.reads(text)]:
+        raise UserError(f"--text {blank[0]!r} has no word that the model reads; give a statement or a question")
     found = [_looked_at(opened, picture.expanduser(), texts) for picture in pictures]
     kept = [each for of_picture in found for each in of_picture]
     name = f"survivors-{model_name(folder).replace('/', '-')}"
     again = " (in the place of older ones)" if (out / f"{name}.csv").exists() else ""
     save_kept(out, name, model_name(folder), kept)
-    lines = [*_table(kept), *(_in_common(of_picture) for of_picture in found if len(texts) > 1)]
+    cut = sum(opened.tokenizer.cuts(text, opened.max_tokens) for text in texts)
+    lines = [
+        *_table(kept),
+        *([f"{cut} of the texts are longer than the model reads"] if cut else []),
+        *(_in_common(of_picture) for of_picture in found if len(texts) > 1),
+    ]
     data = {"model": str(folder), "grid": list(opened.grid), "survivors": [_numbers(each) for each in kept]}
     return 0, data, "\n".join([*lines, f"Figure and numbers: {out / name}.png, .csv{again}"])
 
@@ -94,10 +101,12 @@ def _open(folder: Path) -> _Opened:
     described, device = read_json(folder / "config.json"), device_of(None)
     model, pruning = _pretrained(folder) if described.get("kind") == "backbone" else (_trimmed(folder), None)
     transform, max_tokens = prepared_input(folder, described)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    asked = isinstance(model, ClassificationModel) and model.classes.text in ASKED
     return _Opened(
         model=model.to(device),
         pruning=pruning,
-        tokenizer=Tokenizer.from_pretrained(folder),
+        tokenizer=tokenizer.of_questions() if asked else tokenizer,
         transform=transform,
         max_tokens=max_tokens,
         device=device,

@@ -346,11 +346,9 @@ def gathered(config: CompareConfig, failures: Mapping[str, str]) -> dict[str, An
 
 def _trained_first(folder: Path) -> Path:
     """The training whose speed and memory are told: of a run that was given its model, the first fine-tuning."""
-    pretrain = folder / "stages" / "pretrain"
-    if (pretrain / "status.json").is_file():
-        return pretrain
     planned: Mapping[str, Any] = read_json(folder / "run.json")["stages"]
-    return folder / "stages" / next(name for name in planned if name.startswith("trim-"))
+    first = "pretrain" if "pretrain" in planned else next(name for name in planned if name.startswith("trim-"))
+    return folder / "stages" / first
 
 
 def _judged(config: CompareConfig, run: Mapping[str, Any]) -> JudgedRun:

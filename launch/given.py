@@ -12,14 +12,14 @@ from typing import Any
 import yaml
 
 from data_prep.errors import UserError
-from data_prep.files import read_json, sha256_file
+from data_prep.files import read_described, sha256_file
 from launch.config import RunConfig
 from launch.reading import load_yaml, read_config
 from launch.stage_parts import flat
 from launch.tasks import tasks_of
 from launch.vocabulary import given_tokenizer
 from pipeline.data.loader import LoaderConfig
-from pipeline.data.text import Tokenizer, has_tokenizer
+from pipeline.data.text import has_tokenizer
 from pipeline.evaluation.export_input import loader_of
 from pipeline.exports import BEGINNINGS, load_backbone
 from pipeline.handoff import check_fits
@@ -36,6 +36,8 @@ _FILES = ("model.safetensors", "config.json")
 _PREPARED = ("resize", "mean", "std")
 _DECODING = ("captioning", "vqa_generative")
 _SHOWN = 4
+SAID = ("model", "loader", "tokenizer", "pretrain.pruning")
+"""What the folder says where no override does."""
 _UNUSED = {"pretrain.loop.samples": 1, "pretrain.loop.global_batch": 1, "pretrain.pruning.method": "none"}
 """Of a pre-training that does not take place nobody need say how long it lasts; a file may say how the model was pruned
 in its own, for `trim.keep_pruning`."""
@@ -70,7 +72,7 @@ class Given:
                 "`trimline import` wrote"
             )
         try:
-            described = read_json(folder / "config.json")
+            described = read_described(folder / "config.json")
             _check_kind(described)
             return cls(folder, described, ModelConfig.from_dict(described.get("model", {})))
         except UserError as error:
@@ -81,19 +83,21 @@ class Given:
         """How its pictures are made, and how long its texts were."""
         return loader_of(self.folder, dict(self.described), self.model)
 
-    @property
-    def says(self) -> dict[str, Any]:
-        """Keys of a run that are the folder's to say, with its values; what it does not say is left to the recipe."""
+    def says(self, tokenizer: Path | None) -> dict[str, Any]:
+        """Keys of a run that are the folder's to say, with its values; what it does not say is left to the recipe.
+
+        Args:
+            tokenizer: Folder of the one that is named beside it.
+        """
         loader = {name: getattr(self.loader, name) for name in ("height", "width", *_PREPARED)}
         said = dict(flat({"model": asdict(self.model), "loader": loader}))
         if has_tokenizer(self.folder):
-            words = Tokenizer.from_pretrained(self.folder)
-            said |= {"tokenizer.path": str(self.folder), "tokenizer.max_words": words.max_words}
-            said["tokenizer.clean"] = words.cleaning
+            tokenizer, said["tokenizer.path"] = self.folder, str(self.folder)
         if "imported" in self.described:
             said["pretrain.pruning.method"] = "none"  # whatever a recipe prunes, nobody has pruned these so
-            usual = usual_texts(self.model.backbone, self.described["kind"])
-            said = {"tokenizer.max_words": usual.max_words, "tokenizer.clean": usual.clean} | said
+        if tokenizer is not None or "imported" in self.described:
+            read = usual_texts(self.model.backbone, self.described["kind"]).said_in(tokenizer or self.folder)
+            said |= {"tokenizer.max_words": read.max_words, "tokenizer.clean": read.clean}
         return said
 
     def check_agrees(self, config: RunConfig) -> None:
@@ -138,7 +142,7 @@ def read_run(files: Sequence[Path], overrides: Sequence[str], here: bool = True)
     Raises:
         UserError: For a mistake in the configuration, or a folder that holds no pre-trained model or another one.
     """
-    folder = _named(files, overrides)
+    folder = told_value(files, overrides, _KEY)
     if folder is None:
         return read_config(RunConfig, files, overrides)
     if not here:
@@ -147,8 +151,9 @@ def read_run(files: Sequence[Path], overrides: Sequence[str], here: bool = True)
     asked: dict[str, Any] = {}
     for file in files:
         asked |= flat(load_yaml(file))
-    says, room = given.says, given.model.text.longest
-    if asked.get("loader.max_tokens", 0) > room:
+    tokenizer = told_value(files, overrides, "tokenizer.path")
+    says, room = given.says(None if tokenizer is None else Path(tokenizer).expanduser()), given.model.text.longest
+    if isinstance(wanted := asked.get("loader.max_tokens"), int) and wanted > room:
         says["loader.max_tokens"] = room
     _log_replaced(given.folder, asked, says)
     beneath = _words({**_UNUSED, "loader.max_tokens": given.loader.max_tokens})
@@ -197,13 +202,29 @@ def _digest(path: Path, _size: int, _changed: int) -> str:
     return sha256_file(path)
 
 
-def _named(files: Sequence[Path], overrides: Sequence[str]) -> str | None:
-    """What `pretrained` will be read as, which decides what else is read."""
-    told = [load_yaml(file).get(_KEY) for file in files if _KEY in load_yaml(file)]
-    for word, after in zip(overrides, [*overrides, ""][1:], strict=True):
-        if word == f"--{_KEY}" or word.startswith(f"--{_KEY}="):
-            told.append(yaml.safe_load(after if word == f"--{_KEY}" else word.partition("=")[2]))
+def told_value(files: Sequence[Path], overrides: Sequence[str], key: str) -> str | None:
+    """What a key will be read as, where that decides what else is read; None where nobody tells it.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    told = [every[key] for every in (dict(flat(load_yaml(file))) for file in files) if key in every]
+    for word in words_of(overrides, key):
+        try:
+            told.append(yaml.safe_load(word.partition("=")[2]))
+        except yaml.YAMLError as error:
+            raise UserError(f"{word} cannot be read: give one value") from error
     return None if not told or told[-1] is None else str(told[-1])
+
+
+def words_of(overrides: Sequence[str], *keys: str) -> list[str]:
+    """The overrides of these keys, or of keys below them, each as one word."""
+    found = []
+    for word, after in zip(overrides, [*overrides, ""][1:], strict=True):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and any(name == key or name.startswith(f"{key}.") for key in keys):
+            found.append(f"--{name}={value if equals else after}")
+    return found
 
 
 def _log_replaced(folder: Path, asked: Mapping[str, Any], says: Mapping[str, Any]) -> None:

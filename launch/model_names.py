@@ -40,5 +40,5 @@ def split_name(split: str) -> str:
 
 
 def split_in_file(split: str) -> str:
-    """As part of a file's name."""
-    return Path(split).name
+    """As part of a file's name: splits of two data sets may have one name."""
+    return split_name(split).replace("/", "-")

@@ -21,10 +21,11 @@ from launch.given import weights_digest
 from launch.graph import Attempt, Stage
 from launch.reading import as_json, below
 from launch.split_texts import check_texts
-from launch.stage_parts import parts_of
+from launch.stage_parts import parts_of, rules_of
 from launch.tasks import Task, tasks_of
 from launch.vocabulary import given_tokenizer, make_tokenizer
 from pipeline.checkpoint_places import newest_step
+from pipeline.exports import AS_WRITTEN
 from pipeline.metrics.captions import missing_for_captions
 from pipeline.pretrain import check_pretrain, describe_pretrain_update
 from pipeline.progress import ProgressFile
@@ -160,7 +161,7 @@ class _Builder:
                 "data": data,
                 **self._parts_of_words(),
                 **({"questions": list(self._asked)} if self._asked else {}),
-                **({"answers": True} if self._tells else {}),
+                **({"answers": AS_WRITTEN} if self._tells else {}),
             },
             outputs=(*splits, self._out / "tokenizer"),
         )
@@ -267,6 +268,7 @@ class _Builder:
         kept = config.trim.kept_pruning(config.model.backbone, config.pretrain.pruning)
         if kept is not None:
             parts["pruning"] = as_json(kept)
+        parts |= rules_of(config.trim.task, config.model.backbone, not wanted.is_full)
         inputs = self._before if teacher is None else (*self._before, teacher)
         return self._single(name, job, inputs, parts | self._of_given, (self._export(name),))
 

@@ -41,8 +41,9 @@ def make_tokenizer(
     if config.path is not None:
         return given_tokenizer(config)
     texts = itertools.chain.from_iterable(texts_of(split, storage) for split in told)
-    questions = itertools.chain.from_iterable(asked_in(split, storage, answers) for split in asked)
-    return Tokenizer.train(itertools.chain(texts, questions), config)
+    questions = itertools.chain.from_iterable(asked_in(split, storage) for split in asked)
+    given = itertools.chain.from_iterable(answers_in(split, storage) for split in asked if answers)
+    return Tokenizer.train(itertools.chain(texts, questions), config, given)
 
 
 def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]:
@@ -52,13 +53,21 @@ def texts_of(split: Path, storage: StorageConfig | None = None) -> Iterator[str]
         yield from (str(statement["text"]) for statement in fields.get("statements", ()))
 
 
-def asked_in(split: Path, storage: StorageConfig | None = None, answers: bool = False) -> Iterator[str]:
-    """Every question of a split, for the vocabulary of a run that answers them; where it tells answers, those too."""
+def asked_in(split: Path, storage: StorageConfig | None = None) -> Iterator[str]:
+    """Every question of a split, for the vocabulary of a run that answers them."""
+    for fields in _fields_of(split, storage):
+        yield from (question["question"] for question in questions_in(fields))
+
+
+def answers_in(split: Path, storage: StorageConfig | None = None) -> Iterator[str]:
+    """Every answer of a split, for the vocabulary of a run that tells answers word by word.
+
+    As it is written, which is learned, and where that is another as lists have it, which is told.
+    """
     for fields in _fields_of(split, storage):
         for question in questions_in(fields):
-            yield question["question"]
-            if answers:
-                yield from map(normalised, question.get("answers") or ())
+            for answer in map(str, question.get("answers") or ()):
+                yield from dict.fromkeys((answer, normalised(answer)))
 
 
 def _fields_of(split: Path, storage: StorageConfig | None) -> Iterator[dict[str, Any]]:

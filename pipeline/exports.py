@@ -30,6 +30,8 @@ from pipeline.weights.mapping import fill
 from pipeline.weights.positions import fit_positions
 from pipeline.weights.sizes import POSITIONS
 
+AS_WRITTEN = "as written"
+"""How a model that ranks answers learned them; older exports do not say, and learned them cleaned as texts are."""
 BEGINNINGS = ("backbone", "blip_retrieval")
 """Kinds of exports that fine-tuning can begin from."""
 _SAID = {"captioning": "given", "vqa_generative": "candidates"}
@@ -90,6 +92,7 @@ def _classes(folder: Path, described: dict[str, Any]) -> Classes:
         return captions_of(caption_config(described), int(described["given"]))
     if described["kind"] == "vqa_generative":
         words = Tokenizer.from_pretrained(folder)
+        words = words.as_written() if described.get("answers") == AS_WRITTEN else words
         return RankedAnswers.of(read_answers(folder), words, int(described["candidates"]))
     return classes_of(described["kind"], read_answers(folder) if described["kind"] == "vqa" else ())
 

@@ -20,7 +20,7 @@ from pipeline.data.mix import deal, quotas
 from pipeline.data.shards import ShardFolder
 from pipeline.data.text import Tokenizer
 from pipeline.engine import Engine, EngineConfig, build_engine, split_decay
-from pipeline.exports import captions_of, describe_method, load_backbone
+from pipeline.exports import AS_WRITTEN, captions_of, describe_method, load_backbone
 from pipeline.generation import check_prompt, prompt_ids
 from pipeline.handoff import check_fits
 from pipeline.log_facts import LogFacts, device_peak
@@ -234,7 +234,7 @@ def _classes(config: TrimConfig, inputs: Inputs, tokenizer: Tokenizer, process: 
     folders = [ShardFolder(path, inputs.loader) for path, _ in inputs.sources(config.splits)]
     answers = make_answers(folders, config.answers, process)
     if config.task == "vqa_generative":
-        return RankedAnswers.of(answers, tokenizer, config.answers.candidates)
+        return RankedAnswers.of(answers, tokenizer.as_written(), config.answers.candidates)
     return classes_of(config.task, answers)
 
 
@@ -307,7 +307,7 @@ def _described(beginning: Beginning, task: ClassificationTask) -> dict[str, Any]
     if isinstance(model.classes, Captions):
         method |= {"captions": asdict(config.captions), "given": model.classes.given}
     if isinstance(model.classes, RankedAnswers):
-        method |= {"candidates": model.classes.candidates}
+        method |= {"candidates": model.classes.candidates, "answers": AS_WRITTEN}
     return export_config(config.task, model.backbone.config, beginning.read, target=target.plain, **method)
 
 

@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
+from data_prep.errors import UserError
 from launch.answers import Answer
 from launch.cluster.jobs import Jobs, is_over
-from launch.given import read_run
+from launch.given import SAID, read_run, told_value, words_of
 from launch.recipes import find_recipe
 
 
@@ -24,8 +26,17 @@ def submit_command(
     Raises:
         UserError: for a mistake in the configuration, or a server that does not answer.
     """
-    config = read_run([find_recipe(name) for name in files], overrides, here=False)
-    sent = Jobs(address).submit(config, command, python, fresh, take_from)
+    paths = [find_recipe(name) for name in files]
+    given = told_value(paths, overrides, "pretrained")
+    if given is not None and not PurePosixPath(given).is_absolute():
+        raise UserError(
+            f"pretrained={given} is relative, but the job has a folder of its own on other machines; give an absolute "
+            "path that all of them see"
+        )
+    config = read_run(paths, overrides, here=False)
+    # There the folder's values lie over those of files, and the job's configuration is one.
+    again = [] if given is None else words_of(overrides, *SAID)
+    sent = Jobs(address).submit(config, command, python, fresh, take_from, again)
     where = f" --address {sent['address']}"
     text = [
         f"{sent['id']}: sent with {sent['files']} files ({sent['bytes'] / 2**20:.1f} MiB), writes {sent['out']}",

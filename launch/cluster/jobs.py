@@ -9,7 +9,7 @@ import secrets
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -51,7 +51,13 @@ class Jobs:
         self._client = _client(self.address)
 
     def submit(
-        self, config: RunConfig, command: str, python: str, fresh: bool = False, take_from: str | None = None
+        self,
+        config: RunConfig,
+        command: str,
+        python: str,
+        fresh: bool = False,
+        take_from: str | None = None,
+        again: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Sends a run with the project as its working directory.
 
@@ -61,12 +67,13 @@ class Jobs:
             python: The interpreter's name on the cluster.
             fresh: Whether it starts over.
             take_from: Folder there of another run, of which finished stages are taken over.
+            again: Overrides that must be some there too, and not a file's values.
 
         Raises:
             UserError: The run cannot work on other machines, or the project is too large.
         """
         check_portable(config)
-        entrypoint = entrypoint_of(config, command, python, fresh, take_from)
+        entrypoint = entrypoint_of(config, command, python, fresh, take_from, again)
         with tempfile.TemporaryDirectory(prefix="trimline-job-") as folder:
             package = make_working_dir(config, Path(folder))
             with self._told("submit", ""):
@@ -161,7 +168,12 @@ class Jobs:
 
 
 def entrypoint_of(
-    config: RunConfig, command: str, python: str, fresh: bool = False, take_from: str | None = None
+    config: RunConfig,
+    command: str,
+    python: str,
+    fresh: bool = False,
+    take_from: str | None = None,
+    again: Sequence[str] = (),
 ) -> str:
     """The job's command line; arguments as of `Jobs.submit`.
 
@@ -175,7 +187,7 @@ def entrypoint_of(
         )
     words = [python, "-m", "launch", command, CONFIG, "--cluster.address", "auto"]
     words += ["--cluster.notice_seconds", f"{_notice(config):g}"]
-    words += ["--fresh"] if fresh else []
+    words += [*again, *(["--fresh"] if fresh else [])]
     return shlex.join(words + (["--take_from", take_from] if take_from is not None else []))
 
 

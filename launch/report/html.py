@@ -20,7 +20,7 @@ from launch.report.faults import Fault, faults_of
 from launch.report.figures import Drawing, save_rows
 from launch.report.instances import Extremes, Told, drawings, extremes, told
 from launch.report.pareto import draw_pareto
-from launch.report.quoted import SOURCE, Quoted, comparable, quoted
+from launch.report.quoted import SOURCE, Quoted, comparable, of_data, quoted
 from launch.report.recipe import recipe_facts
 from launch.report.results import TaskTable, group_results
 from launch.report.run_folder import RunFolder, Stage, read_run
@@ -91,7 +91,7 @@ def write_report(run: Path) -> Path:
 
 def _page(run: RunFolder) -> Page:
     tables = group_results(run.results)
-    published = {table.task: quoted(_backbone(run), table.kind) for table in tables}
+    published = {table.task: of_data(quoted(_backbone(run), table.kind), table, _data_name(run)) for table in tables}
     fronts = [
         draw_pareto(table, published=comparable(table, published[table.task], _data_name(run))) for table in tables
     ]

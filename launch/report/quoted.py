@@ -59,6 +59,12 @@ def _rows() -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
+def of_data(rows: Sequence[Quoted], table: TaskTable, data: str = "") -> list[Quoted]:
+    """Without those of a data set that a run has not: beside whose splits they would say nothing."""
+    splits = {line.split for line in table.lines}
+    return [row for row in rows if "/" not in row.split or any(_is_of(row.split, split, data) for split in splits)]
+
+
 def comparable(table: TaskTable, rows: Sequence[Quoted], data: str = "") -> list[Quoted]:
     """Those that may be drawn beside a run's own: of its splits and main metric, where the models are of one size.
 

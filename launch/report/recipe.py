@@ -1,26 +1,36 @@
 """What a run is of, in a few words from its configuration."""
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 Fact = tuple[str, str]
 
 
 def recipe_facts(config: Mapping[str, Any]) -> list[Fact]:
-    """Backbone with its sizes, pruning, trimming, task and targets; what the configuration does not say is left out."""
-    model, trim = _at(config, "model"), _at(config, "trim")
+    """Backbone with its sizes, pruning, tasks with trimming and targets; what is not said is left out."""
+    model, given = _at(config, "model"), config.get("pretrained")
     vision = _at(model, "vision")
     sizes = [f"{vision[key]} {words}" for key, words in _SIZES.items() if isinstance(vision.get(key), int)]
     pruning = _at(config, "pretrain", "pruning").get("method")
-    targets = trim.get("targets")
     told = [
         ("Backbone", ", ".join([str(model["backbone"]), *sizes]) if model.get("backbone") else ""),
-        ("Pruning in pre-training", str(pruning or "")),
-        ("Task", str(trim.get("task") or "")),
-        ("Trimming", str(trim.get("method") or "") if targets else ""),
-        ("Targets", ", ".join(map(_target, targets)) if isinstance(targets, list) else ""),
+        ("Given model", PurePath(given).name if isinstance(given, str) else ""),
+        ("Pruning kept" if given else "Pruning in pre-training", str(pruning or "")),
+        *_trimmed("", _at(config, "trim")),
     ]
+    for name in _at(config, "tasks"):
+        told += _trimmed(f" of {name}", _at(config, "tasks", name, "trim"))
     return [(name, text) for name, text in told if text]
+
+
+def _trimmed(whose: str, trim: Mapping[str, Any]) -> list[Fact]:
+    targets = trim.get("targets")
+    return [
+        (f"Task{whose}", str(trim.get("task") or "")),
+        (f"Trimming{whose}", str(trim.get("method") or "") if targets else ""),
+        (f"Targets{whose}", ", ".join(map(_target, targets)) if isinstance(targets, list) else ""),
+    ]
 
 
 _SIZES = {"width": "wide", "depth": "vision layers", "width_px": "px"}

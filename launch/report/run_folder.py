@@ -142,9 +142,8 @@ class _Reader:
     def rows(self, path: Path) -> tuple[Mapping[str, Any], ...]:
         """Scores; what is none is noted."""
         whole = self.json(path, [])
-        rows = tuple(
-            self.checked(path, row, ROW) for row in whole if isinstance(row, dict) and {"task", "metric"} <= row.keys()
-        )
+        read = (self.checked(path, row, ROW) for row in whole if isinstance(row, dict))
+        rows = tuple(row for row in read if {"task", "metric"} <= row.keys())
         if len(rows) < len(whole):
             self._note(path, f"{len(whole) - len(rows)} of its rows name no task and metric", None)
         odd = [row for row in rows if has_odd_target(row)]

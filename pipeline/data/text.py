@@ -131,16 +131,22 @@ class Tokenizer:
         self._words: dict[str, list[int]] = {}
 
     @classmethod
-    def train(cls, texts: Iterable[str], config: TokenizerConfig) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], config: TokenizerConfig, as_written: Iterable[str] = ()) -> "Tokenizer":
         """Learns a lower-case WordPiece vocabulary as BERT's, with [PAD]=0 [UNK]=1 [CLS]=2 [SEP]=3 [MASK]=4.
 
         The same texts, in any order, give the same vocabulary.
+
+        Args:
+            texts: cleaned as the configuration says.
+            config: size, cleaning.
+            as_written: texts such as answers, of which nothing is cleaned away.
 
         Raises:
             UserError: there is no text.
         """
         cleaning = cleaning_of(config.clean)
-        cleaned = sorted(clean_text(text, config.max_words, cleaning) for text in texts)
+        cleaned = [clean_text(text, config.max_words, cleaning) for text in texts]
+        cleaned = sorted([*cleaned, *(clean_text(text, config.max_words, "none").lower() for text in as_written)])
         letters = sorted(set("".join(cleaned)) - {" "})
         if not letters:
             raise UserError("no text to train a tokenizer on; the data needs captions or statements")

@@ -15,7 +15,9 @@ from pipeline.tasks.answer_list import ANSWERS, read_answer_list
 from pipeline.trimmed_model import prepared_input
 from pipeline.weights.usual_texts import tokenizer_for
 
-_MAX_TOKENS = {"albef": 25, "blip": 30, "blip_nlvr": 64, "meter": 50, "clip": 77}
+_MAX_TOKENS = {
+    "albef": 25, "blip": 30, "blip_vqa": 35, "blip_retrieval": 35, "blip_nlvr": 64, "meter": 50, "clip": 77,
+}  # fmt: skip
 """Of the reference recipes, for weights from elsewhere that do not say: by kind, else by backbone."""
 
 

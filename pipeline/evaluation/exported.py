@@ -198,6 +198,7 @@ def _classes(job: Job) -> Evaluated:
         gmacs=[macs / 1e9 for macs in said.costs.macs],
         samples=said.samples,
         skipped=said.skipped,
+        whole=said.whole,
         more={} if lacking is None else {"lacking": lacking},
         write=said.tally.write,
         outcomes=outcomes,
@@ -244,6 +245,7 @@ def _captioning(job: Job) -> Evaluated:
         gmacs=[macs / 1e9 for macs in told.costs.macs],
         samples=told.samples,
         skipped=told.skipped,
+        whole=loader.whole,
         more={"search": asdict(captioner.config), "unscored": missing},
         write=told.tally.write,
         outcomes=judged[""].outcomes if judged else (),
@@ -329,8 +331,7 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
 
 def _incomplete(evaluation: Evaluation, found: Evaluated) -> bool:
     """Whether a result file lacks instances of the split, so that the task's server would not take it."""
-    cut = evaluation.limit is not None and found.samples + found.skipped >= evaluation.limit
-    return evaluation.predictions is not None and (cut or found.skipped > 0)
+    return evaluation.predictions is not None and (not found.whole or found.skipped > 0)
 
 
 def _time(job: Job, task: Task) -> SingleLatency:

@@ -70,7 +70,9 @@ def open_export(
     elif answers is not None:
         raise UserError(f"--answers is for imported weights; {folder} has its own list or none; leave it out")
     if isinstance(model, BlipAnswering):
-        model = AnsweringModel(model, None, SMARTTRIM, RankedAnswers.of(names, words, AnswersConfig.candidates))
+        model = AnsweringModel(
+            model, None, SMARTTRIM, RankedAnswers.of(names, words.as_written(), AnswersConfig.candidates)
+        )
     elif isinstance(model, BlipPair):
         model = ClassificationModel(model, None, classes=NLVR2)
     elif loaded is not None and task in loaded.heads:

@@ -48,6 +48,7 @@ class Evaluated:
         write: Writes what the model said as the task's server takes it; None where there is none.
         outcomes: What the scores are means of, where that is known by name.
         digest: Tells the instances of this data from those of other; see `pipeline.measure.outcomes.digest_of`.
+        whole: Whether all of the split was to be used.
     """
 
     scores: list[Score]
@@ -58,6 +59,7 @@ class Evaluated:
     write: Callable[[Path], None] | None = None
     outcomes: Sequence[Outcomes] = ()
     digest: str = ""
+    whole: bool = True
 
 
 def percent(metric: str, *series: Values) -> Score:

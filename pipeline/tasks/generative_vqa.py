@@ -52,12 +52,15 @@ class RankedAnswers(AnswerList):
 
     @classmethod
     def of(cls, names: Sequence[str], tokenizer: Tokenizer, candidates: int) -> "RankedAnswers":
-        """Of a list, with a model's words; answers that have the same ones are told, for their order decides."""
-        ids_AL, mask_AL = tokenizer.as_written().encode(names, _LONGEST)
+        """Of a list, with the words of a model that learned answers by this tokenizer; what has the same ones is told.
+
+        Answers are read as they are written (`Tokenizer.as_written`), but for models from before that was so.
+        """
+        ids_AL, mask_AL = tokenizer.encode(names, _LONGEST)
         tokens = tuple(tuple(ids[mask].tolist()) for ids, mask in zip(ids_AL, mask_AL, strict=True))
         first = dict(zip(reversed(tokens), reversed(names), strict=True))
         if same := [(name, first[own]) for name, own in zip(names, tokens, strict=True) if first[own] != name]:
-            told = "%d answers have the tokens of earlier ones and are never given, such as %r, which is %r"
+            told = "answers that have the tokens of others, so that nothing tells them apart: %d, such as %r and %r"
             log.warning(told, len(same), *same[0])
         return cls("vqa_generative", tuple(names), tokens, candidates)
 

@@ -64,8 +64,9 @@ def test_another_split_takes_no_figures_place(run: Path, tmp_path: Path) -> None
     for split in ("test", "train", str(run / "data" / "test")):
         words = ["similarity", str(run), "--split", split, "--samples", "4", "--out", str(tmp_path)]
         assert main(["analyse", *words]) == 0
-    assert {path.name for path in tmp_path.glob("*.svg")} == {"similarity-test.svg", "similarity-train.svg"}
-    with open(tmp_path / "similarity-test.csv") as file:
+    names = {"similarity-test.svg", "similarity-train.svg", "similarity-data-test.svg"}
+    assert {path.name for path in tmp_path.glob("*.svg")} == names
+    with open(tmp_path / "similarity-data-test.csv") as file:
         assert {row["split"] for row in csv.DictReader(file)} == {"data/test"}
 
 
@@ -75,7 +76,7 @@ def test_equal_towers_are_nothing_apart(run: Path, tmp_path: Path, capsys: pytes
     assert main(["analyse", "attention", export, "--against", export, *words]) == 0
     said = capsys.readouterr().out
     assert "0.000 (0.000 to 0.000)" in said and "-0.000" not in said
-    svg = (tmp_path / "attention-test.svg").read_text()
+    svg = (tmp_path / "attention-data-test.svg").read_text()
     assert "1e" not in "".join(re.findall(r"<text[^>]*>([^<]*)</text>", svg))
     assert "0.001" in svg
 

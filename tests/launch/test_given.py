@@ -1,6 +1,7 @@
 """Runs that fine-tune a given model and pre-train none: exports of other runs, imports, and what is refused."""
 
 import json
+import shlex
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +16,10 @@ from data_prep.errors import UserError
 from data_prep.files import read_json, write_json
 from launch import preflight
 from launch.cli import main
+from launch.cluster.jobs import entrypoint_of
 from launch.compare import CompareConfig, gathered, trials
 from launch.config import RunConfig
-from launch.given import read_run
+from launch.given import SAID, read_run, words_of
 from launch.graph import fingerprints
 from launch.local_backend import LocalBackend
 from launch.reading import read_config
@@ -26,6 +28,7 @@ from launch.tasks import training_stages
 from launch.trained_run import TrainedRun
 from pipeline.checkpoint import export_weights
 from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.evaluation.export_input import tokenizer_of
 from pipeline.exports import load_backbone
 from pipeline.models.config import BackboneName, ModelConfig
 from pipeline.weights.albef import ALBEF
@@ -172,6 +175,52 @@ def test_imported_meter_keeps_no_pruning_that_nobody_pre_trained_it_with(words: 
     preflight.check(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["tokenizer.path", "tokenizer in the folder"])
+def test_texts_of_imported_weights_are_read_as_evaluation_reads_them(beside: bool, words: Path, tmp_path: Path) -> None:
+    """As the tokenizer's folder says, else as the project does that the weights come from."""
+    folder, theirs = save(tmp_path / "in", "meter"), tmp_path / "theirs"
+    place = folder if beside else theirs
+    place.mkdir(exist_ok=True)
+    shutil.copy(words / "tokenizer.json", place)  # transformers' folders say nothing of cleaning
+    named = ["--pretrained", folder, "--loader.max_tokens=9", *([] if beside else ["--tokenizer.path", theirs])]
+    usual = read(*named).tokenizer
+    assert (usual.clean, usual.max_words) == ("none", 50)
+    assert read(*named, "--tokenizer.clean=blip").tokenizer.clean == "blip"
+    write_json(place / "tokenizer_config.json", {"clean": "blip", "max_words": 11})
+    said = read(*named).tokenizer
+    assert (said.clean, said.max_words) == ("blip", 11)
+    judged = tokenizer_of(folder, None if beside else theirs, read(*named).model)
+    assert (judged.cleaning, judged.max_words) == ("blip", 11)
+
+
+def test_a_file_that_says_nothing_of_a_length_leaves_it(words: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text("loader: {max_tokens: some}\n")
+    with pytest.raises(UserError, match=r"loader\.max_tokens"):
+        read(
+            "--pretrained",
+            save(tmp_path / "in", "albef"),
+            "--tokenizer.path",
+            words,
+            files=(TINY, str(tmp_path / "odd.yaml")),
+        )
+
+
+def test_a_cluster_is_sent_the_overrides_that_lie_over_the_folder(tmp_path: Path) -> None:
+    given = [
+        "--loader.mean=[0.1,0.2,0.3]",
+        "--seed",
+        "3",
+        "--tokenizer.clean",
+        "none",
+        "--pretrain.pruning.method=none",
+    ]
+    again = words_of(given, *SAID)
+    assert again == ["--loader.mean=[0.1,0.2,0.3]", "--tokenizer.clean=none", "--pretrain.pruning.method=none"]
+    config = read_config(RunConfig, [Path(TINY)], [])
+    assert shlex.split(entrypoint_of(config, "trim", "python", again=again))[-3:] == again
+    assert main(["cluster", "submit", TINY, "--pretrained", "weights", "--out", "/shared/run"]) == 2
+
+
 def test_all_of_the_time_is_fine_tunings_and_one_worker_is_enough(export: Path, tmp_path: Path) -> None:
     config = read("--pretrained", export, "--budget.minutes=1", "--launcher=ray", "--cluster.workers=1000")
     preflight.check(config, tmp_path)
@@ -194,6 +243,8 @@ REFUSED = [
     ("albef", ("--loader.height=64",), "it was trained for 32 x 32 pixels, the loader gives 64 x 32"),
     ("albef", ("--loader.max_tokens=11",), "loader.max_tokens=11 is more than the 10"),
     ("damaged", (), "damaged"),
+    ("list", (), "config.json is no JSON object; copy or export the folder again"),
+    ("albef", ("--pretrained=[",), "--pretrained=[ cannot be read: give one value"),
 ]
 
 
@@ -206,7 +257,9 @@ def test_what_cannot_begin_a_run_is_refused_in_one_line_before_anything_is_writt
         folder.mkdir()
     elif kind != "nowhere":
         plain = kind in ("clip", "albef")
-        save(folder, kind if plain else "albef", **({} if plain or kind == "damaged" else {"kind": kind}))
+        save(folder, kind if plain else "albef", **({} if plain or kind in ("damaged", "list") else {"kind": kind}))
+    if kind == "list":
+        (folder / "config.json").write_text("[]")
     if kind == "damaged":
         (folder / "model.safetensors").write_bytes(b"none")
     given = ["--pretrained", str(folder), "--tokenizer.path", str(words), "--loader.max_tokens=9", *more]

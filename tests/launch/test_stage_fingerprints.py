@@ -156,3 +156,15 @@ def test_what_differs_is_told_by_key_and_value() -> None:
     assert differences(old, old | {"seed": 2}) == "seed was 1, is 2"
     assert differences(old, old) == ""
     assert differences(old, {"a": 1, "b": (2,), "c": 3}).endswith("; and 3 more")
+
+
+def test_what_is_computed_otherwise_than_before_begins_anew(tmp_path: Path) -> None:
+    def parts(*overrides: str) -> dict[str, Any]:
+        stages = build_stages(read_config(RunConfig, [TINY], overrides), tmp_path, LocalBackend(0, 1))
+        return {stage.name: stage.parts.get("rules") for stage in stages if stage.name.startswith("trim-")}
+
+    assert set(parts().values()) == {None}  # ALBEF's statements are what they were
+    assert all(parts("--trim.task=vqa").values())
+    of_blip = parts("--model.backbone=blip", "--model.text.text_layers=2", "--model.text.fusion_layers=0",
+                    "--model.text.type_rows=0", "--trim.targets=[1.0, 2.0]")  # fmt: skip
+    assert of_blip == {"trim-statement-1.0x": None, "trim-statement-2.0x": "2026-11-23"}

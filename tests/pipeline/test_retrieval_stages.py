@@ -143,12 +143,13 @@ def test_the_temperature_stays_between_its_limits(root: Path, tmp_path: Path) ->
     assert all(low <= each <= high for each in told) and (min(told[1:]) < 1.01 * low or max(told) > 0.99 * high)
 
 
-def test_analyses_of_pre_training_refuse_it(
+def test_its_similarity_is_looked_at_untrimmed(
     root: Path, stages: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--split", str(root / "data" / "val"), "--out", str(root / "looked")]
-    assert main(["analyse", "similarity", str(stages["full"] / "export"), *words]) == 2
-    assert "holds a fine-tuned model; give the export of its pre-training" in capsys.readouterr().err
+    assert main(["analyse", "similarity", str(stages["full"] / "export"), *words]) == 0
+    assert "Unpruned, untrimmed" in capsys.readouterr().out
+    assert (root / "looked/similarity-data-val.csv").is_file()
 
 
 @pytest.mark.slow
