@@ -106,7 +106,7 @@ def test_a_fine_tuned_export_is_looked_into_untrimmed(
     assert shapes[0] == shapes[1] == shapes[2] and all(each["held_out"] for each in told.values())
     values = [[row["value"] for row in each["rows"]] for each in told.values()]
     assert values[0] != values[1] != values[2]
-    note = Drawing.load(tmp_path / "similarity-test.svg").note
+    note = Drawing.load(tmp_path / "similarity-data-test.svg").note
     assert note.startswith(f"{run.name}/trim-statement-2.0x. ")
 
 
