@@ -1,6 +1,8 @@
 """The trimming stage: a pre-trained backbone -> task head and trimmers, fine-tuned together -> export.
 
 Baselines take SmartTrim's place here, in the same loop (`pipeline.trim_begin`).
+
+T instances that are drawn, each a split's.
 """
 
 import logging

@@ -140,6 +140,7 @@ def _batches(wanted: ValidationConfig, process: Process, source: Source, text: T
 
 def _answered(wanted: ValidationConfig, process: Process, source: Source, model: ClassificationModel) -> Scored:
     said = said_on(model, source, _batches(wanted, process, source, model.classes.text), process)
+    # Consistency too where some could not be used: states are compared, all of them on the same instances.
     return Scored(values_of(said.tally.scores(), sampled=wanted.samples is not None), said.costs.share)
 
 
