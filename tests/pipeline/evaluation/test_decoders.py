@@ -13,7 +13,8 @@ from data_prep.shapes_published import write_published
 from data_prep.sources import SourceConfig, prepare
 from pipeline.captioner import Captioner
 from pipeline.evaluation.captions import PICTURES, told_on, words_on
-from pipeline.evaluation.exported import TASKS, Evaluation, evaluate_export, open_export
+from pipeline.evaluation.exported import Evaluation, evaluate_export
+from pipeline.evaluation.opened import open_export
 from pipeline.process import Process
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.evaluation.exports import answering_export, caption_export, split
@@ -60,7 +61,7 @@ def test_processes_and_batches_change_no_answer(questions: str, tmp_path: Path) 
 
 def told_by(process: Process, asked: Evaluation) -> dict[str, Any]:
     """What every rank gets of a captioner; its captions' scores want Java, that of its words does not."""
-    model, source = open_export(asked, TASKS["captioning"])
+    model, source = open_export(asked.model, "captioning", asked.split)
     captioner = Captioner.from_pretrained(asked.model)
     told = told_on(captioner, source, source.batches(PICTURES, asked.batch_size, process), process)
     behind = replace(source, tokenizer=source.tokenizer.behind(captioner.config.prompt))
