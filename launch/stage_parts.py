@@ -35,16 +35,20 @@ def _counting(section: str, values: Any) -> Any:
     return counts
 
 
-def rules_of(task: str, backbone: str, trimmed: bool) -> dict[str, str]:
+def rules_of(task: str, method: str, trimmed: bool) -> dict[str, str]:
     """Since when a fine-tuning is computed as it is, where no key of the configuration says that it was otherwise.
 
     Such a stage of an older run begins anew, so that nothing of before stands beside it.
+
+    Args:
+        task: Of the stage.
+        method: What trims it.
+        trimmed: Whether it is trimmed.
     """
     answers = task in ("vqa", "vqa_generative")  # soft scores, and the server's rules
-    told = task == "captioning" and trimmed  # settled on the words that are told
-    blip = backbone == "blip" and task != "retrieval" and trimmed  # its guiding text is no longer trimmed
-    pairs = backbone == "meter" and task == "nlvr2" and trimmed  # its text is encoded twice for trimmers alone
-    return {"rules": "2026-11-23"} if answers or told or blip or pairs else {}
+    # Scores follow the cost from the beginning; BLIP's guiding text is whole; captions are settled as they are told.
+    learned = trimmed and method not in ("ftkd", "trips", "evit", "tome")
+    return {"rules": "2026-11-23"} if answers or learned else {}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

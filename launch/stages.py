@@ -268,7 +268,7 @@ class _Builder:
         kept = config.trim.kept_pruning(config.model.backbone, config.pretrain.pruning)
         if kept is not None:
             parts["pruning"] = as_json(kept)
-        parts |= rules_of(config.trim.task, config.model.backbone, not wanted.is_full)
+        parts |= rules_of(config.trim.task, config.trim.method, not wanted.is_full)
         inputs = self._before if teacher is None else (*self._before, teacher)
         return self._single(name, job, inputs, parts | self._of_given, (self._export(name),))
 

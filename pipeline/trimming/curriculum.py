@@ -13,8 +13,8 @@ class CurriculumConfig:
 
     Attributes:
         share: Part of training over which they fall linearly from 1 to what the target needs; then they stay.
-        gain: How strongly all scores follow the measured cost from then on: log-odds an update, for a cost that is
-            all of the full model's off (0: not at all).
+        gain: How strongly all scores follow the measured cost, from the beginning on: log-odds an update, for a cost
+            that is all of the full model's off (0: not at all).
     """
 
     share: float = 0.4
@@ -30,9 +30,11 @@ class Curriculum:
 
     The cost loss asks each group for the share that the cost model solved for; the task asks back, and the sum of both
     misses the target, most of all where the tokens of pictures are worth more than that. So all scores are shifted
-    alike until the measured cost is the target's: a score is the log of the odds that its unit stays, and the shift is
-    the price of cost in the same measure (a Lagrange multiplier that is moved by what is left over). Asking for other
-    shares instead would have the groups that do as they are asked pay for the one that does not.
+    alike until the measured cost is the target's, which falls with the shares: a score is the log of the odds that its
+    unit stays, and the shift is the price of cost in the same measure (a Lagrange multiplier that is moved by what is
+    left over). Asking for other shares instead would have the groups that do as they are asked pay for the one that
+    does not. Were the shift to begin only when the shares have fallen, it would come at once, and be larger than
+    tokens' scores lie apart.
 
     Args:
         config: The fall.
@@ -46,17 +48,18 @@ class Curriculum:
 
     def wanted(self, progress: float) -> float:
         """γ at a share of training."""
-        fall = min(1.0, progress / self.config.share) if self.config.share else 1.0
-        return 1.0 + (self.share - 1.0) * fall
+        return 1.0 + (self.share - 1.0) * self._fallen(progress)
 
     def observe(self, progress: float, measured: float, target: float) -> None:
-        """Move the shift once the fall is over.
+        """Moves the shift.
 
         Args:
             progress: Share of training.
             measured: Cost of the last batch over the full cost.
-            target: Wanted cost over the full cost.
+            target: Wanted cost over the full cost, once the fall is over.
         """
-        if progress >= self.config.share:
-            moved = self.shift + self.config.gain * (target - measured)
-            self.shift = min(_MOST, max(-_MOST, moved))
+        wanted = 1.0 + (target - 1.0) * self._fallen(progress)
+        self.shift = min(_MOST, max(-_MOST, self.shift + self.config.gain * (wanted - measured)))
+
+    def _fallen(self, progress: float) -> float:
+        return min(1.0, progress / self.config.share) if self.config.share else 1.0

@@ -262,13 +262,19 @@ def test_the_solved_share_reaches_the_wanted_cost_or_says_what_can_be_reached() 
         solve_share(cost, units, 1000.0)
 
 
-def test_the_curriculum_falls_linearly_then_the_price_follows_what_was_measured() -> None:
+def test_the_curriculum_falls_linearly_and_the_price_follows_the_cost_that_falls_with_it() -> None:
+    """Not only when it has fallen: what was behind by then came as one large shift, which threw a training."""
     curriculum = Curriculum(CurriculumConfig(share=0.5, gain=0.1), 0.6)
     assert [round(curriculum.wanted(p), 6) for p in (0, 0.25, 0.5, 1)] == [1.0, 0.8, 0.6, 0.6]
-    curriculum.observe(0.4, 0.9, 0.5)
+    curriculum.observe(0.25, 0.75, 0.5)  # as far as the cost should be half way
     assert curriculum.shift == 0
+    curriculum.observe(0.4, 0.9, 0.5)
+    assert curriculum.shift == pytest.approx(0.1 * (0.6 - 0.9))
     curriculum.observe(0.6, 0.7, 0.5)
-    assert curriculum.shift == pytest.approx(-0.02)
+    assert curriculum.shift == pytest.approx(-0.03 - 0.02)
+    at_once = Curriculum(CurriculumConfig(share=0.0, gain=0.1), 0.6)
+    at_once.observe(0.0, 1.0, 0.5)
+    assert at_once.shift == pytest.approx(-0.05)
 
 
 @pytest.mark.parametrize("speed_up", [1.3, 2.0])
