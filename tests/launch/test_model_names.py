@@ -29,4 +29,4 @@ def test_a_file_is_named_with_its_folder(tmp_path: Path) -> None:
 
 def test_splits_are_named_without_their_paths() -> None:
     assert (split_name("test"), split_name("/far/data/test")) == ("test", "data/test")
-    assert (split_in_file("test"), split_in_file("/far/data/test")) == ("test", "test")
+    assert (split_in_file("test"), split_in_file("/far/data/test")) == ("test", "data-test")

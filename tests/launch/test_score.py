@@ -34,7 +34,8 @@ def question(number: int, answers: list[str], kind: str = "other") -> dict[str, 
 
 @pytest.fixture
 def vqa(tmp_path: Path) -> Path:
-    asked = [question(10, ["red"] * 10), question(11, ["2"] * 5 + ["two"] * 5, "number"), question(20, ["no"] * 10)]
+    some = ["red"] * 6 + ["a red"] * 4
+    asked = [question(10, some), question(11, ["2"] * 5 + ["two"] * 5, "number"), question(20, ["no"] * 10)]
     return write(tmp_path / "v2_annotations.json", {"info": {}, "annotations": asked, "data_type": "mscoco"})
 
 
