@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.files import read_json
+from data_prep.files import read_described
 from launch.answers import Answer
 from launch.devices import device_of
 from launch.model_names import model_name
@@ -98,7 +98,7 @@ def _numbers(kept: Kept) -> dict[str, Any]:
 def _open(folder: Path) -> _Opened:
     if not is_export(folder):
         raise UserError(f"{folder} is no export: give one, such as RUN/stages/pretrain/export of a run")
-    described, device = read_json(folder / "config.json"), device_of(None)
+    described, device = read_described(folder / "config.json"), device_of(None)
     model, pruning = _pretrained(folder) if described.get("kind") == "backbone" else (_trimmed(folder), None)
     transform, max_tokens = prepared_input(folder, described)
     tokenizer = Tokenizer.from_pretrained(folder)

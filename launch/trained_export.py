@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from data_prep.files import read_json
+from data_prep.files import read_described
 from data_prep.index import INDEX
 from launch.config import RunConfig
 from launch.exposure import Exposure
@@ -124,7 +124,7 @@ class TrainedExport:
     @cached_property
     def kind(self) -> str:
         """What it is a model for, as its config.json says."""
-        return str(read_json(self.folder / "config.json").get("kind"))
+        return str(read_described(self.folder / "config.json").get("kind"))
 
     @cached_property
     def opened(self) -> tuple[nn.Module, Source]:
