@@ -10,27 +10,17 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.attention import Asked, Keys, attention, cls_probabilities
-from pipeline.models.linear import Linear, rounded
+from pipeline.models.feed_forward import Activation, Intermediate, Mlp, feed_forward
+from pipeline.models.linear import Linear
 from pipeline.models.schedule import InBlock, TokenStream
 from pipeline.models.working_heads import HeadMaps, Map, Source, attend_with_working_heads, keys_of_working_heads
 
-Activation = Literal["gelu", "quick_gelu"]
-"""GELU in its erf form, or OpenAI's x * sigmoid(1.702 x)."""
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """``x * sigmoid(1.702 x)``, the activation that CLIP was trained with."""
-    return x * torch.sigmoid(1.702 * x)
-
-
 Pair = Literal["merge", "average"]
 """How a layer joins what it finds in two images: by a linear map, or by the mean."""
-
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class FusedAttention(nn.Module):
@@ -64,23 +54,8 @@ class FusedAttention(nn.Module):
     def cls_row(self, x_BND: Tensor, present_BN: Tensor | None = None) -> Tensor:
         """(B, H, N) attention of the first token to all that are there, from normalised tokens; no keys are made."""
         width = x_BND.shape[-1]
-        q_BD = F.linear(x_BND[:, 0], self.qkv.weight[:width], self.qkv.bias[:width])
+        q_BD = functional.linear(x_BND[:, 0], self.qkv.weight[:width], self.qkv.bias[:width])
         return cls_probabilities(q_BD, x_BND, self.qkv.weight[width : 2 * width], self.heads, present_BN)
-
-
-class Mlp(nn.Module):
-    """Two linear maps with an activation between; timm's names."""
-
-    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
-        super().__init__()
-        self.activate = _ACTIVATIONS[activation]
-        self.fc1 = Linear(width, hidden)
-        self.fc2 = Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        rows = rounded(x, self.fc1.weight)
-        return self.fc2(self.activate(self.fc1(rows)))[: len(x)]
 
 
 class Block(nn.Module, ABC):
@@ -308,18 +283,6 @@ def _packed_source(projections: Projections, maps: HeadMaps, source: TokenStream
     return keys_of(projections, source, lambda: keys_of_working_heads(maps, x_SD, offsets, mask_BH))
 
 
-class Intermediate(nn.Module):
-    """First map of the feed-forward part with GELU (erf); Hugging Face's ``intermediate``."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.dense = Linear(width, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., F)."""
-        return self.dense.then_gelu(x)
-
-
 class PostNormBlock(Block):
     """BERT's layer: self-attention, cross-attention where it has one, feed-forward; a norm after each sum.
 
@@ -360,8 +323,8 @@ class PostNormBlock(Block):
         stream = self.attention(stream, [stream], inside.self_BH)
         if sources:
             stream = self.crossattention(stream, sources, inside.cross_BH)
-        hidden = self.intermediate(rounded(stream.x, self.intermediate.dense.weight))
-        return stream.with_x(self.output.after(self.output.dense(hidden)[: len(stream.x)], stream.x))
+        mapped = feed_forward(stream.x, self.intermediate.dense, self.output.dense)
+        return stream.with_x(self.output.after(mapped, stream.x))
 
 
 def init_transformer(module: nn.Module, width: int) -> float:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from data_prep.errors import UserError
 from pipeline.limits import above_zero, at_least
-from pipeline.models.blocks import Activation, Pair, PostNormBlock, init_transformer
+from pipeline.models.blocks import Pair, PostNormBlock, init_transformer
+from pipeline.models.feed_forward import Activation
 from pipeline.models.linear import Linear
 from pipeline.models.past import Past
 from pipeline.models.schedule import Advance, Step, TokenStream

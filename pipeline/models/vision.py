@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from data_prep.errors import UserError
 from pipeline.limits import above_zero, at_least
-from pipeline.models.blocks import Activation, PreNormBlock, init_transformer
+from pipeline.models.blocks import PreNormBlock, init_transformer
+from pipeline.models.feed_forward import Activation
 from pipeline.models.schedule import CLS, NO_STREAMS, Advance, Intervention, Step, Streams, TokenStream, execute
 
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from pipeline.models.attention import Keys, merge_heads, one_instance, split_heads
 from pipeline.models.linear import faster_by_onednn, linear
 
-# Below so many tokens an instance several of them share whole maps (AMD EPYC, 2 threads: with 8 of 12 heads of D 768 an
-# instance saves less arithmetic than to copy or to read its slices takes).
-_SHORT = 32
+# To copy and read its slices of the maps takes an instance as long as to send so many more tokens through them, so that
+# several short instances, or with most heads at work, are faster through whole maps. By 8 to 12 heads of D 768, 2
+# threads: 16 on an AMD EPYC, 86 on an Intel Xeon.
+_COPY_IN_TOKENS = 64
 
 Span = tuple[int, int]
 """First and last but one of the heads that lie side by side; as a slice of a weight it is a view and costs nothing."""
@@ -89,8 +90,8 @@ def attend_with_working_heads(
     """
     spans_B = [spans_of(working) for working in head_mask_BH.bool().tolist()]
     wide = faster_by_onednn(x_TD, maps.query.weight)  # only of such it has been measured
-    if isinstance(source, Source) and wide and _are_short(offsets):
-        return _of_short(maps, x_TD, offsets, source, spans_B, causal)
+    if isinstance(source, Source) and wide and _whole_is_faster(maps, offsets, spans_B):
+        return _by_whole_maps(maps, x_TD, offsets, source, spans_B, causal)
     out_TD = x_TD.new_empty(len(x_TD), len(maps.output.weight))
     for row, spans in enumerate(spans_B):
         own = slice(offsets[row], offsets[row + 1])
@@ -101,23 +102,25 @@ def attend_with_working_heads(
     return out_TD
 
 
-def _are_short(offsets: Sequence[int]) -> bool:
-    """Whether several instances are so short that to share whole maps is faster than to slice them for each."""
-    count = len(offsets) - 1
-    return count > 1 and offsets[-1] < _SHORT * count
+def _whole_is_faster(maps: HeadMaps, offsets: Sequence[int], spans_B: list[list[Span]]) -> bool:
+    """Whether several instances had better share whole maps than have them sliced for each."""
+    lengths = [end - begin for begin, end in itertools.pairwise(offsets)]
+    shares = [sum(stop - start for start, stop in spans) / maps.heads for spans in spans_B]
+    sliced = sum(share * (length + _COPY_IN_TOKENS) for share, length in zip(shares, lengths, strict=True))
+    return len(lengths) > 1 and sliced > offsets[-1]
 
 
-def _of_short(
+def _by_whole_maps(
     maps: HeadMaps, x_TD: Tensor, offsets: Sequence[int], source: Source, spans_B: list[list[Span]], causal: bool
 ) -> Tensor:
     """(T, D): queries and the way out of all instances by whole maps at once; contexts of trimmed heads are 0.
 
-    So are keys and values, where what is attended to is short too.
+    So are keys and values, where that is faster too.
     """
     size = _head_size(maps)
     q_TD = linear(x_TD, *maps.query)
     keys: Source | Keys = source
-    if _are_short(source.offsets):
+    if _whole_is_faster(maps, source.offsets, spans_B):
         k_SD, v_SD = linear(source.x_SD, *maps.key), linear(source.x_SD, *maps.value)
         keys = Keys(k_SD, v_SD, offsets=source.offsets)
     context_TD = torch.zeros_like(q_TD)

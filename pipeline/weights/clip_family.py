@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from pipeline.models.blocks import Activation
 from pipeline.models.clip import Clip
 from pipeline.models.config import FusionConfig, ModelConfig
+from pipeline.models.feed_forward import Activation
 from pipeline.models.heads import TaskClassifier
 from pipeline.models.meter import Meter
 from pipeline.models.text import TextConfig

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from data_prep.errors import UserError
-from pipeline.models.blocks import Activation
+from pipeline.models.feed_forward import Activation
 from pipeline.models.vision import VisionConfig, VisionTower
 from pipeline.weights.reading import Foreign
 from pipeline.weights.vision import load_vision

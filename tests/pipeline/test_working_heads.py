@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from pipeline.models.attention import Keys
 from pipeline.models.blocks import FusedAttention, PostNormBlock
 from pipeline.models.schedule import InBlock, TokenStream
-from pipeline.models.working_heads import HeadMaps, Map, Source, attend_with_working_heads, spans_of
+from pipeline.models.working_heads import (
+    HeadMaps,
+    Map,
+    Source,
+    _whole_is_faster,
+    attend_with_working_heads,
+    spans_of,
+)
 
 WIDTH, HEADS = 12, 4
 OFFSETS, SOURCES = (0, 75, 76, 101), (0, 90, 95, 96)  # few tokens, and many
@@ -74,15 +81,35 @@ def test_sliced_self_attention_is_the_masked_one(causal: bool, offsets: tuple[in
         torch.testing.assert_close(got[offsets[row] : offsets[row + 1]], wanted)
 
 
-@pytest.mark.parametrize("offsets", [(0, 75, 80, 81, 161), (0, 20, 25, 26, 46)])
+WIDE_MASKS = torch.tensor([[1, 0, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 1]])
+LONG, SHORT_ONES = (0, 300, 305, 306, 646), (0, 20, 25, 26, 46)
+
+
+@pytest.mark.parametrize("offsets", [LONG, SHORT_ONES])
 @torch.no_grad()
 def test_wide_slices_in_float32_are_the_masked_ones_in_float64(offsets: tuple[int, ...]) -> None:
     """Wide enough for oneDNN (`pipeline.models.linear`); long instances, and short ones, which share whole maps."""
-    masks = torch.tensor([[1, 0, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 1]])
     attention, stream = FusedAttention(512, HEADS).eval(), stream_of(offsets, 512)
-    wanted = [attention(attention.ask(alone(stream, row)), masks[row : row + 1])[0] for row in range(4)]
-    got = attention.float().sliced(stream.with_x(stream.x.float()), masks)
+    wanted = [attention(attention.ask(alone(stream, row)), WIDE_MASKS[row : row + 1])[0] for row in range(4)]
+    got = attention.float().sliced(stream.with_x(stream.x.float()), WIDE_MASKS)
     torch.testing.assert_close(got.double(), torch.cat(wanted), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "masks", "whole"),
+    [
+        (LONG, WIDE_MASKS, False),
+        (SHORT_ONES, WIDE_MASKS, True),
+        (LONG, torch.ones(4, 4), True),  # nothing to save
+        (LONG, torch.zeros(4, 4), False),
+        ((0, 5), WIDE_MASKS[:1], False),  # nobody to share with
+    ],
+)
+def test_whole_maps_are_shared_by_instances_that_are_short_or_have_most_heads(
+    offsets: tuple[int, ...], masks: Tensor, whole: bool
+) -> None:
+    maps = HeadMaps(*(Map.of(nn.Linear(4, 4)) for _ in range(4)), heads=4)
+    assert _whole_is_faster(maps, offsets, [spans_of(row) for row in masks.bool().tolist()]) == whole
 
 
 @pytest.mark.parametrize("offsets", [OFFSETS, SHORT])
