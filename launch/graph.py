@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from data_prep.errors import UserError
 from data_prep.files import disk_full, is_disk_full, read_json, remove_folder, write_json
 from data_prep.redact import redact
+from launch.spent import SINCE, spent
 
 log = logging.getLogger(__name__)
 
@@ -312,12 +313,12 @@ def _begin(stage: Stage, fingerprint: str) -> Attempt:
         remove_folder(stage.folder)
         old = {}
     stage.folder.mkdir(parents=True, exist_ok=True)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     status: dict[str, Any] = {
         "state": "running",
         "fingerprint": fingerprint,
-        "started": old.get("started", now),
-        "seconds": float(old.get("seconds", 0.0)),
+        "started": old.get("started", _now()),
+        "seconds": round(spent(old, stage.folder.iterdir()), 3),
+        SINCE: time.time(),
         "restarts": int(old.get("restarts", 0)) + 1 if same else 0,
         "outputs": {},
         "checkpoints": noted_place(stage),
@@ -329,5 +330,10 @@ def _begin(stage: Stage, fingerprint: str) -> Attempt:
 
 def _end(folder: Path, state: str, seconds: float, **more: Any) -> None:
     status = read_status(folder)
+    status.pop(SINCE, None)
     total = float(status.get("seconds", 0.0)) + seconds
-    write_json(folder / STATUS, {**status, "state": state, "seconds": round(total, 3), **more})
+    write_json(folder / STATUS, {**status, "state": state, "seconds": round(total, 3), "ended": _now(), **more})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -25,6 +25,7 @@ from launch.reading import dump_config
 from launch.relaunch import is_relaunch, launch_names
 from launch.run_log import LOG, log_file, printed
 from launch.signals import stopped_by_sigterm, uninterrupted
+from launch.spent import SINCE, spent
 from launch.stages import RESULTS, build_stages
 from launch.takeover import aside_of, take_over
 from launch.tasks import training_stages
@@ -268,7 +269,7 @@ def _begin(config: RunConfig, out: Path, run_id: str, stages: Sequence[Stage]) -
         "command": machine.command(),
         "started": earlier.get("started", _now()),
         "finished": earlier.get("finished"),
-        "seconds": earlier.get("seconds", 0.0),
+        "seconds": round(spent(earlier, out.glob("stages/*/*")), 1),
         "versions": machine.versions(),
         "commit": machine.git_commit(),
         "hardware": machine.hardware(),
@@ -285,7 +286,7 @@ def _run_stages(
 ) -> GraphResult:
     def prepare() -> None:
         facts["finished"] = None  # there is something to do
-        write_json(out / RUN, facts)
+        write_json(out / RUN, facts | {SINCE: time.time()})
         backend.start()
 
     crashed, cpus = True, _cpus(config, backend)

@@ -11,6 +11,7 @@ from data_prep.files import read_json
 from data_prep.lock import holder
 from launch.graph import STATUS, read_status
 from launch.progress import PROGRESS, read_progress, read_tracking
+from launch.spent import spent
 from pipeline.progress import NON_FINITE, read_line
 
 RUN = "run.json"
@@ -86,7 +87,7 @@ def _stage(folder: Path, alive: bool, now: float) -> dict[str, Any]:
     tracking = read_tracking(folder)
     stage = {
         "state": "interrupted" if state == "running" and not alive else state,
-        "seconds": status.get("seconds"),
+        "seconds": spent(status, folder.iterdir()) if status else None,
         "restarts": status.get("restarts", 0),
         "error": status.get("error"),
         "progress": None if state == "done" else read_progress(folder / PROGRESS),

@@ -25,7 +25,8 @@ from launch.report.recipe import recipe_facts
 from launch.report.results import TaskTable, group_results
 from launch.report.run_folder import RunFolder, Stage, read_run
 from launch.report.survivors import Frame, Panel, Picture, read_pictures
-from launch.report.words import as_moment
+from launch.report.timeline import timeline
+from launch.spent import spent
 
 _log = logging.getLogger(__name__)
 
@@ -251,7 +252,7 @@ def _render(page: Page) -> str:
             facts=_facts(run),
             versions=_pairs(run.facts.get("versions")),
             skipped=_training_skips(run.stages),
-            timeline=_timeline(run.stages),
+            timeline=timeline(run.stages),
         )
     )
 
@@ -286,23 +287,6 @@ def _frames_data(panel: Panel) -> list[dict[str, Any]]:
     ]
 
 
-def _timeline(stages: tuple[Stage, ...]) -> dict[str, tuple[float, float]]:
-    """Where each stage lies in the run: (start, length) in percent of its whole time."""
-    spans = {
-        stage.name: (when.timestamp(), stage.seconds)
-        for stage in stages
-        if stage.seconds is not None and (when := as_moment(stage.started)) is not None
-    }
-    if not spans:
-        return {}
-    first = min(start for start, _ in spans.values())
-    whole = max(start + length for start, length in spans.values()) - first or 1.0
-    return {
-        name: (round(100 * (start - first) / whole, 2), round(100 * length / whole, 2))
-        for name, (start, length) in spans.items()
-    }
-
-
 def _state(run: RunFolder) -> str:
     """`finished`, `failed` or `unfinished`."""
     states = {stage.state for stage in run.stages}
@@ -319,7 +303,7 @@ def _command(facts: Mapping[str, Any]) -> str:
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
     """What is told first: what it ran on, when and how long."""
     facts, took = run.facts, "Took"
-    seconds = facts.get("seconds")
+    seconds = spent(facts, run.path.glob("stages/*/*")) or None
     if seconds is None:
         took, seconds = "Took so far, all stages", sum(stage.seconds or 0.0 for stage in run.stages) or None
     told = [

@@ -56,10 +56,10 @@ def strange(value: Mapping[str, Any], kinds: Kinds) -> list[str]:
     return [name for name, fits in kinds.items() if value.get(name) is not None and not fits(value[name])]
 
 
-RUN: Kinds = {"name": _text, "command": _command, "seed": _whole, "seconds": _finite, "commit": _text,
+RUN: Kinds = {"name": _text, "command": _command, "seed": _whole, "seconds": _finite, "since": _finite, "commit": _text,
               "stages": _mapping, "versions": _mapping}  # fmt: skip
 RESULT: Kinds = {"left_out": _whole, "skipped": _counts, "bad_samples": _counts, "mix": _mix, "samples": _whole}
-STATUS: Kinds = {"seconds": _finite, "restarts": _whole, "outputs": _outputs}
+STATUS: Kinds = {"seconds": _finite, "since": _finite, "ended": _text, "restarts": _whole, "outputs": _outputs}
 PROGRESS: Kinds = {"done": _finite, "total": _finite}
 INDEXED: Kinds = {"account": _mapping, "shardlist": _listed}
 ACCOUNT: Kinds = {"asked": _whole, "written": _whole, "skipped": _counts}

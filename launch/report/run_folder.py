@@ -14,6 +14,7 @@ from launch.report.curves import Curve, read_curve
 from launch.report.kinds import ACCOUNT, FAULT, INDEXED, PROGRESS, RESULT, ROW, RUN, STATUS, Kinds, strange
 from launch.report.words import as_moment
 from launch.result_rows import has_odd_target, task_of
+from launch.spent import spent
 from pipeline.data.quarantine import FOLDER as QUARANTINE
 from pipeline.data.quarantine import count_reasons
 from pipeline.evaluation.unscored import UNSCORED
@@ -30,6 +31,7 @@ class Stage:
     folder: Path
     state: str
     started: Any
+    ended: str | None
     seconds: float | None
     restarts: int
     outputs: Mapping[str, Any]
@@ -257,7 +259,8 @@ def _stage(reader: _Reader, folder: Path) -> Stage:
         folder=folder,
         state=state,
         started=status.get("started"),
-        seconds=status.get("seconds"),
+        ended=status.get("ended"),
+        seconds=None if status.get("seconds") is None else spent(status, folder.iterdir()),
         restarts=int(status.get("restarts") or 0),
         outputs={**result, **(status.get("outputs") or {})},
         error=str(status.get("error") or ""),

@@ -219,9 +219,13 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_losses(tmp_path: Path, f
         killed.communicate()
     assert read_status(out / "stages" / "pretrain")["state"] == "running"
     assert run(out) == 0
-    assert read_status(out / "stages" / "pretrain")["restarts"] == 2
+    pretrained = read_status(out / "stages" / "pretrain")
+    assert pretrained["restarts"] == 2
     for stage in STAGES[1:4]:
         assert losses(out, stage) == losses(finished, stage)
+    # What the killed starts took is in the account.
+    trained = json.loads((out / "stages" / "pretrain" / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+    assert read_json(out / "run.json")["seconds"] >= pretrained["seconds"] >= trained
 
 
 def wait_for_step(metrics: Path, step: int, running: subprocess.Popen[str]) -> None:
