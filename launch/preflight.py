@@ -63,6 +63,8 @@ def check(config: RunConfig, out: Path, until: str | None = None) -> None:
         UserError: naming what is wrong, with which numbers, and how to mend it.
     """
     check_given(config, until)
+    if until == "trim" and not any(task.config.trim.targets for task in tasks_of(config)):
+        raise UserError("trim.targets=[] leaves nothing to trim; name at least one, such as --targets '[2.0]'")
     _check_processes(config)
     _check_engine(config)
     _check_splits(config)

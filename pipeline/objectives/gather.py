@@ -75,7 +75,7 @@ def global_means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     stacked = torch.stack(list(values.values()))
     means = stacked.detach().clone()
     dist.all_reduce(means)
-    return dict(zip(values, means / world_size() + stacked - stacked.detach(), strict=True))
+    return dict(zip(values, means / world_size() + (stacked - stacked.detach()), strict=True))
 
 
 def mean_over_global_count(total: Tensor, count: Tensor) -> Tensor:

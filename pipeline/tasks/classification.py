@@ -357,7 +357,7 @@ class ClassificationTask(EachPartAlone):
         if learned:
             named["cost"] = cost_loss(learned, dict.fromkeys(learned, wanted))
             total = total + self.config.cost_weight * named["cost"]
-            self.measured.append(measured)
+            self.measured.append(measured.detach())
         if answers.full_BA is not None:
             named["full"] = self.classes.loss(answers.full_BA, targets)
             named["divergence"] = self.classes.divergence(answers.trimmed_BA, answers.full_BA)

@@ -117,6 +117,13 @@ def test_what_cannot_work_is_refused_with_a_remedy(tmp_path: Path, overrides: li
     assert not [word for word in words if word not in str(caught.value)], caught.value
 
 
+def test_trim_alone_wants_a_target_and_a_run_need_not_have_one(tmp_path: Path) -> None:
+    untrimmed = config(*NO_TRIMMING)
+    preflight.check(untrimmed, tmp_path / "run")
+    with pytest.raises(UserError, match=r"trim\.targets=\[\] leaves nothing to trim; .* --targets"):
+        preflight.check(untrimmed, tmp_path / "run", "trim")
+
+
 def test_torchruns_processes_count_as_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="3 workers"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.gathering import all_objects, assemble, dealt, places_of, total
+from pipeline.objectives.gather import global_means
 from pipeline.process import Process
 from tests.pipeline.distributed import run_ranks
 
@@ -33,3 +34,18 @@ def test_rows_of_any_type_come_to_their_places(rows: int) -> None:
         assert [kind.tolist() for kind in found[:-1]] == [kind.tolist() for kind in alone[:-1]]
         assert [kind.dtype for kind in found] == [kind.dtype for kind in alone]
         assert found[-1].tolist() == [3, 3]
+
+
+def means(process: Process, draws: int) -> tuple[list[list[float]], float]:
+    torch.manual_seed(process.rank)
+    own = torch.rand(draws, requires_grad=True)
+    found = global_means({"a": own, "b": own.square()})
+    found["b"].sum().backward()  # type: ignore[no-untyped-call]
+    assert own.grad is not None
+    return [value.tolist() for value in found.values()], float((own.grad - 2 * own).abs().max())
+
+
+def test_means_are_the_same_bits_on_every_rank_and_keep_each_ones_gradient() -> None:
+    """What is made of them, such as the scores' shift, is saved by one rank and loaded by all."""
+    (first, none), (second, too) = run_ranks(means, 2, 1000)
+    assert first == second and none == too == 0
