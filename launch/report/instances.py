@@ -177,7 +177,7 @@ def _costs(place: _Place, models: Sequence[Told]) -> Drawing:
             axes.axvline(each.full_gmacs, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
             axes.set_title(each.label, loc="left")
             axes.locator_params(axis="y", nbins=3)
-        rows[-1].set_xlabel("multiply-accumulates of an instance, G")
+        rows[-1].set_xlabel("GMACs of an instance")
         figure.supylabel("instances", fontsize=8.5)
 
     numbers = [
@@ -223,10 +223,10 @@ def bar_drawing(name: str, title: str, note: str, bars: Mapping[str, Mapping[str
         for at, (label, total) in enumerate(totals.items()):
             there = {module: bars[label].get(module, 0.0) / total for module in modules}
             shares = ", ".join(f"{module} {share:.1%}" for module, share in there.items() if share)
-            axes.annotate(f"{total:.4g} G: {shares}", (0, at + 0.38), xytext=(2, 0), textcoords="offset points",
+            axes.annotate(f"{total:.4g} GMACs: {shares}", (0, at + 0.38), xytext=(2, 0), textcoords="offset points",
                           va="center", fontsize=7)  # fmt: skip
         axes.set_ylim(len(bars) - 0.4, -0.4)
-        axes.set_xlabel("multiply-accumulates per instance, G")
+        axes.set_xlabel("GMACs per instance")
         figure.legend(loc="outside lower center", ncols=len(modules))
 
     numbers = [

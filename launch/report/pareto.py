@@ -180,7 +180,7 @@ def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tupl
     axes.set_xlim(0.0, max(axes.get_xlim()[1], 1.05 * dearest))
     _targets(axes, lines, looks)
     axes.locator_params(axis="x", nbins=6)
-    axes.set_xlabel("multiply-accumulates per instance, G")
+    axes.set_xlabel("GMACs per instance")
     axes.set_ylabel(metric_name(metric))
 
 

@@ -229,9 +229,9 @@ def test_a_comparison_opens_without_messages_or_requests_and_its_tables_sort(chr
     write_comparison(comparison)
     page = open_page(chrome, comparison)
     tables = page.find_elements("css selector", "table.sortable")
-    assert len(tables) == 6
-    heads = page.find_elements("css selector", "#ablations table:first-of-type th button")
-    column = "#ablations h3:first-of-type + .scroll td:nth-child(3)"
+    assert len(tables) == 7
+    heads = page.find_elements("css selector", "#summary table:first-of-type th button")
+    column = "#summary h3:first-of-type + .scroll td:nth-child(3)"
     before = [float(text.split()[0]) for text in texts(page, column)]
     heads[2].click()
     assert [float(text.split()[0]) for text in texts(page, column)] == sorted(before) != before
