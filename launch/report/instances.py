@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
+from launch.report.figures import HATCHES, INK, MARKERS, OKABE_ITO, Drawing, count_layers, draw
 from launch.report.survivors import embed
 from pipeline.trimming.target import Target
 
@@ -26,7 +26,7 @@ _GROUPS = {
 _SPREAD = {"mean": "mean", "std": "std", "low": "q05", "lower": "q25", "middle": "q50", "upper": "q75", "high": "q95"}
 """What the files of evaluation call a spread, and what the CSV does: quantiles by their share."""
 _COLUMNS = 2
-_MODULES = {"vision": "", "text": "//", "fusion": "..", "decoder": "++", "head": "xx", "trimmers": "\\\\"}
+_MODULES = dict(zip(("vision", "text", "fusion", "decoder", "head", "trimmers"), HATCHES, strict=False))
 """With the hatches that tell them apart without colours."""
 
 
@@ -300,4 +300,4 @@ def _kept_panel(axes: Axes, places: Sequence[Mapping[str, Any]]) -> None:
             )
         axes.plot(layers, [p["mean"] for p in own], color=colour, marker=marker, markersize=4, label=label)
     axes.set_ylim(-0.03, 1.05)
-    axes.locator_params(axis="x", integer=True, nbins=7)
+    count_layers(axes)

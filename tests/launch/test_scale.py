@@ -17,6 +17,7 @@ from launch.progress import ProgressDisplay
 from launch.reading import read_config
 from launch.recipes import find_recipe, recipes
 from launch.report.scale import largest_cells, part_cells, scale_text, write_scale_report
+from launch.report.scale_figures import curve_looks, scale_figures
 from launch.scaling.config import GridConfig, JudgeConfig, LargestConfig, LimitConfig, ScaleConfig
 from launch.scaling.experiment import check_limits, check_split, notes, refuse_nothing, scale, search_of
 from launch.scaling.grid import Trial, overrides_of, settle, trials
@@ -372,6 +373,24 @@ def test_the_report_is_one_file_with_every_figure_and_the_sentence(tmp_path: Pat
     text = scale_text(data)
     assert "b128-off: out of memory: <2 GiB>" in text and text.endswith(data["recommendation"])
     assert "largest micro-batch within" in text and "ZeRO" not in text  # a column that says the same of all
+
+
+def test_curves_are_told_apart_without_colours() -> None:
+    curves = {f"b{batch}-{name}": {"global_batch": batch, "pruning": name} for batch in (32, 64, 128)
+              for name in ("off", "query")}  # fmt: skip
+    for some in (curves, {name: curve for name, curve in curves.items() if curve["pruning"] == "off"}):
+        looks = {(dashes, marker) for _, dashes, marker in curve_looks(some).values()}
+        assert len(looks) == len(some)
+    alone = [
+        look[1:] for look in curve_looks({name: curve for name, curve in curves.items() if "off" in name}).values()
+    ]
+    assert all(len(set(kind)) == 3 for kind in zip(*alone, strict=True))  # markers and lines both
+    (again,) = [drawing for drawing in scale_figures(whole()) if drawing.name == "scale-saved"]
+    assert len(again.rows) == 2 and "<pattern" not in again.svg  # one part has no hatch
+    data = whole()
+    for entry in data["largest"]["found"]:
+        entry["saved_bytes"] = {"visual_encoder": 8.0, "text_encoder": 4.0}
+    assert "<pattern" in next(drawing.svg for drawing in scale_figures(data) if drawing.name == "scale-saved")
 
 
 def test_an_experiment_of_which_nothing_came_says_so() -> None:
