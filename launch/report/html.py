@@ -24,6 +24,7 @@ from launch.report.quoted import SOURCE, Quoted, comparable, of_data, quoted
 from launch.report.recipe import recipe_facts
 from launch.report.results import TaskTable, group_results
 from launch.report.run_folder import RunFolder, Stage, read_run
+from launch.report.survivor_rows import survivor_rows
 from launch.report.survivors import Frame, Panel, Picture, read_pictures
 from launch.report.words import as_moment
 
@@ -83,6 +84,8 @@ def write_report(run: Path) -> Path:
         drawing.save(run / "figures")
     save_rows(run / "figures", "results", page.run.results)
     save_rows(run / "figures", "differences", page.paired)
+    survivors = [row for each in page.run.survivors for row in survivor_rows(each.entries, each.task)]
+    save_rows(run / "figures", "survivors", survivors)
     target = run / "report.html"
     write_atomic(target, _render(page))
     _log.info("wrote %s", target)
