@@ -203,9 +203,9 @@ def _add_run(commands: Any, name: str, text: str) -> None:
 
 
 def _add_run_folder_commands(commands: Any) -> None:
-    text = "write the report.html of a run, or of a comparison, anew"
+    text = "write the report.html of a run, a comparison or a scale experiment anew"
     parser = add_command(commands, "report", text, "report runs/demo", _report)
-    parser.add_argument("run", metavar="RUN", help="run folder, or folder of a comparison")
+    parser.add_argument("run", metavar="RUN", help="run folder, or folder of a comparison or a scale experiment")
     text = "say how far a run is, from another terminal"
     parser = add_command(commands, "status", text, "status runs/demo --watch", _status)
     parser.add_argument("run", metavar="RUN", help="run folder")

@@ -21,7 +21,7 @@ from launch.report.figures import Drawing, save_rows
 from launch.report.instances import Extremes, Told, drawings, extremes, told
 from launch.report.pareto import draw_pareto
 from launch.report.quoted import SOURCE, Quoted, comparable, of_data, quoted
-from launch.report.recipe import recipe_facts
+from launch.report.recipe import began_from_weights, recipe_facts
 from launch.report.results import TaskTable, group_results
 from launch.report.run_folder import RunFolder, Stage, read_run
 from launch.report.survivor_rows import survivor_rows
@@ -250,6 +250,7 @@ def _render(page: Page) -> str:
             page=page,
             run=run,
             state=_state(run),
+            began=began_from_weights(run.config),
             command=_command(run.facts),
             facts=_facts(run),
             versions=_pairs(run.facts.get("versions")),

@@ -85,6 +85,13 @@ def test_the_summary_says_what_ran_and_explains_only_what_is_there(finished_run:
     assert "those of analyses in <code>analyses/</code>" in page
 
 
+def test_analyses_that_are_not_there_are_named_as_they_can_be_made(finished_run: Path) -> None:
+    assert "<code>attention --against WEIGHTS</code>" in text_of(finished_run)  # it began from nothing
+    for part in ("vision", "model"):
+        save(finished_run / "config.yaml", f"pretrain: {{init: {{{part}: vit.safetensors}}}}\n")
+        assert "<code>attention</code>" in text_of(finished_run)
+
+
 def test_the_figures_of_analyses_are_shown_and_others_are_refused(unfinished_run: Path) -> None:
     drawing = bar_drawing("flops-vqa", "where <it> goes", 'a "note" & more', {"a": {"vision": 1.0, "text": 3.0}})
     folder = unfinished_run / "analyses"
