@@ -182,12 +182,12 @@ def report_command(run: Path) -> Answer:
     from launch.report.scale import rewrite_scale_report
     from launch.scaling.config import SCALE
 
-    write = write_report
     if (run / COMPARISON).is_file():
-        write = write_comparison
+        report = write_comparison(run)
     elif any((run / name).is_file() for name in (SCALE, "scale.yaml")):
-        write = rewrite_scale_report
-    report = write(run)
+        report = rewrite_scale_report(run)
+    else:
+        report = write_report(run)
     return 0, {"report": str(report)}, str(report)
 
 
