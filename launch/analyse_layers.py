@@ -11,8 +11,8 @@ from data_prep.errors import UserError
 from launch.answers import Answer
 from launch.exposure import Exposure, in_caption, in_words
 from launch.model_names import model_name, names_apart, split_in_file, split_name
-from launch.report.figures import MARKERS, OKABE_ITO, Drawing, draw
-from launch.report.html import ANALYSES
+from launch.report.figures import MARKERS, OKABE_ITO, Drawing, count_layers, draw
+from launch.report.html import ANALYSES, ANALYSIS
 from launch.report.table import aligned
 from launch.trained_export import Trained, open_trained
 from launch.trained_run import TrainedRun
@@ -124,7 +124,8 @@ def _answer(
     place = run.folder / ANALYSES if out is None else out
     name, split, pairs = f"{what}-{split_in_file(run.split)}", split_name(run.split), rows[0]["samples"]
     caption = f"{note} {pairs} pairs of {split}. {in_caption(exposures)}"
-    drawing = _drawing(name, title, caption, rows, {**named, "split": split})
+    told = f"{title}, {split} ({ANALYSIS}, {pairs:,} instances)"  # figures of several splits stand in one report
+    drawing = _drawing(name, told, caption, rows, {**named, "split": split})
     again = " (in the place of older ones)" if (place / f"{name}.csv").exists() else ""
     drawing.save(place)
     lines = [f"split {run.split}, {pairs} pairs", *in_words(exposures), *_table(rows)]
@@ -170,6 +171,7 @@ def _panel(axes: Axes, metric: str, rows: Sequence[dict[str, Any]]) -> None:
         layers = [row["layer"] for row in own]
         axes.plot(layers, [row["value"] for row in own], color=colour, marker=marker, label=f"{part}, {stream}")
         axes.fill_between(layers, [row["low"] for row in own], [row["high"] for row in own], color=colour, alpha=0.2)
+    count_layers(axes)
     axes.set_xlabel("layer, from 0")
     axes.set_ylabel(_AXES[metric])
     axes.set_ylim(*_limits(*axes.get_ylim(), from_zero=metric == "divergence"))

@@ -14,8 +14,9 @@ from data_prep.files import read_described
 from launch.answers import Answer
 from launch.devices import device_of
 from launch.model_names import model_name
+from launch.report.survivor_rows import Step
 from launch.report.table import aligned
-from launch.survivors_figure import Kept, Step, save_kept, shown_steps
+from launch.survivors_figure import Kept, save_kept, shown_steps
 from launch.trained_export import is_export
 from launch.trained_run import config_of
 from pipeline.data.batch import ImageTextBatch

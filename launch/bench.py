@@ -14,7 +14,6 @@ from launch.report.words import ABSENT
 from pipeline.measure.bench import run_bench, runs_of
 from pipeline.measure.bench_cases import BenchConfig
 
-_ROUNDS = {"vision": 10, "step": 6}
 _GPU_BATCH = {"vision": 128, "step": 64}
 _CPU_BATCH = 8
 
@@ -71,7 +70,7 @@ def _config(what: str, options: argparse.Namespace) -> BenchConfig:
         # torch would start a thread for each core of the machine, also where a container grants fewer.
         threads=given(options.threads, min(torch.get_num_threads(), machine.available_cpus())),
         compile=given(options.compile, on_gpu),
-        rounds=given(options.rounds, _ROUNDS[what]),
+        rounds=options.rounds,
         warmup=options.warmup,
         seed=options.seed,
     )

@@ -203,9 +203,9 @@ def _add_run(commands: Any, name: str, text: str) -> None:
 
 
 def _add_run_folder_commands(commands: Any) -> None:
-    text = "write the report.html of a run, or of a comparison, anew"
+    text = "write the report.html of a run, a comparison or a scale experiment anew"
     parser = add_command(commands, "report", text, "report runs/demo", _report)
-    parser.add_argument("run", metavar="RUN", help="run folder, or folder of a comparison")
+    parser.add_argument("run", metavar="RUN", help="run folder, or folder of a comparison or a scale experiment")
     text = "say how far a run is, from another terminal"
     parser = add_command(commands, "status", text, "status runs/demo --watch", _status)
     parser.add_argument("run", metavar="RUN", help="run folder")
@@ -216,10 +216,10 @@ def _add_bench_commands(commands: Any) -> None:
     text = "measure this machine, always as a ratio to a reference in the same run"
     kinds = add_group(commands, "bench", text, "bench vision --json")
     vision = "the vision tower, forward and backward, with each guidance against unpruned"
-    _add_pruning_options(add_command(kinds, "vision", vision, "bench vision --batch 8 --json", _bench), pixels=224)
+    _add_pruning_options(add_command(kinds, "vision", vision, "bench vision --batch 8 --json", _bench), 224, rounds=10)
     step = "ALBEF's pre-training step, online and momentum towers and three losses, pruned against unpruned"
     parser = add_command(kinds, "step", step, "bench step --image-size 256 --text-length 25 --json", _bench)
-    _add_pruning_options(parser, pixels=256)
+    _add_pruning_options(parser, 256, rounds=6)
     parser.add_argument("--text-length", type=int, default=25, metavar="TOKENS", help="of every text (%(default)s)")
 
     trim = "a model whose trimmers decide for themselves against the untrimmed one, and against what FLOPs promise"
@@ -278,7 +278,7 @@ def _add_scale_command(commands: Any) -> None:
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
 
 
-def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
+def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int, rounds: int) -> None:
     """What `bench vision` and `bench step` both understand; defaults that hang on the device are chosen later."""
     whole: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("--model", choices=["base", "small", "tiny"], default="base", help="size (%(default)s)")
@@ -292,7 +292,8 @@ def _add_pruning_options(parser: argparse.ArgumentParser, pixels: int) -> None:
         "--dtype", choices=["float32", "bfloat16"], help="bfloat16 is autocast (float32 on a CPU, else bfloat16)"
     )
     parser.add_argument("--threads", **whole, help="of torch on the CPU (one for each CPU that is granted)")
-    parser.add_argument("--rounds", **whole, help="that count; each runs every variant once, unpruned between them")
+    counted = "that count; each runs every variant once, unpruned between them (%(default)s)"
+    parser.add_argument("--rounds", **whole, default=rounds, help=counted)
     parser.add_argument("--warmup", **whole, default=2, help="rounds before them (%(default)s)")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="use torch.compile (on a GPU only, if not given)"

@@ -175,12 +175,19 @@ def shard_help(source: str | None) -> str:
 
 
 def report_command(run: Path) -> Answer:
-    """`trimline report`: of a run, or of a comparison."""
+    """`trimline report`: of a run, of a comparison, or of a scale experiment."""
     from launch.compare_table import COMPARISON
     from launch.report import write_report
     from launch.report.comparison import write_comparison
+    from launch.report.scale import rewrite_scale_report
+    from launch.scaling.config import SCALE
 
-    report = write_comparison(run) if (run / COMPARISON).is_file() else write_report(run)
+    if (run / COMPARISON).is_file():
+        report = write_comparison(run)
+    elif any((run / name).is_file() for name in (SCALE, "scale.yaml")):
+        report = rewrite_scale_report(run)
+    else:
+        report = write_report(run)
     return 0, {"report": str(report)}, str(report)
 
 

@@ -19,7 +19,7 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _T95_MANY = 1.96
 
 COMPARISON = "comparison.json"
-COST = "MMACs"  # billions are too coarse for the small models that are compared on one machine
+COST = "GMACs"
 
 Key = tuple[str, str, str]
 """Task, split and metric (with the target where there is one)."""
@@ -108,7 +108,7 @@ def _metrics(run: Mapping[str, Any]) -> dict[Key, float]:
             task, split, metric = score_of(row)
             found[(task, split, metric)] = float(row["value"])
             if row["target"] is not None and row.get("gmacs") is not None:
-                found[(task, split, COST)] = 1e3 * float(row["gmacs"])
+                found[(task, split, COST)] = float(row["gmacs"])
     return found
 
 
@@ -160,14 +160,25 @@ def paired_words(line: Mapping[str, Any]) -> tuple[str, str]:
 
 def difference_in_words(cell: Mapping[str, Any]) -> str:
     """A difference as `+0.6 ± 0.9`; with its seeds where these are not those of both means: `+0.6 of 0 1`."""
-    half = "" if cell["half_width"] is None else f" ± {cell['half_width']:.1f}"
-    return f"{cell['difference']:+.1f}{half}" + ("" if cell["even"] else f" of {seeds_in_words(cell['pairs'])}")
+    half = "" if cell["half_width"] is None else f" ± {_digits(cell, cell['half_width'])}"
+    return f"{_digits(cell, cell['difference'], '+')}{half}" + (
+        "" if cell["even"] else f" of {seeds_in_words(cell['pairs'])}"
+    )
 
 
 def mean_in_words(cell: Mapping[str, Any], line: Mapping[str, Any]) -> str:
     """A mean as `70.1`; with its seeds where not all of the line's have the score: `70.1 of 0 1`."""
     whole = sorted(cell["seeds"]) == sorted(line["seeds"])
-    return f"{cell['mean']:.1f}" + ("" if whole else f" of {seeds_in_words(sorted(cell['seeds']))}")
+    return _digits(cell, cell["mean"]) + ("" if whole else f" of {seeds_in_words(sorted(cell['seeds']))}")
+
+
+def _digits(cell: Mapping[str, Any], value: float, sign: str = "") -> str:
+    """A number of a score: one decimal, of a cost as many as give its mean four digits, as in a run's report."""
+    if cell["metric"] != COST:
+        return f"{value:{sign}.1f}"
+    decimals = 3 - math.floor(math.log10(cell["mean"])) if cell["mean"] > 0 else 3
+    # Means of equal costs differ by rounding, which is no digit of theirs; + 0.0, for there is no -0 either.
+    return f"{round(value, decimals) + 0.0:{sign}.4g}"
 
 
 def uneven_note(lines: Sequence[Mapping[str, Any]], reference: str) -> list[str]:

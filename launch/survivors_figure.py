@@ -3,10 +3,10 @@
 import csv
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,18 +16,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from data_prep.files import write_atomic
+from launch.report.survivor_rows import COLUMNS, Step, kept_rows
 
 _SHOWN = 6
 """Steps that fit on a line."""
-_COLUMNS = ("model", "picture", "sentence", "layer", "patch_row", "patch_column", "token", "word", "kept")
 _GONE = (0.12, 0.12, 0.12, 0.8)
-
-
-class Step(NamedTuple):
-    """What is left behind a layer: numbers of patches, counted along rows, or of tokens."""
-
-    name: str
-    kept: frozenset[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +58,12 @@ def save_kept(folder: Path, name: str, model: str, kept: Sequence[Kept]) -> None
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows([model, *row] for each in kept for row in _rows(each))
+    writer.writerow(COLUMNS)
+    for each in kept:
+        rows = kept_rows(each.grid, each.patches, each.tokens, each.words)
+        writer.writerows([model, each.picture, each.sentence, *row] for row in rows)
     write_atomic(folder / f"{name}.csv", buffer.getvalue())
     write_atomic(folder / f"{name}.png", _png(f"{model}: patches that are left", kept))
-
-
-def _rows(kept: Kept) -> Iterator[list[Any]]:
-    """Every patch and every token at every step; 1 where it is left."""
-    named, (rows, columns) = [kept.picture, kept.sentence], kept.grid
-    for step in kept.patches:
-        for patch in range(rows * columns):
-            yield [*named, step.name, *divmod(patch, columns), "", "", int(patch in step.kept)]
-    for step in kept.words:
-        for token, word in enumerate(kept.tokens):
-            yield [*named, step.name, "", "", token, word, int(token in step.kept)]
 
 
 def shown_steps(kept: Sequence[Kept]) -> list[str]:

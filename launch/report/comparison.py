@@ -23,11 +23,12 @@ from launch.compare_table import (
     uneven_note,
 )
 from launch.report.figures import Drawing, save_rows
-from launch.report.html import hardware_in_words, page_environment
+from launch.report.html import hardware_in_words, page_environment, short_commit
 from launch.report.means import mean_rows
 from launch.report.pareto import draw_pareto
 from launch.report.results import group_results
 from launch.report.sweeps import Line, draw_differences, draw_sweep, flat, sweeps_of
+from launch.report.trials import Trials
 from launch.report.words import metric_name
 
 _log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Page:
     runs: list[Run]
     command: str
     commit: str
+    versions: list[tuple[str, str]]
+    """Of the runs' software."""
     uneven: list[str]
     """That variants have different seeds, and what then tells them apart; empty where they have the same."""
     changes: list[tuple[str, str, str, str]]
@@ -120,25 +123,26 @@ def _page(folder: Path, data: Mapping[str, Any]) -> Page:
     configs, unread = _configs(folder, data["runs"])
     swept = enumerate(sweeps_of(configs), 1)
     sweeps = [draw_sweep(sweep, budget, lines, number) for number, sweep in swept for budget in budgets]
-    runs = _runs(folder, data)
+    trials = Trials.read(folder, map(_name, data["runs"]))
     return Page(
         name=folder.resolve().name,
         state=_state(data),
         reference=reference,
         budgets=budgets,
-        facts=_facts(facts, data, lines),
+        facts=_facts(facts, data, lines, trials),
         tables=[table for budget in budgets for table in _tables(budget, lines)],
         paired=[(line, *paired_words(line)) for line in paired_lines(data)],
         paired_note=PAIRED_NOTE,
         differences=[made for budget in budgets if (made := draw_differences(reference, budget, lines)) is not None],
         sweeps=[made for made in sweeps if made is not None],
         fronts=[made for budget in budgets for made in _fronts(data["runs"], budget, len(budgets) > 1)],
-        runs=runs,
+        runs=_runs(folder, data),
         command=str(facts.get("command") or ""),
         commit=str(facts.get("commit") or ""),
+        versions=trials.versions(),
         changes=_changes(configs, reference),
         uneven=uneven_note(lines, reference),
-        missing=[*_missing(lines, reference), *_unpaired(data), *unread],
+        missing=[*_missing(lines, reference), *_unpaired(data), *unread, *trials.unread],
     )
 
 
@@ -168,7 +172,9 @@ def _unpaired(data: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _facts(facts: Mapping[str, Any], data: Mapping[str, Any], lines: Sequence[Line]) -> list[tuple[str, str]]:
+def _facts(
+    facts: Mapping[str, Any], data: Mapping[str, Any], lines: Sequence[Line], trials: Trials
+) -> list[tuple[str, str]]:
     seeds = sorted({seed for line in lines for seed in line["seeds"]})
     planned = f" of {data['trials']}" if "trials" in data else ""
     told = [
@@ -178,22 +184,24 @@ def _facts(facts: Mapping[str, Any], data: Mapping[str, Any], lines: Sequence[Li
         ("Seeds", ", ".join(map(str, seeds))),
         ("Budgets", ", ".join(dict.fromkeys(line["budget"] for line in lines))),
         ("Runs", f"{len(data['runs'])}{planned} finished, {len(data['failures'])} failed"),
+        *trials.told(),
+        ("Commit", ", ".join(map(short_commit, trials.commits() or [str(facts.get("commit") or "")]))),
     ]
     return [(name, text) for name, text in told if text]
 
 
 def _tables(budget: str, lines: Sequence[Line]) -> list[Table]:
-    """Time and memory, then a table for each task and target."""
+    """A table for each task and target, then time and memory."""
     own = [line for line in lines if line["budget"] == budget]
     cells = {name: cell for line in own for name, cell in line["metrics"].items()}
-    found = [Table(name="time and memory", budget=budget, lines=own)]
+    found = []
     for task in dict.fromkeys(cell["task"] for cell in cells.values()):
         scored = [(name, cell) for name, cell in cells.items() if cell["task"] == task]
         scored.sort(key=lambda pair: bool(pair[1]["metric"] == COST))  # what they cost comes behind
         columns = [(name, _head(cell)) for name, cell in scored]
         with_scores = [line for line in own if any(name in line["metrics"] for name, _ in columns)]
         found.append(Table(name=task, budget=budget, lines=with_scores, columns=columns))
-    return found
+    return [*found, Table(name="time and memory", budget=budget, lines=own)]
 
 
 def _head(cell: Mapping[str, Any]) -> str:

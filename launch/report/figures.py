@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from data_prep.errors import UserError
 from data_prep.files import write_atomic
@@ -26,6 +28,8 @@ OKABE_ITO = {
     "orange": "#e69f00",
     "sky": "#56b4e9",
 }
+# One more than there are colours: stacked parts stay apart in grey, and none repeats another's colour and hatch.
+HATCHES = ("", "//", "..", "++", "xx", "\\\\", "oo")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # Text and axes: drawn in a colour that occurs nowhere else, which becomes the page's own ink.
 INK = "#1a2b3c"
@@ -150,6 +154,11 @@ def draw(
         columns=tuple(columns),
         rows=cells,
     )
+
+
+def count_layers(axes: Axes) -> None:
+    """Ticks of whole layers along x, also where there is a single one."""
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
 
 
 def _is_plain(part: ElementTree.Element) -> bool:

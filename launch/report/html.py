@@ -21,9 +21,10 @@ from launch.report.figures import Drawing, save_rows
 from launch.report.instances import Extremes, Told, drawings, extremes, told
 from launch.report.pareto import draw_pareto
 from launch.report.quoted import SOURCE, Quoted, comparable, of_data, quoted
-from launch.report.recipe import recipe_facts
+from launch.report.recipe import began_from_weights, recipe_facts
 from launch.report.results import TaskTable, group_results
 from launch.report.run_folder import RunFolder, Stage, read_run
+from launch.report.survivor_rows import survivor_rows
 from launch.report.survivors import Frame, Panel, Picture, read_pictures
 from launch.report.timeline import timeline
 from launch.spent import spent
@@ -84,6 +85,8 @@ def write_report(run: Path) -> Path:
         drawing.save(run / "figures")
     save_rows(run / "figures", "results", page.run.results)
     save_rows(run / "figures", "differences", page.paired)
+    survivors = [row for each in page.run.survivors for row in survivor_rows(each.entries, each.task)]
+    save_rows(run / "figures", "survivors", survivors)
     target = run / "report.html"
     write_atomic(target, _render(page))
     _log.info("wrote %s", target)
@@ -248,6 +251,7 @@ def _render(page: Page) -> str:
             page=page,
             run=run,
             state=_state(run),
+            began=began_from_weights(run.config),
             command=_command(run.facts),
             facts=_facts(run),
             versions=_pairs(run.facts.get("versions")),

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
+from launch.report.figures import HATCHES, INK, MARKERS, OKABE_ITO, Drawing, count_layers, draw
 from launch.report.survivors import embed
 from pipeline.trimming.target import Target
 
@@ -26,7 +26,7 @@ _GROUPS = {
 _SPREAD = {"mean": "mean", "std": "std", "low": "q05", "lower": "q25", "middle": "q50", "upper": "q75", "high": "q95"}
 """What the files of evaluation call a spread, and what the CSV does: quantiles by their share."""
 _COLUMNS = 2
-_MODULES = {"vision": "", "text": "//", "fusion": "..", "decoder": "++", "head": "xx", "trimmers": "\\\\"}
+_MODULES = dict(zip(("vision", "text", "fusion", "decoder", "head", "trimmers"), HATCHES, strict=False))
 """With the hatches that tell them apart without colours."""
 
 
@@ -177,7 +177,7 @@ def _costs(place: _Place, models: Sequence[Told]) -> Drawing:
             axes.axvline(each.full_gmacs, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
             axes.set_title(each.label, loc="left")
             axes.locator_params(axis="y", nbins=3)
-        rows[-1].set_xlabel("multiply-accumulates of an instance, G")
+        rows[-1].set_xlabel("GMACs of an instance")
         figure.supylabel("instances", fontsize=8.5)
 
     numbers = [
@@ -223,10 +223,10 @@ def bar_drawing(name: str, title: str, note: str, bars: Mapping[str, Mapping[str
         for at, (label, total) in enumerate(totals.items()):
             there = {module: bars[label].get(module, 0.0) / total for module in modules}
             shares = ", ".join(f"{module} {share:.1%}" for module, share in there.items() if share)
-            axes.annotate(f"{total:.4g} G: {shares}", (0, at + 0.38), xytext=(2, 0), textcoords="offset points",
+            axes.annotate(f"{total:.4g} GMACs: {shares}", (0, at + 0.38), xytext=(2, 0), textcoords="offset points",
                           va="center", fontsize=7)  # fmt: skip
         axes.set_ylim(len(bars) - 0.4, -0.4)
-        axes.set_xlabel("multiply-accumulates per instance, G")
+        axes.set_xlabel("GMACs per instance")
         figure.legend(loc="outside lower center", ncols=len(modules))
 
     numbers = [
@@ -300,4 +300,4 @@ def _kept_panel(axes: Axes, places: Sequence[Mapping[str, Any]]) -> None:
             )
         axes.plot(layers, [p["mean"] for p in own], color=colour, marker=marker, markersize=4, label=label)
     axes.set_ylim(-0.03, 1.05)
-    axes.locator_params(axis="x", integer=True, nbins=7)
+    count_layers(axes)

@@ -84,7 +84,8 @@ def draw_pareto(table: TaskTable, named: str = "", published: Sequence[Quoted] =
     apart = any(_differing(_all_asked([line for line in lines if line.split == split])) for split in splits)
     note += "; in its colour where that is one method's own." if apart else "."
     if published:
-        note += f" Hollow: quoted from {SOURCE}, not measured here."
+        what = "means of what is quoted for each way" if any(row.mean_of for row in published) else "quoted"
+        note += f" Hollow: {what} from {SOURCE}, not measured here."
     title = f"{table.task}: {metric_name(metric)} against computation"
     return draw(f"pareto-{table.task}{named}", title, note, size, paint, _CSV, rows)
 
@@ -150,8 +151,9 @@ def _quoted_points(axes: Axes, rows: Sequence[Quoted]) -> None:
     for at, name in enumerate(dict.fromkeys(row.method for row in rows)):
         own = [row for row in rows if row.method == name]
         costs, values = [row.gmacs or 0.0 for row in own], [row.value for row in own]
+        how = "mean of quoted" if own[0].mean_of else "quoted"
         axes.plot(costs, values, linestyle=(0, (1, 2)), linewidth=0.8, color=INK, zorder=2, markerfacecolor="none",
-                  marker=MARKERS[at % len(MARKERS)], label=f"{name}, quoted")  # fmt: skip
+                  marker=MARKERS[at % len(MARKERS)], label=f"{name}, {how}")  # fmt: skip
 
 
 def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tuple[str, str, str]]) -> None:
@@ -180,7 +182,7 @@ def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tupl
     axes.set_xlim(0.0, max(axes.get_xlim()[1], 1.05 * dearest))
     _targets(axes, lines, looks)
     axes.locator_params(axis="x", nbins=6)
-    axes.set_xlabel("multiply-accumulates per instance, G")
+    axes.set_xlabel("GMACs per instance")
     axes.set_ylabel(metric_name(metric))
 
 

@@ -24,6 +24,12 @@ def recipe_facts(config: Mapping[str, Any]) -> list[Fact]:
     return [(name, text) for name, text in told if text]
 
 
+def began_from_weights(config: Mapping[str, Any]) -> bool:
+    """Whether the vision tower of pre-training began from weights, which `analyse attention` holds it against."""
+    init = _at(config, "pretrain", "init")
+    return bool(init.get("vision") or init.get("model"))
+
+
 def _trimmed(whose: str, trim: Mapping[str, Any]) -> list[Fact]:
     targets = trim.get("targets")
     return [

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import write_atomic
+from data_prep.errors import UserError
+from data_prep.files import read_json, write_atomic
 from launch.report.html import page_environment
 from launch.report.scale_figures import scale_figures
 from launch.report.table import aligned
 from launch.report.words import ABSENT, duration, moment, number
+from launch.scaling.config import SCALE
 from launch.scaling.trial import OK
 
 _GIB = 2**30
@@ -26,6 +28,27 @@ _ALWAYS = ("global_batch", "pruning", "status", "samples_per_second")
 _SETTINGS = tuple(_COLUMNS)[: tuple(_COLUMNS).index("status")]
 _SHARES = ("mfu", "data_wait")
 _WORDS = ("pruning", "precision", "status", "recompute", "machine", "commit")
+
+
+def rewrite_scale_report(folder: Path) -> Path:
+    """Writes report.html into an experiment's folder anew, from what was measured.
+
+    Args:
+        folder: The `out` of a `trimline scale`, finished or not.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        UserError: Nothing is measured yet, or scale.json is damaged or of an older trimline.
+    """
+    again = "the same `trimline scale` again goes on and writes it"
+    try:
+        return write_scale_report(folder, read_json(folder / SCALE, again))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} has no {SCALE} yet, for no trial has ended; {again}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / SCALE} is not as `trimline scale` writes it ({error!r}); {again} anew") from error
 
 
 def write_scale_report(out: Path, data: Mapping[str, Any]) -> Path:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
 
-from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
+from launch.report.figures import HATCHES, INK, MARKERS, OKABE_ITO, Drawing, draw
 
 Row = Mapping[str, Any]
 _COLOURS = list(OKABE_ITO.values())
@@ -98,7 +98,7 @@ def _losses(curves: Mapping[str, Row]) -> Drawing | None:
     drawn = {name: curve for name, curve in curves.items() if curve["evaluations"]}
     if not drawn:
         return None
-    looks = _looks(drawn)
+    looks = curve_looks(drawn)
 
     def paint(figure: Figure) -> None:
         for at, (key, label) in enumerate(_POSITIONS):
@@ -106,7 +106,7 @@ def _losses(curves: Mapping[str, Row]) -> Drawing | None:
             for name, curve in drawn.items():
                 points = [(point[key], point["loss"]) for point in curve["evaluations"] if point[key] is not None]
                 colour, dashes, marker = looks[name]
-                axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, marker=marker, markersize=3,
+                axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, marker=marker, markersize=4,
                           label=name) if points else None  # fmt: skip
             axes.set_xlabel(label)
             axes.set_ylabel("loss on the fixed batch")
@@ -119,13 +119,19 @@ def _losses(curves: Mapping[str, Row]) -> Drawing | None:
         for name, curve in drawn.items()
         for point in curve["evaluations"]
     ]
-    note = "A colour for each global batch, a kind of line for each pruning. The batch that is judged by never changes."
+    note = (
+        "A colour and a marker for each global batch, a kind of line for each pruning where there are several. "
+        "The batch that is judged by never changes."
+    )
     height = 5.2 + 0.2 * -(-len(drawn) // 3)
     return draw("scale-loss", "Loss on the fixed batch", note, (10.0, height), paint, columns, cells)
 
 
-def _looks(curves: Mapping[str, Row]) -> dict[str, tuple[str, Any, str]]:
-    """Colour by global batch, dashes by pruning, marker by whatever else differs."""
+def curve_looks(curves: Mapping[str, Row]) -> dict[str, tuple[str, Any, str]]:
+    """Colour and marker by global batch, dashes by pruning, or by batch too where there is one pruning.
+
+    Curves of one batch and pruning, which differ in whatever else, have further markers.
+    """
     batches = sorted({curve["global_batch"] for curve in curves.values()})
     prunings = list(dict.fromkeys(curve["pruning"] for curve in curves.values()))
     seen: dict[tuple[int, str], int] = {}
@@ -133,9 +139,10 @@ def _looks(curves: Mapping[str, Row]) -> dict[str, tuple[str, Any, str]]:
     for name, curve in curves.items():
         key = (curve["global_batch"], curve["pruning"])
         seen[key] = seen.get(key, -1) + 1
-        colour = _COLOURS[batches.index(key[0]) % len(_COLOURS)]
-        dashes = _DASHES[prunings.index(key[1]) % len(_DASHES)]
-        looks[name] = (colour, dashes, MARKERS[seen[key] % len(MARKERS)])
+        batch = batches.index(key[0])
+        dashed = prunings.index(key[1]) if len(prunings) > 1 else batch
+        marker = MARKERS[(batch + seen[key] * len(batches)) % len(MARKERS)]
+        looks[name] = (_COLOURS[batch % len(_COLOURS)], _DASHES[dashed % len(_DASHES)], marker)
     return looks
 
 
@@ -167,14 +174,14 @@ def _noise(curves: Mapping[str, Row]) -> Drawing | None:
     drawn = {name: curve for name, curve in curves.items() if curve["noise"]}
     if not drawn:
         return None
-    looks = _looks(drawn)
+    looks = curve_looks(drawn)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for name, curve in drawn.items():
             colour, dashes, marker = looks[name]
             xs, ys = zip(*curve["noise"], strict=True)
-            axes.plot(xs, ys, color=colour, linestyle=dashes, marker=marker, markersize=3, label=name)
+            axes.plot(xs, ys, color=colour, linestyle=dashes, marker=marker, markersize=4, label=name)
         axes.set_yscale("log")
         for of in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             of(StrMethodFormatter("{x:g}"))
@@ -232,7 +239,8 @@ def _saved(largest: Mapping[str, Any]) -> Drawing | None:
         for at, part in enumerate(parts):
             widths = [entry["saved_bytes"].get(part, 0.0) / 2**20 for entry in found]
             axes.barh([entry["pruning"] for entry in found], widths, left=left, label=part,
-                      color=_COLOURS[at % len(_COLOURS)], alpha=1.0 if at < len(_COLOURS) else 0.5)  # fmt: skip
+                      color=_COLOURS[at % len(_COLOURS)],
+                      hatch=HATCHES[at % len(HATCHES)], edgecolor="#ffffff", linewidth=0.6)  # fmt: skip
             left = [start + width for start, width in zip(left, widths, strict=True)]
         axes.invert_yaxis()
         axes.set_xlabel("MiB a sample")

@@ -137,11 +137,11 @@ def _model(name: str, sentences: Sequence[Mapping[str, Any]]) -> Model:
 
 
 def _names(sentence: Mapping[str, Any], key: str) -> list[str]:
-    return [_name(step) for step in sentence.get(key) or ()]
+    return [step_name(step) for step in sentence.get(key) or ()]
 
 
-def _name(step: Mapping[str, Any]) -> str:
-    """With its layer counted from 0; older runs, whose steps have no "layer", counted from 1."""
+def step_name(step: Mapping[str, Any]) -> str:
+    """A step's name with its layer counted from 0; older runs, whose steps have no "layer", counted from 1."""
     name = str(step["name"])
     old = None if "layer" in step else _LAYER.fullmatch(name)
     return f"{old[1]}{int(old[2]) - 1}" if old else name
@@ -176,8 +176,8 @@ def _panel(sentence: Mapping[str, Any], steps: Sequence[str]) -> Panel:
 
 def _frames(sentence: Mapping[str, Any], steps: Sequence[str], token_count: int) -> Iterable[Frame]:
     """A frame for the input and one per step; what a step does not touch stays as it was."""
-    patch_steps = {_name(step): step for step in sentence.get("steps") or ()}
-    text_steps = {_name(step): step for step in sentence.get("text_steps") or ()}
+    patch_steps = {step_name(step): step for step in sentence.get("steps") or ()}
+    text_steps = {step_name(step): step for step in sentence.get("text_steps") or ()}
     rows, columns = next((map(int, step["grid"]) for step in patch_steps.values()), (1, 1))
     kept, words, merged = set(range(rows * columns)), set(range(token_count)), False
     yield _frame(INPUT, (rows, columns), (kept, kept), (words, words), token_count, merged)

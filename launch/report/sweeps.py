@@ -18,6 +18,8 @@ Line = Mapping[str, Any]
 _OWN = ("out", "name", "seed", "data.seed", "budget.minutes", "checkpoint.path")
 """What runs of a comparison differ in though they are of one variant."""
 _FEWEST = 3
+_SYMBOLS = {"pruning.elip.vision_weight": ("λ", "the share of the vision CLS in the blend with the sentence vector")}
+"""Ends of keys that the papers, our documents and the variants' names call otherwise: by what, and what that is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,16 @@ class Sweep:
     """Of the configuration."""
     values: Mapping[str, float]
     """For each variant its number, rising."""
+
+    @property
+    def name(self) -> str:
+        """The key, and what else it is called."""
+        return f"{self.symbol[0]} ({self.key})" if self.symbol else self.key
+
+    @property
+    def symbol(self) -> tuple[str, str] | None:
+        """What the key is called elsewhere, and what it stands for."""
+        return next((known for end, known in _SYMBOLS.items() if self.key.endswith(end)), None)
 
 
 def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -97,7 +109,7 @@ def draw_sweep(sweep: Sweep, budget: str, lines: Sequence[Line], number: int = 1
             axes.plot([v for v, _ in there], [cell["mean"] for _, cell in there],
                       color=OKABE_ITO["blue"], marker=MARKERS[0])  # fmt: skip
             axes.set_title(metric_name(name), loc="left", fontsize=7.5)
-            axes.set_xlabel(sweep.key, fontsize=7.5)
+            axes.set_xlabel(sweep.name, fontsize=7.5)
 
     numbers = [
         [line["variant"], value, name, seed, score]
@@ -106,8 +118,9 @@ def draw_sweep(sweep: Sweep, budget: str, lines: Sequence[Line], number: int = 1
         if name in line["metrics"]
         for seed, score in zip(line["metrics"][name]["seeds"], line["metrics"][name]["values"], strict=True)
     ]
-    title, told = f"{sweep.key}, budget {budget}", "" if number == 1 else f"-{number}"
-    note = f"Of {', '.join(sweep.values)}. Line: means over seeds. Dashes: single seeds."
+    title, told = f"{sweep.name}, budget {budget}", "" if number == 1 else f"-{number}"
+    meant = f"{' is '.join(sweep.symbol)}. " if sweep.symbol else ""
+    note = f"{meant}Of {', '.join(sweep.values)}. Line: means over seeds. Dashes: single seeds."
     columns = ("variant", sweep.key, "metric", "seed", "value")
     return draw(f"sweep-{sweep.key}-{budget}{told}", title, note, _size(names), paint, columns, numbers)
 

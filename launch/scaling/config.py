@@ -11,6 +11,8 @@ from pipeline.limits import above_zero, at_least
 Pruning = bool | str
 """A name; YAML reads a bare ``off`` as false."""
 
+SCALE = "scale.json"
+"""In an experiment's folder: all that was found."""
 OFF = "off"
 _NAME = re.compile(r"\w[\w.-]*")
 PRUNINGS: dict[str, dict[str, Any]] = {

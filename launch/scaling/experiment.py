@@ -22,7 +22,7 @@ from launch.reading import as_json, dump_config, read_config
 from launch.recipes import find_recipe
 from launch.run import check_folder, make_folder
 from launch.run_log import LOG, log_file
-from launch.scaling.config import ScaleConfig
+from launch.scaling.config import SCALE, ScaleConfig
 from launch.scaling.grid import LeftOut, Settled, settle, steps_of, trials
 from launch.scaling.probing import Prober, settle_probes
 from launch.scaling.recommend import recommendation
@@ -36,7 +36,7 @@ from pipeline.measure.scale_trial import TrialPlan
 from pipeline.process import Process
 from pipeline.tracking import open_tracker
 
-RESULT, TABLE, CONFIG = "scale.json", "scale.csv", "scale.yaml"
+TABLE, CONFIG = "scale.csv", "scale.yaml"
 _GIB = 2**30
 
 
@@ -289,7 +289,7 @@ def _write(out: Path, trials: Mapping[str, Any], began: float, largest: Mapping[
     """Writes all tables and the report; returns what stands in scale.json."""
     more = {"largest": largest, "recommendation": recommendation(trials["rows"], largest)}
     data = {**trials, "seconds": round(time.monotonic() - began, 1), **more}
-    write_json(out / RESULT, data)
+    write_json(out / SCALE, data)
     text = io.StringIO()
     rows: list[dict[str, Any]] = data["rows"]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -75,10 +75,31 @@ def fenced(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def links_of(path: Path) -> list[str]:
-    """Targets of links into the repository, without what stands behind `#`."""
+def links_of(path: Path) -> list[tuple[Path, str]]:
+    """Links into the repository: the file, and the anchor in it, empty for its beginning."""
     found = re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8"))
-    return [link.partition("#")[0] for link in found if "://" not in link and not link.startswith("#")]
+    parts = [link.partition("#") for link in found if "://" not in link]
+    return [(path.parent / file if file else path, anchor) for file, _, anchor in parts]
+
+
+def anchors_of(path: Path) -> set[str]:
+    """What a link into a page may have behind `#`: its headings, as GitHub and GitLab make addresses of them."""
+    found: dict[str, int] = {}
+    inside = False
+    for line in path.read_text("utf-8").splitlines():
+        inside ^= bool(_FENCE.match(line))
+        heading = re.match(r"#{1,6} (.*)", line)
+        if heading and not inside:
+            text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading[1]).strip().lower().replace(" ", "-")
+            anchor = "".join(letter for letter in text if letter.isalnum() or letter in "-_")
+            found[anchor] = found.get(anchor, 0) + 1
+    return {anchor if at == 0 else f"{anchor}-{at}" for anchor, count in found.items() for at in range(count)}
+
+
+def commits_of(path: Path) -> list[str]:
+    """Commits that a page names by seven digits; one without a letter looks like a number, and is not among them."""
+    found = re.findall(r"(?<![\w./-])[0-9a-f]{7}(?![\w-])", path.read_text("utf-8"))
+    return [commit for commit in found if not commit.isdigit() and not commit.isalpha()]
 
 
 Block = list[tuple[int, str]]

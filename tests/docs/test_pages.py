@@ -3,6 +3,8 @@
 import ast
 import importlib
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from launch.cli_evaluate import of_export
 from launch.reading import known_keys, read_config
 from launch.recipes import find_recipe
 from launch.reference import CONFIGURATIONS
-from tests.docs.pages import PAGES, ROOT, Command, commands_of, fenced, inline_code, links_of
+from tests.docs.pages import PAGES, ROOT, Command, anchors_of, commands_of, commits_of, fenced, inline_code, links_of
 from tests.docs.sandbox import filled_in
 
 COMMANDS = [command for page in PAGES for command in commands_of(page)]
@@ -25,9 +27,37 @@ _PATHS = re.compile(r"(?:tests|configs|docs|pipeline|launch|data_prep)/[\w./-]+\
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere_and_named_files_are_there(page: Path) -> None:
-    assert [link for link in links_of(page) if not (page.parent / link).exists()] == []
+    assert [str(file) for file, _ in links_of(page) if not file.exists()] == []
+    assert [f"{file}#{to}" for file, to in links_of(page) if to and to not in anchors_of(file)] == []
     named = [name for name in _PATHS.findall(page.read_text("utf-8")) if not re.search("[A-Z]{3}", name)]
     assert [name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists()] == []
+
+
+def test_anchors_are_those_of_headings(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A `b.c`: d_e\n\n```bash\n# no heading\n```\n\n## [Twice](x.md)\n\n## Twice\n\n[to](#twice-1)\n")
+    assert anchors_of(page) == {"a-bc-d_e", "twice", "twice-1"}
+    assert links_of(page) == [(tmp_path / "x.md", ""), (page, "twice-1")]
+
+
+def _history() -> list[str]:
+    """All commits up to this one; skips where they are not here."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    git = ["git", "-C", str(ROOT)]
+    shallow = subprocess.run([*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True)
+    if shallow.returncode or shallow.stdout.strip() != "false":
+        pytest.skip("this is no clone of the repository, or a shallow one, which lacks the history")
+    return subprocess.run([*git, "rev-list", "HEAD"], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_the_commits_that_the_documents_name_are_there() -> None:
+    """Of the diary too: a number is worth what the commit is that it was measured at."""
+    history = {commit[:7] for commit in _history()}
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    named = [(page.relative_to(ROOT).as_posix(), commit) for page in pages for commit in commits_of(page)]
+    assert len(named) > 100  # they are found at all
+    assert sorted({(commit, page) for page, commit in named if commit not in history}) == []
 
 
 @pytest.mark.parametrize("command", OURS, ids=str)

@@ -66,6 +66,9 @@ def test_another_split_takes_no_figures_place(run: Path, tmp_path: Path) -> None
         assert main(["analyse", *words]) == 0
     names = {"similarity-test.svg", "similarity-train.svg", "similarity-data-test.svg"}
     assert {path.name for path in tmp_path.glob("*.svg")} == names
+    titles = {Drawing.load(tmp_path / name).title for name in names}  # one report may show them all
+    assert titles == {f"albef: similarity by layer, {split} (analysis, 4 instances)"
+                      for split in ("test", "train", "data/test")}  # fmt: skip
     with open(tmp_path / "similarity-data-test.csv") as file:
         assert {row["split"] for row in csv.DictReader(file)} == {"data/test"}
 

@@ -84,6 +84,13 @@ def test_the_step_bench_also_prunes_the_momentum_tower() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize(("what", "rounds"), [("vision", 10), ("step", 6)])
+def test_the_help_says_how_many_rounds_there_are(what: str, rounds: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", what, "--help"])
+    assert f"every variant once, unpruned between them ({rounds})" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_gpu_that_is_not_there_is_a_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "vision", "--device", "cuda"]) == 2
     assert "finds no GPU" in capsys.readouterr().err

@@ -134,7 +134,15 @@ def test_what_a_target_costs_stands_beside_its_accuracy() -> None:
     one = run("unpruned", 0, 70.0)
     one["results"][0]["gmacs"] = 0.0123
     (line,) = lines_of({"reference": "unpruned", "runs": [one], "failures": {}})
-    assert line["metrics"]["statement 1x test MMACs"]["mean"] == pytest.approx(12.3)
+    assert line["metrics"]["statement 1x test GMACs"]["mean"] == 0.0123
+
+
+def test_costs_have_four_digits_and_their_differences_as_many_decimals() -> None:
+    runs = [run("unpruned", 0, 70.0), run("query", 0, 70.0), run("query", 1, 70.0)]
+    for one, cost in zip(runs, (0.029461, 0.0294612, 0.02), strict=True):
+        one["results"][0]["gmacs"] = cost
+    text = comparison_text({"reference": "unpruned", "runs": runs, "failures": {}})
+    assert "0.02473 (+0 of 0)" in text and " 0.02946" in text
 
 
 def test_the_interval_is_students_over_pairs() -> None:

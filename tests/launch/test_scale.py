@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,15 @@ from launch.scaling.experiment import check_limits, check_split, notes, refuse_n
 from launch.scaling.grid import Trial, overrides_of, settle, trials
 from launch.scaling.probing import Prober, entry_of, with_gain
 from launch.scaling.recommend import recommendation
-from launch.scaling.rows import MEASURED, at_chance, goal_of, reached, settled_seconds, with_goal
-from pipeline.measure.largest_batch import Bounds, Probe, search
+from launch.scaling.rows import at_chance, goal_of, reached, settled_seconds, with_goal
+from pipeline.measure.largest_batch import Bounds, search
 from pipeline.worker import parse
 from tests.data_prep.samples import Plain
 from tests.docs.pages import fenced
+from tests.launch.scaled import GIB, evaluations, row, straight, whole
 
 TINY = Path(__file__).parent / "tiny.yaml"
 ROOT = Path(__file__).resolve().parents[2]
-GIB = 2**30
 
 
 def config(**more: Any) -> ScaleConfig:
@@ -185,10 +184,6 @@ def test_every_ready_experiment_reads_and_has_its_trials() -> None:
 # The largest batch.
 
 
-def straight(slope: float) -> Callable[[int], Probe]:
-    return lambda batch: Probe(batch, 100 + slope * batch <= 1000, int(100 + slope * batch))
-
-
 def test_gains_are_held_against_the_bytes_kept() -> None:
     def entry(pruning: str, largest: int, saved: dict[str, float]) -> dict[str, Any]:
         slope = 900 / (largest + 0.5)
@@ -262,24 +257,6 @@ def test_the_experiment_of_the_documentation_has_trials_and_probes() -> None:
 # What is made of the trials.
 
 
-def row(name: str, **more: Any) -> dict[str, Any]:
-    settings = {
-        "name": name, "backbone": "albef", "global_batch": 32, "micro_batch": 16, "accumulation": 2, "pruning": "off",
-        "lr": 0.001,
-        "zero_stage": None, "precision": "fp32", "recompute": False, "workers": 1, "status": "ok", "reason": "",
-        "machine": "Example CPU, 2 CPUs, torch 2", "commit": "0123456789",
-    }  # fmt: skip
-    numbers = dict.fromkeys(MEASURED) | {"samples_per_second": 10.0, "step_ms": 3200.0, "peak_bytes": GIB}
-    return {**settings, **numbers, **more}
-
-
-def evaluations(*losses: float) -> list[dict[str, Any]]:
-    return [
-        {"step": 2 * at, "samples": 64 * at, "seconds": 5.0 * at, "macs": 1e9 * at, "loss": loss}
-        for at, loss in enumerate(losses, 1)
-    ]
-
-
 def test_a_loss_is_reached_on_the_line_between_two_looks() -> None:
     found = reached(evaluations(5.0, 4.0, 3.0), 3.5)
     assert found == {"step": 5.0, "samples": 160.0, "seconds": 12.5, "first_look": False}
@@ -336,42 +313,6 @@ def test_the_recommendation_gives_its_reason() -> None:
     assert "a global batch of 64" in told
     assert "for no trial reached a loss of 2 on the fixed batch, and its 3 is closest." in told
     assert "Nothing can be recommended" in recommendation([row("b32-off", status="failed")], None)
-
-
-def whole() -> dict[str, Any]:
-    rows = [
-        row("b32-off", fixed_loss=4.0, noise_scale=70.0, critical_batch=80.0, gmacs_per_second_per_worker=9.0),
-        row("b64-query", pruning="query", global_batch=64, fixed_loss=3.5, samples_per_second=13.0),
-        row("b128-off", global_batch=128, status="out of memory", reason="<2 GiB>") | dict.fromkeys(MEASURED),
-    ]
-    curves = {
-        each["name"]: {**each, "evaluations": evaluations(6.0, each["fixed_loss"]), "noise": [[64, 50.0], [128, 70.0]]}
-        for each in rows[:2]
-    }
-    searched = search(straight(30.0), Bounds(limit_bytes=1000, first=(4, 8)))
-    entries = [entry_of(name, searched, {"visual_encoder": 8.0}, {31: ""}) for name in ("off", "query")]
-    largest = {"limit_bytes": 1000, "workers": 1, "found": [with_gain(entry, entries[0]) for entry in entries]}
-    rows = with_goal(rows, curves, 4.0)
-    return {
-        "name": "t", "started": "2026-01-01T00:00:00+00:00", "seconds": 60.0, "command": "trimline scale x",
-        "versions": {"torch": "2"}, "commit": "0123456789abcdef", "hardware": {"cpus": 2}, "rows": rows,
-        "curves": curves, "left_out": [{"name": "b9-off", "reason": "no multiple"}], "largest": largest,
-        "recommendation": recommendation(rows, largest), "notes": ["a contrastive loss depends on the batch"],
-    }  # fmt: skip
-
-
-def test_the_report_is_one_file_with_every_figure_and_the_sentence(tmp_path: Path) -> None:
-    data = whole()
-    page = write_scale_report(tmp_path, data).read_text()
-    assert data["recommendation"] in page and "&lt;2 GiB&gt;" in page and "b9-off: left out: no multiple" in page
-    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")  # nothing is fetched
-    drawn = {path.stem for path in (tmp_path / "figures").glob("*.csv")}
-    wanted = {"throughput", "memory", "efficiency", "loss", "goal", "noise", "critical", "largest", "saved"}
-    assert drawn == {f"scale-{name}" for name in wanted}
-    assert page.count("<figure") == len(wanted)
-    text = scale_text(data)
-    assert "b128-off: out of memory: <2 GiB>" in text and text.endswith(data["recommendation"])
-    assert "largest micro-batch within" in text and "ZeRO" not in text  # a column that says the same of all
 
 
 def test_an_experiment_of_which_nothing_came_says_so() -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from launch.analyse_survivors import _in_common
-from launch.survivors_figure import Kept, Step, shown_steps
+from launch.report.survivor_rows import Step
+from launch.survivors_figure import Kept, shown_steps
 
 
 def kept(*steps: set[int]) -> Kept:

@@ -23,6 +23,9 @@ def run(folder: Path, variant: str, seed: int, gain: float) -> dict[str, Any]:
     name = f"{variant}-samples-{seed}"
     save(folder / name / "config.yaml", yaml.safe_dump(config(variant, seed)))
     save(folder / name / "report.html", "<p>of the run</p>")
+    started = f"2026-01-05T1{seed}:00:00+00:00"
+    facts = {"commit": "ab" * 20, "seconds": 60.0, "versions": {"torch": f"2.{15 + seed % 2}.0"}}
+    save(folder / name / "run.json", {**facts, "started": started, "finished": started.replace(":00:00", ":01:00")})
     common = {"task": "statement", "split": "test", "metric": "accuracy"}
     results = [
         {**common, "target": target, "value": value + seed + gain, "gmacs": gmacs}

@@ -32,14 +32,34 @@ def numbers(folder: Path, name: str) -> list[dict[str, str]]:
 def test_tables_have_means_and_paired_differences(comparison: Path) -> None:
     page = write_comparison(comparison).read_text(encoding="utf-8")
     text = plain(page)
-    assert "|lambda_0|0 1 2|79.0|-2.0 ± 0.0|12.0|+0.0 ± 0.0|" in text
-    assert "|unpruned|0 1 2|81.0|12.0|" in text  # the reference has no difference from itself
+    assert "|lambda_0|0 1 2|79.0|-2.0 ± 0.0|0.012|+0 ± 0|" in text
+    assert "|unpruned|0 1 2|81.0|0.012|" in text  # the reference has no difference from itself
     assert "|prune_only|0 1|80.8|+0.2 ± 0.0 of 0 1|" in text and "not the means" in text
     assert "|A CPU, 2 CPUs|" in text and "17 of 18 finished, 1 failed" in text
     assert "|failed: the disk is &lt;full&gt;|" in text and '<span class="state failed">' in page
     assert "trimline compare pruning.yaml" in page and "|lambda_0|pretrain.pruning.elip.vision_weight|0.0|0.8|" in text
     addresses = {address for address in re.findall(r'href="([^"#]*)"', page) if not address.startswith("data:")}
     assert len(addresses) == 17 and all((comparison / address).is_file() for address in addresses)
+
+
+def test_the_scores_stand_first_and_costs_have_one_unit(comparison: Path) -> None:
+    page = write_comparison(comparison).read_text(encoding="utf-8")
+    summary = page[page.index('<section id="summary">') : page.index("</section>")]
+    heads = re.findall(r"<h3[^>]*>(.*?)</h3>", summary)
+    assert heads == ["retrieval", "statement 1x", "statement 2x", "Time and memory", "What this report lacks"]
+    assert "test: GMACs" in summary and "GMACs per instance" in page and "MMACs" not in page
+
+
+def test_when_it_ran_and_with_which_software_is_told(comparison: Path) -> None:
+    text = plain(write_comparison(comparison).read_text(encoding="utf-8"))
+    assert "|Started|2026-01-05 10:00:00 UTC|" in text and "|Last run finished|2026-01-05 12:01:00 UTC|" in text
+    assert "|Took|17 min 00 s, 17 runs together|" in text and "|Commit|ababababab|" in text
+    assert "|torch|2.15.0, 2.16.0|" in text
+    (comparison / "query-samples-0/run.json").write_text("[]")
+    (comparison / "query-samples-1/run.json").write_text("{")
+    (comparison / "query-samples-2/run.json").unlink()
+    text = plain(write_comparison(comparison).read_text(encoding="utf-8"))
+    assert "14 runs together" in text and text.count("/run.json cannot be read") == 2
 
 
 def test_the_tables_have_their_numbers_in_a_file(comparison: Path) -> None:
@@ -63,7 +83,8 @@ def test_what_differs_in_one_number_is_a_sweep(comparison: Path) -> None:
     configs = {name: config(name, 0) for name in ("unpruned", "prune_only", *WEIGHTS)}
     (sweep,) = sweeps_of(configs)
     assert (sweep.key, dict(sweep.values)) == ("pretrain.pruning.elip.vision_weight", WEIGHTS)
-    write_comparison(comparison)
+    page = write_comparison(comparison).read_text(encoding="utf-8")
+    assert "λ (pretrain.pruning.elip.vision_weight), budget samples" in page and "λ is the share of the vision" in page
     rows = numbers(comparison, "sweep-pretrain.pruning.elip.vision_weight-samples")
     own = [(row["variant"], float(row[sweep.key]), row["seed"], float(row["value"]))
            for row in rows if row["metric"] == "statement 2x test accuracy"]  # fmt: skip

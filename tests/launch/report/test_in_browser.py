@@ -15,6 +15,8 @@ import pytest
 
 from launch.report import write_report
 from launch.report.comparison import write_comparison
+from launch.report.scale import write_scale_report
+from tests.launch.scaled import whole
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -229,9 +231,9 @@ def test_a_comparison_opens_without_messages_or_requests_and_its_tables_sort(chr
     write_comparison(comparison)
     page = open_page(chrome, comparison)
     tables = page.find_elements("css selector", "table.sortable")
-    assert len(tables) == 6
-    heads = page.find_elements("css selector", "#ablations table:first-of-type th button")
-    column = "#ablations h3:first-of-type + .scroll td:nth-child(3)"
+    assert len(tables) == 7
+    heads = page.find_elements("css selector", "#summary table:first-of-type th button")
+    column = "#summary h3:first-of-type + .scroll td:nth-child(3)"
     before = [float(text.split()[0]) for text in texts(page, column)]
     heads[2].click()
     assert [float(text.split()[0]) for text in texts(page, column)] == sorted(before) != before
@@ -242,6 +244,26 @@ def test_a_comparison_opens_without_messages_or_requests_and_its_tables_sort(chr
     assert [unquote(url) for url in outside] == [(comparison / "report.html").as_uri()]
     page.find_element("css selector", "#runs a").click()
     assert "of the run" in page.find_element("css selector", "body").text
+
+
+def test_a_scale_experiment_opens_without_messages_or_requests_and_its_table_sorts(chrome: Any, tmp_path: Path) -> None:
+    write_scale_report(tmp_path, whole())
+    page = open_page(chrome, tmp_path)
+    heads = texts(page, "#trials thead th")
+    at = heads.index("samples/s") + 1
+    before = texts(page, f"#trials tbody td:nth-child({at})")
+    page.find_elements("css selector", "#trials th button")[at - 1].click()
+    after = texts(page, f"#trials tbody td:nth-child({at})")
+    assert after == ["10", "13", "–"] and sorted(after) == sorted(before)  # noqa: RUF001
+    for button in page.find_elements("css selector", "button"):
+        page.execute_script("arguments[0].click()", button)
+    sizes = page.execute_script(
+        "return [...document.querySelectorAll('.drawing svg')].map((e) => [e.clientWidth, e.clientHeight])"
+    )
+    assert len(sizes) == 9 and all(width > 300 and height > 100 for width, height in sizes)
+    assert page.get_log("browser") == []
+    outside = [url for url in requests(page) if not url.startswith("data:")]
+    assert [unquote(url) for url in outside] == [(tmp_path / "report.html").as_uri()]
 
 
 def test_the_configuration_unfolds(page: Any) -> None:

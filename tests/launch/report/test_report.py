@@ -65,10 +65,21 @@ def test_every_figure_has_its_numbers_in_a_file(reported_run: Path) -> None:
         "modules-statement-test",
         "retention-statement-test",
     )
-    assert names - {"results.csv", "differences.csv"} == {
+    assert names - {"results.csv", "differences.csv", "survivors.csv"} == {
         f"{drawing}.{kind}" for drawing in drawings for kind in ("svg", "csv")
     }
     assert "currentColor" not in (reported_run / "figures" / "curves-pretrain.svg").read_text()
+
+
+def test_surviving_patches_have_their_numbers_in_a_file(reported_run: Path) -> None:
+    with (reported_run / "figures/survivors.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    last = [row for row in rows if row["layer"] == "vision layer 5" and row["model"] == "2.0x"
+            and row["picture"] == "00012.png" and row["sentence"] == "there is a red circle at the top"]  # fmt: skip
+    left = {8 * int(row["patch_row"]) + int(row["patch_column"]) for row in last if row["kept"] == "1"}
+    assert len(last) == 64 and left == {9, 10, 11, 17, 18, 19, 25, 26, 27}
+    struck = {row["word"] for row in rows if row["layer"] == "fusion layer 2" and row["kept"] == "0"}
+    assert {"the", "top", "[SEP]"} <= struck
 
 
 def test_the_table_has_its_numbers_in_a_file(reported_run: Path) -> None:

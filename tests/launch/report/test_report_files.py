@@ -3,12 +3,30 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
+from matplotlib.figure import Figure
+
+from launch.analyse_layers import _drawing
 from launch.report import write_report
 from launch.report.figures import Drawing
-from launch.report.instances import bar_drawing
+from launch.report.instances import _kept_panel, bar_drawing
 from tests.launch.report.folders import save
 from tests.launch.report.test_report import missing, text_of
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 12])
+def test_layers_are_whole_numbers(count: int) -> None:
+    place: dict[str, Any] = {"part": "vision", "stream": "image", "metric": "tokens", "value": 0.5, "samples": 4}
+    places = [place | dict.fromkeys(("low", "lower", "mean", "upper", "high"), 0.5) | {"layer": at}
+              for at in range(count)]  # fmt: skip
+    axes = Figure().subplots()
+    _kept_panel(axes, places)
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    drawn = _drawing("n", "t", "n", places, {}).svg
+    below = drawn[: drawn.index("layer, from 0")]  # the ticks of x come before its name
+    assert all("." not in tick for tick in re.findall(r">(-?[\d.]+)</text>", below))
 
 
 def test_files_that_cannot_be_read_are_named(finished_run: Path) -> None:
@@ -65,6 +83,13 @@ def test_the_summary_says_what_ran_and_explains_only_what_is_there(finished_run:
         assert f"<dt>{name}</dt><dd>{text}</dd>" in page
     assert "By pruning" not in page and "R@10 is the mean of TR R@10 and IR R@10" in page
     assert "those of analyses in <code>analyses/</code>" in page
+
+
+def test_analyses_that_are_not_there_are_named_as_they_can_be_made(finished_run: Path) -> None:
+    assert "<code>attention --against WEIGHTS</code>" in text_of(finished_run)  # it began from nothing
+    for part in ("vision", "model"):
+        save(finished_run / "config.yaml", f"pretrain: {{init: {{{part}: vit.safetensors}}}}\n")
+        assert "<code>attention</code>" in text_of(finished_run)
 
 
 def test_the_figures_of_analyses_are_shown_and_others_are_refused(unfinished_run: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_comparison_has_a_score_for_each_of_them() -> None:
         for variant in ("a", "b")
     ]
     names = set(lines_of({"reference": "a", "runs": runs, "failures": {}})[0]["metrics"])
-    assert {"statement 1x test accuracy", "other 1x test accuracy", "other 2x test MMACs"} <= names
+    assert {"statement 1x test accuracy", "other 1x test accuracy", "other 2x test GMACs"} <= names
     assert {table.task for table in group_results(mean_rows(runs, "samples"))} == {"statement", "other"}
 
 
