@@ -199,6 +199,7 @@ def _classes(job: Job) -> Evaluated:
         samples=said.samples,
         skipped=said.skipped,
         whole=said.whole,
+        left_out=said.left_out,
         more={} if lacking is None else {"lacking": lacking},
         write=said.tally.write,
         outcomes=outcomes,
@@ -246,6 +247,7 @@ def _captioning(job: Job) -> Evaluated:
         samples=told.samples,
         skipped=told.skipped,
         whole=loader.whole,
+        left_out=told.left_out,
         more={"search": asdict(captioner.config), "unscored": missing},
         write=told.tally.write,
         outcomes=judged[""].outcomes if judged else (),
@@ -319,6 +321,7 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
         "processes": process.world_size,
         "samples": found.samples,
         "skipped": found.skipped,
+        **({"left_out": found.left_out} if found.left_out else {}),
         **found.more,
         **({} if missing is None else {"not_compared": missing}),
         **({"incomplete": str(evaluation.predictions)} if _incomplete(evaluation, found) else {}),
@@ -331,7 +334,7 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
 
 def _incomplete(evaluation: Evaluation, found: Evaluated) -> bool:
     """Whether a result file lacks instances of the split, so that the task's server would not take it."""
-    return evaluation.predictions is not None and (not found.whole or found.skipped > 0)
+    return evaluation.predictions is not None and (not found.whole or found.skipped > 0 or found.left_out > 0)
 
 
 def _time(job: Job, task: Task) -> SingleLatency:

@@ -90,6 +90,19 @@ def test_pairs_too(backbone: BackboneName, tmp_path: Path) -> None:
     assert "what could not be used (1 of the split) may leave out others" in torn["more"]["lacking"]
 
 
+def test_pairs_that_are_in_no_shard_leave_consistency_out_and_the_file_incomplete(tmp_path: Path) -> None:
+    folder = statement_export(tmp_path / "export", NLVR2, "blip")
+    write_published("nlvr2", tmp_path / "raw", {"dev": 6}, 32, 0)
+    (tmp_path / "raw/images/dev/dev-0-1-img0.png").unlink()
+    prepare(SourceConfig(name="nlvr2", root=str(tmp_path / "raw")), tmp_path / "data", workers=1)
+    asked = Evaluation(model=folder, task="nlvr2", split=str(tmp_path / "data/dev"), predictions=tmp_path / "said.csv")
+    found = evaluate_export(asked, Process())
+    assert (found["samples"], found["skipped"], found["left_out"]) == (20, 0, 4)
+    assert [score["metric"] for score in found["scores"]] == ["accuracy"]
+    assert "what is not in the shards (4 by the account in index.json) may leave out others" in found["lacking"]
+    assert found["incomplete"] == str(tmp_path / "said.csv")
+
+
 def test_nan_is_an_error(tmp_path: Path) -> None:
     folder, data = statement_export(tmp_path / "export"), split(tmp_path / "test", 2)
     spoil(folder, "cls_head.bias")
