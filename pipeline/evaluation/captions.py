@@ -59,7 +59,7 @@ class ToldSplit:
     digest: str
     samples: int
     skipped: int
-    left_out: int
+    left_out: int = 0
 
     def costs_of(self, domain: str) -> Costs:
         """Of a domain's pictures alone."""
