@@ -224,8 +224,8 @@ def annotated(
     if twice:
         # Of two that differ nobody can say which is right, and one answer would count for both.
         raise UserError(
-            f"{path}: {len(twice)} of {name_key} stand there twice: {first_few(twice, len(twice))}; give the data set's "
-            "own annotation file"
+            f"{path}: {len(twice)} of {name_key} stand there twice: {first_few(twice, len(twice))}; give the data "
+            "set's own annotation file"
         )
     if not count:
         raise UserError(f"{path} holds no annotations" + (f": no array {key!r} with anything in it" if key else ""))

@@ -120,6 +120,15 @@ def test_a_picture_called_by_a_path_is_told_of_under_its_number(
     assert [one["image_id"] for one in read_json(tmp_path / "said.json")] == [42, 3, "own/a.jpg", 107]
 
 
+def test_more_beams_than_words_are_refused(tmp_path: Path) -> None:
+    folder = caption_export(tmp_path)
+    with pytest.raises(UserError, match=r"beams=500 are too many for a model that knows [0-9]+ words"):
+        Captioner.from_pretrained(folder, changes={"beams": 500})
+    most = Captioner.from_pretrained(folder).model.backbone.config.text.vocab_size // 2
+    told = Captioner.from_pretrained(folder, changes={"beams": most}).caption([png(0)])
+    assert len(told) == 1
+
+
 def test_each_domain_has_its_own_costs() -> None:
     tally = CaptionTally()
     tally.found = {"a": "red", "b": "blue", "c": "two", "d": "one"}
