@@ -21,6 +21,7 @@ from pipeline.evaluation.against import check_against, scores_against
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.config import Ranking
+from pipeline.evaluation.fitting import check_of_task
 from pipeline.evaluation.opened import open_export
 from pipeline.evaluation.retrieval import evaluate_retrieval, rank_fine_tuned
 from pipeline.evaluation.scores import Evaluated, Score
@@ -207,6 +208,11 @@ def _classes(job: Job) -> Evaluated:
     )
 
 
+def _check_fits(job: Job) -> None:
+    what = job.evaluation
+    check_of_task(what.task, what.split, first_samples(what.split, job.source.loader))
+
+
 def _check_ids(job: Job) -> None:
     what = job.evaluation
     if what.predictions is not None:
@@ -307,6 +313,7 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
     model, source = opened[0]
     model = model.to(process.torch_device).eval()
     job = Job(evaluation=evaluation, model=model, source=source, process=process)
+    together(process, lambda: _check_fits(job) if process.is_main else None, evaluation.split)
     with products_in(evaluation.precision, process.torch_device):
         found = task.evaluate(job)
         latency = _time(job, task) if process.is_main else None

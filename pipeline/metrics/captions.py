@@ -113,8 +113,8 @@ def caption_scores(references: Mapping[str, Sequence[str]], captions: Mapping[st
         said, found = _tokenized({name: list(references[name]) for name in captions}, captions)
         if not any(text for texts in said.values() for text in texts):
             raise UserError(
-                f"none of the annotators' captions of {len(said)} pictures has a word to compare with; give annotations "
-                "that have some"
+                f"none of the annotators' captions of {len(said)} pictures has a word to compare with; give "
+                "annotations that have some"
             )
         return [*_bleu(said, found), _meteor(said, found), *_means(said, found)]
 
