@@ -15,3 +15,9 @@ class LeftOut(StrEnum):
     EXCLUDED_ID = "excluded by id"
     EXCLUDED_CHECKSUM = "excluded by checksum"
     NO_CAPTION = "no caption"
+
+
+UNASKED = frozenset(
+    {"answers without a question", "caption of a picture that is not listed", "no gold label", "no question"}
+)
+"""Reasons of sources for entries that ask nothing: no server waits for an answer to them."""

@@ -159,6 +159,8 @@ def _about(result: dict[str, Any]) -> str:
     counted = [f"{result['samples']} {_COUNTED.get(result['task'], 'statements')} of {result['split']}"]
     if result["skipped"]:
         counted.append(f"{result['skipped']} could not be used")
+    if "left_out" in result:
+        counted.append(f"{result['left_out']} samples are not in the shards (see the account in index.json)")
     if "captions" in result:
         counted.append(f"{result['captions']} captions of {result['queries']} images")
     if "classes" in result:
@@ -166,7 +168,7 @@ def _about(result: dict[str, Any]) -> str:
     if "lacking" in result:
         counted.append(result["lacking"])
     if "incomplete" in result:
-        counted.append(f"{result['incomplete']} lacks what was not used, and the task's server wants all")
+        counted.append(f"{result['incomplete']} lacks what was not used or not there, and the task's server wants all")
     if "not_compared" in result:
         counted.append(f"no difference: {result['not_compared']}")
     if result.get("unscored"):

@@ -17,7 +17,7 @@ from data_prep.files import read_json
 from pipeline.data.text import Tokenizer
 from pipeline.data.transforms import TransformConfig, normalise
 from pipeline.exports import caption_config, captions_of, load_classification_model
-from pipeline.generation import CaptionConfig, prompt_ids
+from pipeline.generation import CaptionConfig, check_beams, prompt_ids
 from pipeline.models.blip import EXTRA_WORDS
 from pipeline.models.blip_tasks import BlipCaptioner
 from pipeline.setup import check_room
@@ -67,6 +67,7 @@ class Captioner:
                 f"the tokenizer has {tokenizer.vocab_size} words, the model {words}; give the one it was trained with"
             )
         check_room(sizes.text, config.max_length, "max_length")
+        check_beams(config, sizes.text.vocab_size)
         self.tokenizer, self.config = tokenizer, config
         self.device = next(model.parameters()).device
         self.prompt_1L = prompt_ids(tokenizer, config.prompt).to(self.device)

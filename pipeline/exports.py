@@ -18,8 +18,8 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import ModelConfig
 from pipeline.pruning.elip import ElipConfig
-from pipeline.tasks.answer_list import ANSWERS, check_fits, read_answers
-from pipeline.tasks.classes import STATEMENT, TASKS, TEXTS, Captions, Classes, classes_of
+from pipeline.tasks.answer_list import ANSWERS, check_fits, check_learned, read_answers
+from pipeline.tasks.classes import ANSWERING, STATEMENT, TASKS, TEXTS, Captions, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.fine_tuned import fine_tuned
 from pipeline.tasks.generative_vqa import RankedAnswers
@@ -71,6 +71,8 @@ def load_classification_model(folder: Path) -> tuple[ClassificationModel, dict[s
     with _named(folder):
         model = build_classification_model(described, _classes(folder, described))
         _check_answers(model, tensors)
+        if described["kind"] in ANSWERING:
+            check_learned(model.classes.names, described.get("answer_list"))
         fill(model, _decided_on(model, tensors))
     return model.eval(), described
 

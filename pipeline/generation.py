@@ -45,6 +45,22 @@ class BeamConfig:
             raise UserError(f"beam.max_length={self.max_length} must be at least min_length={self.min_length}")
 
 
+def check_beams(config: BeamConfig, words: int) -> None:
+    """Refuses more beams than words to begin them with: each step chooses among twice as many.
+
+    Args:
+        config: The search.
+        words: V, that the model knows.
+
+    Raises:
+        UserError: Naming both numbers.
+    """
+    if 2 * config.beams > words:
+        raise UserError(
+            f"beams={config.beams} are too many for a model that knows {words} words; {words // 2} is the most"
+        )
+
+
 _MOST_TOKENS = 4  # of a letter
 
 PROMPT = "a picture of"

@@ -37,7 +37,7 @@ from pipeline.pruning.elip import ElipConfig
 from pipeline.rng_state import seed_everything
 from pipeline.setup import Inputs, check_batch, check_room, export_config
 from pipeline.stage import Stage
-from pipeline.tasks.answer_list import ANSWERS, make_answers
+from pipeline.tasks.answer_list import ANSWERS, describe_answers, make_answers
 from pipeline.tasks.captioning import CaptioningModel
 from pipeline.tasks.classes import ANSWERING, LEARNED, Captions, Classes, classes_of
 from pipeline.tasks.classification import ClassificationModel, ClassificationTask
@@ -310,6 +310,8 @@ def _described(beginning: Beginning, task: ClassificationTask) -> dict[str, Any]
         method |= {"captions": asdict(config.captions), "given": model.classes.given}
     if isinstance(model.classes, RankedAnswers):
         method |= {"candidates": model.classes.candidates, "answers": AS_WRITTEN}
+    if config.task in ANSWERING:
+        method |= {"answer_list": describe_answers(model.classes.names)}
     return export_config(config.task, model.backbone.config, beginning.read, target=target.plain, **method)
 
 

@@ -1,8 +1,9 @@
 """Lists of samples as ALBEF, BLIP and LAVIS read them: a json array of objects, each with a path and a text.
 
 Format: the json files of https://github.com/salesforce/ALBEF (Li et al., NeurIPS 2021): {"image", "caption"} with a
-caption or a list of them; {"image", "question", "answer", "question_id"} (VQA); {"image", "sentence", "label"}
-(SNLI-VE); {"images": [left, right], "sentence", "label"} (NLVR2). Lines of one picture become one sample.
+caption or a list of them; {"image", "img_id"} (BLIP's NoCaps, to be captioned); {"image", "question", "answer",
+"question_id"} (VQA); {"image", "sentence", "label"} (SNLI-VE); {"images": [left, right], "sentence", "label"} (NLVR2).
+Lines of one picture become one sample.
 NLVR2's published lists leave out the corpus's identifiers; of these the pictures' names tell the set and the pair, but
 not the sentence. Where a list has an "identifier" it is taken.
 """
@@ -23,6 +24,7 @@ from data_prep.sources.published import Annotation, DataSet, Expected, Layout, R
 _SPLITS = ("train", "val", "dev", "test")
 _COCO = re.compile(r"(?:^|/)COCO_[a-z]+20\d\d_(\d{12})\.jpg$", re.ASCII)
 _PAIRED = re.compile(r"(?:^|.*/)([^/-]+-[^/-]+)-([^/-]+)-img[01]\.[a-z]+$")
+_TEXTS = {"caption", "question", "sentence"}
 _TRUTH = {"true": True, "false": False, "entailment": True, "neutral": False, "contradiction": False}
 
 
@@ -85,9 +87,14 @@ def _entry(split: str, values: list[dict[str, Any]]) -> Entry:
         captions=list(captions),
         statements=statements,
         questions=questions,
-        skip=None if captions or statements or questions else "no caption",
+        skip=None if captions or statements or questions or _is_silent(first) else "no caption",
         fields=_ids(first),
     )
+
+
+def _is_silent(value: dict[str, Any]) -> bool:
+    """Whether an entry is a picture to be told of, with its number and no text at all, as BLIP lists NoCaps."""
+    return _picture(value) is not None and type(value.get("img_id")) is int and not _TEXTS & value.keys()
 
 
 def _names_of_pair(value: dict[str, Any]) -> tuple[str, str, str | None]:

@@ -2,7 +2,8 @@
 
 Format: the caption annotations of https://cocodataset.org/#format-data (Chen et al., "Microsoft COCO Captions", 2015):
 {"images": [{"id", "file_name", ...}], "annotations": [{"id", "image_id", "caption"}]}, published in
-`annotations_trainval2017.zip` and `annotations_trainval2014.zip`. Karpathy's json: see `karpathy.py`.
+`annotations_trainval2017.zip` and `annotations_trainval2014.zip`; of test `image_info_test2014.json` and its like have
+the images alone, to be told of. Karpathy's json: see `karpathy.py`.
 """
 
 import functools
@@ -19,7 +20,7 @@ from data_prep.sources import published
 from data_prep.sources.karpathy import SPLITS, is_karpathy, read_karpathy
 from data_prep.sources.published import Annotation, DataSet, Expected, Layout, Request
 
-_NAME = re.compile(r"captions_(train|val)20\d\d\.json")
+_NAME = re.compile(r"captions_(?P<told>train|val)20\d\d\.json|image_info_(?P<silent>test)(?:-dev)?20\d\d\.json")
 
 
 def split_of(file: Annotation) -> str:
@@ -31,7 +32,7 @@ def split_of(file: Annotation) -> str:
     match = _NAME.fullmatch(file.path.name)
     if file.split is None and match is None:
         raise UserError(f"{file.path}: not a published name, so say which split it is: --annotations train={file.path}")
-    return file.split or (match[1] if match else "")
+    return file.split or (match["told"] or match["silent"] if match else "")
 
 
 def _splits(request: Request) -> tuple[str, ...]:
@@ -44,7 +45,9 @@ def _read(request: Request) -> Iterator[Entry]:
         if is_karpathy(file.path):
             yield from read_karpathy(file.path)
         else:
-            yield from read_coco(file.path, split_of(file), Path(request.config.cache or "."))
+            match = _NAME.fullmatch(file.path.name)
+            silent = match is not None and match["silent"] is not None
+            yield from read_coco(file.path, split_of(file), Path(request.config.cache or "."), silent=silent)
 
 
 def read_coco(
@@ -135,7 +138,8 @@ DATA = DataSet(
     splits=SPLITS,
     splits_of=_splits,
     read=_read,
-    notes="captions_train* gives train, captions_val* val. Karpathy's restval goes to train; his split is of the "
+    notes="captions_train* gives train, captions_val* val, image_info_test* (given with --annotations) a test without "
+    "captions. Karpathy's restval goes to train; his split is of the "
     "pictures of 2014, which are found under their names of 2017 too.",
 )
 

@@ -77,7 +77,8 @@ class ImageTextBatch:
         clusters: what depends on each other (a presentation of NLVR) and is resampled together for intervals.
         skipped: the samples that could not be used on the way to this batch.
         ids: what each sample is called in its data set.
-        told: the statement or question of each as the data has it, with what is known of it; {} for a caption.
+        told: the statement or question of each as the data has it, with what is known of it; {} for a caption; of
+            `EveryImage` its `Sample.number`.
         work: what it took to make the batch.
     """
 

@@ -4,6 +4,7 @@ Of pairs it is a statement with both pictures.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,6 +35,9 @@ questions that annotators have answered, and ``pairs`` are the statements about 
 
 ASKED: tuple[TextKind, ...] = ("questions", "answers")
 """Kinds of which the text is a question."""
+
+_NUMBERS = ("coco_id", "img_id", "image_id")
+_PATH = re.compile(r".*/.*|.*\.(?:jpe?g|png|webp)", re.DOTALL | re.IGNORECASE)
 
 SIDES = ("left", "right")
 """Of the pictures of a pair, in their order."""
@@ -90,6 +94,16 @@ class Sample:
         return str(self.fields.get("id", self.key))
 
     @property
+    def number(self) -> int | None:
+        """Its picture's number at the data set, of a sample that is called by a path, as those of ALBEF's lists are.
+
+        Others are called as their own data set calls them, and may have another's number besides (Visual Genome).
+        """
+        if not _PATH.fullmatch(self.id):
+            return None
+        return next((number for name in _NUMBERS if type(number := self.fields.get(name)) is int), None)
+
+    @property
     def group(self) -> str:
         """What the sample is counted with; its key where it stands alone."""
         return str(self.fields.get("group", self.key))
@@ -105,7 +119,8 @@ class Sample:
         The label is 1 for true (captions are) and 0 for false, of a relation its class, -1 where nothing is claimed.
         """
         if isinstance(kind, EveryImage):
-            return json.dumps([] if kind.label is None else values_at(self.fields, kind.label.split("."))), -1, {}
+            named = {} if self.number is None else {"number": self.number}
+            return json.dumps([] if kind.label is None else values_at(self.fields, kind.label.split("."))), -1, named
         if kind == "captions":
             return str(self.captions[number]), 1, {}
         if kind in ASKED:

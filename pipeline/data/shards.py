@@ -23,8 +23,9 @@ from webdataset.tariterators import group_by_keys
 from data_prep.checksums import of_members
 from data_prep.errors import UserError
 from data_prep.files import sha256_file
-from data_prep.index import COLUMNS, COUNTS, INDEX, SAMPLES, load_index
+from data_prep.index import COLUMNS, COUNTS, INDEX, SAMPLES, load_index, skipped_counts
 from data_prep.mirror import mirror_for_all, mirror_index, remote_url
+from data_prep.reasons import UNASKED
 from data_prep.remote import RemoteFolder, is_url, local_path
 from data_prep.tars import BLOCK, is_of_sample, why_unsafe
 from data_prep.texts import BadText, read_fields
@@ -52,6 +53,9 @@ class ShardFolder:
 
     It may go through a fork, and be pickled. What it keeps does not grow with the samples: rows of samples.npy are
     mapped, and read where they are needed.
+
+    Attributes:
+        left_out: Samples that ask something and could not be written, as the index's account says.
     """
 
     def __init__(self, path: str | Path, storage: StorageConfig | None = None) -> None:
@@ -84,6 +88,8 @@ class ShardFolder:
         keys = [key for pair in COUNTS.values() for key in pair]
         self._counts = {key: _counted(shards, key) for key in keys}
         self._checksums = storage.checksums
+        skipped = skipped_counts(index["account"])
+        self.left_out = sum(count for reason, count in (skipped or {}).items() if reason not in UNASKED)
         self.reader = self._open(storage)
 
     def _local(self, path: str | Path, storage: StorageConfig) -> Path:

@@ -292,7 +292,10 @@ class Tokenizer:
     def text(self, ids: Sequence[int]) -> str:
         """The words of tokens up to the first end token, marks joined to them as transformers joins them."""
         end = ids.index(self.sep_id) if self.sep_id in ids else len(ids)
-        words: str = self._inner.decode(list(ids[:end]), skip_special_tokens=True)
+        # The library skips only tokens that were added as special; those of a plain vocabulary are words to it.
+        special = (self.pad_id, self.unk_id, self.cls_id, self.mask_id)
+        said = [number for number in ids[:end] if number not in special]
+        words: str = self._inner.decode(said, skip_special_tokens=True)
         for apart, joined in _JOINED:
             words = words.replace(apart, joined)
         return words

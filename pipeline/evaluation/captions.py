@@ -16,7 +16,7 @@ from pipeline.captioner import Captioner
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.loader import StepLoader
 from pipeline.data.sample import EveryImage
-from pipeline.evaluation.classes import Costs, judged, predictions_file, row_of, rows_of
+from pipeline.evaluation.classes import Costs, judged, predictions_file, row_of, rows_of, warn_incomplete
 from pipeline.evaluation.config import EvaluateConfig, Row, source_of
 from pipeline.evaluation.counted import used_and_left_out
 from pipeline.evaluation.source import Source
@@ -51,6 +51,7 @@ class ToldSplit:
         digest: Tells these pictures and the annotators' captions from those of other data.
         samples: Pictures that were used.
         skipped: Those that could not be.
+        left_out: Those that were left out when the split was written.
     """
 
     tally: CaptionTally
@@ -58,6 +59,7 @@ class ToldSplit:
     digest: str
     samples: int
     skipped: int
+    left_out: int = 0
 
     def costs_of(self, domain: str) -> Costs:
         """Of a domain's pictures alone."""
@@ -96,7 +98,7 @@ def told_on(captioner: Captioner, source: Source, loader: StepLoader, process: P
     seen, bad = used_and_left_out(loader, process)
     asked = (zip(one.batch.keys, one.batch.ids, one.batch.captions, strict=True) for one in batches)
     digest = digest_of((key, name, *said) for batch in asked for key, name, said in batch)
-    return ToldSplit(tally, costs, digest, seen, bad)
+    return ToldSplit(tally, costs, digest, seen, bad, loader.left_out)
 
 
 def _own_part(captioner: Captioner, source: Source, loader: StepLoader) -> list[_Batch | None]:
@@ -212,6 +214,7 @@ def _scored(told: ToldSplit, stage: Stage, name: str, split: str) -> dict[str, l
     if not stage.process.is_main:
         return {}
     told.tally.write(predictions_file(stage, name, split, told.tally.ending))
+    warn_incomplete(name, split, told.skipped, told.left_out)
     missing = missing_for_captions()
     if missing is not None:
         log.warning("%s on %s is not scored: %s", name, split, missing)

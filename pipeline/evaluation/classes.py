@@ -104,6 +104,7 @@ class Said:
         samples: Instances that were used.
         skipped: Those that could not be.
         whole: Whether all of the split was to be used.
+        left_out: Samples that were left out when the split was written.
     """
 
     tally: Tally
@@ -113,6 +114,7 @@ class Said:
     samples: int
     skipped: int
     whole: bool
+    left_out: int
 
     def outcomes(self) -> tuple[list[Outcomes], str | None]:
         """What became of the instances, and which score is missing and why.
@@ -120,11 +122,18 @@ class Said:
         A part of those that are judged together would be consistent more often.
         """
         found, lacking = self.tally.outcomes(), self.tally.lacking
-        if (self.whole and not self.skipped) or all(one.metric != CONSISTENCY for one in found):
+        missing = self._missing()
+        if missing is None or all(one.metric != CONSISTENCY for one in found):
             return found, lacking
-        left_out = "the limit" if not self.whole else f"what could not be used ({self.skipped} of the split)"
-        lacking = f"no consistency: {left_out} may leave out others that are judged with these"
+        lacking = f"no consistency: {missing} may leave out others that are judged with these"
         return [one for one in found if one.metric != CONSISTENCY], lacking
+
+    def _missing(self) -> str | None:
+        if not self.whole:
+            return "the limit"
+        if self.skipped:
+            return f"what could not be used ({self.skipped} of the split)"
+        return f"what is not in the shards ({self.left_out} by the account in index.json)" if self.left_out else None
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,7 @@ def said_on(model: ClassificationModel, source: Source, loader: StepLoader, proc
     seen, bad = used_and_left_out(loader, process)
     asked = (zip(one.batch.keys, one.batch.ids, one.batch.texts, strict=True) for one in answered)
     digest = digest_of(words for batch in asked for words in batch)
-    return Said(tally, costs, instances, digest, seen, bad, loader.whole)
+    return Said(tally, costs, instances, digest, seen, bad, loader.whole, loader.left_out)
 
 
 def answered_on(
@@ -253,11 +262,24 @@ def _write_results(said: Said, lacking: str | None, name: str, split: str, stage
     tally = said.tally
     if tally.ending and not tally.lacking:
         tally.write(predictions_file(stage, name, split, tally.ending))
-        if said.skipped:
-            log.warning("%s on %s: %d that could not be used are not in the result file", name, split, said.skipped)
+        warn_incomplete(name, split, said.skipped, said.left_out)
     if lacking:
         log.warning("%s on %s: %s", name, split, lacking)
         note_unscored(stage.folder, name, split, lacking)
+
+
+def warn_incomplete(name: str, split: str, skipped: int, left_out: int) -> None:
+    """Tells what a result file lacks, for the task's server wants all.
+
+    Args:
+        name: Of the stage that trained the model.
+        split: That was evaluated.
+        skipped: Instances that could not be used.
+        left_out: Samples that were left out when the split was written.
+    """
+    for count, why in ((skipped, "that could not be used"), (left_out, "that are in no shard")):
+        if count:
+            log.warning("%s on %s: %d %s are not in the result file", name, split, count, why)
 
 
 def predictions_file(stage: Stage, name: str, split: str, ending: str) -> Path:

@@ -21,6 +21,7 @@ from pipeline.evaluation.against import check_against, scores_against
 from pipeline.evaluation.captions import PICTURES, told_on, told_scores_of
 from pipeline.evaluation.classes import said_on
 from pipeline.evaluation.config import Ranking
+from pipeline.evaluation.fitting import check_of_task
 from pipeline.evaluation.opened import open_export
 from pipeline.evaluation.retrieval import evaluate_retrieval, rank_fine_tuned
 from pipeline.evaluation.scores import Evaluated, Score
@@ -199,11 +200,17 @@ def _classes(job: Job) -> Evaluated:
         samples=said.samples,
         skipped=said.skipped,
         whole=said.whole,
+        left_out=said.left_out,
         more={} if lacking is None else {"lacking": lacking},
         write=said.tally.write,
         outcomes=outcomes,
         digest=said.digest,
     )
+
+
+def _check_fits(job: Job) -> None:
+    what = job.evaluation
+    check_of_task(what.task, what.split, first_samples(what.split, job.source.loader))
 
 
 def _check_ids(job: Job) -> None:
@@ -246,6 +253,7 @@ def _captioning(job: Job) -> Evaluated:
         samples=told.samples,
         skipped=told.skipped,
         whole=loader.whole,
+        left_out=told.left_out,
         more={"search": asdict(captioner.config), "unscored": missing},
         write=told.tally.write,
         outcomes=judged[""].outcomes if judged else (),
@@ -305,6 +313,7 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
     model, source = opened[0]
     model = model.to(process.torch_device).eval()
     job = Job(evaluation=evaluation, model=model, source=source, process=process)
+    together(process, lambda: _check_fits(job) if process.is_main else None, evaluation.split)
     with products_in(evaluation.precision, process.torch_device):
         found = task.evaluate(job)
         latency = _time(job, task) if process.is_main else None
@@ -319,6 +328,7 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
         "processes": process.world_size,
         "samples": found.samples,
         "skipped": found.skipped,
+        **({"left_out": found.left_out} if found.left_out else {}),
         **found.more,
         **({} if missing is None else {"not_compared": missing}),
         **({"incomplete": str(evaluation.predictions)} if _incomplete(evaluation, found) else {}),
@@ -331,7 +341,7 @@ def evaluate_export(evaluation: Evaluation, process: Process) -> dict[str, Any]:
 
 def _incomplete(evaluation: Evaluation, found: Evaluated) -> bool:
     """Whether a result file lacks instances of the split, so that the task's server would not take it."""
-    return evaluation.predictions is not None and (not found.whole or found.skipped > 0)
+    return evaluation.predictions is not None and (not found.whole or found.skipped > 0 or found.left_out > 0)
 
 
 def _time(job: Job, task: Task) -> SingleLatency:

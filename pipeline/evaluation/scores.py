@@ -49,6 +49,7 @@ class Evaluated:
         outcomes: What the scores are means of, where that is known by name.
         digest: Tells the instances of this data from those of other; see `pipeline.measure.outcomes.digest_of`.
         whole: Whether all of the split was to be used.
+        left_out: Samples that were left out when the split was written.
     """
 
     scores: list[Score]
@@ -60,6 +61,7 @@ class Evaluated:
     outcomes: Sequence[Outcomes] = ()
     digest: str = ""
     whole: bool = True
+    left_out: int = 0
 
 
 def percent(metric: str, *series: Values) -> Score:

@@ -39,7 +39,8 @@ class CaptionTally:
         Raises:
             UserError: Two pictures have one id.
         """
-        for row, name in enumerate(batch.ids):
+        for row, (own, known) in enumerate(zip(batch.ids, batch.told, strict=True)):
+            name = str(known.get("number", own))  # the server knows no paths
             if name in self.found:
                 raise UserError(f"{batch.keys[row]}: image {name!r} stands twice, so results cannot be told apart")
             self.found[name] = told[row]

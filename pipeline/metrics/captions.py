@@ -103,13 +103,19 @@ def caption_scores(references: Mapping[str, Sequence[str]], captions: Mapping[st
         captions: The predicted one of each of the same images.
 
     Raises:
-        UserError: pycocoevalcap or Java is missing, or may not write its temporary files.
+        UserError: pycocoevalcap or Java is missing, or may not write its temporary files; or all references are
+            empty, of which CIDEr has no frequencies.
     """
     missing = missing_for_captions()
     if missing is not None:
         raise UserError(missing)
     with contextlib.redirect_stdout(sys.stderr):  # the program tells of its progress
         said, found = _tokenized({name: list(references[name]) for name in captions}, captions)
+        if not any(text for texts in said.values() for text in texts):
+            raise UserError(
+                f"none of the annotators' captions of {len(said)} pictures has a word to compare with; give "
+                "annotations that have some"
+            )
         return [*_bleu(said, found), _meteor(said, found), *_means(said, found)]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,28 @@ def refuse_others(path: Path, predictions: Mapping[str, str], known: Collection[
     Raises:
         UserError: A prediction is none of them, in any case.
     """
-    odd = [name for name, said in predictions.items() if said.lower() not in known]
+    _refuse_odd(path, predictions, known, "predictions")
+
+
+def refuse_other_labels(path: Path, labels: Mapping[str, str], known: Collection[str]) -> None:
+    """Refuses annotations that are none of a task's classes: no prediction would ever be right.
+
+    Args:
+        path: Of the annotations, for errors.
+        labels: What is said to be right.
+        known: The classes, in lower case.
+
+    Raises:
+        UserError: A label is none of them.
+    """
+    _refuse_odd(path, labels, known, "labels")
+
+
+def _refuse_odd(path: Path, said: Mapping[str, str], known: Collection[str], what: str) -> None:
+    odd = [name for name, each in said.items() if each.lower() not in known]
     if odd:
         raise UserError(
-            f"{path}: {len(odd)} predictions are none of {', '.join(known)}, the first is {predictions[odd[0]]!r} of "
+            f"{path}: {len(odd)} {what} are none of {', '.join(known)}, the first is {said[odd[0]]!r} of "
             f"{odd[0]}; write the classes by name"
         )
 
@@ -132,7 +151,7 @@ def _is_id(value: object) -> bool:
 
 def _csv_pairs(path: Path, name_key: str, value_key: str) -> Iterator[tuple[str, str]]:
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes a mark
             for number, row in enumerate(csv.reader(file), 1):
                 if row and len(row) != 2:
                     raise UserError(f"{path}: line {number} has {len(row)} columns, wanted {name_key},{value_key}")
@@ -170,7 +189,9 @@ def answered(path: Path, predictions: Mapping[str, str], wanted: Collection[str]
     return [name for name in wanted if name in predictions]
 
 
-def annotated(path: Path, key: str, fields: str, read: Callable[[dict[str, Any]], None]) -> None:
+def annotated(
+    path: Path, key: str, fields: str, read: Callable[[dict[str, Any]], None], name_key: str | None = None
+) -> None:
     """Calls `read` with each object of the array `key` of an annotation file, or with each line of a .jsonl or .json.
 
     Args:
@@ -178,10 +199,12 @@ def annotated(path: Path, key: str, fields: str, read: Callable[[dict[str, Any]]
         key: Name of the array; "" where each line is an object.
         fields: What each object has, for errors.
         read: Takes what it needs; a missing field is told as a damaged file.
+        name_key: Field of what each object is called by, where only one may be called so.
 
     Raises:
-        UserError: Another format, or nothing in it.
+        UserError: Another format, nothing in it, or a name that stands there twice.
     """
+    names = Counter[str]()
     rows: Iterable[tuple[Any, Any]] = json_lines(path) if not key else stream_json(path)
     count = 0
     for name, row in rows:
@@ -189,11 +212,20 @@ def annotated(path: Path, key: str, fields: str, read: Callable[[dict[str, Any]]
             continue
         try:
             read(row)
+            if name_key is not None:
+                names[str(row[name_key])] += 1
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: entry {count} is not in the published format, an object with {fields}; give the data set's "
                 "own annotation file"
             ) from error
         count += 1
+    twice = [name for name, times in names.items() if times > 1]
+    if twice:
+        # Of two that differ nobody can say which is right, and one answer would count for both.
+        raise UserError(
+            f"{path}: {len(twice)} of {name_key} stand there twice: {first_few(twice, len(twice))}; give the data "
+            "set's own annotation file"
+        )
     if not count:
         raise UserError(f"{path} holds no annotations" + (f": no array {key!r} with anything in it" if key else ""))

@@ -10,8 +10,10 @@ from data_prep.sources.snli_ve import LABELS
 from pipeline.measure.bootstrap import Interval, Series, group_interval
 from pipeline.measure.outcomes import Outcomes
 from pipeline.metrics.captions import caption_scores
-from pipeline.metrics.result_files import annotated, answered, predictions_of, refuse_others
+from pipeline.metrics.result_files import annotated, answered, predictions_of, refuse_other_labels, refuse_others
 from pipeline.metrics.vqa import vqa_accuracy
+
+_TRUTH = ("true", "false")
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def score_vqa(predictions: Path, annotations: Path, subset: bool) -> list[Score]
             raise ValueError
         asked[str(row["question_id"])] = Asked(answers, str(row["image_id"]), kind)
 
-    annotated(annotations, "annotations", "question_id, image_id, answer_type and answers of annotators", read)
+    annotated(
+        annotations, "annotations", "question_id, image_id, answer_type and answers of annotators", read, "question_id"
+    )
     return _scores(vqa_outcomes(found, asked, answered(predictions, found, asked, subset)))
 
 
@@ -131,9 +135,11 @@ def score_captions(predictions: Path, annotations: Path, subset: bool) -> list[S
     said: dict[str, list[str]] = defaultdict(list)
 
     def read(row: dict[str, Any]) -> None:
-        said[str(row["image_id"])].append(str(row["caption"]))
+        if not isinstance(row["caption"], str):
+            raise ValueError
+        said[str(row["image_id"])].append(row["caption"])
 
-    annotated(annotations, "annotations", "image_id and caption", read)
+    annotated(annotations, "annotations", "image_id and a text caption", read)
     return told_scores(found, said, answered(predictions, found, said, subset)).scores
 
 
@@ -189,7 +195,7 @@ def score_snli_ve(predictions: Path, annotations: Path, subset: bool) -> list[Sc
         else:
             found.pop(str(row["pairID"]), None)
 
-    annotated(annotations, "", "pairID, gold_label and Flickr30K_ID", read)
+    annotated(annotations, "", "pairID, gold_label and Flickr30K_ID", read, "pairID")
     return _scores(snli_ve_outcomes(found, gold, answered(predictions, found, gold, subset)))
 
 
@@ -202,14 +208,16 @@ def score_nlvr2(predictions: Path, annotations: Path, subset: bool) -> list[Scor
         subset: Whether examples without a prediction are left out.
     """
     found = predictions_of(predictions, "identifier", "prediction")
-    refuse_others(predictions, found, ("true", "false"))
+    refuse_others(predictions, found, _TRUTH)
     labels: dict[str, str] = {}
 
     def read(row: dict[str, Any]) -> None:
         _split, _images, _pair, _told = row["identifier"].split("-")
-        labels[row["identifier"]] = str(row["label"]).lower()
+        labels[row["identifier"]] = str(row["label"])
 
-    annotated(annotations, "", "label and an identifier split-set-pair-sentence", read)
+    annotated(annotations, "", "label and an identifier split-set-pair-sentence", read, "identifier")
+    refuse_other_labels(annotations, labels, _TRUTH)
+    labels = {name: label.lower() for name, label in labels.items()}
     return _scores(nlvr2_outcomes(found, labels, answered(predictions, found, labels, subset)))
 
 

@@ -4,10 +4,13 @@ Each question's most frequent answer is normalised as the server does it; those 
 With at least 9 occurrences, training and validation together, VQA v2 has 3,129.
 """
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.files import read_json
@@ -80,6 +83,30 @@ def read_answers(folder: Path) -> tuple[str, ...]:
     if not (folder / ANSWERS).is_file():
         raise UserError(f"{folder} has no {ANSWERS}, the answers that its head scores; export it again")
     return read_answer_list(folder / ANSWERS, "export it again")
+
+
+def describe_answers(answers: Sequence[str]) -> dict[str, Any]:
+    """What an export's config.json says of its list, so that another one beside it is noticed."""
+    written = json.dumps(list(answers)).encode()
+    return {"count": len(answers), "sha256": hashlib.sha256(written).hexdigest()}
+
+
+def check_learned(answers: Sequence[str], described: Mapping[str, Any] | None) -> None:
+    """Refuses a list that is not the one that a model learned; no size of a decoder that ranks answers tells.
+
+    Args:
+        answers: The list.
+        described: Of the export (`describe_answers`); None of an older one, which does not say.
+
+    Raises:
+        UserError: It is another list, or in another order.
+    """
+    if described is None or described == describe_answers(answers):
+        return
+    raise UserError(
+        f"{ANSWERS} lists {len(answers)} answers that are not the {described.get('count')} that the model learned, in "
+        "their order; copy or export the folder again"
+    )
 
 
 def read_answer_list(file: Path, mend: str) -> tuple[str, ...]:

@@ -149,6 +149,20 @@ def test_albef_lists_of_every_task(tmp_path):
     assert "presentation" not in pair and pair["id"].count("-") != 3
 
 
+def test_pictures_that_are_there_to_be_captioned(tmp_path):
+    """COCO's test has no captions, and BLIP's list of NoCaps has numbers alone."""
+    pictures = images(tmp_path, "folder", ["a/1.jpg", "a/2.jpg"])
+    info = {"images": [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 2)]}
+    file = write(tmp_path / "image_info_test2014.json", info)
+    account, found = shards(tmp_path / "coco", "coco", annotations=(file,), images=(pictures,))
+    assert account["skipped"] == {} and [one["coco_id"] for one in found["test"].values()] == [1, 2]
+    lines = [{"image": "a/1.jpg", "img_id": 7}, {"image": "a/2.jpg", "img_id": 8, "caption": None}]
+    file = write(tmp_path / "nocaps_val.json", lines)
+    account, found = shards(tmp_path / "blip", "albef", annotations=(file,), images=(pictures,))
+    assert account["skipped"] == {"no caption": 1}
+    assert [(one["img_id"], one["captions"]) for one in found["val"].values()] == [(7, [])]
+
+
 def test_albefs_lists_of_pairs_are_in_nlvr2s_sets(tmp_path):
     def pair(number: int, **more: str) -> dict[str, Any]:
         names = [f"nlvr2/dev/dev-850-{number}-img{side}.png" for side in (0, 1)]

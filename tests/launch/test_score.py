@@ -140,6 +140,36 @@ def test_nlvr2_by_example_and_by_sentence(tmp_path: Path, capsys: pytest.Capture
     assert "2 predictions are none of true, false, the first is '1' of dev-1-1-0" in odd
 
 
+def test_annotations_that_say_two_things_or_nothing_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = write(tmp_path / "vqa.json", [{"question_id": 10, "answer": "red"}])
+    twice = write(tmp_path / "twice.json", {"annotations": [question(10, ["red"]), question(10, ["blue"])]})
+    assert "1 of question_id stand there twice: 10; give" in refused(capsys, "vqa", said, twice)
+    pair = {"pairID": "a", "gold_label": "neutral", "Flickr30K_ID": 7}
+    relations = lines(tmp_path / "dev.jsonl", [pair, {**pair, "gold_label": "entailment"}])
+    said = lines(tmp_path / "said.jsonl", [{"pairID": "a", "prediction": "neutral"}])
+    assert "1 of pairID stand there twice: a" in refused(capsys, "snli_ve", said, relations)
+    (said := tmp_path / "said.csv").write_text("dev-1-0-0,True\n")
+    example = {"identifier": "dev-1-0-0", "label": "True"}
+    assert "1 of identifier stand" in refused(capsys, "nlvr2", said, lines(tmp_path / "x.json", [example] * 2))
+    odd = lines(tmp_path / "odd.json", [{**example, "label": "X"}])
+    assert "1 labels are none of true, false, the first is 'X' of dev-1-0-0" in refused(capsys, "nlvr2", said, odd)
+    told = write(tmp_path / "told.json", [{"image_id": 1, "caption": "a dog"}])
+    none = write(tmp_path / "none.json", {"annotations": [{"image_id": 1, "caption": None}]})
+    assert "entry 0 is not in the published format, an object with image_id and a text caption" in refused(
+        capsys, "captions", told, none
+    )
+
+
+def test_a_table_of_excels_begins_with_a_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labelled = lines(tmp_path / "dev.json", [{"identifier": "dev-1-0-0", "label": "True"}])
+    said = tmp_path / "said.csv"
+    for head in ("", "identifier,prediction\n"):
+        said.write_text(f"{head}dev-1-0-0,True\n", encoding="utf-8-sig")
+        assert scores(capsys, "nlvr2", said, labelled)["accuracy"]["value"] == 100
+
+
 def test_snli_ve_leaves_out_pairs_without_a_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [("a", "entailment"), ("b", "neutral"), ("c", "-")]
     gold = lines(tmp_path / "dev.jsonl", [{"pairID": n, "gold_label": g, "Flickr30K_ID": 7} for n, g in rows])

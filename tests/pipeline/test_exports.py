@@ -1,5 +1,6 @@
 """What is said of an export that cannot be read, and who may read one."""
 
+import json
 import stat
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
 from pipeline.exports import load_backbone, load_classification_model
+from tests.pipeline.evaluation.exports import answering_export
 from tests.pipeline.small import small_config, small_model
 
 
@@ -45,6 +47,18 @@ def test_a_blip_for_retrieval_is_a_beginning_whose_decoder_is_drawn(tmp_path: Pa
     export_weights(tmp_path / "less", {"temp": whole["temp"]}, config)
     with pytest.raises(UserError, match="missing"):
         load_backbone(tmp_path / "less")
+
+
+@pytest.mark.parametrize("answers", [["yes", "no"], ["yes", "no", "2", "3"], ["no", "yes", "2"]])
+def test_another_list_of_answers_beside_a_decoder_is_refused(answers: list[str], tmp_path: Path) -> None:
+    folder = answering_export(tmp_path, ["yes", "no", "2"], 3)
+    (folder / "answers.json").write_text(json.dumps(answers))
+    with pytest.raises(UserError, match=f"lists {len(answers)} answers that are not the 3 that the model learned"):
+        load_classification_model(folder)
+    described = json.loads((folder / "config.json").read_text())
+    del described["answer_list"]  # as older exports are
+    (folder / "config.json").write_text(json.dumps(described))
+    assert load_classification_model(folder)[0].classes.names == tuple(answers)
 
 
 def test_whoever_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:

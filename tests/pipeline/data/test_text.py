@@ -45,6 +45,13 @@ def test_words_are_found_by_their_pieces() -> None:
     assert "".join(piece.removeprefix("##") for piece in pieces) == "circle"
 
 
+def test_special_tokens_are_no_words_of_what_is_told() -> None:
+    tokenizer = Tokenizer.train(TEXTS, TokenizerConfig(vocab_size=120))
+    red, blue = (tokenizer.encode([word], 3)[0][0, 1].item() for word in ("red", "blue"))
+    ids = [tokenizer.cls_id, red, tokenizer.unk_id, blue, tokenizer.pad_id, tokenizer.mask_id, tokenizer.sep_id, red]
+    assert tokenizer.text(ids) == "red blue"
+
+
 def test_training_gives_the_same_for_any_order_of_texts_and_each_time(tmp_path: Path) -> None:
     # The library's own trainer numbers pieces differently each time, even in one process.
     files = []

@@ -19,7 +19,7 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.build import build_model
 from pipeline.models.config import BackboneName, ModelConfig
 from pipeline.setup import export_config
-from pipeline.tasks.answer_list import ANSWERS
+from pipeline.tasks.answer_list import ANSWERS, describe_answers
 from pipeline.tasks.captioning import CaptioningModel
 from pipeline.tasks.classes import STATEMENT, AnswerList, Captions, Classes, TaskName
 from pipeline.tasks.classification import ClassificationModel
@@ -106,7 +106,7 @@ def answering_export(folder: Path, names: Sequence[str], candidates: int) -> Pat
     model = AnsweringModel(lively("blip"), trimmers, SMARTTRIM, classes)
     sizes = model.backbone.config
     described = export_config("vqa_generative", sizes, loader_of(sizes), target=2.0, candidates=candidates,
-                              **describe_method(model, "smarttrim"))  # fmt: skip
+                              answer_list=describe_answers(names), **describe_method(model, "smarttrim"))  # fmt: skip
     beside = {ANSWERS: list(names)}
     export_weights(folder, model.state_dict(), json.loads(json.dumps(described)), TOKENIZER, beside)
     return folder

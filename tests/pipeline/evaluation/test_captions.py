@@ -9,11 +9,14 @@ import torch
 
 from data_prep.errors import UserError
 from data_prep.files import read_json
+from data_prep.job import Layout
+from data_prep.records import Record
+from data_prep.writer import write_split
 from pipeline.captioner import Captioner
 from pipeline.data.loader import StepLoader
 from pipeline.evaluation.captions import ToldSplit, _scored
 from pipeline.evaluation.classes import Costs, rows_of
-from pipeline.evaluation.exported import TASKS, Evaluation, Job
+from pipeline.evaluation.exported import TASKS, Evaluation, Job, evaluate_export
 from pipeline.evaluation.opened import open_export
 from pipeline.evaluation.unscored import UNSCORED
 from pipeline.measure.latency import Instance
@@ -21,6 +24,7 @@ from pipeline.metrics.caption_tally import CaptionTally
 from pipeline.metrics.captions import missing_for_captions
 from pipeline.process import Process
 from pipeline.stage import Stage
+from tests.pipeline.data.samples import Listed, png
 from tests.pipeline.distributed import run_ranks
 from tests.pipeline.evaluation.exports import caption_export, split
 from tests.pipeline.evaluation.test_retrieval import on_rank
@@ -93,6 +97,36 @@ def test_a_result_file_that_cannot_be_written_is_refused_before_a_model_is_loade
         return
     with pytest.raises(UserError, match=said):
         ask()
+
+
+def test_a_picture_called_by_a_path_is_told_of_under_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server knows numbers; a number of another data set's is none of a picture that has its own."""
+    monkeypatch.setenv("PATH", "")  # nothing is to be scored
+    records = [
+        Record(key=f"s{i}", source="albef", id=name, images={"": png(i)}, captions=["one"], fields=fields)
+        for i, (name, fields) in enumerate(
+            [("val2014/COCO_val2014_000000000042.jpg", {"coco_id": 42}), ("val/00.jpg", {"img_id": 3}),
+             ("own/a.jpg", {"image_id": "x_1"}), ("107", {"coco_id": 8})]
+        )
+    ]  # fmt: skip
+    write_split(Listed(records), tmp_path / "val", name="val", fingerprint="test", layout=Layout(), workers=1)
+    asked = Evaluation(
+        model=caption_export(tmp_path / "export"), task="captioning", split=str(tmp_path / "val"),
+        predictions=tmp_path / "said.json",
+    )  # fmt: skip
+    evaluate_export(asked, Process())
+    assert [one["image_id"] for one in read_json(tmp_path / "said.json")] == [42, 3, "own/a.jpg", 107]
+
+
+def test_more_beams_than_words_are_refused(tmp_path: Path) -> None:
+    folder = caption_export(tmp_path)
+    with pytest.raises(UserError, match=r"beams=500 are too many for a model that knows [0-9]+ words"):
+        Captioner.from_pretrained(folder, changes={"beams": 500})
+    most = Captioner.from_pretrained(folder).model.backbone.config.text.vocab_size // 2
+    told = Captioner.from_pretrained(folder, changes={"beams": most}).caption([png(0)])
+    assert len(told) == 1
 
 
 def test_each_domain_has_its_own_costs() -> None:

@@ -12,7 +12,7 @@ from data_prep.sources import SourceConfig, prepare
 from pipeline.evaluation.exported import Evaluation, evaluate_export
 from pipeline.models.config import BackboneName
 from pipeline.process import Process
-from pipeline.tasks.classes import NLVR2
+from pipeline.tasks.classes import NLVR2, SNLI_VE
 from tests.pipeline.data.samples import spoil as damage
 from tests.pipeline.distributed import RankError, run_ranks
 from tests.pipeline.evaluation.exports import split, statement_export
@@ -88,6 +88,33 @@ def test_pairs_too(backbone: BackboneName, tmp_path: Path) -> None:
     torn = on_rank(Process(), asked)
     assert (torn["samples"], torn["skipped"], [score["metric"] for score in torn["scores"]]) == (23, 1, ["accuracy"])
     assert "what could not be used (1 of the split) may leave out others" in torn["more"]["lacking"]
+
+
+def test_pairs_that_are_in_no_shard_leave_consistency_out_and_the_file_incomplete(tmp_path: Path) -> None:
+    folder = statement_export(tmp_path / "export", NLVR2, "blip")
+    write_published("nlvr2", tmp_path / "raw", {"dev": 6}, 32, 0)
+    (tmp_path / "raw/images/dev/dev-0-1-img0.png").unlink()
+    prepare(SourceConfig(name="nlvr2", root=str(tmp_path / "raw")), tmp_path / "data", workers=1)
+    asked = Evaluation(model=folder, task="nlvr2", split=str(tmp_path / "data/dev"), predictions=tmp_path / "said.csv")
+    found = evaluate_export(asked, Process())
+    assert (found["samples"], found["skipped"], found["left_out"]) == (20, 0, 4)
+    assert [score["metric"] for score in found["scores"]] == ["accuracy"]
+    assert "what is not in the shards (4 by the account in index.json) may leave out others" in found["lacking"]
+    assert found["incomplete"] == str(tmp_path / "said.csv")
+
+
+def test_data_of_another_task_is_not_told_as_damaged(tmp_path: Path) -> None:
+    write_published("nlvr2", tmp_path / "raw", {"dev": 6}, 32, 0)
+    prepare(SourceConfig(name="nlvr2", root=str(tmp_path / "raw")), tmp_path / "data", workers=1)
+    pairs, singles = tmp_path / "data/dev", split(tmp_path / "test", 11)
+    one, two = (statement_export(tmp_path / c.task, c, "blip" if c is NLVR2 else "albef") for c in (SNLI_VE, NLVR2))
+    for folder, task, data, said in (
+        (one, "snli_ve", pairs, r"has 2 picture\(s\) and 1 statement"),
+        (one, "snli_ve", singles, r"has 1 picture\(s\) and 2 statement"),
+        (two, "nlvr2", singles, "statements about pairs of pictures"),
+    ):
+        with pytest.raises(UserError, match=f"{data} is not data of {task}, which wants .*{said}"):
+            evaluate_export(Evaluation(model=folder, task=task, split=str(data)), Process())
 
 
 def test_nan_is_an_error(tmp_path: Path) -> None:
