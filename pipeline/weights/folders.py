@@ -71,6 +71,8 @@ def import_weights(path: Path, kind: str, out: Path, hints: Hints) -> Loaded:
     described = {"kind": loaded.kind, "model": asdict(loaded.config), "imported": {"kind": kind, "from": path.name}}
     if loaded.heads:
         described["heads"] = list(loaded.heads)
+    if loaded.lacking:
+        described["lacking"] = list(loaded.lacking)
     export_weights(out, with_heads(loaded.model.state_dict(), loaded.heads), described)
     return loaded
 
