@@ -155,6 +155,7 @@ class StepLoader(DataLoader[Any]):
         self.seen = 0
         self.bad = 0
         self.whole = True  # whether all of a split is given, once
+        self.split_samples: int | None = None  # how many that has, in an evaluation
         self.reasons: Counter[str] = Counter()
         self._steps = steps
         self._sources = sources
@@ -326,7 +327,7 @@ def eval_loader(
     draws, steps = _draws_nothing, order.steps
     dataset = _dataset([folder], order, partial(_plain, config), draws, tokenizer, text, config, process, steps)
     loader = StepLoader(dataset, range(steps), batch_size, config, process, [str(source)], quarantine)
-    loader.whole = order.total == units.total
+    loader.whole, loader.split_samples = order.total == units.total, units.total
     return loader
 
 
