@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _KEY = "pretrained"
 _FILES = ("model.safetensors", "config.json")
-_PREPARED = ("resize", "mean", "std")
+_PREPARED = ("resize", "crop", "mean", "std")
 _DECODING = ("captioning", "vqa_generative")
 _MATCHING = ("statement", "retrieval")
 """Tasks that begin with matching's head."""
