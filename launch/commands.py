@@ -209,7 +209,10 @@ def import_command(path: Path, kind: str, out: Path, **hints: int | None) -> Ans
     loaded = import_weights(path, kind, out, Hints(**hints))
     count = len(loaded.model.state_dict())
     lines = [f"{out}: {loaded.kind} of {loaded.config.backbone}, {count} tensors", *_left_out(loaded.dropped)]
-    data = {"out": str(out), "kind": loaded.kind, "tensors": count, "left_out": list(loaded.dropped)}
+    if loaded.lacking:
+        lines.append(f"  not in the file, so as drawn: {', '.join(loaded.lacking)}")
+    told = {"left_out": list(loaded.dropped), "lacking": list(loaded.lacking)}
+    data = {"out": str(out), "kind": loaded.kind, "tensors": count, **told}
     return 0, data, "\n".join(lines)
 
 

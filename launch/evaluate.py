@@ -156,7 +156,8 @@ def _difference(found: dict[str, float] | None) -> str:
 
 
 def _about(result: dict[str, Any]) -> str:
-    counted = [f"{result['samples']} {_COUNTED.get(result['task'], 'statements')} of {result['split']}"]
+    of = f" of {result['of']}" if "of" in result else ""
+    counted = [f"{result['samples']}{of} {_COUNTED.get(result['task'], 'statements')} of {result['split']}"]
     if result["skipped"]:
         counted.append(f"{result['skipped']} could not be used")
     if "left_out" in result:

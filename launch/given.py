@@ -27,14 +27,17 @@ from pipeline.models.config import ModelConfig
 from pipeline.pretrain import check_guidance
 from pipeline.setup import check_sizes
 from pipeline.tasks.classes import TASKS
+from pipeline.weights.loaded import lacks_matching
 from pipeline.weights.usual_texts import usual_texts
 
 log = logging.getLogger(__name__)
 
 _KEY = "pretrained"
 _FILES = ("model.safetensors", "config.json")
-_PREPARED = ("resize", "mean", "std")
+_PREPARED = ("resize", "crop", "mean", "std")
 _DECODING = ("captioning", "vqa_generative")
+_MATCHING = ("statement", "retrieval")
+"""Tasks that begin with matching's head."""
 _SHOWN = 4
 SAID = ("model", "loader", "tokenizer", "pretrain.pruning")
 """What the folder says where no override does."""
@@ -183,10 +186,26 @@ def check_given(config: RunConfig, until: str | None) -> None:
         raise UserError(
             f"pretrain.pruning does not fit {_KEY}={given.folder}: {error}; or give --pretrain.pruning.method none"
         ) from error
+    _check_matching(given, config, until)
     load_backbone(given.folder)
     decoding = [task.title for task in tasks_of(config) if task.targets and task.config.trim.task in _DECODING]
     if decoding and given.described["kind"] != "backbone":
         log.warning("%s=%s has no decoder: that of %s begins as drawn", _KEY, given.folder, ", ".join(decoding))
+
+
+def _check_matching(given: Given, config: RunConfig, until: str | None) -> None:
+    """Refuses what would begin from, or rank by, a matching head that no weights were given for."""
+    if not lacks_matching(given.described):
+        return
+    tasks = [task.config.trim.task for task in tasks_of(config) if task.targets]
+    asked = [f"trim.task={task}" for task in tasks if task in _MATCHING]
+    if until != "trim" and config.evaluate.retrieval_splits:
+        asked.append("evaluate.retrieval_splits (set it to [])")
+    if asked:
+        raise UserError(
+            f"{_KEY}={given.folder} came without the head that matches pictures with texts, and it is asked for by "
+            f"{', '.join(asked)}; leave that out, or give weights from pre-training"
+        )
 
 
 def weights_digest(folder: Path) -> str:

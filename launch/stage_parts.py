@@ -10,7 +10,7 @@ from pipeline.loop_config import UPKEEP_KEYS
 
 _TOLD = 3
 _WITHOUT = {"engine": LAYOUT_KEYS, "loader": READING_KEYS}
-_LATER: Mapping[str, Mapping[str, Any]] = {"evaluate": {"precision": "float32"}}
+_LATER: Mapping[str, Mapping[str, Any]] = {"evaluate": {"precision": "float32"}, "loader": {"crop": "none"}}
 """Keys that came later, with what was done before there were any: a stage that does so still is the same one."""
 
 

@@ -130,7 +130,7 @@ class TrainedExport:
     def opened(self) -> tuple[nn.Module, Source]:
         """The model with its head and what trims it, in evaluation mode, and its way of reading the split."""
         task = self.kind if self.kind in TEXTS else "retrieval"
-        model, source = open_export(self.folder, task, self.split)
+        model, source = open_export(self.folder, task, self.split, scored=False)
         return model.to(self.device).eval(), source
 
     @property

@@ -35,7 +35,8 @@ def evaluate(config: EvaluateConfig, trained: Trained, inputs: Inputs, stage: St
         "skipped", "seed"}; `samples` were evaluated, `skipped` could not be used. Of fine-tuned models also "wanted",
         "reached" and "unit": the target, and what the model does on this split; "full_gmacs" of the untrimmed model,
         "unpruned_gmacs" of one that does not keep pre-training's pruning either, and "training_gmacs" of all
-        fine-tuning that it took (None of exports that do not say).
+        fine-tuning that it took (None of exports that do not say). Of retrieval that ranked not all images of the
+        split, "of" is how many it has.
     """
     tokenizer = inputs.load_tokenizer()
     jobs: list[Callable[[], list[Row]]] = []

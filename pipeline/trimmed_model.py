@@ -182,6 +182,8 @@ def prepared_input(folder: Path, described: dict[str, Any]) -> tuple[TransformCo
     """
     try:
         loader = described["loader"]
-        return TransformConfig(**{name: loader[name] for name in _OF_TRANSFORM}), int(loader["max_tokens"])
+        crop = loader.get("crop", "none")  # older ones do not say
+        transform = TransformConfig(**{name: loader[name] for name in _OF_TRANSFORM}, crop=crop)
+        return transform, int(loader["max_tokens"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: its config.json does not tell its input ({error}); export it again") from error

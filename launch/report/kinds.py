@@ -66,5 +66,5 @@ ACCOUNT: Kinds = {"asked": _whole, "written": _whole, "skipped": _counts}
 FAULT: Kinds = {"step": _whole, "workers": _whole, "back_to": _whole}
 _MEASURED = ("value", "low", "high", "gmacs", "full_gmacs", "unpruned_gmacs", "wanted", "reached", "reached_low",
              "reached_high")  # fmt: skip
-ROW: Kinds = {"seed": _whole, "samples": _whole, "skipped": _whole, "task": _text, "metric": _text, "split": _text,
-              **dict.fromkeys(_MEASURED, _number)}  # fmt: skip
+ROW: Kinds = {"seed": _whole, **dict.fromkeys(("samples", "skipped", "of"), _whole),
+              **dict.fromkeys(("task", "metric", "split"), _text), **dict.fromkeys(_MEASURED, _number)}  # fmt: skip

@@ -68,6 +68,8 @@ class Line:
     samples: int = 0
     skipped: int = 0
     """Samples of the split that could not be used, beside the `samples` that were evaluated."""
+    of: int = 0
+    """Pictures of the split, where retrieval ranked not all of them."""
     cells: Mapping[str, Cell] = field(default_factory=dict)
 
     @property
@@ -117,14 +119,21 @@ class TaskTable:
 
     @property
     def notes(self) -> list[str]:
-        """One sentence for each split of which not every sample could be evaluated, and for each target missed."""
+        """One sentence for each split of which not every sample was evaluated, and for each target missed."""
         lines = {line.split: line for line in self.lines if line.skipped}
+        parts = dict.fromkeys((line.split, line.samples + line.skipped, line.of) for line in self.lines if line.of)
         missed = [line for line in self.lines if line.miss is not None and abs(line.miss) > NEAR]
-        return [
+        told = [
             f"{line.label} on {line.split} is {abs(line.miss or 0):.1%} {'above' if (line.miss or 0) > 0 else 'below'} "
             f"what was wanted; {NEAR:.0%} are allowed"
             for line in missed
-        ] + [
+        ]
+        told += [
+            f"{split}: ranked among {ranked:,} of {of:,} pictures (evaluate.retrieval_pairs), which is easier than "
+            "among all"
+            for split, ranked, of in parts
+        ]
+        return told + [
             f"{split}: {line.skipped:,} of {line.samples + line.skipped:,} samples could not be used and count in no "
             "figure; see the stage's log"
             for split, line in lines.items()
@@ -197,6 +206,7 @@ def _line(rows: Sequence[Mapping[str, Any]], ratio: float | None = None) -> Line
         unit=str(first.get("unit", "")),
         samples=int(first.get("samples", 0)),
         skipped=int(first.get("skipped", 0)),
+        of=int(first.get("of") or 0),
         cells={str(row["metric"]): cell for row in rows if (cell := _cell(row)) is not None},
     )
 

@@ -156,6 +156,7 @@ class StepLoader(DataLoader[Any]):
         self.bad = 0
         self.whole = True  # whether all of a split is given, once
         self.left_out = 0  # samples that were left out when the split was written
+        self.split_samples: int | None = None  # how many that has, in an evaluation
         self.reasons: Counter[str] = Counter()
         self._steps = steps
         self._sources = sources
@@ -327,7 +328,7 @@ def eval_loader(
     draws, steps = _draws_nothing, order.steps
     dataset = _dataset([folder], order, partial(_plain, config), draws, tokenizer, text, config, process, steps)
     loader = StepLoader(dataset, range(steps), batch_size, config, process, [str(source)], quarantine)
-    loader.whole, loader.left_out = order.total == units.total, folder.left_out
+    loader.whole, loader.split_samples, loader.left_out = order.total == units.total, units.total, folder.left_out
     return loader
 
 

@@ -36,6 +36,9 @@ class TransformConfig:
             None for none.
         resize: "area" takes the mean of the pixels that fall together (and lies linearly between them where a
             picture grows); "bicubic" is what torchvision does with Pillow pictures, sharper and slower.
+        crop: "none" brings the whole picture to the model's size, whatever its shape; "center" keeps its shape: the
+            shorter side gets the model's size and the middle is cut out, as CLIP's and METER's recipes do. In training
+            too, where no `crop_scale` crops at random.
         mean: of each channel, subtracted after scaling to 0..1.
         std: of each channel, divided by.
     """
@@ -47,6 +50,7 @@ class TransformConfig:
     permute_boxes: bool = False
     randaugment: RandAugmentConfig | None = None
     resize: Literal["area", "bicubic"] = "area"
+    crop: Literal["none", "center"] = "none"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
@@ -57,6 +61,10 @@ class TransformConfig:
             raise UserError(f"crop_scale={self.crop_scale} must be two shares in order, such as (0.5, 1.0), or absent")
         if self.resize not in ("area", "bicubic"):
             raise UserError(f"resize={self.resize!r} must be area or bicubic")
+        if self.crop not in ("none", "center"):
+            raise UserError(f"crop={self.crop!r} must be none or center")
+        if self.crop == "center" and self.permute_boxes:
+            raise UserError("crop=center would cut off boxes that permute_boxes deals; set one of them otherwise")
         if min(self.std) <= 0:
             raise UserError(f"std={self.std} must be above 0 in each channel")
 
@@ -72,13 +80,27 @@ class TransformConfig:
 
 
 def eval_image(data: Encoded, config: TransformConfig) -> Pixels:
-    """The whole image at the model's size, (height, width, 3) uint8.
+    """The whole image, or its middle (`TransformConfig.crop`), at the model's size, (height, width, 3) uint8.
 
     Raises:
         BadSample: the image cannot be decoded.
     """
     spare = config.decode_scale
-    return _resize(decode_image(data, (spare * config.height, spare * config.width)), config)
+    image = decode_image(data, (spare * config.height, spare * config.width))
+    if config.crop == "none":
+        return _resize(image, config)
+    height, width = _around((jpeg_size(data) or image.shape)[:2], config)
+    image = _resize(image, config, (height, width))
+    top, left = round((height - config.height) / 2), round((width - config.width) / 2)
+    return np.ascontiguousarray(_cut(image, (top, left, config.height, config.width)))
+
+
+def _around(full: tuple[int, ...], config: TransformConfig) -> tuple[int, int]:
+    """(height, width) in a picture's own shape that just covers the model's, rounded as torchvision's Resize does."""
+    height, width = full
+    if config.height * width >= config.width * height:
+        return config.height, max(config.width, int(config.height * width / height))
+    return max(config.height, int(config.width * height / width)), config.width
 
 
 def train_image(data: Encoded, text: str, config: TransformConfig, rng: np.random.Generator) -> Pixels:
@@ -99,10 +121,11 @@ def train_image(data: Encoded, text: str, config: TransformConfig, rng: np.rando
     boxes = rng.permutation(3).tolist() if config.permute_boxes or config.randaugment else []
     if config.permute_boxes:
         image = permute_boxes(decode_image(data), boxes)
-        image = _cut(image, _crop(image.shape[:2], draws, config))
+        image = _resize(_cut(image, _crop(image.shape[:2], draws, config)), config)
+    elif config.crop_scale is None:
+        image = eval_image(data, config)
     else:
-        image = _decode_crop(data, draws, config)
-    image = _resize(image, config)
+        image = _resize(_decode_crop(data, draws, config), config)
     if config.flip and mirror < 0.5 and not _SIDES.search(text):
         image = np.asarray(cv2.flip(image, 1), dtype=np.uint8)
     if config.randaugment is not None:
@@ -152,16 +175,17 @@ def _cut(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
     return image[top : top + max(height, 1), left : left + max(width, 1)]
 
 
-def _resize(image: Pixels, config: TransformConfig) -> Pixels:
+def _resize(image: Pixels, config: TransformConfig, size: tuple[int, int] | None = None) -> Pixels:
+    """At (height, width), or the model's own."""
     height, width = image.shape[:2]
-    if (height, width) == (config.height, config.width):
+    down, across = size or (config.height, config.width)
+    if (height, width) == (down, across):
         return image
     if config.resize == "bicubic":
         picture = Image.fromarray(np.ascontiguousarray(image))
-        return np.asarray(picture.resize((config.width, config.height), Image.Resampling.BICUBIC))
-    shrinks = height >= config.height and width >= config.width
-    way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (config.width, config.height), interpolation=way), dtype=np.uint8)
+        return np.asarray(picture.resize((across, down), Image.Resampling.BICUBIC))
+    way = cv2.INTER_AREA if height >= down and width >= across else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (across, down), interpolation=way), dtype=np.uint8)
 
 
 def permute_boxes(image: Pixels, order: list[int]) -> Pixels:

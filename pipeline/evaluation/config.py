@@ -38,7 +38,7 @@ class EvaluateConfig:
     Attributes:
         retrieval_splits: Splits on which the pre-trained model ranks images and captions.
         retrieval_pairs: Images taken from each, and from each split of models fine-tuned for retrieval, with their
-            captions.
+            captions; None for all. Among fewer images each is found more easily.
         retrieval_captions: ``first`` has one caption of each image, so that these are pairs; ``all`` is the field's
             protocol.
         rerank: Candidates that matching re-ranks; 0 ranks by contrast alone.
@@ -52,7 +52,7 @@ class EvaluateConfig:
     """
 
     retrieval_splits: tuple[str, ...] = ("test",)
-    retrieval_pairs: int = 512
+    retrieval_pairs: int | None = 512
     retrieval_captions: Literal["first", "all"] = "first"
     rerank: int = 16
     statement_splits: tuple[str, ...] = ("test",)
@@ -63,7 +63,7 @@ class EvaluateConfig:
     latency: LatencyConfig = field(default_factory=LatencyConfig)
 
     def __post_init__(self) -> None:
-        at_least(self, "evaluate", 1, "retrieval_pairs", "batch_size")
+        at_least(self, "evaluate", 1, "batch_size", *(["retrieval_pairs"] if self.retrieval_pairs is not None else []))
         at_least(self, "evaluate", 0, "rerank", "pictures")
 
     @property

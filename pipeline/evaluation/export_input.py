@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.errors import UserError
 from data_prep.files import read_described
@@ -21,6 +21,11 @@ _MAX_TOKENS = {
 """Of the reference recipes, for weights from elsewhere that do not say: by kind, else by backbone."""
 
 
+_CROPS: dict[str, Literal["none", "center"]] = {"meter": "center", "clip": "center"}
+"""Of the recipes that do not squeeze pictures into the model's shape, by backbone; imports from before
+2026-11-23 do not say."""
+
+
 def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> LoaderConfig:
     """As the export says; weights from elsewhere do not, and get what their reference recipes use.
 
@@ -34,6 +39,7 @@ def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> L
         height=config.vision.height,
         width=config.vision.width_px,
         resize="bicubic",
+        crop=described.get("crop", _CROPS.get(config.backbone, "none")),
         max_tokens=min(cut, config.text.longest),
         workers=0,
     )

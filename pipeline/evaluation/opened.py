@@ -23,7 +23,7 @@ from pipeline.tasks.classification import ClassificationModel
 from pipeline.tasks.generative_vqa import AnsweringModel, RankedAnswers
 from pipeline.trimming.trimmers import SMARTTRIM
 from pipeline.weights.folders import load_model
-from pipeline.weights.loaded import Loaded
+from pipeline.weights.loaded import Loaded, lacks_matching
 from pipeline.weights.mapping import fill
 
 _IMPORTED: Mapping[str, tuple[str, ...]] = {"vqa_generative": ("blip_vqa",), "nlvr2": ("blip_nlvr",)}
@@ -39,7 +39,12 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 
 
 def open_export(
-    folder: Path, task: str, split: str, tokenizer: Path | None = None, answers: Path | None = None
+    folder: Path,
+    task: str,
+    split: str,
+    tokenizer: Path | None = None,
+    answers: Path | None = None,
+    scored: bool = True,
 ) -> tuple[nn.Module, Source]:
     """The model of an export folder, and how the split becomes its input.
 
@@ -49,12 +54,18 @@ def open_export(
         split: Folder of indexed shards, or its URL.
         tokenizer: Folder of the tokenizer; None for the model's own.
         answers: JSON file with the list of answers, for imported weights, which have none.
+        scored: Whether its scores are asked for; the layers of one without a matching head can be looked into.
 
     Raises:
         UserError: The folder holds no export or one of another kind, or its tokenizer is not there or does not fit.
     """
     _, described = load_weights(folder)
     _refuse_unable(folder, described, task)
+    if task == "retrieval" and scored and lacks_matching(described):
+        raise UserError(
+            f"{folder} cannot do retrieval: its weights came without the head that matches, so it would rank by one "
+            "that was drawn; import weights from pre-training, or fine-tuned for retrieval"
+        )
     loaded = None if described["kind"] in TEXTS else load_model(folder)
     model: nn.Module = load_classification_model(folder)[0] if loaded is None else loaded.model
     config = model.backbone.config if isinstance(model, ClassificationModel) else model.config

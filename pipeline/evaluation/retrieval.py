@@ -39,6 +39,9 @@ from pipeline.trimming.target import Target
 Images = Callable[[], StepLoader]
 """Begins to read every image of a split once, this rank's part."""
 
+OF = "of"
+"""Where results have how many images a split has, if not all of them were to be ranked."""
+
 _NAMED = ("captions", "keys", "groups", "clusters", "ids")
 """What a batch says of each image in lists."""
 
@@ -80,8 +83,14 @@ def evaluate_retrieval(
         gmacs=(cost.full(units_of(model, gallery.mask_TL)) / 1e9).tolist(),
         samples=seen,
         skipped=bad,
-        more={"images": len(gallery.images), "captions": len(gallery.owner_T), "queries": len(gallery.asking)},
+        more={
+            "images": len(gallery.images),
+            "captions": len(gallery.owner_T),
+            "queries": len(gallery.asking),
+            **({} if loader.whole else {OF: loader.split_samples}),
+        },
         outcomes=outcomes,
+        whole=loader.whole,
         digest=digest_of((image.key, *image.captions) for image in gallery.images),
     )
 
@@ -188,7 +197,11 @@ def ranked(
 
 
 def told_rows(row: Row, found: Evaluated) -> list[Row]:
-    """A row for each score. The means of one way follow from the three before; a table would not fit on a screen."""
+    """A row for each score. The means of one way follow from the three before; a table would not fit on a screen.
+
+    Where not all images were ranked, the rows say of how many they were.
+    """
+    row = row | {name: found.more[name] for name in (OF,) if name in found.more}
     return [{**row, **asdict(score)} for score in found.scores if not score.metric.endswith(" mean")]
 
 

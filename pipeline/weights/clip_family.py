@@ -16,9 +16,9 @@ from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
 from pipeline.tasks.classes import classes_of
 from pipeline.weights.clip import DEFAULT_HEADS, clip_map, load_clip
-from pipeline.weights.loaded import Hints, Loaded, heads_of
+from pipeline.weights.loaded import MATCHING, Hints, Loaded, heads_of
 from pipeline.weights.mapping import fill, import_tensors
-from pipeline.weights.meter import METER, load_meter
+from pipeline.weights.meter import METER, lacking_heads, load_meter, match_by_rank
 from pipeline.weights.reading import Foreign
 from pipeline.weights.sizes import count, embed_size, new_model, text_sizes, vision_sizes
 
@@ -49,6 +49,8 @@ def read_clip(foreign: Foreign, hints: Hints) -> Loaded:
 def read_meter(tensors: Mapping[str, Tensor], hints: Hints) -> Loaded:
     """An official METER as a backbone: heads of pre-training that it lacks are drawn, those of tasks stand beside it.
 
+    A model that was fine-tuned for retrieval matches with the head that it has learned to rank by.
+
     Args:
         tensors: By official names. On the meta device nothing is stored, and names and shapes are checked.
         hints: What the file cannot tell.
@@ -60,13 +62,17 @@ def read_meter(tensors: Mapping[str, Tensor], hints: Hints) -> Loaded:
     config = meter_sizes(imported.tensors, hints)
     model = new_model(Meter, config, imported.tensors)
     heads = load_meter(model, tensors)
-    ranking = [f"{name} (retrieval's head)" for name in imported.tensors if name.startswith("heads.rank.")]
+    lacking, replaced = lacking_heads(tensors), list[str]()
+    if rank := heads.tensors.get("rank"):
+        match_by_rank(model, rank)
+        replaced = [f"{name} (rank_output takes its place)" for name in tensors if name.startswith("itm_score.")]
     return Loaded(
         kind="backbone",
         config=config,
         model=model.eval(),
-        dropped=(*heads.dropped, *ranking),
+        dropped=(*heads.dropped, *replaced),
         heads=task_heads(heads.tensors, model.itm_head.in_features),
+        lacking=tuple(name for name in lacking if not (rank and name == MATCHING)),
     )
 
 

@@ -42,6 +42,10 @@ READERS: dict[str, Reader] = {
 """By the names that ``--kind`` knows; launch/cli.py repeats them."""
 
 
+_CROPPED = ("clip", "meter")
+"""Kinds whose reference recipes keep a picture's shape and cut out its middle; the others squeeze it into a square."""
+
+
 def _blip_writer(kind: BlipKind) -> Writer:
     return lambda config, model, described: to_blip_hf(kind, config, model)
 
@@ -69,8 +73,12 @@ def import_weights(path: Path, kind: str, out: Path, hints: Hints) -> Loaded:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     described = {"kind": loaded.kind, "model": asdict(loaded.config), "imported": {"kind": kind, "from": path.name}}
+    if kind in _CROPPED:
+        described["crop"] = "center"
     if loaded.heads:
         described["heads"] = list(loaded.heads)
+    if loaded.lacking:
+        described["lacking"] = list(loaded.lacking)
     export_weights(out, with_heads(loaded.model.state_dict(), loaded.heads), described)
     return loaded
 

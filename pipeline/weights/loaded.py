@@ -39,6 +39,7 @@ class Loaded:
         queue: State of the feature queue: ``image`` and ``text`` (E, Q), ``next``, and ``ids`` (Q,) with retrieval.
         dropped: Foreign names that were left out on purpose.
         heads: By task the tensors of a classifier beside a backbone, by its own names; METER's alone.
+        lacking: Heads of the model, by our names, that the file has not; they are as drawn.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Loaded:
     queue: Mapping[str, Tensor] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    lacking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,9 @@ class Written:
     config: dict[str, Any]
     left_out: tuple[str, ...] = ()
 
+
+MATCHING = "itm_head"
+"""What matches pictures with texts, of every backbone that can."""
 
 _HEADS = "task_heads."
 """Before the names of what stands beside a backbone in an export."""
@@ -82,6 +87,15 @@ def without_heads(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
             task, rest = name.removeprefix(_HEADS).split(".", 1)
             heads.setdefault(task, {})[rest] = tensor
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEADS)}, heads
+
+
+def lacks_matching(described: Mapping[str, Any]) -> bool:
+    """Whether the weights of an export had no head that matches, so that its own is as drawn.
+
+    Args:
+        described: Its config.json.
+    """
+    return MATCHING in described.get("lacking", ())
 
 
 def heads_of(width: int, given: int | None, what: str) -> int:

@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.models.heads import rank_head_of
 from pipeline.models.meter import IMAGE_TYPES, Meter
 from pipeline.weights.clip import openai_vision_rules
 from pipeline.weights.described import check_switches
+from pipeline.weights.loaded import MATCHING
 from pipeline.weights.mapping import Imported, NameMap, convert, drop, fill, import_tensors, rename
 from pipeline.weights.positions import fit_positions
 from pipeline.weights.sizes import POSITIONS
 
-_OPTIONAL = {"itm_score.": "itm_head.", "mlm_score.": "mlm_head."}
-"""Heads that fine-tuned files lack: their prefixes and ours."""
+_OPTIONAL = {"itm_score.": MATCHING, "mlm_score.": "mlm_head"}
+"""Heads that fine-tuned files lack: their prefixes and our names."""
 
 
 def _every_type(types_RD: Tensor) -> Tensor:
@@ -81,9 +83,31 @@ def load_meter(model: Meter, foreign: Mapping[str, Tensor]) -> MeterHeads:
     Raises:
         UserError: Names or shapes do not fit.
     """
-    # A head may be missing, but not a part of one.
-    lacking = [ours for theirs, ours in _OPTIONAL.items() if not any(name.startswith(theirs) for name in foreign)]
-    return load_meter_parts(model, foreign, lacking)
+    return load_meter_parts(model, foreign, [f"{head}." for head in lacking_heads(foreign)])
+
+
+def lacking_heads(foreign: Mapping[str, Tensor]) -> list[str]:
+    """Heads of pre-training, by our names, of which a file has nothing: one may be missing, but not a part of one."""
+    return [ours for theirs, ours in _OPTIONAL.items() if not any(name.startswith(theirs) for name in foreign)]
+
+
+def match_by_rank(model: Meter, rank: Mapping[str, Tensor]) -> None:
+    """Makes matching's head that of a model fine-tuned for retrieval, whose score of a match is what ``rank`` says.
+
+    METER learns that head from a copy of matching's score of a match, beside the pre-trained one, which stays.
+
+    Args:
+        model: Gets the head.
+        rank: Weight (1, D) and bias (1,).
+
+    Raises:
+        UserError: A part is missing or of another shape.
+    """
+    head = rank_head_of(model.itm_head)
+    fill(nn.ModuleDict({"rank_output": head}), {f"rank_output.{name}": each for name, each in rank.items()})
+    with torch.no_grad():
+        for ours, each in zip((model.itm_head.weight, model.itm_head.bias), (head.weight, head.bias), strict=True):
+            ours.copy_(torch.cat([torch.zeros_like(each), each]))
 
 
 def load_meter_parts(model: Meter, foreign: Mapping[str, Tensor], allow_missing: Sequence[str]) -> MeterHeads:

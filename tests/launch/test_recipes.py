@@ -94,6 +94,18 @@ def test_small_data_and_a_cpu_can_be_put_into_each_recipe(backbone: str, shards:
         preflight.check(config, tmp_path)
 
 
+@pytest.mark.parametrize("task", ["captioning", "vqa_generative"])
+def test_a_task_laid_over_a_recipe_leaves_its_model_as_it_is(task: str) -> None:
+    over = find_recipe(f"configs/tasks/{task}.yaml")
+    files, words = [find_recipe(name) for name in recipe("blip", "base")], ["--data.root", "data"]
+    alone, laid = (read_config(RunConfig, [*files, *more], words) for more in ([], [over]))
+    assert (laid.model, laid.loader, laid.tokenizer) == (alone.model, alone.loader, alone.tokenizer)
+    drawn = [find_recipe("configs/runs/demo.yaml"), find_recipe("configs/tasks/drawn_blip.yaml"), over]
+    demo = read_config(RunConfig, drawn, words)
+    assert (demo.trim.task, demo.model.backbone, demo.model.text.fusion_layers) == (task, "blip", 0)
+    assert demo.model.text.max_positions >= (demo.trim.max_tokens or 0)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -71,7 +71,7 @@ def test_captions_go_through_a_whole_run(tmp_path: Path, capsys: pytest.CaptureF
     root = drawn_root(partial(answer, capsys), tmp_path, "coco", ("train=24", "val=6"))
     words = ["--data.root", str(root), "--data.sizes", "{}", "--out", str(run)]
     words += ["--evaluate.statement_splits", "[coco/val]"]
-    done = answer(capsys, "run", TINY, "configs/tasks/captioning.yaml", *words)
+    done = answer(capsys, "run", TINY, "configs/tasks/drawn_blip.yaml", "configs/tasks/captioning.yaml", *words)
     assert [row["metric"] for row in done["paired"]] == [one for one in MEANS if one != "SPICE" or has_spice()]
     assert "captioning 2x coco/val CIDEr" in (run / "report.html").read_text()
     rows = [row for row in json.loads((run / "results.json").read_text()) if row["task"] == "captioning"]

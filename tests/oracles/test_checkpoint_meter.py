@@ -195,7 +195,9 @@ def test_a_file_alone_says_its_sizes(path: Path | None) -> None:
     loaded = read_meter(reference.vectors.under("sd/"), hints)
     read, wanted = loaded.config, config_of(c)
     assert read == replace(wanted, text=replace(wanted.text, dropout=read.text.dropout))
-    stored = reference.model.state_dict()
+    stored, rank = reference.model.state_dict(), reference.rank.state_dict()
+    for name in ("weight", "bias"):  # matching's is what the file's rank_output says of a match
+        stored[f"itm_head.{name}"] = torch.cat([torch.zeros_like(rank[name]), rank[name]])
     assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.model.state_dict().items())
 
 

@@ -165,6 +165,18 @@ def test_a_split_that_was_not_evaluated_whole_says_so() -> None:
     assert results_table(rows).endswith(table.notes[0])
 
 
+def test_retrieval_among_some_pictures_of_a_split_says_so() -> None:
+    ranked = {"task": "retrieval", "metric": "R@10", "value": 70.0, "samples": 511, "skipped": 1}
+    rows = [
+        {**ranked, "method": "albef", "split": "test", "of": 1000},
+        {**ranked, "method": "smarttrim", "split": "test", "target": 2.0, "of": 1000},
+        {**ranked, "method": "albef", "split": "all", "skipped": 0},
+    ]
+    (table,) = group_results(rows)
+    said = "test: ranked among 512 of 1,000 pictures (evaluate.retrieval_pairs), which is easier than among all"
+    assert [note for note in table.notes if "could not be used" not in note] == [said]
+
+
 def test_what_was_reached_stands_beside_what_was_wanted() -> None:
     rows = [
         row(target=1.0, gmacs=1.0, wanted=1.0, reached=1.0, unit="x"),

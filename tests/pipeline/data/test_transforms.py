@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.transforms import InterpolationMode, Resize
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from data_prep.errors import UserError
 from pipeline.data.decode import BadSample
@@ -51,6 +51,44 @@ def test_evaluation_sees_the_whole_image_at_the_given_height_and_width() -> None
 def test_an_image_of_the_right_size_is_untouched() -> None:
     image = slope(64, 64)
     assert (eval_image(png(image), TransformConfig(height=64, width=64)) == image).all()
+
+
+def edged(height: int, width: int) -> np.ndarray:
+    """Noise between red, green, blue and white bars along its edges."""
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    bar = min(height, width) // 8
+    sides = (np.s_[:bar], np.s_[-bar:], np.s_[:, :bar], np.s_[:, -bar:])
+    for place, colour in zip(sides, ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)), strict=True):
+        picture[place] = colour
+    return picture
+
+
+@pytest.mark.parametrize("shape", [(90, 160), (161, 90), (100, 117), (64, 64), (20, 37), (300, 33)])
+def test_the_middle_is_cut_out_as_by_clips_and_meters_own_transform(shape: tuple[int, int]) -> None:
+    theirs = Compose([Resize(32, interpolation=InterpolationMode.BICUBIC), CenterCrop(32)])
+    config = TransformConfig(height=32, width=32, resize="bicubic", crop="center")
+    picture = edged(*shape)
+    wanted = np.asarray(theirs(Image.fromarray(picture)))
+    assert (eval_image(png(picture), config) == wanted).all()
+    assert (train_image(png(picture), "a dog", config, generator(0)) == wanted).all()
+    squeezed = eval_image(png(picture), replace(config, crop="none"))
+    assert (squeezed == wanted).all() == (shape == (64, 64))
+
+
+def test_a_jpeg_that_is_decoded_smaller_has_the_same_middle() -> None:
+    config = TransformConfig(height=32, width=32, resize="bicubic", crop="center")
+    picture = cv2.GaussianBlur(edged(403, 611), (31, 31), 8)
+    found = eval_image(jpeg(picture), config).astype(int) - eval_image(png(picture), config)
+    assert np.abs(found).max() <= 12 and np.abs(found).mean() < 1
+
+
+def test_other_shapes_than_squares_are_covered_too() -> None:
+    config = TransformConfig(height=20, width=60, crop="center")
+    for shape in ((90, 160), (50, 400), (7, 9), (20, 60)):
+        assert eval_image(png(edged(max(shape[0], 8), max(shape[1], 8))), config).shape == (20, 60, 3)
+    for wrong in ({"crop": "left"}, {"crop": "center", "permute_boxes": True}):
+        with pytest.raises(UserError, match="crop="):
+            TransformConfig(**wrong)
 
 
 def test_augmentation_follows_from_its_generator_alone() -> None:

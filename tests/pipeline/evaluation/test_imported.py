@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
+from data_prep.files import read_json
 from data_prep.shapes_published import write_published
 from data_prep.sources import SourceConfig, prepare
 from pipeline.evaluation.classes import judged
@@ -85,7 +86,7 @@ def test_an_imported_model_for_pairs_scores_as_its_own_forward(pairs: Path, word
     own = official_pair(tmp_path / "w.pth").double()
     import_weights(tmp_path / "w.pth", "blip", tmp_path / "in", HINTS)
     opened, source = open_export(tmp_path / "in", "nlvr2", str(pairs), words)
-    assert isinstance(opened, ClassificationModel)
+    assert isinstance(opened, ClassificationModel) and source.loader.crop == "none"
     model = opened.double()
     said, told = [], []
     for batch in source.batches("pairs", 7, Process()):
@@ -163,10 +164,11 @@ def test_meters_heads_score_as_its_own_forward(task: TaskName, tmp_path: Path) -
     done = import_weights(tmp_path / "w.ckpt", "meter", tmp_path / "in", HINTS)
     assert set(done.heads) == {"vqa", "snli_ve", "nlvr2"} and not any("classifier" in name for name in done.dropped)
     words = _words_of_roberta(tmp_path / "words")
+    assert read_json(tmp_path / "in/config.json")["crop"] == "center"
     data = prepared(task, tmp_path / "drawn")
     given = tmp_path / "answers.json" if task == "vqa" else None
     opened, source = open_export(tmp_path / "in", task, str(data), words, given)
-    assert isinstance(opened, ClassificationModel)
+    assert isinstance(opened, ClassificationModel) and source.loader.crop == "center"
     batch = next(iter(source.batches(opened.classes.text, 9, Process())))
     pixels, own = source.normalise(batch.pixels).double(), own.double()
     ((_, scores_BA, _, _),) = judged(opened.double(), [batch], lambda _: pixels, torch.device("cpu"))

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.data.sample import EveryImage
+from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.exported import TASKS, Evaluation, Job
 from pipeline.evaluation.opened import open_export
-from pipeline.evaluation.retrieval import outcomes_of, scores_of
+from pipeline.evaluation.retrieval import OF, outcomes_of, scores_of, told_rows
 from pipeline.evaluation.source import Source
 from pipeline.models.backbone import Backbone
 from pipeline.models.config import BackboneName
@@ -112,6 +113,20 @@ def test_processes_and_batches_change_no_score(tmp_path: Path, backbone: Backbon
         for batch_size in (1, 64):
             results = run_ranks(on_rank, world_size, replace(asked, batch_size=batch_size))
             assert results == [wanted] * world_size
+
+
+def test_ranking_among_some_of_a_splits_images_is_told(tmp_path: Path) -> None:
+    folder, data = export(tmp_path / "export", "clip"), split(tmp_path / "test", IMAGES)
+    asked = Evaluation(model=folder, task="retrieval", split=str(data), limit=9)
+    model, source = open_export(folder, "retrieval", str(data))
+    found = TASKS["retrieval"].evaluate(Job(evaluation=asked, model=model, source=source, process=Process()))
+    assert (found.samples, found.more["images"], found.more[OF], found.whole) == (9, 9, IMAGES, False)
+    assert {row["of"] for row in told_rows({}, found)} == {IMAGES}
+    everything = on_rank(Process(), replace(asked, limit=None))
+    assert OF not in everything["more"] and everything["whole"]
+    with pytest.raises(UserError, match=r"evaluate\.retrieval_pairs=0 must be at least 1"):
+        EvaluateConfig(retrieval_pairs=0)
+    assert EvaluateConfig(retrieval_pairs=None).retrieval_pairs is None
 
 
 def test_more_processes_than_images(tmp_path: Path) -> None:
