@@ -1,5 +1,6 @@
-"""ALBEF's official pre-training checkpoints: names, sizes, and a model with such weights."""
+"""ALBEF's official checkpoints, of pre-training and retrieval: names, sizes, and a model with such weights."""
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -14,6 +15,8 @@ from pipeline.weights.sizes import count, embed_size, text_sizes, vision_sizes
 
 _TEXT = "text_encoder.bert."
 _WORDS = "text_encoder.bert.embeddings.word_embeddings.weight"
+_WORD_HEAD = "text_encoder.cls"
+_BARE = re.compile(r"^text_encoder(|_m)\.(?=(?:embeddings|encoder)\.)")
 _BIAS = "text_encoder.cls.predictions.bias"
 
 ALBEF = NameMap(
@@ -50,5 +53,12 @@ def albef_sizes(tensors: Mapping[str, Tensor], hints: Hints) -> ModelConfig:
 
 
 def read_albef(tensors: Mapping[str, Tensor], hints: Hints, keep_momentum: bool = False) -> Loaded:
-    """A pre-trained ALBEF; see `read_official`."""
-    return read_official(tensors, ALBEF, albef_sizes, ("backbone", Albef), hints, keep_momentum)
+    """A pre-trained ALBEF, or one fine-tuned for retrieval, which predicts no words; see `read_official`."""
+    tensors = _as_pretrained(tensors)
+    lacking = () if any(name.startswith(f"{_WORD_HEAD}.") for name in tensors) else (_WORD_HEAD,)
+    return read_official(tensors, ALBEF, albef_sizes, ("backbone", Albef), hints, keep_momentum, lacking)
+
+
+def _as_pretrained(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By pre-training's names: in fine-tuning for retrieval ``text_encoder.bert.`` is ``text_encoder.`` alone."""
+    return {_BARE.sub(r"text_encoder\1.bert.", name): tensor for name, tensor in tensors.items()}

@@ -1,6 +1,6 @@
 """Reading an official checkpoint of ALBEF or BLIP: sizes, position table, model, momentum copies, queue."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ def read_official(
     build: tuple[str, Callable[[ModelConfig], Backbone]],
     hints: Hints,
     keep_momentum: bool,
+    lacking: Sequence[str] = (),
 ) -> Loaded:
     """A model with the weights of a file.
 
@@ -31,6 +32,7 @@ def read_official(
         build: The kind and the class of the model.
         hints: What the file cannot tell.
         keep_momentum: Whether momentum copies and the queue are kept; otherwise they are listed as dropped.
+        lacking: Heads, by our names, that the file has not and that stay as drawn.
 
     Raises:
         UserError: Names are missing or unknown, or tensors do not fit.
@@ -40,7 +42,8 @@ def read_official(
     config = sizes(imported.tensors, hints)
     kind, make = build
     model = new_model(make, config, imported.tensors)
-    fill(model, with_positions(imported.tensors, config.vision), unknown=imported.unknown)
+    own = with_positions(imported.tensors, config.vision)
+    fill(model, own, [f"{name}." for name in lacking], imported.unknown)
     momentum = _momentum_of(parts, name_map, config, model) if keep_momentum else Imported()
     aside = () if keep_momentum else parts.aside
     return Loaded(
@@ -50,6 +53,7 @@ def read_official(
         momentum=momentum.tensors,
         queue=parts.queue if keep_momentum else {},
         dropped=(*imported.dropped, *momentum.dropped, *aside),
+        lacking=tuple(lacking),
     )
 
 
