@@ -1,5 +1,7 @@
 """SmartTrim: masked and packed execution agree; the start, the gradient, the cost and the curriculum."""
 
+import math
+
 import pytest
 import torch
 
@@ -106,8 +108,8 @@ def test_every_trimmer_parameter_has_a_gradient_at_the_first_step() -> None:
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-def trimmed_step(process: Process) -> tuple[dict[str, float], dict[str, torch.Tensor], float]:
-    """Named losses, gradients and the scores' shift of this rank's part of a batch of 8."""
+def trimmed_step(process: Process) -> tuple[dict[str, float], dict[str, torch.Tensor], dict[str, float]]:
+    """Named losses, gradients and the scores' shifts of this rank's part of a batch of 8."""
     torch.set_default_dtype(torch.float64)
     try:
         model, batch = model_with(MIXED), small_batch(8)
@@ -123,7 +125,7 @@ def trimmed_step(process: Process) -> tuple[dict[str, float], dict[str, torch.Te
         return (
             {name: float(value.detach()) for name, value in losses.named.items()},
             gradients,
-            task.curriculum.shift,
+            task.curriculum.shifts,
         )
     finally:
         torch.set_default_dtype(torch.float32)
@@ -134,7 +136,7 @@ def test_two_processes_trim_as_one_with_the_whole_batch() -> None:
     named, gradients, shift = trimmed_step(Process())
     torch.set_default_dtype(torch.float64)
     parts = run_ranks(trimmed_step, 2)
-    assert shift != 0
+    assert all(shift.values()) and parts[0][2] == parts[1][2]
     for part in parts:
         assert part[0]["cost"] == pytest.approx(named["cost"])
         assert part[2] == pytest.approx(shift)
@@ -262,19 +264,37 @@ def test_the_solved_share_reaches_the_wanted_cost_or_says_what_can_be_reached() 
         solve_share(cost, units, 1000.0)
 
 
-def test_the_curriculum_falls_linearly_and_the_price_follows_the_cost_that_falls_with_it() -> None:
+def curriculum(share: float, gain: float = 0.1) -> Curriculum:
+    """Of two groups; the cost falls as the square of what is kept."""
+    return Curriculum(CurriculumConfig(share=share, gain=gain), 0.6, ("vision", "text"), lambda share: share**2)
+
+
+def test_the_curriculum_falls_linearly_and_each_groups_price_follows_what_it_keeps() -> None:
     """Not only when it has fallen: what was behind by then came as one large shift, which threw a training."""
-    curriculum = Curriculum(CurriculumConfig(share=0.5, gain=0.1), 0.6)
-    assert [round(curriculum.wanted(p), 6) for p in (0, 0.25, 0.5, 1)] == [1.0, 0.8, 0.6, 0.6]
-    curriculum.observe(0.25, 0.75, 0.5)  # as far as the cost should be half way
-    assert curriculum.shift == 0
-    curriculum.observe(0.4, 0.9, 0.5)
-    assert curriculum.shift == pytest.approx(0.1 * (0.6 - 0.9))
-    curriculum.observe(0.6, 0.7, 0.5)
-    assert curriculum.shift == pytest.approx(-0.03 - 0.02)
-    at_once = Curriculum(CurriculumConfig(share=0.0, gain=0.1), 0.6)
-    at_once.observe(0.0, 1.0, 0.5)
-    assert at_once.shift == pytest.approx(-0.05)
+    falling = curriculum(0.5)
+    assert [round(falling.wanted(p), 6) for p in (0, 0.25, 0.5, 1)] == [1.0, 0.8, 0.6, 0.6]
+    falling.observe(0.25, {"vision": 0.8, "text": 0.8, "msa": 0.1}, 0.64)  # just as it should be half way
+    assert falling.shifts == pytest.approx({"vision": 0.0, "text": 0.0})
+    falling.observe(0.25, {"vision": 0.9, "text": 0.8}, 0.64)
+    assert falling.shifts == pytest.approx({"vision": -0.01, "text": 0.0})  # who does as asked does not pay
+    falling.observe(0.25, {"vision": 0.8, "text": 0.8}, 0.74)  # all do, and it costs too much
+    assert falling.shifts == pytest.approx({"vision": -0.04, "text": -0.03})
+    at_once = curriculum(0.0)
+    at_once.observe(0.0, {"vision": 1.0, "text": 0.6}, 0.36)
+    assert at_once.shifts == pytest.approx({"vision": -0.04, "text": 0.0})
+
+
+@pytest.mark.parametrize("stubborn", [0.0, 2.0])
+def test_shifts_bring_every_group_to_its_share_and_the_cost_with_them(stubborn: float) -> None:
+    """Groups whose scores lie 0.15 apart, one of which keeps more than it is asked to by itself."""
+    learning, scores = curriculum(0.4), {"vision": 0.15 + stubborn, "text": 0.15}
+    kept = dict.fromkeys(scores, 1.0)
+    for update in range(400):
+        for group, score in scores.items():
+            kept[group] = 1 / (1 + math.exp(-(score + learning.shifts[group]) / 0.15))
+        learning.observe(update / 400, kept, sum(kept.values()) ** 2 / 4)
+        if update > 160 + 40:
+            assert all(share == pytest.approx(0.6, abs=0.02) for share in kept.values()), (update, kept)
 
 
 @pytest.mark.parametrize("speed_up", [1.3, 2.0])
