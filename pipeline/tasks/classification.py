@@ -6,7 +6,6 @@ B batch, L text tokens, D width, A classes or answers.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -64,6 +63,9 @@ class SmartTrimConfig:
         if not self.groups or len(set(self.groups)) != len(self.groups):
             given = ", ".join(SMARTTRIM.groups)
             raise UserError(f"smarttrim.groups={list(self.groups)} must name at least one of {given}, each once")
+
+
+_MOVED, _SHIFT = "curriculum.moved", "curriculum.shift."
 
 
 class Answers(NamedTuple):
@@ -323,7 +325,7 @@ class ClassificationTask(EachPartAlone):
         self.cost = model.cost_model()
         share = 1.0 if model.trimmers is None else solve_share(self.cost, typical, target)
         learned = () if model.trimmers is None else sorted(model.trimmers.learned)
-        self.curriculum = Curriculum(smarttrim.curriculum, share, learned, partial(self.cost.share_at, typical))
+        self.curriculum = Curriculum(smarttrim.curriculum, share, learned, 1 / target)
         self.measured: list[dict[str, Tensor]] = []
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
@@ -352,7 +354,7 @@ class ClassificationTask(EachPartAlone):
         # Cost is that of the global batch: a process alone would have its own few instances keep the wanted share.
         shares = global_means({**self.cost.kept_shares(answers.decisions, units), "measured": measured})
         measured = shares.pop("measured")
-        wanted = self.curriculum.wanted(progress)
+        wanted = self.curriculum.asked(progress)
         total = self.classes.loss(answers.trimmed_BA, targets)
         named = {"task": total}
         assert self.model.trimmers is not None
@@ -388,13 +390,12 @@ class ClassificationTask(EachPartAlone):
         self.measured.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The scores' shifts."""
-        return {
-            f"curriculum.shift.{group}": torch.tensor(shift, dtype=torch.float64)
-            for group, shift in self.curriculum.shifts.items()
-        }
+        """The scores' shifts, and what is asked."""
+        held = {_MOVED: self.curriculum.moved, **{_SHIFT + name: each for name, each in self.curriculum.shifts.items()}}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in held.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the scores' shifts."""
+        """Take them."""
+        self.curriculum.moved = float(tensors[_MOVED])
         for group in self.curriculum.shifts:
-            self.curriculum.shifts[group] = float(tensors[f"curriculum.shift.{group}"])
+            self.curriculum.shifts[group] = float(tensors[_SHIFT + group])

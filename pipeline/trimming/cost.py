@@ -116,10 +116,6 @@ class CostModel:
         }
         return self._layers(self._counts(kept, units, self.steps), units, self.steps) + self._own(kept, units, share)
 
-    def share_at(self, units: Units, share: float) -> float:
-        """The mean of `at_share` over the full cost's mean."""
-        return float(self.at_share(units, share).mean() / self.full(units).mean())
-
     def of(self, decisions: Mapping[str, Decision], units: Units) -> Tensor:
         """(B,) MACs of given decisions on instances with these units, trimmers included.
 
