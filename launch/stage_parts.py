@@ -46,9 +46,10 @@ def rules_of(task: str, method: str, trimmed: bool) -> dict[str, str]:
         trimmed: Whether it is trimmed.
     """
     answers = task in ("vqa", "vqa_generative")  # soft scores, and the server's rules
-    # Scores follow the cost from the beginning; BLIP's guiding text is whole; captions are settled as they are told.
+    # Each group's scores follow what it keeps from the beginning; BLIP's guiding text is whole; captions are settled as
+    # they are told.
     learned = trimmed and method not in ("ftkd", "trips", "evit", "tome")
-    return {"rules": "2026-11-23"} if answers or learned else {}
+    return {"rules": "2026-11-23, groups" if learned else "2026-11-23"} if answers or learned else {}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

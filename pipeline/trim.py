@@ -200,8 +200,8 @@ def _engine(config: TrimConfig, settled: EngineConfig, model: ClassificationMode
 
 def _plain(beginning: Beginning, task: ClassificationTask, weights: Weights) -> ClassificationModel:
     """The model as it would be exported with these weights."""
-    described, shift = _described(beginning, task), task.curriculum.shift
-    return exported_model(described, beginning.classes, weights, shift, beginning.process.torch_device)
+    described, shifts = _described(beginning, task), task.curriculum.shifts
+    return exported_model(described, beginning.classes, weights, shifts, beginning.process.torch_device)
 
 
 def _export(

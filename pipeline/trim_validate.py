@@ -41,22 +41,22 @@ Weights = Mapping[str, Tensor]
 
 
 def exported_model(
-    described: dict[str, Any], classes: Classes, weights: Weights, shift: float, device: torch.device
+    described: dict[str, Any], classes: Classes, weights: Weights, shifts: Mapping[str, float], device: torch.device
 ) -> ClassificationModel:
-    """The model of an export, with training's shift in its trimmers, in evaluation mode.
+    """The model of an export, with training's shifts in its trimmers, in evaluation mode.
 
     Args:
         described: Its config.json.
         classes: Of its head.
         weights: As training has them.
-        shift: Added to all scores.
+        shifts: Added to all scores of a group.
         device: Where it goes.
     """
     plain = build_classification_model(described, classes)
     plain.load_state_dict(weights)
     plain.to(device).eval()
     if isinstance(plain.trimmers, Trimmers):
-        plain.trimmers.shift(shift)  # of what is scored; what is not has no shift
+        plain.trimmers.shift_groups(shifts)  # of what is scored; what is not has no shift
     return plain
 
 

@@ -6,6 +6,7 @@ B batch, L text tokens, D width, A classes or answers.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -62,6 +63,9 @@ class SmartTrimConfig:
         if not self.groups or len(set(self.groups)) != len(self.groups):
             given = ", ".join(SMARTTRIM.groups)
             raise UserError(f"smarttrim.groups={list(self.groups)} must name at least one of {given}, each once")
+
+
+_MOVED, _SHIFT = "curriculum.moved", "curriculum.shift."
 
 
 class Answers(NamedTuple):
@@ -320,8 +324,9 @@ class ClassificationTask(EachPartAlone):
         self.config = smarttrim
         self.cost = model.cost_model()
         share = 1.0 if model.trimmers is None else solve_share(self.cost, typical, target)
-        self.curriculum = Curriculum(smarttrim.curriculum, share)
-        self.measured: list[Tensor] = []
+        learned = () if model.trimmers is None else sorted(model.trimmers.learned)
+        self.curriculum = Curriculum(smarttrim.curriculum, share, learned, 1 / target)
+        self.measured: list[dict[str, Tensor]] = []
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
         """The task's loss; with trimmers also the full model's, the divergence from it, and the cost."""
@@ -341,7 +346,7 @@ class ClassificationTask(EachPartAlone):
     def gate(self, progress: float) -> Gate:
         """How trimmers' scores are turned into masks now."""
         trimmers = self.config.trimmers
-        return GumbelGate(trimmers.noise_at(progress), trimmers.temperature, self.curriculum.shift)
+        return GumbelGate(trimmers.noise_at(progress), trimmers.temperature, dict(self.curriculum.shifts))
 
     def _trimmed(self, answers: Answers, targets: Any, units: Units, progress: float) -> Losses:
         assert answers.trimmed_BA is not None
@@ -349,7 +354,7 @@ class ClassificationTask(EachPartAlone):
         # Cost is that of the global batch: a process alone would have its own few instances keep the wanted share.
         shares = global_means({**self.cost.kept_shares(answers.decisions, units), "measured": measured})
         measured = shares.pop("measured")
-        wanted = self.curriculum.wanted(progress)
+        wanted = self.curriculum.asked(progress)
         total = self.classes.loss(answers.trimmed_BA, targets)
         named = {"task": total}
         assert self.model.trimmers is not None
@@ -357,13 +362,14 @@ class ClassificationTask(EachPartAlone):
         if learned:
             named["cost"] = cost_loss(learned, dict.fromkeys(learned, wanted))
             total = total + self.config.cost_weight * named["cost"]
-            self.measured.append(measured.detach())
+            self.measured.append({name: value.detach() for name, value in {**learned, "cost": measured}.items()})
         if answers.full_BA is not None:
             named["full"] = self.classes.loss(answers.full_BA, targets)
             named["divergence"] = self.classes.divergence(answers.trimmed_BA, answers.full_BA)
             total = total + self.config.distill_weight * (named["full"] + named["divergence"])
         scalars: dict[str, Tensor | float] = {f"kept/{group}": share.detach() for group, share in shares.items()}
-        scalars |= {"wanted": wanted, "shift": self.curriculum.shift, "cost_share": measured}
+        scalars |= {f"shift/{group}": shift for group, shift in self.curriculum.shifts.items()}
+        scalars |= {"wanted": wanted, "cost_share": measured}
         scalars["accuracy"] = self.classes.accuracy(answers.trimmed_BA, targets)
         return Losses(total, named, scalars)
 
@@ -373,9 +379,10 @@ class ClassificationTask(EachPartAlone):
             self.model.trimmers.set_share(self.curriculum.wanted(progress))
 
     def after_update(self, progress: float) -> None:
-        """Move the scores' shift by what the update's parts cost."""
+        """Move the scores' shifts by what the update's parts kept and cost."""
         if self.measured:
-            self.curriculum.observe(progress, float(torch.stack(self.measured).mean()), 1 / self.target)
+            kept = {name: fmean(float(part[name]) for part in self.measured) for name in self.measured[0]}
+            self.curriculum.observe(progress, kept, cost=kept.pop("cost"))
             self.measured.clear()
 
     def drop_update(self) -> None:
@@ -383,9 +390,12 @@ class ClassificationTask(EachPartAlone):
         self.measured.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The scores' shift."""
-        return {"curriculum.shift": torch.tensor(self.curriculum.shift, dtype=torch.float64)}
+        """The scores' shifts, and what is asked."""
+        held = {_MOVED: self.curriculum.moved, **{_SHIFT + name: each for name, each in self.curriculum.shifts.items()}}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in held.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the scores' shift."""
-        self.curriculum.shift = float(tensors["curriculum.shift"])
+        """Take them."""
+        self.curriculum.moved = float(tensors[_MOVED])
+        for group in self.curriculum.shifts:
+            self.curriculum.shifts[group] = float(tensors[_SHIFT + group])

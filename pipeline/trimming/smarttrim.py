@@ -4,7 +4,7 @@ B batch, N tokens, T packed tokens, D width, H heads.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -48,13 +48,13 @@ class Decision:
 class Gate(Protocol):
     """Turns scores into 0/1 masks."""
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        """Same shape, 1 where a unit stays."""
+    def __call__(self, scores: Tensor, group: str) -> Tensor:
+        """Same shape, 1 where a unit of the group stays."""
         ...
 
 
-def threshold(scores: Tensor) -> Tensor:
-    """1 where sigmoid(score) >= 0.5; in float32 at least, so that masks can be counted exactly."""
+def threshold(scores: Tensor, group: str = "") -> Tensor:
+    """1 where sigmoid(score) >= 0.5, whatever the group; in float32 at least, so that masks can be counted exactly."""
     return at_least_float32((scores >= 0).to(scores.dtype))
 
 
@@ -65,16 +65,16 @@ class GumbelGate:
     Attributes:
         noise: s; 1 is the paper's, 0 is the threshold with a gradient.
         temperature: τ.
-        shift: Added to every score.
+        shifts: Added to every score of a group.
     """
 
     noise: float
     temperature: float
-    shift: float = 0.0
+    shifts: Mapping[str, float] = field(default_factory=dict)
 
-    def __call__(self, scores: Tensor) -> Tensor:
+    def __call__(self, scores: Tensor, group: str = "") -> Tensor:
         """Sample from torch's random state, in float32 at least: 16 bits have no tails to draw from."""
-        scores = at_least_float32(scores) + self.shift
+        scores = at_least_float32(scores) + self.shifts.get(group, 0.0)
         if self.noise:
             uniform = torch.rand_like(scores).clamp(1e-6, 1 - 1e-6)
             # The difference of two Gumbel variables is logistic.
@@ -119,11 +119,12 @@ class MaskedTrimming:
         sight = look(self.trimmers, advance, streams)
         heads = score_heads(trimmers, self.gate, sight)
         scores_BN = score_tokens(trimmers, sight, self.ranks.get(advance.trimmed))
-        gate = self.gate if group_of(advance.trimmed) in self.trimmers.learned else threshold
-        kept_BN = None if scores_BN is None else self._keep(stream, gate(scores_BN))
+        group = group_of(advance.trimmed)
+        gate = self.gate if group in self.trimmers.learned else threshold
+        kept_BN = None if scores_BN is None else self._keep(stream, gate(scores_BN, group))
         present_BN = _there(stream) if kept_BN is None else kept_BN
         self.decisions[name] = Decision(
-            group_of(advance.trimmed),
+            group,
             present_BN[:, 1:].sum(1),
             heads.self_BH,
             heads.cross_BH,
@@ -258,18 +259,18 @@ def score_tokens(trimmers: StepTrimmers, sight: Sight, ranks_BN: Tensor | None) 
 
 def score_heads(trimmers: StepTrimmers, gate: Gate, sight: Sight) -> InBlock:
     """MSA heads from the stream's CLS; MCA heads from both CLS."""
-    own_BH = _heads(trimmers.self_heads, gate, sight.own_BD)
+    own_BH = _heads(trimmers.self_heads, gate, sight.own_BD, "msa")
     if trimmers.cross_heads is None:
         return InBlock(own_BH)
     assert sight.other_BD is not None, "what is attended to is there"
-    return InBlock(own_BH, _heads(trimmers.cross_heads, gate, torch.cat([sight.own_BD, sight.other_BD], -1)))
+    return InBlock(own_BH, _heads(trimmers.cross_heads, gate, torch.cat([sight.own_BD, sight.other_BD], -1), "mca"))
 
 
-def _heads(heads: HeadTrimmer | RankedHeads | None, gate: Gate, seen_BD: Tensor) -> Tensor | None:
+def _heads(heads: HeadTrimmer | RankedHeads | None, gate: Gate, seen_BD: Tensor, group: str) -> Tensor | None:
     """(B, H) which heads work; None for all."""
     if heads is None:
         return None
-    return (gate if isinstance(heads, HeadTrimmer) else threshold)(heads(seen_BD))
+    return (gate if isinstance(heads, HeadTrimmer) else threshold)(heads(seen_BD), group)
 
 
 def _there(stream: TokenStream) -> Tensor:

@@ -5,7 +5,7 @@ Each kind may be left out or replaced by what decides without looking (`pipeline
 B batch, N tokens, T packed tokens, D width, H heads, D' trimmer width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -219,8 +219,9 @@ class StepTrimmers(nn.Module):
     def __init__(self, advance: Advance, guide_width: int, config: TrimmerConfig, policy: Policy, place: Place) -> None:
         super().__init__()
         width, heads = block_size(advance)
+        self.group = group_of(advance.trimmed)
         self.tokens: TokenTrimmer | RandomTokens | None = None
-        trimmed = group_of(advance.trimmed) in policy.groups
+        trimmed = self.group in policy.groups
         if trimmed and policy.tokens == "random":
             self.tokens = RandomTokens(place)
         elif trimmed and policy.tokens != "all":
@@ -366,9 +367,15 @@ class Trimmers(nn.ModuleDict):
 
     def shift(self, by: float) -> None:
         """Adds a number to every score of tokens and heads."""
-        for module in self.modules():
-            if isinstance(module, TokenTrimmer | HeadTrimmer):
-                module.shift(by)
+        self.shift_groups(dict.fromkeys((*_TOKENS, *_HEADS), by))
+
+    def shift_groups(self, by: Mapping[str, float]) -> None:
+        """Adds to every score what its group is given, nothing where that is not named."""
+        for name in self:
+            part = self.part(name)
+            for group, scored in ((part.group, part.tokens), ("msa", part.self_heads), ("mca", part.cross_heads)):
+                if isinstance(scored, TokenTrimmer | HeadTrimmer) and group in by:
+                    scored.shift(by[group])
 
     def seen(self, stream: TokenStream) -> TokenStream:
         """What trimmers look at: the tokens through a layer norm without parameters.

@@ -111,7 +111,16 @@ def test_the_step_from_which_the_queue_serves_is_marked_where_it_is_known() -> N
 
 
 def test_what_fine_tuning_logs_has_plain_titles() -> None:
-    names = ("cost_share", "wanted", "kept/vision", "kept/mca", "shift", "grad_norm", "noise_scale", "critical_batch")
+    names = (
+        "cost_share",
+        "wanted",
+        "kept/vision",
+        "kept/mca",
+        "shift/text",
+        "grad_norm",
+        "noise_scale",
+        "critical_batch",
+    )
     columns = {"step": np.arange(3.0), **{name: np.ones(3) for name in names}}
     drawn = draw_curve("trim", Curve(columns=columns, resumed_at=(), broken_lines=0)).svg
     assert not any(f">{name}</text>" in drawn for name in names)
