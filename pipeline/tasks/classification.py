@@ -65,9 +65,6 @@ class SmartTrimConfig:
             raise UserError(f"smarttrim.groups={list(self.groups)} must name at least one of {given}, each once")
 
 
-_MOVED, _SHIFT = "curriculum.moved", "curriculum.shift."
-
-
 class Answers(NamedTuple):
     """Scores of the classes; a tuple, for ZeRO 3 looks into tuples for the tensors that a model gives.
 
@@ -390,12 +387,9 @@ class ClassificationTask(EachPartAlone):
         self.measured.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The scores' shifts, and what is asked."""
-        held = {_MOVED: self.curriculum.moved, **{_SHIFT + name: each for name, each in self.curriculum.shifts.items()}}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in held.items()}
+        """State of the curriculum."""
+        return self.curriculum.tensors()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take them."""
-        self.curriculum.moved = float(tensors[_MOVED])
-        for group in self.curriculum.shifts:
-            self.curriculum.shifts[group] = float(tensors[_SHIFT + group])
+        """Take it."""
+        self.curriculum.load(tensors)

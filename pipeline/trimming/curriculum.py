@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from pipeline.limits import a_share, at_least
 
 _MOST = 16.0
@@ -10,6 +13,8 @@ _FARTHEST = 0.25  # that the share asked for may be from the one that was solved
 
 # What is asked for follows the cost so many times slower than the shifts follow it.
 _SLOWER = 5.0
+
+_MOVED, _SHIFT = "curriculum.moved", "curriculum.shift."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,16 @@ class Curriculum:
         if self._fallen(progress) == 1:
             moved = self.moved + self.config.gain / _SLOWER * (self.target - cost)
             self.moved = min(_FARTHEST, max(-_FARTHEST, moved))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its state, in float64."""
+        held = {_MOVED: self.moved, **{_SHIFT + group: shift for group, shift in self.shifts.items()}}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in held.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from `tensors`."""
+        self.moved = float(tensors[_MOVED])
+        self.shifts = {group: float(tensors[_SHIFT + group]) for group in self.shifts}
 
     def _fallen(self, progress: float) -> float:
         return min(1.0, progress / self.config.share) if self.config.share else 1.0

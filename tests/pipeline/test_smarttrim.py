@@ -285,6 +285,16 @@ def test_the_curriculum_falls_linearly_and_who_keeps_more_than_asked_pays_for_it
     assert at_once.shifts == pytest.approx({"vision": -0.04, "text": 0.0}) and at_once.moved == 0
 
 
+def test_the_curriculum_goes_on_from_its_state_to_the_bit() -> None:
+    first, second = curriculum(0.1), curriculum(0.1)
+    first.observe(0.5, {"vision": 0.9, "text": 0.71}, 0.77)
+    second.load(first.tensors())
+    for each in (first, second):
+        each.observe(0.6, {"vision": 0.83, "text": 0.7}, 0.66)
+    assert first.shifts == second.shifts and min(first.shifts.values()) < 0
+    assert first.moved == second.moved < 0 and first.asked(0.6) == second.asked(0.6)
+
+
 @pytest.mark.parametrize("stubborn", [0.0, 2.0])
 def test_shifts_bring_every_group_to_one_share_and_that_to_the_wanted_cost(stubborn: float) -> None:
     """Scores that lie 0.15 apart, of which one group's are high by themselves; keeping 0.6 would cost 0.45, not 0.4."""
