@@ -77,3 +77,7 @@ class Intermediate(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.dense = Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., F)."""
+        return self.dense.then_gelu(x)

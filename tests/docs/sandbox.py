@@ -76,6 +76,8 @@ def _coco(folder: Path) -> None:
     parts = {f"COCO_val2014_{n:012d}.jpg": ("val", "test", "restval")[n % 3] for n in range(96)}
     told = karpathy("coco", parts, cocoid=lambda n: n, filepath=lambda n: "val2014")
     write(folder / "dataset_coco.json", told)
+    write(folder / "image_info_test2014.json", {"images": coco_json(list(range(8)))["images"]})
+    store(folder / "test2014", "zip", {f"test2014/{n:012d}.jpg": jpg(n) for n in range(8)})
     for release in ("train2014", "val2014"):
         store(folder / release, "zip", {f"{release}/{name}": jpg(n) for n, name in enumerate(parts)})
 

@@ -271,7 +271,7 @@ def test_schedules_move_once_an_update_however_many_parts_it_has(
     seen: list[str] = []
     for owner, name in ((MomentumTower, "update"), (Curriculum, "observe")):
         method = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *a, _of=method, _name=name: (seen.append(_name), _of(*a)))
+        monkeypatch.setattr(owner, name, lambda *a, _of=method, _name=name, **k: (seen.append(_name), _of(*a, **k)))
     more = {"target": 1.5, "backbone": str(pretrained / "export")} if kind == "trim" else {}
     run_job(job_of(data, tmp_path / kind, kind, run={"engine.accumulation": 2}, **more), Process())
     assert seen == [{"pretrain": "update", "trim": "observe"}[kind]] * 6

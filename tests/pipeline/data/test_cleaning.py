@@ -90,7 +90,7 @@ def test_blips_own_is_saved_by_name(tmp_path: Path) -> None:
     again = Tokenizer.load(tmp_path)
     assert again.cleaning == "blip" and again.digest == tokenizer.digest
     ids, _ = again.encode([TEXTS[0]], 40)
-    assert again.text(ids[0].tolist()) == "[CLS] it's 3 30 a m, isn't it? yes black - white dog / cat"
+    assert again.text(ids[0].tolist()) == "it's 3 30 a m, isn't it? yes black - white dog / cat"
 
 
 def test_the_oldest_saved_tokenizers_mean_albefs(tmp_path: Path) -> None:
