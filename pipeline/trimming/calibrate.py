@@ -1,4 +1,4 @@
-"""After training: all scores are shifted alike until the mean cost is the wanted one, as `Curriculum` does before."""
+"""After training: all scores are shifted alike until the mean cost is the wanted one, if `Curriculum` left it off."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
