@@ -127,6 +127,12 @@ def _elsewhere(config: RunConfig) -> bool:
 
 def _check_training(config: RunConfig) -> None:
     workers = _processes(config)
+    if not config.tokenizer.end and config.model.backbone in ("blip", "clip"):
+        raise UserError(
+            f"tokenizer.end=false does not go with model.backbone={config.model.backbone}, which "
+            + ("tells captions up to their end" if config.model.backbone == "blip" else "pools texts at their end")
+            + "; leave it out"
+        )
     if config.trim.targets:
         if config.model.backbone == "clip":
             raise UserError(

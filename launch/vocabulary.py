@@ -23,7 +23,7 @@ def given_tokenizer(config: TokenizerConfig) -> Tokenizer:
         UserError: It cannot be read.
     """
     assert config.path is not None
-    return Tokenizer.from_pretrained(Path(config.path).expanduser(), config.max_words, config.clean)
+    return Tokenizer.from_pretrained(Path(config.path).expanduser(), config.max_words, config.clean, config.end)
 
 
 def make_tokenizer(

@@ -33,7 +33,7 @@ class TrimConfig(MethodsConfig):
     Attributes:
         task: ``statement``: is a sentence true of a picture? ``snli_ve``: does a picture entail a sentence,
             contradict it, or neither? ``vqa``: which answer of a list? ``vqa_generative``: the same by a
-            decoder that ranks the list (BLIP). ``captioning``: what is to be told of a picture (BLIP)?
+            decoder that ranks the list (ALBEF, BLIP). ``captioning``: what is to be told of a picture (BLIP)?
             ``nlvr2``: is a sentence true of two pictures? ``retrieval``: which text belongs to a picture, which
             picture to a text (ALBEF, BLIP)?
         splits: Split folders to train on, and the weight of each in every batch.

@@ -47,12 +47,15 @@ class TokenizerConfig:
         clean: what becomes of texts first: ``albef`` makes them lower-case and takes out all punctuation, ``blip`` is
             BLIP's own cleaning, which leaves ``, ? ' - /`` where they are, ``none`` takes them as they are, on which
             weights of RoBERTa and CLIP were trained. In older files true is ``albef`` and false ``none``.
+        end: whether texts have an end token ([SEP]), as all but ALBEF's own have; answers and captions that are told
+            word by word have one always.
     """
 
     path: str | None = None
     vocab_size: int = 4096
     max_words: int = 30
     clean: Cleaning | bool = "albef"
+    end: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clean", cleaning_of(self.clean))
@@ -63,8 +66,9 @@ class TokenizerConfig:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a tokenizer depends on, in the words of runs from before `clean` had names."""
-        return {**asdict(self), "clean": PLAIN[cleaning_of(self.clean)]}
+        """What a tokenizer depends on, in the words of runs from before `clean` had names and `end` was there."""
+        told = {**asdict(self), "clean": PLAIN[cleaning_of(self.clean)]}
+        return {key: value for key, value in told.items() if key != "end" or not self.end}
 
     def said_in(self, folder: Path) -> "TokenizerConfig":
         """The same, but read as a folder's files say, where they say it: tokenizers that were saved here do.
@@ -73,9 +77,9 @@ class TokenizerConfig:
             UserError: They say what is none.
         """
         said = _described(folder)
-        if "max_words" in said:  # older ones do not say `clean`, and mean ALBEF's
-            said = {"clean": TokenizerConfig.clean, **said}
-        return replace(self, **{key: said[key] for key in ("max_words", "clean") if key in said})
+        if "max_words" in said:  # older ones do not say `clean`, and mean ALBEF's; all texts had an end
+            said = {"clean": TokenizerConfig.clean, "end": True, **said}
+        return replace(self, **{key: said[key] for key in ("max_words", "clean", "end") if key in said})
 
 
 _USUAL_TEXTS = TokenizerConfig()
@@ -90,7 +94,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 class Tokenizer:
-    """Tokens of cleaned texts: [CLS] words [SEP] [PAD]..., of a fixed length."""
+    """Tokens of cleaned texts: [CLS] words [SEP] [PAD]..., of a fixed length; without [SEP] where texts have no end."""
 
     def __init__(
         self,
@@ -98,6 +102,7 @@ class Tokenizer:
         specials: Sequence[str],
         max_words: int,
         clean: Cleaning | bool = TokenizerConfig.clean,
+        end: bool = True,
     ) -> None:
         """Wraps a tokenizer.
 
@@ -106,6 +111,7 @@ class Tokenizer:
             specials: what stands for padding, unknown, begin, end and masked, in this order.
             max_words: a text is cut after so many words.
             clean: what becomes of texts first, as of `TokenizerConfig`.
+            end: whether texts have an end token.
 
         Raises:
             UserError: the vocabulary lacks one of them, or there is no such cleaning.
@@ -122,6 +128,7 @@ class Tokenizer:
         )
         self.max_words = max_words
         self.cleaning = cleaning_of(clean)
+        self.end = end
         self.vocab_size: int = inner.get_vocab_size()
         self.prompt, self.question = "", False
         self._inner = inner
@@ -159,7 +166,7 @@ class Tokenizer:
         learner = _bert_like({token: number for number, token in enumerate(_SPECIAL)})
         learner.train_from_iterator(cleaned, trainer)
         # Built anew from the vocabulary, because a special token would be found in any text that spells it.
-        return cls(_bert_like(learner.get_vocab()), _SPECIAL, config.max_words, cleaning)
+        return cls(_bert_like(learner.get_vocab()), _SPECIAL, config.max_words, cleaning, config.end)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Tokenizer":
@@ -176,6 +183,7 @@ class Tokenizer:
         folder: Path | str,
         max_words: int | None = None,
         clean: Cleaning | bool | None = None,
+        end: bool | None = None,
         usual: TokenizerConfig = _USUAL_TEXTS,
     ) -> "Tokenizer":
         """Reads a local folder as transformers keeps it: tokenizer.json, or BERT's vocab.txt.
@@ -184,6 +192,7 @@ class Tokenizer:
             folder: where the files are; nothing is downloaded.
             max_words: a text is cut after so many words; by default as saved, else as is usual.
             clean: what becomes of texts first; by default as saved, else as is usual.
+            end: whether texts have an end token; by default as saved, else as is usual.
             usual: how texts are read where neither the caller nor the folder says.
 
         Raises:
@@ -199,7 +208,8 @@ class Tokenizer:
         else:
             raise UserError(f"{folder} holds neither {_FILE} nor {_WORDS}; give the folder of a tokenizer")
         specials = [_special(role, config, inner) for role in _ROLES]
-        return cls(inner, specials, max_words or read.max_words, read.clean if clean is None else clean)
+        clean, end = read.clean if clean is None else clean, read.end if end is None else end
+        return cls(inner, specials, max_words or read.max_words, clean, end)
 
     def save(self, folder: Path | str) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which PreTrainedTokenizerFast loads too."""
@@ -210,10 +220,15 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "max_words": self.max_words,
             "clean": PLAIN[self.cleaning],
+            "end": self.end,
             **roles,
         }
+        inner = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        if not self.end:  # transformers puts around a text what stands here
+            begin = (roles["cls_token"], self.cls_id)
+            inner.post_processor = processors.TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
         write_json(folder / _CONFIG, config)
-        write_atomic(folder / _FILE, self._inner.to_str(pretty=True))
+        write_atomic(folder / _FILE, inner.to_str(pretty=True))
 
     def behind(self, prompt: str) -> "Tokenizer":
         """The same with a prompt before every text."""
@@ -222,9 +237,9 @@ class Tokenizer:
         return prompted
 
     def as_written(self) -> "Tokenizer":
-        """The same without cleaning, for texts such as answers, in which "3:30" is not "330"."""
+        """The same without cleaning and with an end, for texts such as answers, in which "3:30" is not "330"."""
         raw = copy.copy(self)
-        raw.cleaning = "none"
+        raw.cleaning, raw.end = "none", True
         return raw
 
     def of_questions(self) -> "Tokenizer":
@@ -235,9 +250,9 @@ class Tokenizer:
 
     @property
     def digest(self) -> str:
-        """Stands for the words, their numbers, and how texts are cleaned."""
+        """Stands for the words, their numbers, how texts are cleaned, and whether they have an end."""
         words = sorted(self._inner.get_vocab().items())
-        whole = [words, self._specials, self.max_words, PLAIN[self.cleaning]]
+        whole = [words, self._specials, self.max_words, PLAIN[self.cleaning], *([] if self.end else ["no end"])]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
@@ -245,7 +260,7 @@ class Tokenizer:
 
         Args:
             texts: B of them.
-            max_tokens: L, with the tokens of begin and end; longer texts are cut before the end token.
+            max_tokens: L, with the tokens of begin and end; longer texts are cut before an end token.
 
         Returns:
             ids (B, L) int64 and mask (B, L) bool, True for all but padding.
@@ -255,7 +270,7 @@ class Tokenizer:
         for row, text in enumerate(texts):
             told = clean_text(text, self.max_words, self.cleaning, self.question)
             words = self._encode(f"{self.prompt} {told}".strip() if self.prompt else told)
-            tokens = [self.cls_id, *words[: max_tokens - 2], self.sep_id]
+            tokens = [self.cls_id, *words[: self._room(max_tokens)], *self._ending]
             ids[row, : len(tokens)] = tokens
             lengths[row] = len(tokens)
         return torch.from_numpy(ids), torch.from_numpy(np.arange(max_tokens) < lengths)
@@ -264,7 +279,15 @@ class Tokenizer:
         """Whether `encode` leaves out the end of a text."""
         whole = clean_text(text, sys.maxsize, self.cleaning, self.question)
         told = clean_text(text, self.max_words, self.cleaning, self.question)
-        return told != whole or len(self._encode(f"{self.prompt} {told}".strip())) > max_tokens - 2
+        return told != whole or len(self._encode(f"{self.prompt} {told}".strip())) > self._room(max_tokens)
+
+    @property
+    def _ending(self) -> list[int]:
+        return [self.sep_id] if self.end else []
+
+    def _room(self, max_tokens: int) -> int:
+        """Tokens of words that a text may have."""
+        return max_tokens - 1 - len(self._ending)
 
     def reads(self, text: str) -> bool:
         """Whether anything of a text is left once it is cleaned."""

@@ -8,13 +8,13 @@ from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.models.config import BackboneName
 
 _TEXTS: Mapping[BackboneName, TokenizerConfig] = {
-    "albef": TokenizerConfig(clean="albef", max_words=30),
+    "albef": TokenizerConfig(clean="albef", max_words=30, end=False),
     "blip": TokenizerConfig(clean="blip", max_words=30),
     "meter": TokenizerConfig(clean="none", max_words=50),
     "clip": TokenizerConfig(clean="none", max_words=77),
 }
 """As pre-training has it."""
-_WORDS = {"blip_vqa": 50, "blip_nlvr": 40}
+_WORDS = {"albef_vqa": 50, "blip_vqa": 50, "blip_nlvr": 40}
 """Of fine-tuned models that read other numbers, by the kind of their export."""
 
 

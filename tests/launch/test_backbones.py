@@ -44,6 +44,15 @@ def test_a_backbone_without_fusion_judges_no_statements(tmp_path: Path, capsys: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("backbone", "why"), [("blip", "tells captions up to"), ("clip", "pools texts at")])
+def test_texts_want_an_end_where_it_is_looked_at(
+    backbone: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--tokenizer.end=false", "--trim.targets=[]", "--evaluate.statement_splits=[]"]
+    assert main(["run", TINY, "--out", str(tmp_path / "run"), *sizes(backbone), *words]) == 2
+    assert f"tokenizer.end=false does not go with model.backbone={backbone}, which {why}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["evit", "tome", "flip"])
 def test_a_whole_pretraining_with_another_method(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,23 @@ def test_transformers_loads_a_saved_tokenizer(tmp_path: Path) -> None:
     ids, mask = tokenizer.encode([text], 20)
     assert theirs(text).input_ids == ids[0][mask[0]].tolist()
     assert theirs.mask_token_id == tokenizer.mask_id and theirs.pad_token_id == tokenizer.pad_id
+
+
+def test_texts_without_an_end_have_one_more_word_and_answers_keep_theirs(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    config = TokenizerConfig(vocab_size=120, end=False)
+    Tokenizer.train(TEXTS, config).save(tmp_path)
+    tokenizer, plain = Tokenizer.load(tmp_path), Tokenizer.train(TEXTS, replace(config, end=True))
+    text = "two blue squares"
+    (ids,), (mask,) = tokenizer.encode([text], 20)
+    (whole,), (there,) = plain.encode([text], 20)
+    assert ids[mask].tolist() == whole[there].tolist()[:-1] and plain.sep_id not in ids
+    assert not tokenizer.cuts(text, int(mask.sum())) and plain.cuts(text, int(mask.sum()))
+    assert tokenizer.as_written().encode([text], 20)[0].tolist() == [whole.tolist()]
+    assert PreTrainedTokenizerFast.from_pretrained(str(tmp_path))(text).input_ids == ids[mask].tolist()
+    assert tokenizer.digest != plain.digest
+    assert "end" in config.identity and "end" not in TokenizerConfig().identity  # as runs from before there was one
 
 
 def test_a_vocabulary_of_bert_loads(tmp_path: Path) -> None:
