@@ -249,7 +249,7 @@ def _add_flops_command(commands: Any) -> None:
     parser.add_argument("--image-size", **whole, help="height and width in pixels (the file's)")
     parser.add_argument("--text-length", **whole, required=True, help="tokens of the text, special ones included")
     parser.add_argument("--answers", **whole, help="classes of METER's VQA head (3129)")
-    parser.add_argument("--new-tokens", **whole, help="tokens that BLIP's decoder writes (4)")
+    parser.add_argument("--new-tokens", **whole, help="tokens that a decoder writes (4)")
     parser.add_argument("--beams", **whole, help="hypotheses that it carries along (3)")
 
 

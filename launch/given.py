@@ -27,6 +27,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.pretrain import check_guidance
 from pipeline.setup import check_sizes
 from pipeline.tasks.classes import TASKS
+from pipeline.weights.albef import WORD_HEAD
 from pipeline.weights.loaded import lacks_matching
 from pipeline.weights.usual_texts import usual_texts
 
@@ -100,7 +101,7 @@ class Given:
             said["pretrain.pruning.method"] = "none"  # whatever a recipe prunes, nobody has pruned these so
         if tokenizer is not None or "imported" in self.described:
             read = usual_texts(self.model.backbone, self.described["kind"]).said_in(tokenizer or self.folder)
-            said |= {"tokenizer.max_words": read.max_words, "tokenizer.clean": read.clean}
+            said |= {f"tokenizer.{name}": getattr(read, name) for name in ("max_words", "clean", "end")}
         return said
 
     def check_agrees(self, config: RunConfig) -> None:
@@ -191,6 +192,8 @@ def check_given(config: RunConfig, until: str | None) -> None:
     decoding = [task.title for task in tasks_of(config) if task.targets and task.config.trim.task in _DECODING]
     if decoding and given.described["kind"] != "backbone":
         log.warning("%s=%s has no decoder: that of %s begins as drawn", _KEY, given.folder, ", ".join(decoding))
+    elif decoding and WORD_HEAD in given.described.get("lacking", ()):  # ALBEF's, from retrieval
+        log.warning("%s=%s tells no words: those of %s begin as drawn", _KEY, given.folder, ", ".join(decoding))
 
 
 def _check_matching(given: Given, config: RunConfig, until: str | None) -> None:

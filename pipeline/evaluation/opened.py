@@ -12,8 +12,9 @@ from pipeline.checkpoint import load_weights
 from pipeline.evaluation.export_input import given_answers, loader_of, tokenizer_of
 from pipeline.evaluation.source import Source
 from pipeline.exports import load_classification_model
+from pipeline.models.answering import Answering
 from pipeline.models.backbone import Backbone
-from pipeline.models.blip_tasks import BlipAnswering, BlipPair
+from pipeline.models.blip_tasks import BlipPair
 from pipeline.models.config import ModelConfig
 from pipeline.models.pairs import own_way
 from pipeline.setup import check_sizes
@@ -26,7 +27,7 @@ from pipeline.weights.folders import load_model
 from pipeline.weights.loaded import Loaded, lacks_matching
 from pipeline.weights.mapping import fill
 
-_IMPORTED: Mapping[str, tuple[str, ...]] = {"vqa_generative": ("blip_vqa",), "nlvr2": ("blip_nlvr",)}
+_IMPORTED: Mapping[str, tuple[str, ...]] = {"vqa_generative": ("albef_vqa", "blip_vqa"), "nlvr2": ("blip_nlvr",)}
 """Exports of `trimline import` that do a task of fine-tuning."""
 
 KINDS: Mapping[str, tuple[str, ...]] = {
@@ -80,7 +81,7 @@ def open_export(
         names = given_answers(folder, answers)
     elif answers is not None:
         raise UserError(f"--answers is for imported weights; {folder} has its own list or none; leave it out")
-    if isinstance(model, BlipAnswering):
+    if isinstance(model, Answering):
         model = AnsweringModel(
             model, None, SMARTTRIM, RankedAnswers.of(names, words.as_written(), AnswersConfig.candidates)
         )

@@ -21,6 +21,8 @@ from pipeline.measure.flops import (
     patch_macs,
     schedule_macs,
 )
+from pipeline.models.albef import AlbefAnswering
+from pipeline.models.answering import Answering
 from pipeline.models.backbone import Backbone
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner, BlipPair
 from pipeline.models.build import build_model
@@ -41,7 +43,7 @@ class FlopsConfig:
         task: ``retrieval`` (one pair: both encoders, matching), ``vqa``, ``nlvr2`` (two images), ``caption``.
         text_length: Tokens of the text, special ones included; of a caption, its prompt with [DEC].
         answers: Classes of METER's VQA head.
-        new_tokens: Tokens that a decoder writes (BLIP's ``vqa`` and ``caption``).
+        new_tokens: Tokens that a decoder writes (ALBEF's and BLIP's ``vqa``, BLIP's ``caption``).
         beams: Hypotheses that it carries along.
     """
 
@@ -143,12 +145,21 @@ def _blip_nlvr2(config: ModelConfig, flops: FlopsConfig) -> Parts:
     return {"vision": vision, "fusion": fusion, "head": linear_macs(model.cls_head)}
 
 
+def _albef_vqa(config: ModelConfig, flops: FlopsConfig) -> Parts:
+    """The question alone and with the image, then a decoder that reads it."""
+    model = AlbefAnswering(config)
+    return {**_encoders(model, flops.text_length), **_answered(model, flops)}
+
+
 def _blip_vqa(config: ModelConfig, flops: FlopsConfig) -> Parts:
     """The grounded question, then a decoder that reads it."""
     model = BlipAnswering(config)
-    vision = _encoders(model, flops.text_length)["vision"]
+    return {"vision": _encoders(model, flops.text_length)["vision"], **_answered(model, flops)}
+
+
+def _answered(model: Answering, flops: FlopsConfig) -> Parts:
     fusion = steps_macs(model.fusion_steps, _streams(model, flops.text_length))
-    return {"vision": vision, "fusion": fusion, "head": _decoder(model.text_decoder, flops.text_length, 0, flops)}
+    return {"fusion": fusion, "head": _decoder(model.text_decoder, flops.text_length, 0, flops)}
 
 
 def _blip_caption(config: ModelConfig, flops: FlopsConfig) -> Parts:
@@ -178,7 +189,7 @@ def _decoder(decoder: TextTower, source: int, prompt: int, flops: FlopsConfig) -
 
 _Counter = Callable[[ModelConfig, FlopsConfig], Parts]
 _COUNTERS: Mapping[str, Mapping[str, _Counter]] = {
-    "albef": {"retrieval": _retrieval},
+    "albef": {"retrieval": _retrieval, "vqa": _albef_vqa},
     "clip": {"retrieval": _retrieval},
     "meter": {"retrieval": _retrieval, "vqa": _meter_vqa, "nlvr2": _meter_nlvr2},
     "blip": {"retrieval": _retrieval, "vqa": _blip_vqa, "nlvr2": _blip_nlvr2, "caption": _blip_caption},

@@ -2,29 +2,27 @@
 
 from torch import Tensor
 
+from pipeline.models.answering import Answering
 from pipeline.models.backbone import Backbone, matching_head
 from pipeline.models.config import ModelConfig
 from pipeline.models.schedule import Step, TokenStream
 from pipeline.models.text import TextTower, text_block
 
 
-class Albef(Backbone):
-    """The three parts and the heads of pre-training.
+class AlbefEncoders(Backbone):
+    """Vision tower, text encoder and the fusion layers on top of it.
 
     Args:
         config: Sizes; `text.vocab_size` is set.
+        tells: Whether the text encoder has a head that tells words.
     """
 
-    averaged = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
-
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, tells: bool) -> None:
         super().__init__(config)
         text = config.text
         blocks = [text_block(text) for _ in range(text.text_layers)]
         blocks += [text_block(text, config.vision.width) for _ in range(text.fusion_layers)]
-        self.text_encoder = TextTower(text, blocks)
-        self.add_contrast(config)
-        self.itm_head = matching_head(text.width)
+        self.text_encoder = TextTower(text, blocks, tells)
 
     @property
     def text_steps(self) -> list[Step]:
@@ -40,6 +38,33 @@ class Albef(Backbone):
         """Words and positions."""
         return self.text_encoder.bert.embed(ids_BL, mask_BL)
 
+
+class Albef(AlbefEncoders):
+    """The encoders with the heads of pre-training.
+
+    Args:
+        config: Sizes; `text.vocab_size` is set.
+    """
+
+    averaged = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, tells=True)
+        self.add_contrast(config)
+        self.itm_head = matching_head(config.text.width)
+
     def word_scores(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
         return self.text_encoder.word_scores(x)
+
+
+class AlbefAnswering(Answering, AlbefEncoders):
+    """The question reads the image, an answer decoder with as many layers as fusion has reads the question.
+
+    Args:
+        config: Sizes; `text.vocab_size` is set.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, tells=False)
+        self.add_decoder(config, config.text.fusion_layers)

@@ -6,16 +6,16 @@ and for the grounded encoder.
 B batch, L text tokens, D width, V vocabulary.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pipeline.models.answering import decode
 from pipeline.models.backbone import Backbone, matching_head
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
-from pipeline.models.schedule import Intervention, Step, TokenStream, execute
+from pipeline.models.schedule import Step, TokenStream
 from pipeline.models.text import Bert, TextConfig, TextTower, text_block
 
 EXTRA_WORDS = 2
@@ -37,32 +37,6 @@ def shared_decoder(config: TextConfig, source_width: int, encoder: Bert) -> Text
         assert isinstance(shared, PostNormBlock)
         own.crossattention, own.intermediate, own.output = shared.crossattention, shared.intermediate, shared.output
     return decoder
-
-
-def decoder_steps(decoder: TextTower) -> list[Step]:
-    """A decoder's layers, that tell of the stream ``source``."""
-    return decoder.bert.steps("decoder", slice(None), ("source",), tells=True)
-
-
-def decode(
-    decoder: TextTower,
-    ids_BL: Tensor,
-    mask_BL: Tensor,
-    source: TokenStream,
-    interventions: Sequence[Intervention] = (),
-) -> TokenStream:
-    """A decoder's last states, packed where methods pack; position t has seen the tokens up to t and the source.
-
-    Args:
-        decoder: Layers with cross-attention.
-        ids_BL: Texts; their first token is replaced by [DEC].
-        mask_BL: True at real tokens.
-        source: What it tells of: an image, or a question that has seen one.
-        interventions: Methods that act on its layers.
-    """
-    ids_BL = begin_with(ids_BL, "decode", decoder.bert.embeddings.word_embeddings.num_embeddings)
-    text = decoder.bert.embed(ids_BL, mask_BL, causal=True)
-    return execute(decoder_steps(decoder), {"text": text, "source": source}, interventions)["text"]
 
 
 class GroundedBlip(Backbone):
@@ -119,8 +93,8 @@ class Blip(GroundedBlip):
         self.itm_head = matching_head(config.text.width)
 
     def decode(self, ids_BL: Tensor, mask_BL: Tensor, image: TokenStream) -> Tensor:
-        """(B, L, D) the decoder's states of captions of the images; see `decode`."""
-        return decode(self.text_decoder, ids_BL, mask_BL, image).x
+        """(B, L, D) the decoder's states of captions of the images, begun with [DEC]; see `decode`."""
+        return decode(self.text_decoder, begin_with(ids_BL, "decode", self.config.text.vocab_size), mask_BL, image).x
 
     def word_scores(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V) of the decoder."""

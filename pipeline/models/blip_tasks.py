@@ -2,19 +2,17 @@
 
 Compositions of the same encoders, layers and steps, with the official parameter names.
 
-B batch, R rows of texts that grow, L text tokens, A answers of all questions, M words to tell of them, D width,
-V vocabulary.
+B batch, R rows of texts that grow, L text tokens, A answers of all questions, D width, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
+from pipeline.models.answering import Answering
 from pipeline.models.backbone import Backbone, matching_head
-from pipeline.models.blip import Blip, GroundedBlip, begin_with, decode, decoder_steps
+from pipeline.models.blip import Blip, GroundedBlip, begin_with
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
 from pipeline.models.linear import Linear
@@ -42,7 +40,7 @@ class BlipRetrieval(GroundedBlip):
         self.itm_head = matching_head(config.text.width)
 
 
-class BlipAnswering(GroundedBlip):
+class BlipAnswering(Answering, GroundedBlip):
     """The question reads the image, an answer decoder with weights of its own reads the question.
 
     Args:
@@ -51,61 +49,11 @@ class BlipAnswering(GroundedBlip):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        text = config.text
-        self.text_decoder = TextTower(text, [text_block(text, text.width) for _ in range(text.text_layers)])
+        self.add_decoder(config, config.text.text_layers)
 
-    @property
-    def schedule(self) -> list[Step]:
-        """The encoders', then the decoder's, which reads the question."""
-        return [*super().schedule, *decoder_steps(self.text_decoder)]
-
-    def ask(
-        self, ids_BL: Tensor, mask_BL: Tensor, image: TokenStream, interventions: Sequence[Intervention] = ()
-    ) -> TokenStream:
-        """The question's states, beginning with [ENC]; padding stays marked and is never answered from."""
-        text = self.embed_text(begin_with(ids_BL, "ground", self.config.text.vocab_size), mask_BL)
-        return self.fuse(text, image, interventions).text
-
-    def answer(
-        self,
-        ids_AL: Tensor,
-        mask_AL: Tensor,
-        question: TokenStream,
-        rows_A: Tensor,
-        interventions: Sequence[Intervention] = (),
-    ) -> Tensor:
-        """(M, V) scores of the words of answers, each behind the right ones: one answer's after the other's.
-
-        Words are scored nowhere else, and an answer's last token is told but never read.
-
-        Args:
-            ids_AL: Answers; their first token is replaced by [DEC].
-            mask_AL: True at real tokens.
-            question: From `ask`.
-            rows_A: Which question each answer belongs to, rising; each question has one, unless `first_words` has had
-                methods decide.
-            interventions: Methods that act on the decoder's layers.
-        """
-        return self._words_behind(ids_AL[:, :-1], mask_AL[:, 1:].bool(), question, rows_A, interventions)
-
-    def first_words(self, question: TokenStream, interventions: Sequence[Intervention] = ()) -> Tensor:
-        """(B, V) scores of an answer's first word."""
-        device, count = question.x.device, len(question.cls)
-        begin_B1, rows_B = torch.zeros(count, 1, dtype=torch.long, device=device), torch.arange(count, device=device)
-        every_B1 = torch.ones_like(begin_B1, dtype=torch.bool)
-        return self._words_behind(begin_B1, every_B1, question, rows_B, interventions)
-
-    def _words_behind(
-        self,
-        read_AL: Tensor,
-        mask_AL: Tensor,
-        question: TokenStream,
-        rows_A: Tensor,
-        interventions: Sequence[Intervention],
-    ) -> Tensor:
-        """(M, V) scores of the word behind each token that is there."""
-        told = decode(self.text_decoder, read_AL, mask_AL, replace(question, rows=rows_A), interventions)
-        return self.text_decoder.word_scores(told.x[mask_AL] if told.offsets is None else told.x)
+    def begin_answer(self, ids_AL: Tensor) -> Tensor:
+        """Behind [DEC], whatever begins them."""
+        return begin_with(ids_AL, "decode", self.config.text.vocab_size)
 
 
 class BlipCaptioner(Backbone):

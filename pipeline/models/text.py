@@ -205,13 +205,15 @@ class TextTower(nn.Module):
     Args:
         config: Sizes.
         blocks: The layers.
+        tells: Whether it has the head.
     """
 
-    def __init__(self, config: TextConfig, blocks: list[PostNormBlock]) -> None:
+    def __init__(self, config: TextConfig, blocks: list[PostNormBlock], tells: bool = True) -> None:
         super().__init__()
         self.config = config
         self.bert = Bert(config, blocks)
-        self.cls = WordHead(config)
+        if tells:
+            self.cls = WordHead(config)
         init_transformer(self, config.width)
 
     def word_scores(self, x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def captioner_of(backbone: Backbone) -> BlipCaptioner:
     """
     if isinstance(backbone, BlipCaptioner):
         return backbone
-    blip = with_decoder(backbone, "captioning", "another trim.task")
+    blip = with_decoder(backbone, "captioning", "blip", "another trim.task")
     with torch.device("meta"):
         captioner = BlipCaptioner(blip.config)
     guide = captioner.visual_encoder.guide

@@ -1,4 +1,4 @@
-"""VQA by an answer decoder (BLIP, arXiv 2201.12086): it learns what annotators said, and ranks a list of answers.
+"""VQA by an answer decoder (ALBEF, BLIP): it learns what annotators said, and ranks a list of answers.
 
 The question reads the picture, the decoder reads the question. In training every answer of the annotators counts by how
 many of them gave it; then the answers of the list whose first word is likeliest are scored whole.
@@ -20,15 +20,15 @@ from torch.nn import functional as F
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer
 from pipeline.measure.flops import AnswerRanking, linear_macs
+from pipeline.models.answering import Answering
 from pipeline.models.backbone import Backbone
-from pipeline.models.blip_tasks import BlipAnswering
 from pipeline.models.schedule import Intervention, TokenStream
 from pipeline.objectives.lm import LABEL_SMOOTHING, next_words
 from pipeline.precision import at_least_float32
-from pipeline.tasks.answering import answering_loss, rank
+from pipeline.tasks.answering import answering_loss, rank, way_of
 from pipeline.tasks.classes import AnswerList, annotated_answers, word_divergence
 from pipeline.tasks.classification import Answers, ClassificationModel, ClassificationTask, SmartTrimConfig
-from pipeline.tasks.decoders import with_decoder
+from pipeline.tasks.decoders import answering_of
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import CostModel, Units, units_of
 from pipeline.trimming.smarttrim import Gate, threshold
@@ -45,10 +45,12 @@ class RankedAnswers(AnswerList):
     Attributes:
         tokens: Of each answer, begin and end included.
         candidates: K.
+        smoothing: Of the labels of words; the model says its project's.
     """
 
     tokens: tuple[tuple[int, ...], ...] = ()
     candidates: int = 128
+    smoothing: float = LABEL_SMOOTHING
 
     @classmethod
     def of(cls, names: Sequence[str], tokenizer: Tokenizer, candidates: int) -> "RankedAnswers":
@@ -74,7 +76,7 @@ class RankedAnswers(AnswerList):
     def loss(self, scores_BA: Tensor, targets: "Taught") -> Tensor:  # type: ignore[override]  # of (M, V) words
         """Smoothed loss of the annotators' answers, summed over their words by their weights, mean over questions."""
         target_M, weights_M = targets.words
-        losses_M = F.cross_entropy(scores_BA, target_M, reduction="none", label_smoothing=LABEL_SMOOTHING)
+        losses_M = F.cross_entropy(scores_BA, target_M, reduction="none", label_smoothing=self.smoothing)
         return answering_loss(losses_M, weights_M, targets.questions)
 
     def accuracy(self, scores_BA: Tensor, targets: "Taught") -> Tensor:  # type: ignore[override]
@@ -114,33 +116,13 @@ class Taught(NamedTuple):
         return self.ids_AL[told_AL.roll(1, 1)], self.weights_A[told_AL.nonzero()[:, 0]]
 
 
-def answering_of(backbone: Backbone) -> BlipAnswering:
-    """Question encoder and answer decoder out of a pre-trained BLIP; encoders are shared and not copied.
-
-    The decoder begins as the one that told of pictures; where questions are not as wide as image tokens its keys and
-    values of what it reads begin from nothing.
-
-    Raises:
-        UserError: It is another backbone.
-    """
-    if isinstance(backbone, BlipAnswering):
-        return backbone
-    blip = with_decoder(backbone, "vqa_generative", "trim.task=vqa")
-    answering = BlipAnswering(blip.config)
-    answering.visual_encoder, answering.text_encoder = blip.visual_encoder, blip.text_encoder
-    own, given = answering.text_decoder.state_dict(), blip.text_decoder.state_dict()
-    fitting = {name: tensor for name, tensor in given.items() if tensor.shape == own[name].shape}
-    answering.text_decoder.load_state_dict(fitting, strict=False)
-    return answering.train(blip.training)
-
-
 class AnsweringModel(ClassificationModel):
-    """BLIP's question answering, and trimmers if it is to be trimmed.
+    """Question answering by a decoder, and trimmers if it is to be trimmed.
 
-    Where the text-only CLS guides the picture's trimmers, a trimmed model encodes the question once more.
+    Where the text-only CLS guides the picture's trimmers, a trimmed BLIP encodes the question once more.
 
     Args:
-        backbone: BLIP, or its question answering; shared, not copied.
+        backbone: ALBEF or BLIP, or its question answering; shared, not copied.
         trimmers: Sizes of what trims; None for the full model.
         policy: Who decides on tokens and heads.
         classes: The answers.
@@ -149,13 +131,15 @@ class AnsweringModel(ClassificationModel):
         UserError: The backbone has no decoder.
     """
 
-    backbone: BlipAnswering
+    backbone: Answering
     classes: RankedAnswers
 
     def __init__(
         self, backbone: Backbone, trimmers: TrimmerConfig | None, policy: Policy, classes: RankedAnswers
     ) -> None:
-        super().__init__(answering_of(backbone), trimmers, policy, classes=classes)
+        answering = answering_of(backbone)
+        told = replace(classes, smoothing=way_of(answering).smoothing)
+        super().__init__(answering, trimmers, policy, classes=told)
         self.longest = min(_LONGEST, backbone.config.text.longest)
 
     def make_head(self) -> nn.Module:
@@ -168,7 +152,7 @@ class AnsweringModel(ClassificationModel):
         """The questions' states; their keys and values are made once."""
         text = self.encode_asked_text(ids_BL, mask_BL, interventions)
         image = self.backbone.encode_image(pixels, interventions, text)
-        return replace(self.backbone.ask(ids_BL, mask_BL, image, interventions), memo={})
+        return replace(self.backbone.ask(text, ids_BL, mask_BL, image, interventions), memo={})
 
     def forward(  # type: ignore[override]  # learns from what the base does not know
         self, pixels: Tensor, ids_BL: Tensor, mask_BL: Tensor, gate: Gate | None, full: bool, taught: Taught
@@ -201,7 +185,7 @@ class AnsweringModel(ClassificationModel):
         """See the base; a decoder decides in its first pass."""
         trimming, units = self.trimming(ids_BL, mask_BL, threshold), units_of(self.backbone, mask_BL)
         methods: list[Intervention] = [] if trimming is None else [trimming]
-        self.backbone.first_words(self.ask(pixels, ids_BL, mask_BL, methods), methods)
+        self.backbone.first_words(self.ask(pixels, ids_BL, mask_BL, methods), self.classes.tokens[0][0], methods)
         decisions = {} if trimming is None else trimming.decisions
         return self.macs(decisions, units) / self.full_macs(units)
 

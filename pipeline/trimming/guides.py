@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pipeline.models.schedule import Step, site
 
 _TRIMMED = {"source": "question"}
-_SEEN = {"pair": "the mean of both images' CLS", "decoder": "[DEC]'s state"}
+_SEEN = {"pair": "the mean of both images' CLS", "decoder": "the state of its first token"}
 
 
 def guides_in_words(schedule: Sequence[Step], sites: Collection[str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""ALBEF's official checkpoints, of pre-training and retrieval: names, sizes, and a model with such weights."""
+"""ALBEF's official checkpoints, of pre-training, retrieval and VQA: names, sizes, and a model with such weights."""
 
 import re
 from collections.abc import Mapping
@@ -6,26 +6,34 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipeline.models.albef import Albef
+from pipeline.models.albef import Albef, AlbefAnswering
 from pipeline.models.config import ModelConfig
 from pipeline.weights.loaded import Hints, Loaded
-from pipeline.weights.mapping import NameMap, drop, keep, tied
+from pipeline.weights.mapping import NameMap, Rule, drop, keep, tied
 from pipeline.weights.official import read_official
 from pipeline.weights.sizes import count, embed_size, text_sizes, vision_sizes
 
 _TEXT = "text_encoder.bert."
-_WORDS = "text_encoder.bert.embeddings.word_embeddings.weight"
-_WORD_HEAD = "text_encoder.cls"
+WORD_HEAD = "text_encoder.cls"
+"""What tells masked words."""
+_DECODER = "text_decoder."
 _BARE = re.compile(r"^text_encoder(|_m)\.(?=(?:embeddings|encoder)\.)")
-_BIAS = "text_encoder.cls.predictions.bias"
+
+
+def _word_head(tower: str) -> tuple[Rule, Rule]:
+    """One that has its word embeddings as output matrix; files have both names."""
+    words, bias = f"{tower}.bert.embeddings.word_embeddings.weight", f"{tower}.cls.predictions.bias"
+    decoder = f"{tower}.cls.predictions.decoder"
+    return tied(words, words, f"{decoder}.weight"), tied(bias, bias, f"{decoder}.bias")
+
 
 ALBEF = NameMap(
     (
         drop("{rest}.embeddings.position_ids"),
-        tied(_WORDS, _WORDS, "text_encoder.cls.predictions.decoder.weight"),
-        tied(_BIAS, _BIAS, "text_encoder.cls.predictions.decoder.bias"),
+        *_word_head("text_encoder"),
+        *_word_head("text_decoder"),
         keep("temp"),
-        keep("{part:visual_encoder|text_encoder|vision_proj|text_proj|itm_head}.{rest}"),
+        keep("{part:visual_encoder|text_encoder|text_decoder|vision_proj|text_proj|itm_head}.{rest}"),
     ),
     "ALBEF",
 )
@@ -53,12 +61,14 @@ def albef_sizes(tensors: Mapping[str, Tensor], hints: Hints) -> ModelConfig:
 
 
 def read_albef(tensors: Mapping[str, Tensor], hints: Hints, keep_momentum: bool = False) -> Loaded:
-    """A pre-trained ALBEF, or one fine-tuned for retrieval, which predicts no words; see `read_official`."""
+    """A pre-trained ALBEF, one fine-tuned for retrieval, which predicts no words, or for VQA; see `read_official`."""
     tensors = _as_pretrained(tensors)
-    lacking = () if any(name.startswith(f"{_WORD_HEAD}.") for name in tensors) else (_WORD_HEAD,)
+    if any(name.startswith(_DECODER) for name in tensors):
+        return read_official(tensors, ALBEF, albef_sizes, ("albef_vqa", AlbefAnswering), hints, keep_momentum)
+    lacking = () if any(name.startswith(f"{WORD_HEAD}.") for name in tensors) else (WORD_HEAD,)
     return read_official(tensors, ALBEF, albef_sizes, ("backbone", Albef), hints, keep_momentum, lacking)
 
 
 def _as_pretrained(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By pre-training's names: in fine-tuning for retrieval ``text_encoder.bert.`` is ``text_encoder.`` alone."""
+    """By pre-training's names: in fine-tuning ``text_encoder.bert.`` is ``text_encoder.`` alone."""
     return {_BARE.sub(r"text_encoder\1.bert.", name): tensor for name, tensor in tensors.items()}

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from torch import nn
 
 from data_prep.errors import UserError
 from data_prep.files import read_json
 from pipeline.checkpoint import export_weights, load_weights
+from pipeline.models.albef import AlbefAnswering
+from pipeline.models.backbone import Backbone
 from pipeline.models.blip_tasks import BLIP_MODELS, BlipKind
 from pipeline.models.build import BACKBONES
 from pipeline.models.config import ModelConfig
@@ -41,6 +43,12 @@ READERS: dict[str, Reader] = {
 }
 """By the names that ``--kind`` knows; launch/cli.py repeats them."""
 
+
+_FINE_TUNED: dict[str, type[Backbone]] = {
+    **{str(kind): each for kind, each in BLIP_MODELS.items()},
+    "albef_vqa": AlbefAnswering,
+}
+"""Of imports that are no backbones, and BLIP's own; by the kind of their export."""
 
 _CROPPED = ("clip", "meter")
 """Kinds whose reference recipes keep a picture's shape and cut out its middle; the others squeeze it into a square."""
@@ -84,19 +92,19 @@ def import_weights(path: Path, kind: str, out: Path, hints: Hints) -> Loaded:
 
 
 def load_model(folder: Path) -> Loaded:
-    """The model of an export folder: a backbone, or one of BLIP's fine-tuned ones.
+    """The model of an export folder: a backbone, or one of ALBEF's and BLIP's fine-tuned ones.
 
     Raises:
         UserError: The folder holds something else.
     """
     tensors, described = load_weights(folder)
     kind = described.get("kind") if isinstance(described, dict) else None
-    if kind != "backbone" and kind not in BLIP_MODELS:
-        known = ", ".join(["backbone", *(name for name in BLIP_MODELS if name != "blip")])
+    if kind != "backbone" and kind not in _FINE_TUNED:
+        known = ", ".join(["backbone", *(name for name in _FINE_TUNED if name != "blip")])
         raise UserError(f"{folder} holds a {kind!r} model; {known} can be read; give the export of pre-training")
     try:
         config = ModelConfig.from_dict(described.get("model", {}))
-        model = (BACKBONES[config.backbone] if kind == "backbone" else BLIP_MODELS[cast(BlipKind, kind)])(config)
+        model = (BACKBONES[config.backbone] if kind == "backbone" else _FINE_TUNED[str(kind)])(config)
         model.to(next(iter(tensors.values())).dtype)
         own, heads = without_heads(tensors)
         fill(model, own)

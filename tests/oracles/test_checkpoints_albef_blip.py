@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from data_prep.errors import UserError
 from pipeline.generation import BeamConfig, generate
 from pipeline.models.albef import Albef
+from pipeline.models.answering import decode
 from pipeline.models.backbone import Backbone
-from pipeline.models.blip import Blip, GroundedBlip, decode
+from pipeline.models.blip import Blip, GroundedBlip
 from pipeline.models.blip_tasks import BlipAnswering, BlipCaptioner, BlipPair, BlipRetrieval
 from pipeline.models.pairs import fuse_both
 from pipeline.models.schedule import InBlock, Step, Streams, TokenStream
@@ -231,14 +232,14 @@ def test_blip_question_answering(path: Path | None) -> None:
     model = loaded_of(vectors).model
     assert isinstance(model, BlipAnswering)
     image = model.encode_image(vectors["in/image"])
-    question = model.ask(vectors["in/question_ids"], vectors["in/question_mask"], image)
+    question = model.ask(None, vectors["in/question_ids"], vectors["in/question_mask"], image)
     ids, mask = vectors["in/answer_ids"], vectors["in/answer_mask"]
     rows = torch.arange(len(question.x)).repeat_interleave(vectors["in/answers_per_question"])
     losses = answer_losses(model, ids, mask, question, rows)
     ranking = rank(
         model, vectors["in/candidate_ids"], vectors["in/candidate_mask"], question, int(vectors["in/k_test"])
     )
-    states = decode(model.text_decoder, ids, mask, replace(question, rows=rows))
+    states = decode(model.text_decoder, model.begin_answer(ids), mask, replace(question, rows=rows))
     logits = model.text_decoder.word_scores(states.x)  # also where no word is to be told
     torch.testing.assert_close(model.answer(ids, mask, question, rows), logits[next_words(mask)], rtol=0, atol=1e-9)
     outputs = {
@@ -247,7 +248,7 @@ def test_blip_question_answering(path: Path | None) -> None:
         "answer_logits": logits,
         "answer_losses": losses,
         "loss": answering_loss(losses, vectors["in/answer_weights"], len(question.x)),
-        "first_token_logits": model.first_words(question),
+        "first_token_logits": model.first_words(question, 0),  # [DEC] takes the place of what begins them
         "rank_topk": ranking.kept_BK,
         "rank_scores": ranking.scores_BK,
         "rank_best": ranking.best_B,

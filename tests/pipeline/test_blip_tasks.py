@@ -17,7 +17,7 @@ def answering() -> tuple[BlipAnswering, TokenStream]:
     torch.manual_seed(0)
     model = BlipAnswering(small_config(backbone="blip")).eval()
     batch = small_batch()
-    return model, model.ask(batch.token_ids, batch.token_mask, model.encode_image(PIXELS))
+    return model, model.ask(None, batch.token_ids, batch.token_mask, model.encode_image(PIXELS))
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def test_every_model_trains_all_its_weights() -> None:
         model = BLIP_MODELS[kind](small_config(backbone="blip"))  # type: ignore[index]
         image = model.encode_image(PIXELS)
         if isinstance(model, BlipAnswering):
-            question = model.ask(batch.token_ids, batch.token_mask, image)
+            question = model.ask(None, batch.token_ids, batch.token_mask, image)
             losses = answer_losses(model, batch.token_ids, batch.token_mask, question, torch.arange(4))
         else:
             states = model.fuse(model.embed_text(batch.token_ids, batch.token_mask), image).text.x

@@ -21,6 +21,7 @@ from pipeline.exports import load_classification_model
 from pipeline.generation import prompt_ids
 from pipeline.metrics.captions import missing_for_captions
 from pipeline.metrics.tasks import SCORED
+from pipeline.models.config import BackboneName
 from pipeline.process import Process
 from pipeline.progress import read_metrics
 from pipeline.tasks.classification import ClassificationModel
@@ -56,10 +57,10 @@ def captioner(root: Path) -> Path:
     return root / "trim"
 
 
-def trained_on(root: Path, task: str, folder: Path, **more: Any) -> dict[str, Any]:
+def trained_on(root: Path, task: str, folder: Path, backbone: BackboneName = "blip", **more: Any) -> dict[str, Any]:
     split = "coco/train" if task == "captioning" else "vqa/train"
     run = {"trim.splits": {split: 1.0}, "trim.captions": SEARCH, **more.pop("run", {})}
-    return trained((task, root), "blip", folder, run=run, **more)
+    return trained((task, root), backbone, folder, run=run, **more)
 
 
 @pytest.mark.timeout(300)
@@ -200,9 +201,10 @@ def test_zero_shot_captions_are_scored_by_domain_too(root: Path, captioner: Path
 
 
 @pytest.mark.timeout(300)
-def test_a_decoder_answers_questions_by_ranking_the_list(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", ["albef", "blip"])
+def test_a_decoder_answers_questions_by_ranking_the_list(backbone: BackboneName, root: Path, tmp_path: Path) -> None:
     run = {"trim.answers": {"at_least": 3, "candidates": 4}}
-    counts = trained_on(root, "vqa_generative", tmp_path / "trim", target=1.3, run=run)
+    counts = trained_on(root, "vqa_generative", tmp_path / "trim", backbone, target=1.3, run=run)
     assert 1 / counts["calibration"]["after"] == pytest.approx(1.3, rel=0.15)
     assert len(read_metrics(tmp_path / "trim" / "metrics.jsonl")) == 6
     export = tmp_path / "trim" / "export"
@@ -240,8 +242,13 @@ def test_what_captions_cannot_have_is_refused(root: Path, run: dict[str, Any], s
         trained_on(root, "captioning", tmp_path / "trim", target=1.3, run=run)
 
 
-def test_other_backbones_have_no_decoder(root: Path, tmp_path: Path) -> None:
-    for task in ("captioning", "vqa_generative"):
-        split = "coco/train" if task == "captioning" else "vqa/train"
-        with pytest.raises(UserError, match=f"{task} wants a decoder, which albef has not"):
-            trained((task, root), "albef", tmp_path / "trim", target=1.0, run={"trim.splits": {split: 1.0}})
+@pytest.mark.parametrize(
+    ("task", "backbone", "able"),
+    [("captioning", "albef", "blip"), ("captioning", "meter", "blip"), ("vqa_generative", "meter", "albef or blip")],
+)
+def test_other_backbones_have_no_decoder(
+    task: str, backbone: BackboneName, able: str, root: Path, tmp_path: Path
+) -> None:
+    wanted = f"{task} wants a decoder, which {backbone} has not; pre-train with --model.backbone {able}, or"
+    with pytest.raises(UserError, match=wanted):
+        trained_on(root, task, tmp_path / "trim", backbone, target=1.0)

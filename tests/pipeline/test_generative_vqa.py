@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.text import Tokenizer, TokenizerConfig
+from pipeline.models.albef import Albef
+from pipeline.models.config import BackboneName
 from pipeline.tasks.answering import answer_losses
 from pipeline.tasks.classification import SmartTrimConfig
 from pipeline.tasks.generative_vqa import AnsweringModel, AnsweringTask, RankedAnswers
@@ -34,10 +36,17 @@ def doubles() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+both = pytest.mark.parametrize("name", ["albef", "blip"])
+
+
 def model_with(
-    trimmers: TrimmerConfig | None, seed: int = 0, answers: RankedAnswers = ANSWERS, policy: Policy = SMARTTRIM
+    trimmers: TrimmerConfig | None,
+    seed: int = 0,
+    answers: RankedAnswers = ANSWERS,
+    policy: Policy = SMARTTRIM,
+    name: BackboneName = "blip",
 ) -> AnsweringModel:
-    backbone = small_model("blip", seed)
+    backbone = small_model(name, seed)
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -52,10 +61,11 @@ def asked(size: int, seed: int = 0) -> ImageTextBatch:
 
 
 @torch.no_grad()
+@both
 @pytest.mark.parametrize("policy", [SMARTTRIM, Policy(tokens="local")], ids=["smarttrim", "local"])
 @pytest.mark.parametrize("trimmers", EXTREMES, ids=["mixed", "everything kept", "nothing but CLS, no head"])
-def test_masked_and_packed_ranking_agree(trimmers: TrimmerConfig, policy: Policy) -> None:
-    model, batch = model_with(trimmers, policy=policy), small_batch(5)
+def test_masked_and_packed_ranking_agree(trimmers: TrimmerConfig, policy: Policy, name: BackboneName) -> None:
+    model, batch = model_with(trimmers, policy=policy, name=name), small_batch(5)
     inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
     masked, packed = model.trimming(*inputs[1:], threshold), model.trimming(*inputs[1:])
     assert masked is not None and packed is not None
@@ -65,29 +75,33 @@ def test_masked_and_packed_ranking_agree(trimmers: TrimmerConfig, policy: Policy
     units = units_of(model.backbone, batch.token_mask)
     costs = [model.macs(each.decisions, units) for each in (masked, packed)]
     torch.testing.assert_close(*costs, check_dtype=False)
-    assert [name for name in packed.decisions if name.startswith("decoder")] == ["decoder_0_text", "decoder_1_text"]
-    assert not [name for name in packed.decisions if name.startswith("text")]  # what only guides is run whole
+    assert [site for site in packed.decisions if site.startswith("decoder")] == ["decoder_0_text", "decoder_1_text"]
+    if name == "blip":
+        assert not [site for site in packed.decisions if site.startswith("text")]  # what only guides is run whole
     torch.testing.assert_close(model.cost_shares(*inputs), costs[0] / model.full_macs(units), check_dtype=False)
     full = model.classify(*inputs, [])
     assert torch.allclose(full, by_mask) == (trimmers.keep_bias == 9.0)
 
 
 @torch.no_grad()
-def test_modules_sum_to_the_whole_cost() -> None:
-    model, batch = model_with(MIXED), small_batch(5)
+@both
+def test_modules_sum_to_the_whole_cost(name: BackboneName) -> None:
+    model, batch = model_with(MIXED, name=name), small_batch(5)
     units, trimming = units_of(model.backbone, batch.token_mask), model.trimming(batch.token_ids, batch.token_mask)
     assert trimming is not None
     model.classify(scale(batch.pixels), batch.token_ids, batch.token_mask, [trimming])
     trimmed, full = model.macs_by_module(trimming.decisions, units), model.full_macs_by_module(units)
     assert sum(trimmed.values()) == pytest.approx(float(model.macs(trimming.decisions, units).sum()), rel=1e-6)
     assert sum(full.values()) == pytest.approx(float(model.full_macs(units).sum()), rel=1e-6)
-    assert full["text"] == 0 and trimmed["text"] > 0  # it guides the picture's trimmers
+    assert trimmed["text"] > 0  # it guides the picture's trimmers
+    assert (full["text"] == 0) == (name == "blip"), "which reads the question with the picture from its words"
     assert trimmed["decoder"] > 0 and full["head"] > 0
 
 
 @torch.no_grad()
-def test_a_question_is_answered_alike_in_any_company() -> None:
-    model, batch = model_with(MIXED), small_batch(6)
+@both
+def test_a_question_is_answered_alike_in_any_company(name: BackboneName) -> None:
+    model, batch = model_with(MIXED, name=name), small_batch(6)
     inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
     together = model.classify(*inputs, [model.trimming(*inputs[1:])])  # type: ignore[list-item]
     for row in range(6):
@@ -96,8 +110,9 @@ def test_a_question_is_answered_alike_in_any_company() -> None:
         torch.testing.assert_close(alone[0], together[row])
 
 
-def test_training_moves_the_answers_and_every_trimmer_has_a_gradient() -> None:
-    model, batch = model_with(TrimmerConfig()).train(), asked(6)
+@both
+def test_training_moves_the_answers_and_every_trimmer_has_a_gradient(name: BackboneName) -> None:
+    model, batch = model_with(TrimmerConfig(), name=name).train(), asked(6)
     typical = units_of(model.backbone, batch.token_mask)
     task = AnsweringTask(model, TOKENIZER, scale, 1.3, SmartTrimConfig(), typical)
     taught = task.taught(batch)
@@ -111,9 +126,9 @@ def test_training_moves_the_answers_and_every_trimmer_has_a_gradient() -> None:
         optimizer.zero_grad()
         losses.total.backward()
         if step == 1:
-            for name, parameter in model.named_parameters():
-                assert parameter.grad is not None, name
-                assert not name.startswith("trimmers.") or parameter.grad.abs().max() > 0, name
+            for own, parameter in model.named_parameters():
+                assert parameter.grad is not None, own
+                assert not own.startswith("trimmers.") or parameter.grad.abs().max() > 0, own
         optimizer.step()
         seen.append({name: float(loss.detach()) for name, loss in losses.named.items()})
     assert seen[-1]["task"] < 0.6 * seen[0]["task"] and seen[-1]["full"] < 0.6 * seen[0]["full"]
@@ -124,13 +139,14 @@ def test_training_moves_the_answers_and_every_trimmer_has_a_gradient() -> None:
 
 
 @torch.no_grad()
+@both
 @pytest.mark.parametrize("trimmers", [None, *EXTREMES], ids=["full", "mixed", "everything kept", "nothing but CLS"])
 def test_ranking_answers_of_unlike_lengths_costs_what_torchs_flop_counter_counts(
-    trimmers: TrimmerConfig | None,
+    trimmers: TrimmerConfig | None, name: BackboneName
 ) -> None:
     answers = RankedAnswers.of((*NAMES, "2 dark red dogs"), TOKENIZER, 7)
     assert sorted({len(tokens) for tokens in answers.tokens}) == [3, 4, 6]
-    model, batch = model_with(trimmers, answers=answers), small_batch(1, 3)
+    model, batch = model_with(trimmers, answers=answers, name=name), small_batch(1, 3)
     length, uncounted = int(batch.token_mask.sum()), list[int]()
     inputs = scale(batch.pixels), batch.token_ids[:, :length], batch.token_mask[:, :length]
 
@@ -164,17 +180,37 @@ def test_words_are_scored_where_they_are_to_be_told_and_nowhere_else() -> None:
 
 
 @torch.no_grad()
-def test_answers_are_ranked_as_if_each_was_scored_alone() -> None:
+@both
+def test_answers_are_ranked_as_if_each_was_scored_alone(name: BackboneName) -> None:
     answers = replace(ANSWERS, candidates=len(NAMES))
-    model, batch = model_with(None, answers=answers), small_batch(3)
+    model, batch = model_with(None, answers=answers, name=name), small_batch(3)
     ids_AL, mask_AL = answers.padded
     inputs = scale(batch.pixels), batch.token_ids, batch.token_mask
     scores_BA, question = model.classify(*inputs, []), model.ask(*inputs, [])
+    first_BV = model.backbone.first_words(question, TOKENIZER.cls_id).log_softmax(-1)
     for row in range(3):
         for one in range(len(NAMES)):
             length, own = int(mask_AL[one].sum()), torch.tensor([row])
             given = ids_AL[one : one + 1, :length], mask_AL[one : one + 1, :length]
-            torch.testing.assert_close(-answer_losses(model.backbone, *given, question, own)[0], scores_BA[row, one])
+            alone = -answer_losses(model.backbone, *given, question, own)[0]
+            if name == "albef":  # whose ranking adds the first word's chance to that of all words
+                alone = alone + first_BV[row, ids_AL[one, 1]]
+            torch.testing.assert_close(alone, scores_BA[row, one])
+
+
+def test_albefs_decoder_begins_as_its_fusion_layers_and_learns_unsmoothed() -> None:
+    albef = small_model("albef")
+    assert isinstance(albef, Albef)
+    model = AnsweringModel(albef, None, SMARTTRIM, ANSWERS)
+    assert model.backbone.text_encoder.bert is albef.text_encoder.bert  # type: ignore[union-attr]
+    decoder, encoder = model.backbone.text_decoder, albef.text_encoder
+    fusion = encoder.bert.encoder.layer[albef.config.text.text_layers :]
+    for own, given in zip(decoder.bert.encoder.layer, fusion, strict=True):
+        same = [torch.equal(a, b) for a, b in zip(own.state_dict().values(), given.state_dict().values(), strict=True)]
+        assert all(same), "question and picture are as wide"
+    assert torch.equal(decoder.cls.predictions.transform.dense.weight, encoder.cls.predictions.transform.dense.weight)
+    assert decoder.bert.embeddings.word_embeddings.weight is not encoder.bert.embeddings.word_embeddings.weight
+    assert model.classes.smoothing == 0 and model_with(None).classes.smoothing == 0.1
 
 
 def test_a_question_that_nobody_answered_cannot_be_learned() -> None:

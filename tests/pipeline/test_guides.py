@@ -36,10 +36,13 @@ def test_what_stands_in_for_the_other_modality_is_said(backbone: BackboneName) -
 @pytest.mark.parametrize(
     ("classes", "last"),
     [
-        (Captions("captioning", ()), "trimmers of the image in decoder layers 1 to 2 look at [DEC]'s state"),
+        (
+            Captions("captioning", ()),
+            "trimmers of the image in decoder layers 1 to 2 look at the state of its first token",
+        ),
         (
             RankedAnswers("vqa_generative", ("yes", "no"), ((0, 1, 2),) * 2),
-            "trimmers of the question in decoder layers 1 to 2 look at [DEC]'s state",
+            "trimmers of the question in decoder layers 1 to 2 look at the state of its first token",
         ),
         (NLVR2, "trimmers of the text in fusion layers 1 to 2 look at the mean of both images' CLS"),
     ],

@@ -81,7 +81,7 @@ def compare_vqa(there: transformers.PreTrainedModel, here: torch.nn.Module, dtyp
     assert isinstance(here, BlipAnswering)
     pixels, ids, mask = inputs(dtype)  # unpadded: their cross-attention has lost its padding mask
     image = here.encode_image(pixels)
-    question = here.ask(ids, mask, image)
+    question = here.ask(None, ids, mask, image)
     asked = with_first(ids, WORDS - 1)
     same(
         question.x,
