@@ -22,21 +22,26 @@ _MAX_TOKENS = {
 """Of the reference recipes, for weights from elsewhere that do not say: by kind, else by backbone. ALBEF cuts no
 question that it is asked; 50 words are fewer than these tokens."""
 
+_OF_RETRIEVAL = {"albef": 30, "blip": 35}
+"""Likewise where they do retrieval, by backbone: longer than in pre-training."""
 
 _CROPS: dict[str, Literal["none", "center"]] = {"meter": "center", "clip": "center"}
 """Of the recipes that do not squeeze pictures into the model's shape, by backbone; imports from before
 2026-11-23 do not say."""
 
 
-def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig) -> LoaderConfig:
+def loader_of(folder: Path, described: dict[str, Any], config: ModelConfig, task: str | None = None) -> LoaderConfig:
     """As the export says; weights from elsewhere do not, and get what their reference recipes use.
 
     Args:
         folder: Of the export.
         described: Its config.json.
         config: Sizes of its model.
+        task: What is asked of it; None for a run's, which goes on from its pre-training.
     """
     cut = _MAX_TOKENS.get(described["kind"], _MAX_TOKENS[config.backbone])
+    if task == "retrieval":
+        cut = _OF_RETRIEVAL.get(config.backbone, cut)
     plain = LoaderConfig(
         height=config.vision.height,
         width=config.vision.width_px,

@@ -74,7 +74,7 @@ def open_export(
     if task == "zero_shot" and config.backbone == "meter":
         lacking = "METER has no contrastive features; it can do retrieval, by matching"
         raise UserError(f"{folder} cannot do {task}: {lacking}")
-    loader = loader_of(folder, described, config)
+    loader = loader_of(folder, described, config, task)
     check_sizes(config, loader)
     words = tokenizer_of(folder, tokenizer, config)
     if loaded is not None and task in ANSWERING:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.cleaning import Cleaning
 from pipeline.data.text import Tokenizer, TokenizerConfig
-from pipeline.evaluation.export_input import tokenizer_of
+from pipeline.evaluation.export_input import loader_of, tokenizer_of
 from pipeline.models.config import BackboneName, ModelConfig
 from tests.pipeline.data.test_text import bpe_folder
 from tests.pipeline.small import small_config
@@ -73,6 +73,23 @@ def test_blips_fine_tuned_models_read_as_many_words_as_blip_gives_them(kind: str
     theirs, folder = berts(tmp_path / "theirs"), imported(tmp_path / "ours", kind)
     tokenizer = tokenizer_of(folder, theirs, model_of("blip", Tokenizer.from_pretrained(theirs)))
     assert (tokenizer.cleaning, tokenizer.max_words) == ("blip", words)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kind", "task", "tokens"),
+    [
+        ("albef", "backbone", None, 25), ("albef", "backbone", "zero_shot", 25), ("albef", "backbone", "retrieval", 30),
+        ("albef", "albef_vqa", "vqa_generative", 64), ("blip", "backbone", None, 30),
+        ("blip", "backbone", "retrieval", 35), ("blip", "blip_vqa", "vqa_generative", 35),
+        ("meter", "backbone", "retrieval", 50), ("clip", "backbone", "retrieval", 77),
+    ],
+)  # fmt: skip
+def test_texts_are_cut_where_the_references_cut_them(
+    backbone: BackboneName, kind: str, task: str | None, tokens: int, tmp_path: Path
+) -> None:
+    config = small_config(backbone=backbone)
+    config = replace(config, text=replace(config.text, max_positions=99))
+    assert loader_of(tmp_path, {"kind": kind}, config, task).max_tokens == tokens
 
 
 def test_a_tokenizer_that_says_is_believed(tmp_path: Path) -> None:
