@@ -26,9 +26,13 @@ SIZES = {
     "vqa": {"train": 2000, "val": 300}, "snli_ve": {"train": 3000, "test": 600}, "nlvr2": {"train": 1000, "test1": 200},
     "flickr30k": {"train": 6000, "test": 256},
 }  # fmt: skip
-TEST = {"vqa": "val", "snli_ve": "test", "nlvr2": "test1"}
+TEST = {"vqa": "val", "vqa_generative": "val", "snli_ve": "test", "nlvr2": "test1"}
 # A head that begins from nothing wants updates, that of many answers most of all.
-LOOPS = {"nlvr2": {"samples": 8000}, "vqa": {"samples": 20000, "global_batch": 8}}
+LOOPS = {
+    "nlvr2": {"samples": 8000},
+    "vqa": {"samples": 20000, "global_batch": 8},
+    "vqa_generative": {"samples": 20000, "global_batch": 8},
+}
 RUN: dict[str, Any] = {
     "engine": {"name": "torch", "grad_clip": 0},
     "loader": {
@@ -70,6 +74,11 @@ def texts_of(folder: Path) -> Iterator[str]:
         yield from (question["question"] for question in fields.get("questions", ()))
 
 
+def questions_of(folder: Path) -> list[dict[str, Any]]:
+    shards = ShardFolder(folder)
+    return [question for row in range(len(shards)) for question in shards.read(row).fields["questions"]]
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of all that is learned, and a tokenizer of their words."""
@@ -80,7 +89,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_published(task, root / "raw" / task, sizes, 64, 0)
         prepare(SourceConfig(name=task, root=str(root / "raw" / task)), root / "data" / task, workers=1)
     told = [text for name in ("shapes", *SIZES) for text in texts_of(root / "data" / name / "train")]
-    Tokenizer.train(told, TokenizerConfig(vocab_size=512)).save(root / "tokenizer")
+    answers = [question["answer"] for question in questions_of(root / "data/vqa/train")]
+    Tokenizer.train(told, TokenizerConfig(vocab_size=512), answers).save(root / "tokenizer")
     return root
 
 
@@ -140,11 +150,8 @@ def test_retrieval_gets_better(root: Path, pretrained: tuple[BackboneName, Path]
 def by_question(root: Path) -> float:
     """VQA accuracy of a reader that sees no picture: the most frequent answer to a question, or to its first words."""
 
-    def asked(split: str) -> list[dict[str, Any]]:
-        shards = ShardFolder(root / "data/vqa" / split)
-        return [question for row in range(len(shards)) for question in shards.read(row).fields["questions"]]
-
-    return max(_by_words(asked("train"), asked("val"), words) for words in (2, 3, 99))
+    train, val = (questions_of(root / "data/vqa" / split) for split in ("train", "val"))
+    return max(_by_words(train, val, words) for words in (2, 3, 99))
 
 
 def _by_words(train: list[dict[str, Any]], val: list[dict[str, Any]], words: int) -> float:
@@ -159,17 +166,20 @@ def _by_words(train: list[dict[str, Any]], val: list[dict[str, Any]], words: int
     return 100 * sum(right) / len(right)
 
 
-@pytest.mark.parametrize(("task", "target"), [("snli_ve", 1.0), ("vqa", 1.0), ("nlvr2", 1.0), ("nlvr2", 2.0)])
+@pytest.mark.parametrize(
+    ("task", "target"), [("snli_ve", 1.0), ("vqa", 1.0), ("vqa_generative", 1.0), ("nlvr2", 1.0), ("nlvr2", 2.0)]
+)
 def test_a_task_is_learned(root: Path, pretrained: tuple[BackboneName, Path], task: str, target: float) -> None:
     backbone, export = pretrained
     name = f"{backbone}-{task}-{target}"
     loop = {**RUN["trim"]["loop"], **LOOPS.get(task, {})}
-    run = {"trim": {"task": task, "splits": {f"{task}/train": 1.0}, "loop": loop}}
+    data = task.removesuffix("_generative")
+    run = {"trim": {"task": task, "splits": {f"{data}/train": 1.0}, "loop": loop}}
     did(root, backbone, "trim", name, backbone=str(export), target=target, run=run)
-    splits = {"evaluate": {"statement_splits": [f"{task}/{TEST[task]}"]}}
+    splits = {"evaluate": {"statement_splits": [f"{data}/{TEST[task]}"]}}
     given = {"pretrained": None, "trimmed": {name: str(root / name / "export")}, "run": splits}
     found = scores(did(root, backbone, "evaluate", f"{name}-scores", **given)["rows"])
-    chance = by_question(root) if task == "vqa" else 50.0  # by texts alone, pictures alone, or their colour
+    chance = by_question(root) if data == "vqa" else 50.0  # by texts alone, pictures alone, or their colour
     assert found["accuracy"]["low"] > chance
     if task == "nlvr2":
         assert found["consistency"]["low"] > 25
