@@ -18,11 +18,13 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.config import BackboneName
 from pipeline.models.schedule import Intervention
 from pipeline.process import Process
-from pipeline.tasks.classes import RETRIEVAL, Compared
+from pipeline.tasks.classes import RETRIEVAL
 from pipeline.tasks.classification import Answers, SmartTrimConfig
+from pipeline.tasks.compared import Contrasted, Ranked
+from pipeline.tasks.comparing import FalseTexts, Pairing, RetrievalConfig
 from pipeline.tasks.gallery import encode_split
 from pipeline.tasks.retrieval import matching_parts, rank_split
-from pipeline.tasks.retrieval_model import Pairing, RetrievalModel, RetrievalTask
+from pipeline.tasks.retrieval_model import RetrievalModel, RetrievalTask
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.smarttrim import GumbelGate, MaskedTrimming, threshold
@@ -32,7 +34,9 @@ from tests.pipeline.evaluation.exports import TOKENIZER, lively, loader_of, spli
 from tests.pipeline.evaluation.test_retrieval import by_sort
 from tests.pipeline.small import scale, small_batch, small_model
 
-RANKING: list[BackboneName] = ["albef", "blip"]
+CONTRASTING: list[BackboneName] = ["albef", "blip"]
+RANKING: list[BackboneName] = [*CONTRASTING, "meter"]
+FALSE = RetrievalConfig(false_texts=3)
 MIXED = TrimmerConfig(keep_bias=0.5, last_std=0.5)
 POLICIES = {"smarttrim": Policy(), "local": Policy(tokens="local", heads="all")}
 HARD = GumbelGate(0.0, 1.0)
@@ -54,7 +58,7 @@ def model_of(
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             parameter += 0.1 * torch.randn_like(parameter) * (name != "temp")
-    return RetrievalModel(made, trimmers, POLICIES[policy]).eval()
+    return RetrievalModel(made, trimmers, POLICIES[policy], FALSE).eval()
 
 
 def task_of(model: RetrievalModel, batch: ImageTextBatch) -> RetrievalTask:
@@ -67,7 +71,14 @@ def compared(model: RetrievalModel, batch: ImageTextBatch, gate: GumbelGate | No
     return answers
 
 
-@pytest.mark.parametrize("backbone", RANKING)
+def every_pair(model: RetrievalModel, batch: ImageTextBatch, methods: list[Intervention]) -> Tensor:
+    """(B, B, 2) of each picture with each text, each matched alone."""
+    pixels, ids, mask = scale(batch.pixels), batch.token_ids, batch.token_mask
+    size = len(batch)
+    return torch.stack([model.classify(pixels[i].expand(size, -1, -1, -1), ids, mask, methods) for i in range(size)])
+
+
+@pytest.mark.parametrize("backbone", CONTRASTING)
 def test_the_loss_is_contrast_both_ways_and_matching_of_pairs_that_differ(backbone: BackboneName) -> None:
     model, batch = model_of(backbone), small_batch(5)
     image = model.backbone.encode_image(scale(batch.pixels))
@@ -76,10 +87,9 @@ def test_the_loss_is_contrast_both_ways_and_matching_of_pairs_that_differ(backbo
     right = torch.arange(5)
     contrast = (F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)) / 2
     said = compared(model, batch).full_BA
-    assert isinstance(said, Compared)
+    assert isinstance(said, Contrasted)
     # Which pairs were matched: the only ones that give these scores, each of them matched alone.
-    pixels, ids, mask = scale(batch.pixels), batch.token_ids, batch.token_mask
-    every = torch.stack([model.classify(pixels[i].expand(5, -1, -1, -1), ids, mask, []) for i in range(5)])
+    every = every_pair(model, batch, [])
     found = [(every - row).abs().sum(-1).flatten().argmin().item() for row in said.matching_N2]
     pairs = [divmod(int(at), 5) for at in found]
     torch.testing.assert_close(torch.stack([every[pair] for pair in pairs]), said.matching_N2)
@@ -97,7 +107,7 @@ def test_the_loss_is_contrast_both_ways_and_matching_of_pairs_that_differ(backbo
 def test_the_divergence_is_over_the_candidates_of_the_batch_both_ways_and_over_matching() -> None:
     torch.manual_seed(0)
     sides = [
-        Compared(F.normalize(torch.randn(3, 4)), F.normalize(torch.randn(3, 4)), torch.tensor(0.5), torch.randn(9, 2))
+        Contrasted(F.normalize(torch.randn(3, 4)), F.normalize(torch.randn(3, 4)), torch.tensor(0.5), torch.randn(9, 2))
         for _ in range(2)
     ]
     for side in sides:
@@ -115,6 +125,64 @@ def test_the_divergence_is_over_the_candidates_of_the_batch_both_ways_and_over_m
     found.backward()
     assert sides[0].image_BE.grad is not None and sides[1].image_BE.grad is None
     assert sides[0].matching_N2.grad is not None and sides[1].matching_N2.grad is None
+
+
+def test_meters_loss_is_that_of_the_own_text_among_others_of_the_batch() -> None:
+    """By hand: of six pairs two are of one picture and two of the same words, which are nobody's false texts."""
+    model, batch = model_of("meter"), small_batch(6)
+    batch.sample_ids[1], batch.token_ids[3], batch.token_mask[3] = 0, batch.token_ids[2], batch.token_mask[2]
+    same = torch.eye(6, dtype=torch.bool)
+    for one, other in ((0, 1), (2, 3)):
+        same[one, other] = same[other, one] = True
+    drawn = FalseTexts.of(Pairing.of(batch), 3)
+    every = every_pair(model, batch, []).diff(dim=2)[..., 0]
+    wanted, firsts = torch.zeros(()), list[bool]()
+    for b, others in enumerate(drawn.rows_BC.tolist()):
+        assert len(set(others)) == 3 and not same[b, others].any()
+        scores = every[b, [b, *others]]
+        wanted = wanted - scores.log_softmax(0)[0] / 6
+        firsts.append(bool(scores[0] == scores.max()))
+    losses = task_of(model, batch).losses(model, batch, 0.5)
+    torch.testing.assert_close(losses.total, wanted)
+    assert losses.scalars["accuracy"] == pytest.approx(sum(firsts) / 6) and "temperature" not in losses.scalars
+
+
+def test_false_texts_are_other_ones_in_another_epoch_and_all_there_are_in_a_small_batch() -> None:
+    batch = small_batch(4)
+    pairing = Pairing.of(batch)
+    assert [sorted(row) for row in FalseTexts.of(pairing, 15).rows_BC.tolist()] == [
+        [other for other in range(4) if other != row] for row in range(4)
+    ]
+    many = small_batch(32)
+    drawn = [FalseTexts.of(Pairing(Pairing.of(many).candidates, many.draw_seeds + epoch), 3) for epoch in (0, 100)]
+    assert not torch.equal(drawn[0].rows_BC, drawn[1].rows_BC)
+    batch.sample_ids[:3] = 7  # of one picture: the last text alone is false for it, and the last picture has three
+    found = FalseTexts.of(Pairing.of(batch), 2)
+    assert found.there_BC.tolist() == [[True, False]] * 3 + [[True, True]]
+    assert found.rows_BC[:3, 0].tolist() == [3, 3, 3]
+    model = model_of("meter")
+    every = every_pair(model, batch, []).diff(dim=2)[..., 0]
+    loss = task_of(model, batch).losses(model, batch, 0.5).total
+    rows = [every[b, [b, 3]] for b in range(3)] + [every[3, [3, 0, 1, 2]]]
+    torch.testing.assert_close(loss, -torch.stack([row.log_softmax(0)[0] for row in rows]).mean())
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_meters_divergence_is_over_the_candidates_of_each_picture() -> None:
+    torch.manual_seed(0)
+    there = torch.tensor([[True, True, True], [True, True, False]])
+    given = [torch.randn(2, 3, requires_grad=True) for _ in range(2)]
+    sides = [Ranked.of(scores, there) for scores in given]
+    wanted = torch.zeros(())
+    for row, count in ((0, 3), (1, 2)):
+        p, q = (scores[row, :count].softmax(0) for scores in given)
+        wanted = wanted + (p * (p / q).log()).sum() / 2
+    found = RETRIEVAL.divergence(*sides)
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    assert given[1].grad is None and given[0].grad is not None and given[0].grad.isfinite().all()
+    assert given[0].grad[1, 2] == 0
 
 
 def step_of_rank(
@@ -164,13 +232,23 @@ def test_two_processes_compute_losses_and_gradients_of_the_whole_batch(backbone:
 def test_the_first_step_is_the_full_models_and_every_trimmer_has_a_gradient(backbone: BackboneName) -> None:
     model, batch = model_of(backbone, TrimmerConfig()), small_batch(6)
     answers = compared(model, batch, HARD)
-    assert isinstance(answers.trimmed_BA, Compared) and isinstance(answers.full_BA, Compared)
+    assert answers.trimmed_BA is not None and answers.full_BA is not None
     for trimmed, full in zip(answers.trimmed_BA, answers.full_BA, strict=True):
         torch.testing.assert_close(trimmed, full)
     task_of(model, batch).losses(model, batch, 0.3).total.backward()
     assert model.trimmers is not None
     for name, parameter in model.trimmers.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def scored(logits_B2: Tensor) -> Tensor:
+    return logits_B2[:, 1] - logits_B2[:, 0]
+
+
+def own_matching(said: object, size: int) -> Tensor:
+    """(B,) matching scores of the pairs that belong together."""
+    assert isinstance(said, Contrasted | Ranked)
+    return said.scores_BC[:, 0] if isinstance(said, Ranked) else scored(said.matching_N2[:size])
 
 
 @torch.no_grad()
@@ -188,8 +266,7 @@ def test_masked_and_packed_execution_agree(backbone: BackboneName, policy: str) 
     costs = [model.macs(each.decisions, units) for each in (masked, packed)]
     torch.testing.assert_close(*costs, check_dtype=False)
     own = compared(model, batch, HARD)  # what training saw of the pairs that belong together is the same
-    assert isinstance(own.trimmed_BA, Compared)
-    torch.testing.assert_close(own.trimmed_BA.matching_N2[:6], by_mask, rtol=0, atol=1e-9)
+    torch.testing.assert_close(own_matching(own.trimmed_BA, 6), scored(by_mask), rtol=0, atol=1e-9)
     torch.testing.assert_close(model.macs(own.decisions, units), costs[0], check_dtype=False)
 
 
@@ -203,7 +280,7 @@ def test_pictures_and_texts_are_trimmed_alone_and_matching_by_both(backbone: Bac
         trimming = MaskedTrimming(model.trimmers)  # type: ignore[arg-type]
         model.classify(*given, [trimming])
         kept.append({name: each.present_BN for name, each in trimming.decisions.items()})  # type: ignore[misc]
-    assert len(kept[0]) == 4 + len(model.backbone.text_steps) + len(model.backbone.fusion_steps)
+    assert len(kept[0]) == sum(len(step.advances) for step in model.backbone.schedule)
     for name, present in kept[0].items():
         if name.startswith("vision"):
             assert torch.equal(present, kept[1][name])
@@ -214,7 +291,16 @@ def test_pictures_and_texts_are_trimmed_alone_and_matching_by_both(backbone: Bac
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("backbone", "policy"), [("albef", "smarttrim"), ("blip", "smarttrim"), ("blip", "local")])
+@pytest.mark.parametrize(
+    ("backbone", "policy"),
+    [
+        ("albef", "smarttrim"),
+        ("blip", "smarttrim"),
+        ("blip", "local"),
+        ("meter", "smarttrim"),
+        ("meter", "local"),
+    ],
+)
 def test_trimmed_ranks_are_those_of_a_sort_of_all_pairs(tmp_path: Path, backbone: BackboneName, policy: str) -> None:
     """Packed, each image and text encoded once, against every pair for itself, masked."""
     model = RetrievalModel(lively(backbone).double(), MIXED, POLICIES[policy]).eval()
@@ -233,15 +319,15 @@ def test_trimmed_ranks_are_those_of_a_sort_of_all_pairs(tmp_path: Path, backbone
     similarity, matching = torch.zeros(2, len(batch), len(owner))
     for i in range(len(batch)):
         pixels = normalise(batch.pixels[i : i + 1]).expand(len(owner), -1, -1, -1)
-        similarity[i] = similar(model.backbone, pixels, ids, mask, [MaskedTrimming(model.trimmers)])  # type: ignore[arg-type]
-        logits = model.classify(pixels, ids, mask, [MaskedTrimming(model.trimmers)])  # type: ignore[arg-type]
-        matching[i] = logits[:, 1] - logits[:, 0]
-    args = similarity.tolist(), matching.tolist()
-    wanted = [by_sort(args[0][i], args[1][i], [of == i for of in owner], 5) for i in sorted(set(owner))]
+        if model.backbone.has_contrast:
+            similarity[i] = similar(model.backbone, pixels, ids, mask, [MaskedTrimming(model.trimmers)])  # type: ignore[arg-type]
+        matching[i] = scored(model.classify(pixels, ids, mask, [MaskedTrimming(model.trimmers)]))  # type: ignore[arg-type]
+    args, top = (similarity.tolist(), matching.tolist()), 5 if model.backbone.has_contrast else len(owner)
+    wanted = [by_sort(args[0][i], args[1][i], [of == i for of in owner], top) for i in sorted(set(owner))]
     assert found.image_Q.tolist() == wanted
     args = similarity.T.tolist(), matching.T.tolist()
     rights = [[i == of for i in range(len(batch))] for of in owner]
-    assert found.text_T.tolist() == [by_sort(args[0][t], args[1][t], rights[t], 5) for t in range(len(owner))]
+    assert found.text_T.tolist() == [by_sort(args[0][t], args[1][t], rights[t], top) for t in range(len(owner))]
 
 
 def similar(model: Backbone, pixels: Tensor, ids: Tensor, mask: Tensor, methods: list[Intervention]) -> Tensor:
@@ -267,8 +353,8 @@ def test_a_pair_costs_what_torchs_flop_counter_counts(backbone: BackboneName, tr
     methods, counter = model.methods(), FlopCounterMode(display=False)
     with counter:
         model.classify(*inputs, methods)
-        matching_parts(model.backbone)[1](torch.randn(1, 32))
-        matching_parts(model.backbone)[2](torch.randn(1, 32))
+        for projection in matching_parts(model.backbone)[1:]:  # type: ignore[index]
+            projection(torch.randn(1, 32))
     units = units_of(model.backbone, inputs[2])
     decisions = methods[0].decisions if trimmed else {}  # type: ignore[attr-defined]
     assert counter.get_total_flops() + 2 * sum(uncounted) == 2 * int(model.macs(decisions, units))
