@@ -28,7 +28,7 @@ _CHUNK = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig:
-    """``retrieval``.
+    """How retrieval is trained where matching alone ranks.
 
     Attributes:
         false_texts: Texts of other pictures of the batch that each picture is matched with beside its own, where there
