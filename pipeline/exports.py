@@ -190,7 +190,9 @@ def build_classification_model(described: dict[str, Any], classes: Classes = STA
     whole = None if whole is None else ModelConfig.from_dict(whole)
     together = bool(method.get("together", False))
     decodes = isinstance(classes, Captions | RankedAnswers)
-    more = {} if decodes else {"whole": whole, "pruning": pruning, "together": together, "pair": described.get("pair")}
+    more: dict[str, Any] = (
+        {} if decodes else {"whole": whole, "pruning": pruning, "together": together, "pair": described.get("pair")}
+    )
     model = fine_tuned(backbone, trimmers, policy, classes=classes, **more)
     if model.trimmers is not None:
         model.trimmers.set_share(share)

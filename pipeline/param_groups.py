@@ -57,6 +57,11 @@ def check_scales(key: str, scales: Mapping[str, float]) -> None:
             raise UserError(f"{key}.{part}={scale} must be above 0")
 
 
+def scales_that_count(model: Backbone, scales: Mapping[str, float]) -> dict[str, float]:
+    """Those that say something of a model: a task's recipe slows the temperature of whichever backbone has one."""
+    return {part: scale for part, scale in scales.items() if part != "temp" or model.has_contrast}
+
+
 def check_lr_scales(model: Backbone, scales: Mapping[str, float], key: str = "pretrain.lr_scales") -> None:
     """Refuses parts that the model does not have.
 
@@ -69,7 +74,7 @@ def check_lr_scales(model: Backbone, scales: Mapping[str, float], key: str = "pr
         UserError: Naming the parts that there are.
     """
     known = [name for name, _ in model.named_modules() if name] + [name for name, _ in model.named_parameters()]
-    for part in scales:
+    for part in scales_that_count(model, scales):
         if part not in known:
             parts = ", ".join(name for name, _ in model.named_children())
             raise UserError(f"{key} names {part!r}, which {model.config.backbone} has not; it has {parts}")

@@ -30,7 +30,7 @@ from pipeline.measure.step_macs import classification_macs
 from pipeline.models.backbone import Backbone
 from pipeline.models.blocks import recompute_activations
 from pipeline.models.config import ModelConfig
-from pipeline.param_groups import bounded_temperature, check_lr_scales, scale_of, scaled_groups
+from pipeline.param_groups import bounded_temperature, check_lr_scales, scale_of, scaled_groups, scales_that_count
 from pipeline.process import Process
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
@@ -80,7 +80,7 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
     kept = config.kept_pruning(backbone.config.backbone, pruning)
     with next(backbone.parameters()).device:
         more: dict[str, Any] = {} if kept is None else {"pruning": kept}
-        more |= config.of_pairs
+        more |= config.of_task
         model = fine_tuned(backbone, config.trims, config.policy, classes=_supposed(config), **more)
     trained, key = max_tokens, "loader.max_tokens"
     if config.max_tokens is not None:
@@ -132,6 +132,7 @@ def trim(
     read = config.exported_loader(pretrained)
     batch = config.loop.global_batch
     settled = check_batch("trim", batch, process.world_size, inputs.engine, inputs.loader, config.least)
+    config = config.within(batch // settled.accumulation)
     seed_everything(inputs.seed, 1000)
     tokenizer = inputs.load_tokenizer()
     trained = _pretrained(config, backbone, model_config, tokenizer, pretrained, process)
@@ -188,7 +189,7 @@ def _pretrained(
 def _engine(config: TrimConfig, settled: EngineConfig, model: ClassificationModel, process: Process) -> Engine:
     """Backbone, head and trimmers, each at its own rate."""
     groups = [*scaled_groups(model.backbone, config.lr_scales), *split_decay(model.cls_head, config.head_scale)]
-    if isinstance(model, RetrievalModel):  # of other tasks nothing moves it
+    if isinstance(model, RetrievalModel) and model.backbone.has_contrast:  # of other tasks nothing moves it
         groups = bounded_temperature(groups, model.backbone, scale_of("temp", config.lr_scales))
     if model.trimmers is not None:
         groups += split_decay(model.trimmers, config.trimmer_scale)
@@ -253,7 +254,7 @@ def _log_guides(model: ClassificationModel, process: Process) -> None:
 def _log_facts(config: TrimConfig, task: ClassificationTask, inputs: Inputs, stage: Stage) -> LogFacts:
     """What the log says besides losses; what is kept of tokens and heads is among the task's own numbers."""
     model = task.model
-    scales = {**config.lr_scales, "head": config.head_scale} | (
+    scales = {**scales_that_count(model.backbone, config.lr_scales), "head": config.head_scale} | (
         {} if model.trimmers is None else {"trimmers": config.trimmer_scale}
     )
     if model.trimmers is not None:

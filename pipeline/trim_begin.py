@@ -78,7 +78,7 @@ class Beginning:
     @property
     def _kept(self) -> dict[str, Any]:
         """What a model has whatever trims it."""
-        return ({} if self.pruning is None else {"pruning": self.pruning}) | self.config.of_pairs
+        return ({} if self.pruning is None else {"pruning": self.pruning}) | self.config.of_task
 
     def task(self, model: ClassificationModel, plan: Plan, typical: Units) -> ClassificationTask:
         """What is trained of what `model` gave.

@@ -19,6 +19,7 @@ from pipeline.pruning.elip import ElipConfig
 from pipeline.tasks.answer_list import AnswersConfig
 from pipeline.tasks.classes import TOLD, TaskName
 from pipeline.tasks.classification import SmartTrimConfig
+from pipeline.tasks.comparing import RetrievalConfig
 from pipeline.trimming.methods import SMART, MethodsConfig
 from pipeline.trimming.target import Target
 from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig
@@ -35,7 +36,7 @@ class TrimConfig(MethodsConfig):
             contradict it, or neither? ``vqa``: which answer of a list? ``vqa_generative``: the same by a
             decoder that ranks the list (ALBEF, BLIP). ``captioning``: what is to be told of a picture (BLIP)?
             ``nlvr2``: is a sentence true of two pictures? ``retrieval``: which text belongs to a picture, which
-            picture to a text (ALBEF, BLIP)?
+            picture to a text?
         splits: Split folders to train on, and the weight of each in every batch.
         targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
             same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
@@ -44,12 +45,13 @@ class TrimConfig(MethodsConfig):
             the full model of this run (1.0x) with its head, two runs. What all of it took is in the results.
         keep_pruning: Whether the backbone is pruned as in pre-training (ELIP) while it is fine-tuned and ever after:
             the full model too, from which a speed-up then counts. None for each backbone's own way: METER is, where the
-            method allows it, the others are not.
+            method allows it and a text is there to prune by (``retrieval`` has none), the others are not.
         answers: Which answers ``vqa`` and ``vqa_generative`` tell apart.
         captions: How ``captioning`` tells of pictures; the prompt stands before every caption in training, and its
             tokens count among `max_tokens`.
         image_size: Side in pixels of the square pictures of fine-tuning and ever after, where that is another one than
             pre-training's: positions are interpolated. None for pre-training's own.
+        retrieval: What ``retrieval`` is trained with, where that is not contrast.
         pair: How ``nlvr2`` reads two pictures. ``passes``: the text is fused with each, and the head sees the features
             of both; ``both``: the text attends to both at once, which METER cannot. None for the backbone's own way:
             ``passes`` of METER, ``both`` of the others.
@@ -75,6 +77,7 @@ class TrimConfig(MethodsConfig):
     keep_pruning: bool | None = None
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     captions: CaptionConfig = field(default_factory=CaptionConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     image_size: int | None = None
     pair: PairWay | None = None
     max_tokens: int | None = None
@@ -205,7 +208,8 @@ class TrimConfig(MethodsConfig):
                 "trim.method that leaves the vision tower's tokens to trimmers or alone "
                 f"(given: {self.method}); leave it out"
             )
-        keep = backbone == "meter" if self.keep_pruning is None else self.keep_pruning
+        own = backbone == "meter" and self.task != "retrieval"  # whose pictures no text guides
+        keep = own if self.keep_pruning is None else self.keep_pruning
         return elip if keep else None
 
     def leaves_pruning(self, backbone: str, pruning: PruningConfig) -> bool:
@@ -229,9 +233,21 @@ class TrimConfig(MethodsConfig):
         return "image" if self.task == "retrieval" else "pair"
 
     @property
-    def of_pairs(self) -> dict[str, Any]:
-        """What a model of pairs is told besides."""
+    def of_task(self) -> dict[str, Any]:
+        """What a task's model is told besides."""
+        if self.task == "retrieval":
+            return {"retrieval": self.retrieval}
         return {"pair": self.pair} if self.task == "nlvr2" else {}
+
+    def within(self, part: int) -> "TrimConfig":
+        """The same with no more false texts than there are.
+
+        Args:
+            part: Samples of all processes that are compared with each other.
+        """
+        if self.task != "retrieval":
+            return self
+        return replace(self, retrieval=RetrievalConfig(false_texts=min(self.retrieval.false_texts, part - 1)))
 
     @property
     def needs_full(self) -> bool:

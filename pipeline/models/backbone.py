@@ -192,6 +192,12 @@ class Backbone(nn.Module, ABC):
         """(B, E) of unit length, from the text's pooled token."""
         return F.normalize(at_least_float32(self.text_proj(self.pooled(text))), dim=-1)
 
+    def match_score(self, features_BF: Tensor) -> Tensor:
+        """(B,) what pairs are ranked by, of fused features: matching's score of a match less that of none."""
+        with torch.autocast(features_BF.device.type, enabled=False):  # 8 bits of a product would tie what differs
+            logits_B2 = self.itm_head(at_least_float32(features_BF))
+        return logits_B2[:, 1] - logits_B2[:, 0]
+
     def pooled(self, text: TokenStream) -> Tensor:
         """(B, D) the token that speaks for the text."""
         return text.cls

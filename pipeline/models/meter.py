@@ -4,7 +4,6 @@ B batch, L text tokens, N vision tokens, D width of the fusion layers, V vocabul
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from pipeline.models.backbone import Backbone, Fused, matching_head
 from pipeline.models.blocks import PostNormBlock, init_transformer
 from pipeline.models.config import ModelConfig
 from pipeline.models.linear import Linear
-from pipeline.models.packing import spread
+from pipeline.models.packing import of_rows, spread
 from pipeline.models.schedule import Advance, Intervention, Step, Streams, TokenStream, execute
 from pipeline.models.text import Bert, Predictions, text_block
 
@@ -114,11 +113,7 @@ class Meter(Backbone):
 
     def begin_streams(self, text: TokenStream, image: TokenStream, image_type: int | Tensor = 1) -> Streams:
         """Both streams as the first layer of co-attention sees them; arguments as in `fuse`."""
-        if image.rows is not None:
-            present = None if image.present is None else image.present[image.rows]
-            origin = None if image.origin is None else image.origin[image.rows]
-            size = None if image.size is None else image.size[image.rows]
-            image = replace(image, x=image.x[image.rows], present=present, origin=origin, size=size, rows=None)
+        image = of_rows(image)
         types = self.token_type_embeddings.weight
         own = types[image_type]
         own = spread(own, image) if own.ndim > 1 else own

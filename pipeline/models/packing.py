@@ -44,6 +44,23 @@ def keep_packed(stream: TokenStream, kept_T: Tensor) -> TokenStream:
     return replace(stream, x=stream.x.index_select(0, places), origin=origin, offsets=(0, *ends), memo=None)
 
 
+def of_rows(stream: TokenStream) -> TokenStream:
+    """A stream whose instances several rows share (`rows`) -> every row with tokens of its own; another stays."""
+    if (rows := stream.rows) is None:
+        return stream
+    if stream.offsets is None:
+        x = stream.x.index_select(0, rows)  # not x[rows], whose backward is far slower
+        origin, present, size = (None if t is None else t[rows] for t in (stream.origin, stream.present, stream.size))
+        return replace(stream, x=x, origin=origin, present=present, size=size, rows=None, memo=None)
+    offsets = torch.tensor(stream.offsets, device=rows.device)
+    lengths, begins = offsets.diff()[rows], offsets[rows]
+    ends = lengths.cumsum(0)
+    places = torch.arange(int(ends[-1]), device=rows.device) + (begins - ends + lengths).repeat_interleave(lengths)
+    origin = None if stream.origin is None else stream.origin[places]
+    x = stream.x.index_select(0, places)
+    return replace(stream, x=x, origin=origin, offsets=(0, *ends.tolist()), rows=None, memo=None)
+
+
 def stacked(first: TokenStream, second: TokenStream) -> TokenStream:
     """The rows of two streams of one layout and length, one after the other."""
     x = torch.cat([first.x, second.x])

@@ -1,15 +1,14 @@
 """What a task tells apart: classes of which one is right, answers with scores (VQA), or the next word (captioning).
 
-B batch, A classes or answers, L text tokens, V vocabulary, M words to tell, E embedding width, G rows of all processes,
-N pairs with their negatives.
+B batch, A classes or answers, L text tokens, V vocabulary, M words to tell.
 """
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,10 +19,9 @@ from data_prep.sources.snli_ve import LABELS
 from pipeline.data.batch import ImageTextBatch
 from pipeline.data.sample import SIDES, Sample, TextKind, questions_in
 from pipeline.objectives.answers import answer_loss
-from pipeline.objectives.gather import gather_with_gradient, mean_over_global_count
-from pipeline.objectives.infonce import symmetric_contrast
-from pipeline.objectives.itm import matching_loss
+from pipeline.objectives.gather import mean_over_global_count
 from pipeline.objectives.lm import caption_loss, next_words
+from pipeline.tasks.compared import Compared
 from pipeline.trimming.distillation import answer_divergence, class_divergence
 
 TaskName = Literal["statement", "snli_ve", "vqa", "vqa_generative", "captioning", "nlvr2", "retrieval"]
@@ -48,7 +46,6 @@ ANSWERING: tuple[TaskName, ...] = ("vqa", "vqa_generative")
 TOLD: tuple[TaskName, ...] = ("captioning", "retrieval")
 """Tasks that learn from captions."""
 
-_CONTRAST_CHUNK = 1024  # rows whose scores are held at a time
 _SCORES = (0.0, 0.3, 0.6, 0.9)
 """Of an answer that so many annotators gave; of more of them it is 1."""
 
@@ -216,49 +213,20 @@ class Captions(Classes):
         return scores_BA.softmax(-1)
 
 
-class Compared(NamedTuple):
-    """What retrieval learns from.
-
-    Attributes:
-        image_BE: Unit features.
-        text_BE: Likewise; row b of both belong together.
-        temperature: Of one element.
-        matching_N2: Scores of the B pairs, then of those that do not belong together.
-    """
-
-    image_BE: Tensor
-    text_BE: Tensor
-    temperature: Tensor
-    matching_N2: Tensor
-
-    def ways(self) -> Iterator[Tensor]:
-        """(B, G) scores of the texts of all processes for each picture, then of the pictures for each text."""
-        for rows_BE, others_BE in ((self.image_BE, self.text_BE), (self.text_BE, self.image_BE)):
-            yield rows_BE @ gather_with_gradient(others_BE).T / self.temperature
-
-
 class InBatch(OneOf):
     """Whether a text belongs to a picture; it is learned among the pairs of a batch, from `Compared` for scores."""
 
     def loss(self, scores_BA: Compared, targets: Tensor) -> Tensor:  # type: ignore[override]
-        """Contrast among the batch of all processes, and matching."""
-        image_BE, text_BE, temperature, matching_N2 = scores_BA
-        matches_N = torch.arange(len(matching_N2), device=matching_N2.device) < len(image_BE)
-        contrast = symmetric_contrast(image_BE, text_BE, temperature, _CONTRAST_CHUNK)
-        return contrast + matching_loss(matching_N2, matches_N)
+        """That of what was compared."""
+        return scores_BA.loss()
 
     def divergence(self, trimmed_BA: Compared, full_BA: Compared) -> Tensor:  # type: ignore[override]
-        """Of the candidates in the batch, mean of both ways; and of matching's two classes for each pair."""
-        ways = [class_divergence(*both) for both in zip(trimmed_BA.ways(), full_BA.ways(), strict=True)]
-        return sum(ways, start=torch.zeros_like(ways[0])) / 2 + class_divergence(
-            trimmed_BA.matching_N2, full_BA.matching_N2
-        )
+        """Of the same pairs."""
+        return trimmed_BA.divergence(full_BA)
 
     def accuracy(self, scores_BA: Compared, targets: Tensor) -> Tensor:  # type: ignore[override]
-        """Share of pictures and texts that find each other first among those of this process, by features."""
-        own_BB = scores_BA.image_BE.detach() @ scores_BA.text_BE.detach().T
-        right_B = torch.arange(len(own_BB), device=own_BB.device)
-        return torch.cat([own_BB.argmax(way) == right_B for way in (0, 1)]).float().mean()
+        """Share of what finds its own first."""
+        return scores_BA.accuracy()
 
 
 STATEMENT = OneOf("statement", ("false", "true"))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.data.batch import ImageTextBatch
 from pipeline.data.seeds import uniforms
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import Intervention, TokenStream
@@ -21,9 +20,9 @@ from pipeline.tasks.candidates import Candidates, picked
 _NEGATIVES = 0x6E656761746976
 
 
-def negative_chances(batch: ImageTextBatch) -> Tensor:
-    """(B, 3) uniform numbers of each sample, for its negatives; the same in every layout of ranks."""
-    return uniforms(batch.draw_seeds ^ _NEGATIVES, 3)
+def negative_chances(seeds_B: Tensor, count: int) -> Tensor:
+    """(B, count) uniform numbers of each sample, for its negatives; the same in every layout of ranks."""
+    return uniforms(seeds_B ^ _NEGATIVES, count)
 
 
 def hard_negatives(

@@ -73,7 +73,7 @@ class OnlineModel(nn.Module):
 
     def draw(self, batch: ImageTextBatch) -> Draws:
         """The random choices that belong to the batch's samples."""
-        return Draws(negative_chances(batch))
+        return Draws(negative_chances(batch.draw_seeds, 3))
 
     def mask(self, batch: ImageTextBatch) -> MaskedWords:
         """The batch's texts with words masked."""

@@ -19,7 +19,6 @@ from pipeline.gathering import assemble, dealt, places_of, total
 from pipeline.metrics.ranks import Right, ahead, best_right, ranks_among, ranks_of, reranked, top_among
 from pipeline.models.backbone import Backbone
 from pipeline.models.schedule import TokenStream
-from pipeline.precision import at_least_float32
 from pipeline.process import Process
 from pipeline.tasks.gallery import Gallery, Methods, check_finite, score_type
 
@@ -52,13 +51,13 @@ def rank_split(model: Backbone, gallery: Gallery, top: int, process: Process, me
         top: K; candidates beyond it keep their contrastive order behind the re-ranked ones. 0 ranks by contrast
             alone. Where there is no contrast every pair is matched, where there is no fusion none.
         process: This rank.
-        methods: What trims pairs, where what is in the gallery was trimmed so; not of models without contrast.
+        methods: What trims pairs, where what is in the gallery was trimmed so.
 
     Raises:
         UserError: A score is not finite.
     """
     if not model.has_contrast:
-        return _rank_all_pairs(model, gallery, process)
+        return _rank_all_pairs(model, gallery, process, methods)
     matching = top if matches(model, top) else 0
     texts_T = torch.arange(len(gallery.owner_T), device=gallery.owner_T.device)
     by_image = contrast(gallery.image_IE, gallery.text_TE, gallery.asking, gallery.texts_of, matching, process)
@@ -160,7 +159,7 @@ def _matched_pairs(
 
 @torch.no_grad()
 def matching_scores(model: Backbone, gallery: Gallery, image: int, texts_P: Tensor, methods: Methods = list) -> Tensor:
-    """(P,) matching logit (class 1 minus class 0) of an image of this rank with texts.
+    """(P,) matching scores (`Backbone.match_score`) of an image of this rank with texts.
 
     An image's pairs are fused apart from others', so that it is the same whichever images a rank has.
     """
@@ -170,19 +169,17 @@ def matching_scores(model: Backbone, gallery: Gallery, image: int, texts_P: Tens
     alone = replace(gallery.tokens[image], memo=None if methods() else {})
     for texts in texts_P.split(ROWS_AT_ONCE):
         text = TokenStream(gallery.text.x[texts], gallery.text.present[texts])
-        features_BF = model.fuse(text, replace(alone, rows=torch.zeros_like(texts)), methods()).features_BF
-        with torch.autocast(texts.device.type, enabled=False):
-            logits_B2 = model.itm_head(at_least_float32(features_BF))
-        scores.append(logits_B2[:, 1] - logits_B2[:, 0])
+        fused = model.fuse(text, replace(alone, rows=torch.zeros_like(texts)), methods())
+        scores.append(model.match_score(fused.features_BF))
     return torch.cat(scores)
 
 
-def _rank_all_pairs(model: Backbone, gallery: Gallery, process: Process) -> Ranks:
+def _rank_all_pairs(model: Backbone, gallery: Gallery, process: Process, methods: Methods) -> Ranks:
     """Every image of this rank with every text; what texts rank by adds up over ranks."""
     device, numbers = gallery.owner_T.device, sorted(gallery.tokens)
     mine = torch.tensor(numbers, dtype=torch.int64, device=device)
     every = torch.arange(len(gallery.owner_T), device=device)
-    rows = [matching_scores(model, gallery, number, every) for number in numbers]
+    rows = [matching_scores(model, gallery, number, every, methods) for number in numbers]
     score_CT = torch.stack(rows) if rows else torch.empty(0, len(every), device=device, dtype=score_type(model))
     sound = assemble(process, score_CT.isfinite().all(1), mine, len(gallery.images))
     check_finite(sound, lambda at: gallery.images[at].key, "matching scores")
@@ -199,7 +196,8 @@ def pair_score(model: Backbone, pixels: Tensor, ids_1L: Tensor, mask_1L: Tensor)
     image, text = model.encode_image(pixels), model.encode_text(ids_1L, mask_1L)
     scores = [(model.image_feature(image) * model.text_feature(text)).sum(-1)] if model.has_contrast else []
     if model.fusion_steps:
-        scores.append(model.itm_head(model.fuse(model.begin_fusion(text, ids_1L, mask_1L), image).features_BF)[:, 1])
+        fused = model.fuse(model.begin_fusion(text, ids_1L, mask_1L), image)
+        scores.append(model.match_score(fused.features_BF))
     return scores[-1]
 
 

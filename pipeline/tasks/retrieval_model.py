@@ -1,4 +1,4 @@
-"""Fine-tuning for retrieval: contrast ranks, matching ranks the best again (ALBEF, BLIP), with or without trimmers.
+"""Fine-tuning for retrieval: what ranks pictures and texts is learned among a batch, with or without trimmers.
 
 A picture and a text are encoded apart, as a search engine encodes each once: nothing of the other is there to guide
 what is trimmed. Matching sees both.
@@ -7,7 +7,7 @@ B pairs of this process, L text tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,49 +15,25 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from pipeline.data.batch import ImageTextBatch
-from pipeline.measure.flops import key_value_macs, linear_macs
-from pipeline.measure.model_flops import steps_macs
+from pipeline.measure.flops import Kept, StepCounts, block_macs, joining_macs, key_value_macs, linear_macs
 from pipeline.models.backbone import Backbone
-from pipeline.models.schedule import Intervention, TokenStream
-from pipeline.objectives.gather import world_size
-from pipeline.objectives.itm import Negatives
+from pipeline.models.schedule import Intervention, Step, TokenStream, site
 from pipeline.precision import at_least_float32
-from pipeline.tasks.candidates import Candidates
-from pipeline.tasks.classes import RETRIEVAL, Compared
+from pipeline.tasks.classes import RETRIEVAL
 from pipeline.tasks.classification import Answers, ClassificationModel, ClassificationTask
-from pipeline.tasks.matching import hard_negatives, matching_logits, negative_chances
+from pipeline.tasks.compared import Compared
+from pipeline.tasks.comparing import AmongTexts, ByContrast, Comparing, Encoded, Pairing, RetrievalConfig
 from pipeline.tasks.retrieval import matching_parts
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import CostModel, Units
 from pipeline.trimming.smarttrim import Decision, Gate, PackedTrimming
 from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig, Trimmers
 
-_CHUNK = 1024
-"""Rows whose similarities are held while negatives are drawn."""
-_NEGATIVES = 2
-"""Of each pair: its text with another image, its image with another text."""
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """What a batch is compared with.
-
-    Attributes:
-        candidates: The rows that negatives are drawn from: those of all processes.
-        chances_B3: Uniform numbers to draw them by.
-    """
-
-    candidates: Candidates
-    chances_B3: Tensor
-
-    @classmethod
-    def of(cls, batch: ImageTextBatch) -> "Pairing":
-        """Of a batch; processes call it together."""
-        return cls(Candidates.of(batch, world_size() > 1), negative_chances(batch))
+_DEFAULT = RetrievalConfig()
 
 
 class RetrievalModel(ClassificationModel):
-    """A backbone whose features rank and whose matching ranks again, and trimmers if it is to be trimmed.
+    """A backbone whose features rank and whose matching ranks again, or ranks alone (METER); and what trims it.
 
     Its scores of a picture and a text say whether they belong together.
 
@@ -65,22 +41,29 @@ class RetrievalModel(ClassificationModel):
         backbone: Shared, not copied; its pictures are encoded without a text from now on.
         trimmers: Sizes of what trims; None for the full model.
         policy: Who decides on tokens and heads.
+        config: What a backbone without contrast is trained with.
 
     Raises:
-        UserError: The backbone has no contrast, or no matching.
+        UserError: The backbone has no matching.
     """
 
     encodes_apart = True
 
-    def __init__(self, backbone: Backbone, trimmers: TrimmerConfig | None, policy: Policy = SMARTTRIM) -> None:
-        if not (backbone.has_contrast and backbone.fusion_steps):
-            lacks = "matching" if backbone.has_contrast else "contrastive features"
+    def __init__(
+        self,
+        backbone: Backbone,
+        trimmers: TrimmerConfig | None,
+        policy: Policy = SMARTTRIM,
+        config: RetrievalConfig = _DEFAULT,
+    ) -> None:
+        if not backbone.fusion_steps:
             raise UserError(
-                f"trim.task=retrieval wants contrast and matching, but {backbone.config.backbone} has no {lacks}; "
-                "pre-train with --model.backbone albef or blip, or choose another trim.task"
+                f"trim.task=retrieval wants matching, but {backbone.config.backbone} has none; pre-train with "
+                "--model.backbone albef, blip or meter, or choose another trim.task"
             )
         backbone.visual_encoder.guide = "image"
-        super().__init__(backbone, trimmers, policy, classes=RETRIEVAL)
+        super().__init__(backbone, trimmers, policy, together=False, classes=RETRIEVAL)
+        self.comparing: Comparing = ByContrast() if backbone.has_contrast else AmongTexts(config.false_texts)
 
     def make_head(self) -> nn.Module:
         """None: projections and matching's head are the backbone's."""
@@ -126,13 +109,13 @@ class RetrievalModel(ClassificationModel):
         """What training compares: both models on the same pairs; without `pairing` the scores of `classify`."""
         if pairing is None:
             return super().forward(pixels, ids_BL, mask_BL, gate, full)
-        inputs, of_full, negatives = (pixels, ids_BL, mask_BL), None, None
+        inputs, of_full, drawn = (pixels, ids_BL, mask_BL), None, None
         if full or self.trimmers is None:
-            of_full, negatives = self._compared(*inputs, pairing, [], None)
+            of_full, drawn = self._compared(*inputs, pairing, [], None)
         trimming = None if gate is None else self.trimming(ids_BL, mask_BL, gate)
         if trimming is None:
             return Answers(of_full)
-        trimmed, _ = self._compared(*inputs, pairing, [trimming], negatives)
+        trimmed, _ = self._compared(*inputs, pairing, [trimming], drawn)
         return Answers(of_full, trimmed, _of_own_pairs(trimming.decisions, len(pixels)))
 
     def _compared(
@@ -142,48 +125,54 @@ class RetrievalModel(ClassificationModel):
         mask_BL: Tensor,
         pairing: Pairing,
         methods: list[Intervention],
-        negatives: Negatives | None,
-    ) -> tuple[Any, Negatives]:
-        """`Compared` in the place of scores, with given negatives or hard ones by these features."""
-        model = self.backbone
+        drawn: Any,
+    ) -> tuple[Any, Any]:
+        """`Compared` in the place of scores, and which pairs were drawn; None draws them."""
         image, text = self._apart(pixels, ids_BL, mask_BL, methods)
-        features = model.image_feature(image), model.text_feature(text)
-        if negatives is None:
-            chances_B3 = pairing.chances_B3
-            negatives = hard_negatives(pairing.candidates, features, features, model.temp, chances_B3, _CHUNK)
-        begun = model.begin_fusion(text, ids_BL, mask_BL)
-        logits_N2 = matching_logits(model, pairing.candidates, begun, image, negatives, methods)
-        return Compared(*features, at_least_float32(model.temp), at_least_float32(logits_N2)), negatives
+        encoded = Encoded(image, text, self.backbone.begin_fusion(text, ids_BL, mask_BL))
+        return self.comparing.compared(self.backbone, pairing, encoded, methods, drawn)
 
     def cost_model(self) -> CostModel:
         """Cost of a picture and a text that are encoded, compared, and matched with each other."""
         return CostModel(self.backbone, matching_parts(self.backbone), self.trimmers, contrast=True)
 
     def training_cost_model(self) -> CostModel:
-        """The same with the negatives that training matches."""
-        return _WithNegatives(self.backbone, matching_parts(self.backbone), self.trimmers, contrast=True)
+        """The same with the pairs that training matches besides."""
+        return _WithFurtherPairs(self.backbone, self.trimmers, self.comparing.further)
 
 
-class _WithNegatives(CostModel):
-    """Further texts look at images whose keys and values are made already."""
+class _WithFurtherPairs(CostModel):
+    """Each instance's picture and text are matched with others too; in training what is masked is computed.
 
-    def full(self, units: Units) -> Tensor:
-        """See the base."""
-        return super().full(units) + self._negatives(units)
+    Args:
+        model: The backbone.
+        trimmers: What trims it.
+        further: How many pairs that are, for each instance.
+    """
 
-    def at_share(self, units: Units, share: float) -> Tensor:
-        """See the base; in training what is masked is computed like the rest."""
-        return super().at_share(units, share) + self._negatives(units)
+    def __init__(self, model: Backbone, trimmers: Any, further: int) -> None:
+        super().__init__(model, matching_parts(model), trimmers, contrast=True)
+        self.further = further
 
-    def _negatives(self, units: Units) -> Tensor:
+    def _layers(self, counts: Mapping[str, StepCounts], units: Units, steps: Sequence[Step]) -> Tensor:
+        return super()._layers(counts, units, steps) + self.further * self._one_more(counts)
+
+    def _own(
+        self, kept: Mapping[str, Kept], units: Units, share: float | None = None, steps: Sequence[Step] | None = None
+    ) -> Tensor:
+        of_all = super()._own(kept, units, share, steps)
+        return of_all + self.further * super()._own(kept, units, share, self.model.fusion_steps)
+
+    def _one_more(self, counts: Mapping[str, StepCounts]) -> Tensor:
+        """(B,) MACs of one more pair. An image that texts do not change keeps its keys and values (ALBEF, BLIP)."""
         model, sizes = self.model, self.model.config
-        shared = float(key_value_macs(1.0 + units.vision[0], sizes.text.width, sizes.vision.width))
-        each = [
-            steps_macs(model.fusion_steps, {"text": 1 + int(text), "image": 1 + int(image)})
-            for text, image in zip(units.text.tolist(), units.vision.tolist(), strict=True)
-        ]
-        once = linear_macs(model.itm_head) - len(model.fusion_steps) * shared
-        return _NEGATIVES * (torch.tensor(each, device=units.text.device) + once)
+        sites = [(advance, counts[site(step, advance)]) for step in model.fusion_steps for advance in step.advances]
+        macs_B = torch.stack([block_macs(advance, of) for advance, of in sites]).sum(0) + linear_macs(model.itm_head)
+        if any(advance.stream == "image" for advance, _ in sites):
+            tokens = {advance.stream: of.tokens for advance, of in sites}
+            return macs_B + joining_macs(model, tokens["text"], tokens["image"])
+        shared = sum(key_value_macs(of.source, sizes.text.width, sizes.vision.width) for _, of in sites)
+        return macs_B - shared
 
 
 def _of_own_pairs(decisions: Mapping[str, Decision], size: int) -> dict[str, Decision]:
@@ -206,7 +195,7 @@ def _of_own_pairs(decisions: Mapping[str, Decision], size: int) -> dict[str, Dec
 
 
 class RetrievalTask(ClassificationTask):
-    """Fine-tuning by contrast among the batch and matching with hard negatives; arguments as of the base."""
+    """Fine-tuning on what the model makes of a batch's pairs; arguments as of the base."""
 
     def losses(self, forward: Callable[..., Any], batch: ImageTextBatch, progress: float) -> Losses:
         """As of other tasks, on the batch's pairs."""
@@ -214,6 +203,5 @@ class RetrievalTask(ClassificationTask):
         inputs = self.normalise(batch.pixels), batch.token_ids, batch.token_mask
         answers: Answers = forward(*inputs, gate, full, Pairing.of(batch))
         losses = self.losses_of(answers, self.classes.targets(batch), batch, progress)
-        said = answers.full_BA if answers.trimmed_BA is None else answers.trimmed_BA
-        assert isinstance(said, Compared)
-        return replace(losses, scalars={**losses.scalars, "temperature": said.temperature.detach().clone().squeeze()})
+        said: Compared = answers.full_BA if answers.trimmed_BA is None else answers.trimmed_BA  # type: ignore[assignment]
+        return replace(losses, scalars={**losses.scalars, **said.scalars()})

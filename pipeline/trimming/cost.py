@@ -258,15 +258,17 @@ class CostModel:
         assert self.speech is not None, "a model with a decoder says what it does"
         return self.speech.tokens(units.text), self.speech.pairs(units.text)
 
-    def _own(self, kept: Mapping[str, Kept], units: Units, share: float | None = None) -> Tensor:
-        """(B,) MACs of what decides: token scores on the tokens that enter a step, the rest once an instance."""
+    def _own(
+        self, kept: Mapping[str, Kept], units: Units, share: float | None = None, steps: Sequence[Step] | None = None
+    ) -> Tensor:
+        """(B,) MACs of what decides in `steps`, all where None: token scores on what enters a step, the rest once."""
         total = next(iter(kept.values())).tokens.new_zeros(len(units.text))
         if isinstance(self.trimmers, ReducedVision):
             return total + self.pictures * self.trimmers.own_macs(share)
         if self.trimmers is None:
             return total
         entering: dict[str, Tensor] = {}
-        for step, advance, name in _sites(self.steps):
+        for step, advance, name in _sites(self.steps if steps is None else steps):
             if name not in self.trimmers:
                 continue
             part = self.trimmers.part(name)

@@ -21,7 +21,7 @@ _SECTIONS: Mapping[str, str] = {
     "trips": "trips", "evit": "evit", "tome": "tome", "ftkd": "ftkd",
 }  # fmt: skip
 
-_LATER = ("image_size", "lr_scales")
+_LATER: Mapping[str, Any] = {"image_size": None, "lr_scales": {}, "retrieval": {"false_texts": 15}}
 """Keys that say nothing unless they are given, as `validation`: what was finished before there were any stays so."""
 
 
@@ -174,11 +174,13 @@ def what_counts(trim: Mapping[str, Any], target: Target) -> dict[str, Any]:
         left_out.add("answers")
     if trim.get("task") != "captioning":
         left_out.add("captions")
-    left_out |= {key for key in _LATER if not trim.get(key)}
+    left_out |= {key for key, ungiven in _LATER.items() if trim.get(key, ungiven) == ungiven}
     if not trim.get("validation", {}).get("every_steps"):
         left_out.add("validation")
     if trim.get("task") != "nlvr2":
         left_out.add("pair")
+    if trim.get("task") != "retrieval":
+        left_out.add("retrieval")
     counts = {key: value for key, value in trim.items() if key not in left_out}
     if "smarttrim" in counts:
         counts["smarttrim"] = _without_later(counts["smarttrim"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.heads import rank_head_of
+from pipeline.models.linear import Linear
 from pipeline.models.meter import IMAGE_TYPES, Meter
 from pipeline.weights.clip import openai_vision_rules
 from pipeline.weights.described import check_switches
@@ -103,10 +103,11 @@ def match_by_rank(model: Meter, rank: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: A part is missing or of another shape.
     """
-    head = rank_head_of(model.itm_head)
+    own = model.itm_head
+    head = Linear(own.in_features, 1, device=own.weight.device, dtype=own.weight.dtype)
     fill(nn.ModuleDict({"rank_output": head}), {f"rank_output.{name}": each for name, each in rank.items()})
     with torch.no_grad():
-        for ours, each in zip((model.itm_head.weight, model.itm_head.bias), (head.weight, head.bias), strict=True):
+        for ours, each in zip((own.weight, own.bias), (head.weight, head.bias), strict=True):
             ours.copy_(torch.cat([torch.zeros_like(each), each]))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.config import FusionConfig, ModelConfig
-from pipeline.models.heads import TaskClassifier, candidate_scores, rank_head_of
+from pipeline.models.heads import TaskClassifier
 from pipeline.models.meter import Meter
 from pipeline.models.packing import stacked
 from pipeline.models.pairs import pair_features, twice
@@ -20,10 +20,11 @@ from pipeline.models.text import TextConfig
 from pipeline.models.vision import VisionConfig
 from pipeline.objectives.answers import answer_loss
 from pipeline.objectives.mlm import word_loss
+from pipeline.tasks.compared import Ranked
 from pipeline.weights.clip_family import read_meter
 from pipeline.weights.loaded import Hints
 from pipeline.weights.mapping import export_tensors, import_tensors
-from pipeline.weights.meter import METER, load_meter
+from pipeline.weights.meter import METER, load_meter, match_by_rank
 from pipeline.weights.sizes import count
 from tests.oracles.vectors import Vectors, assert_same, files, load
 
@@ -158,18 +159,10 @@ def test_ranks_are_the_originals(path: Path | None) -> None:
         reference.model.fuse(reference.model.encode_text(ids, mask), image).features_BF
         for ids, mask in [(ids_BL, reference.mask_BL), (ids_BL.roll(-1, 0), reference.mask_BL.roll(-1, 0))]
     ]
-    scores_BC = candidate_scores(reference.rank, torch.stack(candidates, 1))
+    match_by_rank(reference.model, reference.rank.state_dict())
+    scores_BC = torch.stack([reference.model.match_score(each) for each in candidates], 1)
     assert_same(scores_BC, reference["out/rank_scores"])
-    right_B = torch.zeros(len(scores_BC), dtype=torch.long)
-    assert_same(F.cross_entropy(scores_BC, right_B), reference["out/loss_irtr"])
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_a_rank_head_begins_as_matchings_score_of_a_match(path: Path | None) -> None:
-    reference = Reference(path)
-    head = rank_head_of(reference.model.itm_head)
-    assert_same(head.weight, reference["sd/itm_score.fc.weight"][1:])
-    assert_same(head.bias, reference["sd/itm_score.fc.bias"][1:])
+    assert_same(Ranked(scores_BC).loss(), reference["out/loss_irtr"])
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -14,7 +14,7 @@ from data_prep.errors import UserError
 from pipeline.checkpoint import export_weights
 from pipeline.exports import describe_method, load_classification_model
 from pipeline.models.config import BackboneName
-from pipeline.models.packing import pack, unpack
+from pipeline.models.packing import of_rows, pack, unpack
 from pipeline.models.schedule import TokenStream
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
@@ -173,6 +173,17 @@ def test_packed_streams_are_padded_again_as_they_were() -> None:
     assert unpack(stream) is stream
 
 
+def test_rows_that_share_instances_get_their_tokens_padded_or_packed() -> None:
+    x, present = torch.randn(3, 4, 2), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()
+    stream, rows = TokenStream(x, present, torch.arange(12).view(3, 4)), torch.tensor([2, 0, 0, 1, 2])
+    padded = of_rows(replace(stream, rows=rows))
+    assert torch.equal(padded.x, x[rows]) and padded.rows is None
+    packed, wanted = of_rows(replace(pack(stream), rows=rows)), pack(padded)
+    assert torch.equal(packed.x, wanted.x) and packed.offsets == wanted.offsets and packed.rows is None
+    assert torch.equal(packed.origin, wanted.origin)  # type: ignore[arg-type]
+    assert of_rows(stream) is stream
+
+
 @pytest.mark.parametrize("trimmers", [None, MIXED])
 def test_an_export_is_pruned_as_it_was_trained(trimmers: TrimmerConfig | None, tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float32)
@@ -218,6 +229,12 @@ def test_what_a_backbone_keeps_is_config_with_a_default_of_its_own(
     else:
         assert config.kept_pruning(backbone, before) == (ELIP if kept else None)
         assert config.leaves_pruning(backbone, before) == ((backbone, keep, method, pruning) == UNKEPT)
+
+
+def test_retrieval_keeps_no_pruning_for_its_pictures_are_encoded_without_a_text() -> None:
+    config = parse(TrimConfig, {**TRIM, "task": "retrieval"})
+    before = PruningConfig(method="elip", elip=ELIP)
+    assert config.kept_pruning("meter", before) is None and not config.leaves_pruning("meter", before)
 
 
 def test_a_stage_that_does_not_fit_the_tower_is_refused() -> None:

@@ -18,11 +18,13 @@ from pipeline.models.backbone import Backbone
 from pipeline.models.config import BackboneName
 from pipeline.models.schedule import Intervention
 from pipeline.process import Process
-from pipeline.tasks.classes import RETRIEVAL, Compared
+from pipeline.tasks.classes import RETRIEVAL
 from pipeline.tasks.classification import Answers, SmartTrimConfig
+from pipeline.tasks.compared import Contrasted, Ranked
+from pipeline.tasks.comparing import Pairing, RetrievalConfig
 from pipeline.tasks.gallery import encode_split
 from pipeline.tasks.retrieval import matching_parts, rank_split
-from pipeline.tasks.retrieval_model import Pairing, RetrievalModel, RetrievalTask
+from pipeline.tasks.retrieval_model import RetrievalModel, RetrievalTask
 from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import units_of
 from pipeline.trimming.smarttrim import GumbelGate, MaskedTrimming, threshold
@@ -32,7 +34,9 @@ from tests.pipeline.evaluation.exports import TOKENIZER, lively, loader_of, spli
 from tests.pipeline.evaluation.test_retrieval import by_sort
 from tests.pipeline.small import scale, small_batch, small_model
 
-RANKING: list[BackboneName] = ["albef", "blip"]
+CONTRASTING: list[BackboneName] = ["albef", "blip"]
+RANKING: list[BackboneName] = [*CONTRASTING, "meter"]
+FALSE = RetrievalConfig(false_texts=3)
 MIXED = TrimmerConfig(keep_bias=0.5, last_std=0.5)
 POLICIES = {"smarttrim": Policy(), "local": Policy(tokens="local", heads="all")}
 HARD = GumbelGate(0.0, 1.0)
@@ -54,7 +58,7 @@ def model_of(
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             parameter += 0.1 * torch.randn_like(parameter) * (name != "temp")
-    return RetrievalModel(made, trimmers, POLICIES[policy]).eval()
+    return RetrievalModel(made, trimmers, POLICIES[policy], FALSE).eval()
 
 
 def task_of(model: RetrievalModel, batch: ImageTextBatch) -> RetrievalTask:
@@ -67,7 +71,14 @@ def compared(model: RetrievalModel, batch: ImageTextBatch, gate: GumbelGate | No
     return answers
 
 
-@pytest.mark.parametrize("backbone", RANKING)
+def every_pair(model: RetrievalModel, batch: ImageTextBatch, methods: list[Intervention]) -> Tensor:
+    """(B, B, 2) of each picture with each text, each matched alone."""
+    pixels, ids, mask = scale(batch.pixels), batch.token_ids, batch.token_mask
+    size = len(batch)
+    return torch.stack([model.classify(pixels[i].expand(size, -1, -1, -1), ids, mask, methods) for i in range(size)])
+
+
+@pytest.mark.parametrize("backbone", CONTRASTING)
 def test_the_loss_is_contrast_both_ways_and_matching_of_pairs_that_differ(backbone: BackboneName) -> None:
     model, batch = model_of(backbone), small_batch(5)
     image = model.backbone.encode_image(scale(batch.pixels))
@@ -76,10 +87,9 @@ def test_the_loss_is_contrast_both_ways_and_matching_of_pairs_that_differ(backbo
     right = torch.arange(5)
     contrast = (F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)) / 2
     said = compared(model, batch).full_BA
-    assert isinstance(said, Compared)
+    assert isinstance(said, Contrasted)
     # Which pairs were matched: the only ones that give these scores, each of them matched alone.
-    pixels, ids, mask = scale(batch.pixels), batch.token_ids, batch.token_mask
-    every = torch.stack([model.classify(pixels[i].expand(5, -1, -1, -1), ids, mask, []) for i in range(5)])
+    every = every_pair(model, batch, [])
     found = [(every - row).abs().sum(-1).flatten().argmin().item() for row in said.matching_N2]
     pairs = [divmod(int(at), 5) for at in found]
     torch.testing.assert_close(torch.stack([every[pair] for pair in pairs]), said.matching_N2)
@@ -97,7 +107,7 @@ def test_the_loss_is_contrast_both_ways_and_matching_of_pairs_that_differ(backbo
 def test_the_divergence_is_over_the_candidates_of_the_batch_both_ways_and_over_matching() -> None:
     torch.manual_seed(0)
     sides = [
-        Compared(F.normalize(torch.randn(3, 4)), F.normalize(torch.randn(3, 4)), torch.tensor(0.5), torch.randn(9, 2))
+        Contrasted(F.normalize(torch.randn(3, 4)), F.normalize(torch.randn(3, 4)), torch.tensor(0.5), torch.randn(9, 2))
         for _ in range(2)
     ]
     for side in sides:
@@ -164,13 +174,23 @@ def test_two_processes_compute_losses_and_gradients_of_the_whole_batch(backbone:
 def test_the_first_step_is_the_full_models_and_every_trimmer_has_a_gradient(backbone: BackboneName) -> None:
     model, batch = model_of(backbone, TrimmerConfig()), small_batch(6)
     answers = compared(model, batch, HARD)
-    assert isinstance(answers.trimmed_BA, Compared) and isinstance(answers.full_BA, Compared)
+    assert answers.trimmed_BA is not None and answers.full_BA is not None
     for trimmed, full in zip(answers.trimmed_BA, answers.full_BA, strict=True):
         torch.testing.assert_close(trimmed, full)
     task_of(model, batch).losses(model, batch, 0.3).total.backward()
     assert model.trimmers is not None
     for name, parameter in model.trimmers.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def scored(logits_B2: Tensor) -> Tensor:
+    return logits_B2[:, 1] - logits_B2[:, 0]
+
+
+def own_matching(said: object, size: int) -> Tensor:
+    """(B,) matching scores of the pairs that belong together."""
+    assert isinstance(said, Contrasted | Ranked)
+    return said.scores_BC[:, 0] if isinstance(said, Ranked) else scored(said.matching_N2[:size])
 
 
 @torch.no_grad()
@@ -188,8 +208,7 @@ def test_masked_and_packed_execution_agree(backbone: BackboneName, policy: str) 
     costs = [model.macs(each.decisions, units) for each in (masked, packed)]
     torch.testing.assert_close(*costs, check_dtype=False)
     own = compared(model, batch, HARD)  # what training saw of the pairs that belong together is the same
-    assert isinstance(own.trimmed_BA, Compared)
-    torch.testing.assert_close(own.trimmed_BA.matching_N2[:6], by_mask, rtol=0, atol=1e-9)
+    torch.testing.assert_close(own_matching(own.trimmed_BA, 6), scored(by_mask), rtol=0, atol=1e-9)
     torch.testing.assert_close(model.macs(own.decisions, units), costs[0], check_dtype=False)
 
 
@@ -203,7 +222,7 @@ def test_pictures_and_texts_are_trimmed_alone_and_matching_by_both(backbone: Bac
         trimming = MaskedTrimming(model.trimmers)  # type: ignore[arg-type]
         model.classify(*given, [trimming])
         kept.append({name: each.present_BN for name, each in trimming.decisions.items()})  # type: ignore[misc]
-    assert len(kept[0]) == 4 + len(model.backbone.text_steps) + len(model.backbone.fusion_steps)
+    assert len(kept[0]) == sum(len(step.advances) for step in model.backbone.schedule)
     for name, present in kept[0].items():
         if name.startswith("vision"):
             assert torch.equal(present, kept[1][name])
@@ -214,7 +233,16 @@ def test_pictures_and_texts_are_trimmed_alone_and_matching_by_both(backbone: Bac
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("backbone", "policy"), [("albef", "smarttrim"), ("blip", "smarttrim"), ("blip", "local")])
+@pytest.mark.parametrize(
+    ("backbone", "policy"),
+    [
+        ("albef", "smarttrim"),
+        ("blip", "smarttrim"),
+        ("blip", "local"),
+        ("meter", "smarttrim"),
+        ("meter", "local"),
+    ],
+)
 def test_trimmed_ranks_are_those_of_a_sort_of_all_pairs(tmp_path: Path, backbone: BackboneName, policy: str) -> None:
     """Packed, each image and text encoded once, against every pair for itself, masked."""
     model = RetrievalModel(lively(backbone).double(), MIXED, POLICIES[policy]).eval()
@@ -233,20 +261,34 @@ def test_trimmed_ranks_are_those_of_a_sort_of_all_pairs(tmp_path: Path, backbone
     similarity, matching = torch.zeros(2, len(batch), len(owner))
     for i in range(len(batch)):
         pixels = normalise(batch.pixels[i : i + 1]).expand(len(owner), -1, -1, -1)
-        similarity[i] = similar(model.backbone, pixels, ids, mask, [MaskedTrimming(model.trimmers)])  # type: ignore[arg-type]
-        logits = model.classify(pixels, ids, mask, [MaskedTrimming(model.trimmers)])  # type: ignore[arg-type]
-        matching[i] = logits[:, 1] - logits[:, 0]
-    args = similarity.tolist(), matching.tolist()
-    wanted = [by_sort(args[0][i], args[1][i], [of == i for of in owner], 5) for i in sorted(set(owner))]
+        if model.backbone.has_contrast:
+            similarity[i] = similar(model.backbone, pixels, ids, mask, [MaskedTrimming(model.trimmers)])  # type: ignore[arg-type]
+        matching[i] = scored(model.classify(pixels, ids, mask, [MaskedTrimming(model.trimmers)]))  # type: ignore[arg-type]
+    args, top = (similarity.tolist(), matching.tolist()), 5 if model.backbone.has_contrast else len(owner)
+    wanted = [by_sort(args[0][i], args[1][i], [of == i for of in owner], top) for i in sorted(set(owner))]
     assert found.image_Q.tolist() == wanted
     args = similarity.T.tolist(), matching.T.tolist()
     rights = [[i == of for i in range(len(batch))] for of in owner]
-    assert found.text_T.tolist() == [by_sort(args[0][t], args[1][t], rights[t], 5) for t in range(len(owner))]
+    assert found.text_T.tolist() == [by_sort(args[0][t], args[1][t], rights[t], top) for t in range(len(owner))]
 
 
 def similar(model: Backbone, pixels: Tensor, ids: Tensor, mask: Tensor, methods: list[Intervention]) -> Tensor:
     image, text = model.encode_image(pixels, methods), model.encode_text(ids, mask, methods)
     return (model.image_feature(image) * model.text_feature(text)).sum(-1)
+
+
+def noted_products(model: RetrievalModel) -> list[int]:
+    """MACs of each token's product with what is asked for, which is no matrix product to torch's counter."""
+    uncounted: list[int] = []
+
+    def note(module: TokenTrimmer, _: object, scores: Tensor) -> None:
+        if module.ask is not None:
+            uncounted.append(scores.numel() * module.inner)
+
+    for module in model.modules():
+        if isinstance(module, TokenTrimmer):
+            module.register_forward_hook(note)
+    return uncounted
 
 
 @torch.no_grad()
@@ -256,41 +298,36 @@ def test_a_pair_costs_what_torchs_flop_counter_counts(backbone: BackboneName, tr
     model, batch = model_of(backbone, MIXED if trimmed else None), small_batch(1)
     length = int(batch.token_mask.sum())
     inputs = scale(batch.pixels), batch.token_ids[:, :length], batch.token_mask[:, :length]
-    uncounted: list[int] = []  # a token's product with what is asked for is no matrix product to the counter
-
-    def note(module: TokenTrimmer, _: object, scores: Tensor) -> None:
-        uncounted.append(scores.numel() * module.inner)
-
-    for module in model.modules():
-        if isinstance(module, TokenTrimmer):
-            module.register_forward_hook(note)
+    uncounted = noted_products(model)
     methods, counter = model.methods(), FlopCounterMode(display=False)
     with counter:
         model.classify(*inputs, methods)
-        matching_parts(model.backbone)[1](torch.randn(1, 32))
-        matching_parts(model.backbone)[2](torch.randn(1, 32))
+        for projection in matching_parts(model.backbone)[1:]:  # type: ignore[index]
+            projection(torch.randn(1, 32))
     units = units_of(model.backbone, inputs[2])
     decisions = methods[0].decisions if trimmed else {}  # type: ignore[attr-defined]
     assert counter.get_total_flops() + 2 * sum(uncounted) == 2 * int(model.macs(decisions, units))
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("trimmed", [False, True], ids=["full", "trimmed"])
 @pytest.mark.parametrize("backbone", RANKING)
-def test_a_step_costs_what_torchs_flop_counter_counts(backbone: BackboneName) -> None:
-    model, batch = model_of(backbone), small_batch(4)
+def test_a_step_costs_what_torchs_flop_counter_counts(backbone: BackboneName, trimmed: bool) -> None:
+    model, batch = model_of(backbone, MIXED if trimmed else None), small_batch(4)
     length = batch.token_ids.shape[1]
-    mask, counter = torch.ones_like(batch.token_mask), FlopCounterMode(display=False)
+    mask, counter, uncounted = torch.ones_like(batch.token_mask), FlopCounterMode(display=False), noted_products(model)
     with counter:
-        model(scale(batch.pixels), batch.token_ids, mask, None, True, Pairing.of(batch))
-    ways = 2 * 4 * 4 * 16  # similarities, by which negatives are drawn
-    counted = counter.get_total_flops() / 2 - ways
-    assert 3 * counted / 4 == pytest.approx(classification_macs(model, length, False))
+        model(scale(batch.pixels), batch.token_ids, mask, HARD if trimmed else None, True, Pairing.of(batch))
+    ways = 2 * 4 * 4 * 16 if model.backbone.has_contrast else 0  # similarities, by which negatives are drawn
+    counted = counter.get_total_flops() / 2 + sum(uncounted) - ways
+    assert 3 * counted / 4 == pytest.approx(classification_macs(model, length, trimmed))
 
 
-def test_pairs_are_learned() -> None:
+@pytest.mark.parametrize("backbone", ["albef", "meter"])
+def test_pairs_are_learned(backbone: BackboneName) -> None:
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
-    model, batch = RetrievalModel(small_model("albef"), TrimmerConfig()).train(), small_batch(6)
+    model, batch = RetrievalModel(small_model(backbone), TrimmerConfig()).train(), small_batch(6)
     task, seen = task_of(model, batch), list[float]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(20):
@@ -302,7 +339,6 @@ def test_pairs_are_learned() -> None:
     assert seen[-1] < 0.5 * seen[0] and float(losses.scalars["accuracy"]) > 0.9
 
 
-@pytest.mark.parametrize(("backbone", "lacks"), [("meter", "contrastive features"), ("clip", "matching")])
-def test_a_backbone_without_contrast_or_matching_is_refused(backbone: BackboneName, lacks: str) -> None:
-    with pytest.raises(UserError, match=f"wants contrast and matching, but {backbone} has no {lacks}; pre-train with"):
-        RetrievalModel(small_model(backbone), None)
+def test_a_backbone_without_matching_is_refused() -> None:
+    with pytest.raises(UserError, match=r"wants matching, but clip has none; pre-train with --model\.backbone albef, "):
+        RetrievalModel(small_model("clip"), None)

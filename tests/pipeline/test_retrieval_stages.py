@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data_prep.errors import UserError
 from data_prep.shapes_published import write_published
@@ -14,7 +15,9 @@ from launch.cli import main
 from pipeline.data.text import Tokenizer, TokenizerConfig
 from pipeline.evaluation.exported import Evaluation
 from pipeline.exports import load_classification_model
+from pipeline.measure.flops import joining_macs, linear_macs
 from pipeline.measure.instances import INSTANCES
+from pipeline.measure.model_flops import steps_macs
 from pipeline.measure.outcomes import outcomes_file, read_outcomes
 from pipeline.metrics.ranks import RECALLS
 from pipeline.models.config import TEMPERATURE_LIMITS
@@ -27,7 +30,7 @@ from tests.pipeline.evaluation.test_retrieval import on_rank
 from tests.pipeline.test_task_stages import evaluated, trained
 from tests.pipeline.test_trim_stages import picture
 
-RUN = {"trim.splits": {"train": 1.0}}
+RUN = {"trim.splits": {"train": 1.0}, "trim.lr_scales": {"temp": 0.05}}  # the recipe's, for whichever backbone
 ASKED = {"evaluate.retrieval_captions": "all", "evaluate.rerank": 4}
 
 
@@ -47,7 +50,7 @@ def trained_on(root: Path, folder: Path, backbone: str = "albef", **more: Any) -
     return trained(("retrieval", root), backbone, folder, run=run, **more)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module", params=["albef", pytest.param("blip", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["albef", "meter", pytest.param("blip", marks=pytest.mark.slow)])
 def stages(root: Path, request: pytest.FixtureRequest) -> dict[str, Path]:
     """Folders of a full and of a trimmed fine-tuning."""
     found = {name: root / f"{request.param}-{name}" for name in ("full", "trim")}
@@ -60,7 +63,9 @@ def stages(root: Path, request: pytest.FixtureRequest) -> dict[str, Path]:
 def test_both_ways_are_evaluated_with_all_captions_at_what_they_cost(
     root: Path, stages: dict[str, Path], tmp_path: Path
 ) -> None:
-    assert {"loss/task", "accuracy", "temperature"} <= read_metrics(stages["full"] / "metrics.jsonl")[-1].keys()
+    told = read_metrics(stages["full"] / "metrics.jsonl")[-1].keys()
+    contrasts = load_classification_model(stages["full"] / "export")[0].backbone.has_contrast
+    assert {"loss/task", "accuracy"} <= told and ("temperature" in told) == ("lr/temp" in told) == contrasts
     lines = read_metrics(stages["trim"] / "metrics.jsonl")
     assert {"loss/task", "loss/full", "loss/divergence", "loss/cost", "kept/text", "kept/mca"} <= lines[-1].keys()
     exports = {name: folder / "export" for name, folder in stages.items()}
@@ -112,9 +117,10 @@ def test_an_export_is_evaluated_and_predicts_from_the_command_line(
 
 
 @pytest.mark.timeout(300)
-def test_the_best_by_mean_recall_is_exported(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", ["albef", "meter"])
+def test_the_best_by_mean_recall_is_exported(root: Path, backbone: str, tmp_path: Path) -> None:
     validation = {"split": "val", "every_steps": 3, "metric": "mean_recall", "batch_size": 4}
-    best = trained_on(root, tmp_path / "trim", target=1.0, run={"trim.validation": validation})["best"]
+    best = trained_on(root, tmp_path / "trim", backbone, target=1.0, run={"trim.validation": validation})["best"]
     lines = {line["step"]: line for line in read_metrics(tmp_path / "trim" / "metrics.jsonl")}
     values = {step: line["validation/mean_recall"] for step, line in lines.items() if "validation/mean_recall" in line}
     assert sorted(values) == [3, 6] and best["value"] == max(values.values())
@@ -180,7 +186,24 @@ def test_what_retrieval_cannot_have_is_refused(root: Path, run: dict[str, Any], 
         trained_on(root, tmp_path / "trim", target=1.3, run=run)
 
 
-def test_meter_is_refused_before_it_trains(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"trim\.task=retrieval wants contrast and matching, but meter has no contrast"):
-        trained_on(root, tmp_path / "trim", "meter", target=1.0)
+def test_clip_is_refused_before_it_trains(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trim\.task=retrieval wants matching, but clip has none"):
+        trained_on(root, tmp_path / "trim", "clip", target=1.0)
     assert not (tmp_path / "trim" / "metrics.jsonl").exists()
+
+
+def test_meters_training_is_counted_with_the_false_texts_of_its_batch(root: Path, tmp_path: Path) -> None:
+    """A batch of 4 has 3 of them, and pre-training's pruning is left out, for no text guides a picture."""
+    counted = {}
+    for false in (1, 15):
+        run = {"trim.retrieval": {"false_texts": false}, "trim.loop": {"samples": 4, "global_batch": 4}}
+        found = trained_on(root, tmp_path / str(false), "meter", target=1.0, run=run)
+        counted[false] = found["training"]["gmacs"] / found["training"]["samples"]
+    model, described = load_classification_model(tmp_path / "15" / "export")
+    assert described["pruning"] is None and model.pruning is None
+    config = model.backbone.config
+    tokens = {"text": described["loader"]["max_tokens"], "image": 1 + config.vision.patches}
+    lengths = (torch.tensor(float(tokens[name])) for name in ("text", "image"))
+    pair = steps_macs(model.backbone.fusion_steps, tokens) + float(joining_macs(model.backbone, *lengths))
+    pair += linear_macs(model.backbone.itm_head)
+    assert (counted[15] - counted[1]) * 1e9 == pytest.approx(3 * 2 * pair, rel=1e-4)

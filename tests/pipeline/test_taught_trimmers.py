@@ -65,8 +65,8 @@ def test_the_tasks_loss_alone_teaches_every_trimmer(
 
 
 @pytest.mark.usefixtures("doubles")
-@pytest.mark.parametrize("backbone", ["albef", "blip"])
-def test_contrast_teaches_the_trimmers_of_a_text_that_is_encoded_alone(backbone: BackboneName) -> None:
+@pytest.mark.parametrize("backbone", ["albef", "blip", "meter"])
+def test_retrieval_teaches_the_trimmers_of_a_text_that_is_encoded_alone(backbone: BackboneName) -> None:
     model, batch = RetrievalModel(small_model(backbone), TrimmerConfig()), small_batch(8)
     task = RetrievalTask(model, scale, 1.3, ALONE, units_of(model.backbone, batch.token_mask))
     assert isinstance(model.trimmers, Trimmers) and "text_0_text" in model.trimmers
