@@ -28,6 +28,7 @@ from pipeline.tasks.task import Losses
 from pipeline.trimming.cost import CostModel, Units
 from pipeline.trimming.smarttrim import Decision, Gate, PackedTrimming
 from pipeline.trimming.trimmers import SMARTTRIM, Policy, TrimmerConfig, Trimmers
+from pipeline.trimming.vision_only import ReducedVision
 
 _DEFAULT = RetrievalConfig()
 
@@ -150,7 +151,7 @@ class _WithFurtherPairs(CostModel):
         further: How many pairs that are, for each instance.
     """
 
-    def __init__(self, model: Backbone, trimmers: Any, further: int) -> None:
+    def __init__(self, model: Backbone, trimmers: Trimmers | ReducedVision | None, further: int) -> None:
         super().__init__(model, matching_parts(model), trimmers, contrast=True)
         self.further = further
 
