@@ -52,6 +52,16 @@ def rules_of(task: str, method: str, trimmed: bool) -> dict[str, str]:
     return {"rules": "2026-11-23, groups" if learned else "2026-11-23"} if answers or learned else {}
 
 
+def ranking_rules(backbone: str, ranks: bool) -> dict[str, str]:
+    """Since when evaluations rank as they do: by a match's own score, BLIP with the similarity of features.
+
+    Args:
+        backbone: Of the model.
+        ranks: Whether pictures and texts are ranked at all.
+    """
+    return {"ranked": "2026-11-23"} if ranks and backbone != "clip" else {}
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The keys that two stages' parts differ in, with both values, for a person; at most three of them."""
     before, after = dict(flat(old)), dict(flat(json.loads(json.dumps(new))))

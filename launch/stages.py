@@ -21,7 +21,7 @@ from launch.given import weights_digest
 from launch.graph import Attempt, Stage
 from launch.reading import as_json, below
 from launch.split_texts import check_texts
-from launch.stage_parts import parts_of, rules_of
+from launch.stage_parts import parts_of, ranking_rules, rules_of
 from launch.tasks import Task, tasks_of
 from launch.vocabulary import given_tokenizer, make_tokenizer
 from pipeline.checkpoint_places import newest_step
@@ -278,6 +278,10 @@ class _Builder:
         before, parts = (of,), parts_of(run, "loader", "evaluate")
         if of == "pretrain":
             before, parts = self._before, parts | self._of_given
+        ranks = (
+            bool(task.config.evaluate.retrieval_splits) if of == "pretrain" else task.config.trim.task == "retrieval"
+        )
+        parts |= ranking_rules(task.config.model.backbone, ranks)
         if of != "pretrain" and task.config.trim.task == "captioning" and missing_for_captions():
             parts["unscored"] = True  # it is done again where the programs that score are there
         inputs = _distinct("shard", *before)

@@ -53,6 +53,9 @@ class Backbone(nn.Module, ABC):
     encodes_together = False
     """Whether trimmers have text and image encoded side by side, where nothing in the image waits for the text."""
 
+    ranks_with_similarity = False
+    """Whether candidates that matching re-ranks have the similarity of features added to their scores (BLIP)."""
+
     pair: PairWay | None = None
     """How it reads two pictures, once `models.pairs.begin_pairs` made it read such; None for one picture."""
 
@@ -193,10 +196,10 @@ class Backbone(nn.Module, ABC):
         return F.normalize(at_least_float32(self.text_proj(self.pooled(text))), dim=-1)
 
     def match_score(self, features_BF: Tensor) -> Tensor:
-        """(B,) what pairs are ranked by, of fused features: matching's score of a match less that of none."""
+        """(B,) what pairs are ranked by, of fused features: matching's score of a match, as all three projects do."""
         with torch.autocast(features_BF.device.type, enabled=False):  # 8 bits of a product would tie what differs
-            logits_B2 = self.itm_head(at_least_float32(features_BF))
-        return logits_B2[:, 1] - logits_B2[:, 0]
+            logits_B2: Tensor = self.itm_head(at_least_float32(features_BF))
+        return logits_B2[:, 1]
 
     def pooled(self, text: TokenStream) -> Tensor:
         """(B, D) the token that speaks for the text."""

@@ -47,6 +47,7 @@ class GroundedBlip(Backbone):
     """
 
     fuses_from_words = True
+    ranks_with_similarity = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

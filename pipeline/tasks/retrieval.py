@@ -149,12 +149,21 @@ def _matched_pairs(
     begins = torch.searchsorted(key_P, torch.arange(len(gallery.images) + 1, device=key_P.device) * count).tolist()
     numbers = sorted(gallery.tokens)
     texts_of = {n: key_P[begins[n] : begins[n + 1]] - n * count for n in numbers}
-    scores = [matching_scores(model, gallery, n, texts_P, methods) for n, texts_P in texts_of.items()]
+    scores = [_pair_scores(model, gallery, n, texts_P, methods) for n, texts_P in texts_of.items()]
     places = places_of((slice(begins[n], begins[n + 1]) for n in numbers), key_P.device)
     none = key_P.new_empty(0, dtype=score_type(model))
     score_P = assemble(process, torch.cat([none, *scores]), places, len(key_P))
     check_finite(score_P.isfinite(), lambda at: gallery.images[int(key_P[at]) // count].key, "matching scores")
     return _Pairs(key_P, score_P, gallery.owner_T)
+
+
+def _pair_scores(model: Backbone, gallery: Gallery, image: int, texts_P: Tensor, methods: Methods) -> Tensor:
+    """(P,) what candidates are re-ranked by."""
+    score_P = matching_scores(model, gallery, image, texts_P, methods)
+    if not model.ranks_with_similarity:
+        return score_P
+    # Not one product, whose rounding depends on how many there are.
+    return score_P + (gallery.text_TE[texts_P] * gallery.image_IE[image]).sum(1)
 
 
 @torch.no_grad()

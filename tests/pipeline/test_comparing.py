@@ -33,7 +33,7 @@ def test_meters_loss_is_that_of_the_own_text_among_others_of_the_batch() -> None
     for one, other in ((0, 1), (2, 3)):
         same[one, other] = same[other, one] = True
     drawn = FalseTexts.of(Pairing.of(batch), 3)
-    every = every_pair(model, batch, []).diff(dim=2)[..., 0]
+    every = every_pair(model, batch, [])[..., 1]  # the score of a match
     wanted, firsts = torch.zeros(()), list[bool]()
     for b, others in enumerate(drawn.rows_BC.tolist()):
         assert len(set(others)) == 3 and not same[b, others].any()
@@ -59,7 +59,7 @@ def test_false_texts_are_other_ones_in_another_epoch_and_all_there_are_in_a_smal
     assert found.there_BC.tolist() == [[True, False]] * 3 + [[True, True]]
     assert found.rows_BC[:3, 0].tolist() == [3, 3, 3]
     model = model_of("meter")
-    every = every_pair(model, batch, []).diff(dim=2)[..., 0]
+    every = every_pair(model, batch, [])[..., 1]  # the score of a match
     loss = task_of(model, batch).losses(model, batch, 0.5).total
     rows = [every[b, [b, 3]] for b in range(3)] + [every[3, [3, 0, 1, 2]]]
     torch.testing.assert_close(loss, -torch.stack([row.log_softmax(0)[0] for row in rows]).mean())

@@ -59,7 +59,7 @@ def every_pair(model: Backbone, folder: Path) -> tuple[Tensor, Tensor, list[int]
         if model.fusion_steps:
             copies = TokenStream(image.x.expand(len(owner), -1, -1))
             logits = model.itm_head(model.fuse(model.begin_fusion(text, ids, mask), copies).features_BF)
-            matching[i] = logits[:, 1] - logits[:, 0]
+            matching[i] = logits[:, 1] + (similarity[i] if model.config.backbone == "blip" else 0)
     return similarity, matching, owner
 
 
@@ -222,7 +222,7 @@ def spoil(folder: Path, name: str) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
-    tensors[name][0] = torch.nan
+    tensors[name][-1] = torch.nan  # of a head of two classes that of a match
     save_file(tensors, folder / "model.safetensors")
 
 
