@@ -214,6 +214,8 @@ def annotated(
             read(row)
             if name_key is not None:
                 names[str(row[name_key])] += 1
+        except UserError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: entry {count} is not in the published format, an object with {fields}; give the data set's "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.errors import UserError
 from data_prep.sources.snli_ve import LABELS
 from pipeline.measure.bootstrap import Interval, Series, group_interval
 from pipeline.measure.outcomes import Outcomes
@@ -14,6 +15,8 @@ from pipeline.metrics.result_files import annotated, answered, predictions_of, r
 from pipeline.metrics.vqa import vqa_accuracy
 
 _TRUTH = ("true", "false")
+_NO_LABEL = "-"
+"""In SNLI's files, of pairs on which annotators did not agree."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +195,11 @@ def score_snli_ve(predictions: Path, annotations: Path, subset: bool) -> list[Sc
         image = row["Flickr30K_ID"] if "Flickr30K_ID" in row else row["Flikr30kID"]
         if row["gold_label"] in LABELS:
             gold[str(row["pairID"])] = row["gold_label"], str(image)
-        else:
+        elif row["gold_label"] == _NO_LABEL:
             found.pop(str(row["pairID"]), None)
+        else:
+            said = f"{annotations}: gold_label {row['gold_label']!r} of pair {row['pairID']}"
+            raise UserError(f"{said} is none of {', '.join(LABELS)}, nor {_NO_LABEL!r}; give SNLI-VE's own file")
 
     annotated(annotations, "", "pairID, gold_label and Flickr30K_ID", read, "pairID")
     return _scores(snli_ve_outcomes(found, gold, answered(predictions, found, gold, subset)))

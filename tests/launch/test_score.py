@@ -178,3 +178,8 @@ def test_snli_ve_leaves_out_pairs_without_a_label(tmp_path: Path, capsys: pytest
         assert scores(capsys, "snli_ve", said, gold)["accuracy"] == {
             "metric": "accuracy", "value": 50, "low": 50, "high": 50, "samples": 2
         }  # fmt: skip
+    odd = lines(tmp_path / "odd.jsonl", [{"pairID": "a", "gold_label": "entail", "Flickr30K_ID": 7}])
+    assert main(["score", "snli_ve", "--predictions", str(said), "--annotations", str(odd)]) == 2
+    assert "gold_label 'entail' of pair a is none of entailment, neutral, contradiction, nor '-'" in (
+        capsys.readouterr().err
+    )
