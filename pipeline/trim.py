@@ -32,6 +32,7 @@ from pipeline.models.blocks import recompute_activations
 from pipeline.models.config import ModelConfig
 from pipeline.param_groups import bounded_temperature, check_lr_scales, scale_of, scaled_groups, scales_that_count
 from pipeline.process import Process
+from pipeline.progress import ProgressFile
 from pipeline.pruning.config import PruningConfig
 from pipeline.pruning.elip import ElipConfig
 from pipeline.rng_state import seed_everything
@@ -219,6 +220,7 @@ def _export(
     described, counts = {**_described(beginning, task), **more}, dict[str, Any]()
     if not target.is_full:
         plain = _plain(beginning, task, weights)
+        ProgressFile(folder.parent / "progress.json", 1.0, "share").show(1.0, "settling the speed-up", now=True)
         counts["calibration"] = asdict(_settle(plain, config, target, plan, beginning.examples))
         weights = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
     beside = {ANSWERS: list(classes.names)} if config.task in ANSWERING else {}

@@ -69,6 +69,7 @@ def test_a_trimmed_captioner_trains_exports_and_is_scored_as_its_result_file_is(
 ) -> None:
     lines = read_metrics(captioner / "metrics.jsonl")
     assert {"loss/task", "loss/full", "loss/divergence", "loss/cost"} <= lines[-1].keys()
+    assert json.loads((captioner / "progress.json").read_text())["text"] == "settling the speed-up"
     rows = told_rows(root, captioner, tmp_path, "coco/val")
     file = tmp_path / "predictions" / "trim-coco-val.json"
     said = json.loads(file.read_text())
