@@ -4,7 +4,7 @@ Work is cut into blocks by its own size, never by the number of ranks: each bloc
 does it, so that the last bits do not depend on how many do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +22,7 @@ def dealt(total: int, size: int, process: Process) -> Iterator[slice]:
         yield slice(begin, min(begin + size, total))
 
 
-def places_of(blocks: Iterator[slice], device: torch.device) -> Tensor:
+def places_of(blocks: Iterable[slice], device: torch.device) -> Tensor:
     """(n,) int64, the rows of these blocks."""
     rows = [row for block in blocks for row in range(block.start, block.stop)]
     return torch.tensor(rows, dtype=torch.int64, device=device)

@@ -103,17 +103,21 @@ def contrast(
     """
     top = min(top, len(candidate_CE))
     size, part = (max(1, numbers // len(candidate_CE)) for numbers in (STRIP, PART))
-    ranks, found = [rows_Q[:0]], [rows_Q.new_empty(0, top, dtype=torch.int32)]
-    for block in dealt(len(rows_Q), size, process):
+    blocks = list(dealt(len(rows_Q), size, process))
+    own = sum(block.stop - block.start for block in blocks)
+    # Filled in place: small results that are kept between large ones that are freed would leave holes in memory.
+    rank_O, found_OK, at = rows_Q.new_empty(own), rows_Q.new_empty(own, top, dtype=torch.int32), 0
+    for block in blocks:
         with torch.autocast(query.device.type, enabled=False):  # 8 bits of a product would tie what differs
             scores_QC = query[rows_Q[block]] @ candidate_CE.T
         for scores, rows in zip(scores_QC.split(part), rows_Q[block].split(part), strict=True):
-            belonging = right(rows)
-            ranks.append(ranks_among(scores, belonging))
-            found += [top_among(scores, belonging, top).int()] if top else []
-    places = places_of(dealt(len(rows_Q), size, process), rows_Q.device)
-    rank_Q = assemble(process, torch.cat(ranks), places, len(rows_Q))
-    found_QK = assemble(process, torch.cat(found), places, len(rows_Q)) if top else rows_Q.new_empty(len(rows_Q), 0)
+            belonging, here = right(rows), slice(at, at := at + len(rows))
+            rank_O[here] = ranks_among(scores, belonging)
+            if top:
+                found_OK[here] = top_among(scores, belonging, top).int()
+    places = places_of(blocks, rows_Q.device)
+    rank_Q = assemble(process, rank_O, places, len(rows_Q))
+    found_QK = assemble(process, found_OK, places, len(rows_Q)) if top else rows_Q.new_empty(len(rows_Q), 0)
     return Contrast(rank_Q, found_QK)
 
 

@@ -8,6 +8,7 @@ Each part runs in a process of its own, whose peak is then the part's.
 import multiprocessing as mp
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
@@ -50,9 +51,8 @@ def drawn_gallery(
 
 def measured(function: Callable[..., Mapping[str, float]], *args: object) -> dict[str, float]:
     """What a function says in a process of its own, with that process's peak."""
-    context = mp.get_context("spawn")
-    with context.Pool(1) as pool:
-        said: dict[str, float] = pool.apply(_peaked, (function, *args))
+    with ProcessPoolExecutor(1, mp.get_context("spawn")) as pool:  # tells of a process that was killed
+        said = pool.submit(_peaked, function, *args).result()
     print(function.__name__, {name: float(f"{value:.4g}") for name, value in said.items()})
     return said
 
