@@ -89,7 +89,6 @@ def _check_task(config: RunConfig) -> None:
     _check_evaluation(config)
     _check_task_splits(config)
     _check_labels(config)
-    check_lr_scales(_meta_model(config), config.trim.lr_scales, "trim.lr_scales")
 
 
 def _check_processes(config: RunConfig) -> None:

@@ -269,6 +269,8 @@ class _Builder:
         if kept is not None:
             parts["pruning"] = as_json(kept)
         parts |= rules_of(config.trim.task, config.trim.method, not wanted.is_full)
+        ranks = config.trim.task == "retrieval" and config.trim.validation.every_steps > 0
+        parts |= ranking_rules(config.model.backbone, ranks)
         inputs = self._before if teacher is None else (*self._before, teacher)
         return self._single(name, job, inputs, parts | self._of_given, (self._export(name),))
 

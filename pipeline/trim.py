@@ -83,6 +83,7 @@ def check_targets(config: TrimConfig, backbone: Backbone, pruning: PruningConfig
         more: dict[str, Any] = {} if kept is None else {"pruning": kept}
         more |= config.of_task
         model = fine_tuned(backbone, config.trims, config.policy, classes=_supposed(config), **more)
+    check_lr_scales(model.backbone, config.lr_scales, "trim.lr_scales")
     trained, key = max_tokens, "loader.max_tokens"
     if config.max_tokens is not None:
         trained, key = config.max_tokens, "trim.max_tokens"
@@ -144,6 +145,7 @@ def trim(
     classes = _classes(config, inputs, tokenizer, process)
     beginning = Beginning(config, target, teacher, inputs, examples, process, pruning, classes, read)
     begun = beginning.model(trained)
+    check_lr_scales(begun.backbone, config.lr_scales, "trim.lr_scales")
     drawn = examples.draw(TYPICAL_TEXTS)
     classes.targets(drawn)  # refuses data that does not say what is right
     typical = units_of(begun.backbone, drawn.token_mask)
@@ -183,7 +185,6 @@ def _pretrained(
     resized = check_fits(folder, wanted, tokenizer, loader, config.image_size)
     if resized and process.is_main:
         log.info("%s", resized)
-    check_lr_scales(trained, config.lr_scales, "trim.lr_scales")
     return trained
 
 

@@ -224,9 +224,11 @@ class Tokenizer:
             **roles,
         }
         inner = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        begin, end = (roles["cls_token"], self.cls_id), (roles["sep_token"], self.sep_id)
         if not self.end:  # transformers puts around a text what stands here
-            begin = (roles["cls_token"], self.cls_id)
             inner.post_processor = processors.TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
+        elif self._by_word:
+            inner.post_processor = processors.BertProcessing(end, begin)
         write_json(folder / _CONFIG, config)
         write_atomic(folder / _FILE, inner.to_str(pretty=True))
 

@@ -32,7 +32,7 @@ class RetrievalConfig:
 
     Attributes:
         false_texts: Texts of other pictures of the batch that each picture is matched with beside its own, where there
-            is no contrast (METER; the reference's is 15); fewer where the batch has fewer.
+            is no contrast (METER; the reference's is 15; others do not read it); fewer where the batch has fewer.
     """
 
     false_texts: int = 15

@@ -9,7 +9,7 @@ B questions, A answers of the list or of a batch, L tokens, K answers that are s
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ class RankedAnswers(AnswerList):
 
     tokens: tuple[tuple[int, ...], ...] = ()
     candidates: int = 128
-    smoothing: float = LABEL_SMOOTHING
+    smoothing: float = field(default=LABEL_SMOOTHING, compare=False)  # lists are alike whoever learns them
 
     @classmethod
     def of(cls, names: Sequence[str], tokenizer: Tokenizer, candidates: int) -> "RankedAnswers":

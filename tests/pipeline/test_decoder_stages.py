@@ -225,6 +225,17 @@ def test_a_decoder_answers_questions_by_ranking_the_list(backbone: BackboneName,
     assert said.answer in model.classes.names and 0 < said.probability <= 1
 
 
+@pytest.mark.timeout(300)
+def test_a_trimmed_answerer_begins_from_the_full_one_each_part_at_its_own_rate(root: Path, tmp_path: Path) -> None:
+    run = {"trim.answers": {"at_least": 3, "candidates": 4}, "trim.lr_scales": {"text_decoder": 2.0}}
+    trained_on(root, "vqa_generative", tmp_path / "full", "albef", target=1.0, run=run)
+    run |= {"trim.init": "finetuned", "trim.targets": [1.0, 1.3]}
+    full = str(tmp_path / "full" / "export")
+    trained_on(root, "vqa_generative", tmp_path / "trim", "albef", target=1.3, run=run, teacher=full)
+    assert read_metrics(tmp_path / "trim" / "metrics.jsonl")[-1]["lr/text_decoder"] > 0
+    assert load_classification_model(tmp_path / "trim" / "export")[1]["kind"] == "vqa_generative"
+
+
 @pytest.mark.parametrize(
     ("run", "said"),
     [

@@ -96,6 +96,8 @@ def test_texts_without_an_end_have_one_more_word_and_answers_keep_theirs(tmp_pat
     assert not tokenizer.cuts(text, int(mask.sum())) and plain.cuts(text, int(mask.sum()))
     assert tokenizer.as_written().encode([text], 20)[0].tolist() == [whole.tolist()]
     assert PreTrainedTokenizerFast.from_pretrained(str(tmp_path))(text).input_ids == ids[mask].tolist()
+    Tokenizer.from_pretrained(tmp_path, end=True).save(tmp_path / "again")
+    assert PreTrainedTokenizerFast.from_pretrained(str(tmp_path / "again"))(text).input_ids == whole[there].tolist()
     assert tokenizer.digest != plain.digest
     assert "end" in config.identity and "end" not in TokenizerConfig().identity  # as runs from before there was one
 
