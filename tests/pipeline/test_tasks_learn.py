@@ -23,13 +23,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # METER has no contrast: on drawn shapes its matching is at chance after 500 updates from nothing.
 LEARNERS: list[BackboneName] = ["albef", "blip"]
 SIZES = {
-    "vqa": {"train": 2000, "val": 300}, "snli_ve": {"train": 3000, "test": 600}, "nlvr2": {"train": 1000, "test1": 200},
+    "vqa": {"train": 2000, "val": 300}, "snli_ve": {"train": 3000, "test": 600}, "nlvr2": {"train": 2000, "test1": 400},
     "flickr30k": {"train": 6000, "test": 256},
 }  # fmt: skip
 TEST = {"vqa": "val", "vqa_generative": "val", "snli_ve": "test", "nlvr2": "test1"}
 # A head that begins from nothing wants updates, that of many answers most of all.
 LOOPS = {
-    "nlvr2": {"samples": 8000},
+    "nlvr2": {"samples": 16000},
     "vqa": {"samples": 20000, "global_batch": 8},
     "vqa_generative": {"samples": 20000, "global_batch": 8},
 }
