@@ -13,7 +13,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,7 +127,8 @@ def _tokenized(references: Mapping[str, list[str]], captions: Mapping[str, str])
     # One line is one caption to it, so that no caption may break one.
     asked = [{name: [{"caption": " ".join(t.split())} for t in many] for name, many in of.items()} for of in texts]
     try:
-        said, found = (PTBTokenizer().tokenize(of) for of in asked)
+        with _without_counts():
+            said, found = (PTBTokenizer().tokenize(of) for of in asked)
     except OSError as error:
         raise UserError(
             f"pycocoevalcap could not write beside its own files ({error}); install it where you may write"
@@ -135,6 +137,25 @@ def _tokenized(references: Mapping[str, list[str]], captions: Mapping[str, str])
         if {name: len(many) for name, many in want.items()} != {name: len(many) for name, many in got.items()}:
             raise RuntimeError("pycocoevalcap's tokenizer gave another number of captions than it was asked for")
     return said, found
+
+
+@contextlib.contextmanager
+def _without_counts() -> Iterator[None]:
+    """Keeps from the screen how many tokens the tokenizer cut, which it tells there itself; all else is told after."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as told:
+        stderr = os.dup(2)
+        os.dup2(told.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            told.seek(0)
+            lines = told.read().decode(errors="replace").splitlines()
+            rest = [line for line in lines if not line.startswith("PTBTokenizer tokenized")]
+            if rest:
+                print("\n".join(rest), file=sys.stderr)
 
 
 def _bleu(said: _Texts, found: _Texts) -> list[CaptionScore]:
