@@ -234,7 +234,7 @@ def test_what_has_nothing_to_trim_is_told_in_a_line(
         (["trimming", f"{run}/stages/pretrain/export", "--split", f"{run}/data/test"], "it has backbone, wanted is"),
         (["trimming", run, "--split", "nowhere"], "has no split 'nowhere'"),
         (["flops", "albef_tiny", "albef_tiny", "--out", str(tmp_path)], "named twice"),
-        (["flops", "albef_tiny", "--task", "vqa", "--out", str(tmp_path)], "flops knows albef for retrieval"),
+        (["flops", "albef_tiny", "--task", "caption", "--out", str(tmp_path)], "flops knows albef for retrieval, vqa"),
     ):
         capsys.readouterr()
         assert main(["analyse", *words]) == 2
