@@ -28,6 +28,7 @@ _VALUES: Mapping[tuple[str, ...], Mapping[str, str]] = {
     ("stats",): {"--workers": "1"},
     ("index",): {"--workers": "1"},
     **{("analyse", what): {"--samples": "16"} for what in ("similarity", "attention", "trimming", "leak")},
+    ("import",): {"--vision-heads": "4", "--text-heads": "4"},
     ("bench", "vision"): {"--model": "tiny", "--image-size": "32", "--batch": "2", "--rounds": "1", "--warmup": "1"},
     ("bench", "step"): {"--model": "tiny", "--image-size": "32", "--batch": "2", "--rounds": "1", "--warmup": "1"},
     ("bench", "trim"): {"--model": "meter_tiny", "--image-size": "64", "--rounds": "1", "--warmup": "1"},
@@ -223,6 +224,9 @@ def downloaded(words: Sequence[str], folder: Path) -> None:
 
 
 def copied(trained: Path, folder: Path) -> None:
-    """The trained run, under the names that pages give it."""
+    """The trained run, under the names that pages give it, and weights of another project."""
+    from tests.launch.test_weight_commands import official  # torch, which the quick commands do without
+
+    official(folder / "model_base.pth", "blip")
     for name in ("demo", "other", "query-0", "query-1", "stage-0", "stage-1"):
         shutil.copytree(trained, folder / "runs" / name)
