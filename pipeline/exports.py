@@ -122,7 +122,8 @@ def task_text(folder: Path) -> TextKind:
     """
     kind: Any = read_described(folder / "config.json").get("kind")
     if kind not in TEXTS:
-        raise UserError(f"{folder} holds a {kind!r} model; a fine-tuned model is wanted")
+        where = " (stages/trim-.../export of the same run)" if kind == "backbone" else ""
+        raise UserError(f"{folder} holds a {kind!r} model; a fine-tuned model is wanted{where}")
     return TEXTS[kind]
 
 
