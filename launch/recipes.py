@@ -43,4 +43,6 @@ def recipes() -> list[str]:
 def _known(name: str) -> str:
     names = recipes()
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    return ", ".join(sorted(close) or [known for known in names if known.startswith("configs/runs/")]) or "none are here"
+    return (
+        ", ".join(sorted(close) or [known for known in names if known.startswith("configs/runs/")]) or "none are here"
+    )

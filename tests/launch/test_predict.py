@@ -115,11 +115,18 @@ def test_mistakes_are_told_in_one_line(folder: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "one.png").write_bytes(picture(0))
     text = ["--text", "a", "--text", "b"]
     export_weights(tmp_path / "bare", {}, {"kind": "statement"})
+    export_weights(tmp_path / "begun", {}, {"kind": "backbone"})
     cases = {
         "No such file": [str(folder), "--image", str(tmp_path / "none.png"), *text],
         "give a picture file": [str(folder), "--image", str(tmp_path / "broken.png"), *text],
         "3 pictures and 2 texts": [str(folder), *(["--image", str(tmp_path / "one.png")] * 3), *text],
         "has no model.safetensors": [str(tmp_path), "--image", str(tmp_path / "one.png"), *text],
+        "a fine-tuned model is wanted (stages/trim-.../export of the same run)": [
+            str(tmp_path / "begun"),
+            "--image",
+            str(tmp_path / "one.png"),
+            *text,
+        ],
         "does not tell the sizes": [str(tmp_path / "bare"), "--image", str(tmp_path / "one.png"), *text],
     }
     for said, words in cases.items():
