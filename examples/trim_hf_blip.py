@@ -90,6 +90,7 @@ def fine_tune(samples: int, target: Target) -> None:
             (said,) = model.predict([bytes(sample.image)], [claim["text"]])
             cost = f"{said.full_gmacs / said.gmacs:.2f}x less"
             print(f"{claim['text']!r}, {claim['label']}: said {said.answer} ({said.probability:.2f}) for {cost}")
+        print(f"from random weights {samples} statements teach little, so expect answers at chance: raise --samples")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pipeline.weights.vision import load_vision
 
 BATCH = 8  # maps of every layer and head are in memory at once
 
-_CSV = ("part", "layer", "stream", "metric", "value", "low", "high", "samples")
+_CSV = ("part", "layer", "stream", "metric", "value", "low", "high", "samples", "pictures", "groups")
 _LEAST_SPAN = 1e-3
 """Of an axis: less is rounding, which would look like a finding."""
 _AXES = {
@@ -89,6 +89,11 @@ def _other(run: Trained, model: Backbone, against: Path | None) -> tuple[Backbon
         other = TrainedRun.of(against, str(run.split_folder))
         return other.model(), against, [other.exposure]
     path = against or run.began.get("vision") or run.began.get("model")
+    if path is None and isinstance(run, TrainedRun) and run.config.pretrained is None:
+        raise UserError(
+            f"the vision tower of {run.folder} began from random weights, so there is nothing to compare with: give "
+            "--against WEIGHTS_OR_RUN"
+        )
     if path is None:
         raise UserError(
             f"{run.folder} does not say of weights that its vision tower began from: give those of a vision-only "
@@ -122,13 +127,14 @@ def _answer(
 ) -> Answer:
     """Figure, numbers and table; `named` are the models by the columns of the CSV that name them."""
     place = run.folder / ANALYSES if out is None else out
-    name, split, pairs = f"{what}-{split_in_file(run.split)}", split_name(run.split), rows[0]["samples"]
-    caption = f"{note} {pairs} pairs of {split}. {in_caption(exposures)}"
-    told = f"{title}, {split} ({ANALYSIS}, {pairs:,} instances)"  # figures of several splits stand in one report
+    name, split = f"{what}-{split_in_file(run.split)}", split_name(run.split)
+    seen = "{samples:,} pairs of {pictures:,} pictures in {groups:,} groups".format_map(rows[0])
+    caption = f"{note} {seen} from {split}. {in_caption(exposures)}"
+    told = f"{title}, {split} ({ANALYSIS}, {seen})"  # figures of several splits stand in one report
     drawing = _drawing(name, told, caption, rows, {**named, "split": split})
     again = " (in the place of older ones)" if (place / f"{name}.csv").exists() else ""
     drawing.save(place)
-    lines = [f"split {run.split}, {pairs} pairs", *in_words(exposures), *_table(rows)]
+    lines = [f"split {run.split}, {seen}", *in_words(exposures), *_table(rows)]
     data = {"run": str(run.folder), "split": run.split, "held_out": exposures[0].held_out, "rows": rows}
     return 0, data, "\n".join([*lines, f"{note} Figure and numbers: {place / name}.svg, .csv{again}"])
 

@@ -15,7 +15,17 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.redact import SafeFormatter, redact
-from launch.answers import INTERNAL, INTERRUPTED, USER_MISTAKE, Answer, Handler, Parser, add_command, add_group
+from launch.answers import (
+    INTERNAL,
+    INTERRUPTED,
+    USER_MISTAKE,
+    Answer,
+    Handler,
+    Parser,
+    add_command,
+    add_group,
+    take_both_spellings,
+)
 from launch.bench_options import (
     add_launch_bench_options,
     add_loader_bench_options,
@@ -88,9 +98,10 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     waiting = deque(words)
     while waiting:
         word = waiting.popleft()
-        known = word.split("=", 1)[0] in options or not word.startswith("--")
+        name = word.partition("=")[0].replace("_", "-")
+        known = name in options or not word.startswith("--")
         (own if known else overrides).append(word)
-        takes_value = word.startswith("--") and "=" not in word and word not in _FLAGS
+        takes_value = word.startswith("--") and "=" not in word and name not in _FLAGS
         if takes_value and waiting and not waiting[0].startswith("--"):
             (own if known else overrides).append(waiting.popleft())
     return own, overrides
@@ -142,9 +153,10 @@ _RUN_HELP = {
 }
 _RUNNING = frozenset(_RUN_HELP)
 _TAKING_OVERRIDES = _RUNNING | {"shard", "compare", "scale"}
-_FLAGS = frozenset({"--help", "--json", "--verbose", "--fresh", "--print_config"})
-_OPTIONS = _FLAGS | {"--config", "--take_from"}
+_FLAGS = frozenset({"--help", "--json", "--verbose", "--fresh", "--print-config"})
+_OPTIONS = _FLAGS | {"--config", "--take-from"}
 _TARGETS = "--targets"
+_KEYS = "docs/reference/config.md"
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -170,6 +182,7 @@ def command_parser() -> argparse.ArgumentParser:
     add_analyse_commands(commands)
     add_weight_commands(commands)
     add_cluster_commands(commands)
+    take_both_spellings(parser)
     return parser
 
 
@@ -186,15 +199,14 @@ class _ShowVersion(argparse.Action):
 
 def _add_run(commands: Any, name: str, text: str) -> None:
     example = f"{name} configs/runs/demo.yaml --out runs/mine --seed 1"
-    parser = add_command(
-        commands, name, f"{text}. Any key of the configuration can be given as --key.sub VALUE", example, _run
-    )
+    text = f"{text}. Any key of the configuration can be given as --key.sub VALUE"
+    parser = add_command(commands, name, text, example, _run, f"{_KEYS}, or --print-config")
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
     parser.add_argument("--config", action="append", default=[], metavar="CONFIG", help="another one of them")
     parser.add_argument("--fresh", action="store_true", help="start over: remove what an earlier run left in `out`")
     taken = "another run's folder, of which finished stages are taken over that would be made just so here"
-    parser.add_argument("--take_from", metavar="RUN", type=Path, help=taken)
-    parser.add_argument("--print_config", action="store_true", help="print the whole configuration as YAML, and stop")
+    parser.add_argument("--take-from", metavar="RUN", type=Path, help=taken)
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration as YAML, and stop")
     if name == "trim":
         wanted = "the wanted costs, such as '[1.0, 2.0x]'; the same as --trim.targets"
         parser.add_argument(_TARGETS, metavar="LIST", help=wanted)
@@ -267,14 +279,14 @@ def _add_score_command(commands: Any) -> None:
 def _add_compare_command(commands: Any) -> None:
     text = "the same run with one thing changed at a time, over several seeds; goes on where it stopped"
     example = "compare configs/experiments/pruning.yaml --out runs/pruning"
-    parser = add_command(commands, "compare", f"{text}. Keys can be given as --key VALUE", example, _compare)
+    parser = add_command(commands, "compare", f"{text}. Keys can be given as --key VALUE", example, _compare, _KEYS)
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
 
 
 def _add_scale_command(commands: Any) -> None:
     text = "the same pre-training at many batch sizes, pruned and not: speed, memory, loss, the largest batch that fits"
     example = "scale configs/scale/albef_tiny.yaml --out runs/scale"
-    parser = add_command(commands, "scale", f"{text}. Keys can be given as --key VALUE", example, _scale)
+    parser = add_command(commands, "scale", f"{text}. Keys can be given as --key VALUE", example, _scale, _KEYS)
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
 
 

@@ -33,14 +33,14 @@ def add_cluster_commands(commands: Any) -> None:
 def _add_submit(kinds: Any) -> None:
     text = "send a run, with the project as its working directory; keys can be given as --key.sub VALUE"
     example = "cluster submit configs/runs/demo.yaml --out /shared/runs/demo --address http://127.0.0.1:8265"
-    parser = add_command(kinds, "submit", text, example, _submit)
+    parser = add_command(kinds, "submit", text, example, _submit, "docs/reference/config.md")
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files; later ones win over earlier ones")
     _add_address(parser)
     stages = ("run", "pretrain", "trim", "evaluate")
     parser.add_argument("--stage", choices=stages, default="run", help="how far the run goes (%(default)s: all of it)")
     parser.add_argument("--fresh", action="store_true", help="start over: remove what an earlier run left in `out`")
     taken = "another run's folder on the cluster, of which finished stages are taken over"
-    parser.add_argument("--take_from", metavar="RUN", help=taken)
+    parser.add_argument("--take-from", metavar="RUN", help=taken)
     parser.add_argument("--python", default="python", help="the interpreter on the cluster (%(default)s)")
 
 

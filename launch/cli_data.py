@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from launch.answers import COMMON, Answer, add_command
+from launch.answers import COMMON, Answer, HelpLines, add_command, epilog_of
 from launch.shard_words import ShowShardHelp
 
 
@@ -50,11 +50,16 @@ def _positive(text: str) -> int:
 
 def _add_shard(commands: Any) -> None:
     text = "write WebDataset shards of a data set"
-    example = (
-        "example: trimline shard coco --annotations captions_train2017.json --images train2017.zip --out data/coco"
-    )
+    example = "trimline shard coco --annotations captions_train2017.json --images train2017.zip --out data/coco"
     parser: argparse.ArgumentParser = commands.add_parser(
-        "shard", help=text, description=text, epilog=example, parents=[COMMON], allow_abbrev=False, add_help=False
+        "shard",
+        help=text,
+        description=text,
+        epilog=epilog_of(example, "docs/reference/config.md, or trimline shard SOURCE --help"),
+        formatter_class=HelpLines,
+        parents=[COMMON],
+        allow_abbrev=False,
+        add_help=False,
     )
     parser.set_defaults(handler=_shard)
     parser.add_argument("source", help="the data set; its options are given as --key VALUE, see the source's own help")

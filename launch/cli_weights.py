@@ -37,7 +37,9 @@ def _add_predict(commands: Any) -> None:
     text = (
         "judge statements about pictures or answer questions with a fine-tuned model, or caption them with a captioner"
     )
-    example = "predict runs/demo/stages/trim-statement-2.0x/export --image shapes.png --text 'there is a red circle'"
+    example = (
+        "predict runs/demo/stages/trim-statement-2.0x/export --image test-00000000.jpg --text 'there is a red circle'"
+    )
     parser = add_command(commands, "predict", text, example, _predict)
     folder = "export folder of a trimming stage, or of a captioner that `trimline import` has read"
     parser.add_argument("folder", metavar="EXPORT", help=folder)

@@ -75,7 +75,8 @@ def flops_command(model: str, image_size: int | None, flops: Mapping[str, Any]) 
 
 
 def _text(data: Mapping[str, Any], asked: FlopsConfig, config: ModelConfig) -> str:
-    lines = [[part, f"{value:.2f}", f"{value / data['gmacs']['total']:.0%}"] for part, value in data["gmacs"].items()]
+    there = {part: value for part, value in data["gmacs"].items() if value}  # not every model has every part
+    lines = [[part, f"{value:.2f}", f"{value / there['total']:.0%}"] for part, value in there.items()]
     head = f"{data['model']}, {asked.task}, {config.vision.height} x {config.vision.width_px} px, "
     head += f"{asked.text_length} text tokens; matrix products of one instance without padding"
     return "\n".join([head, *aligned([["part", "GMACs", "share"], *lines], left=1)])

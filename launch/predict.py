@@ -72,13 +72,18 @@ def _judged(model: TrimmedModel, folder: Path, pictures: Sequence[str], texts: S
     }
     rows = [_row(*row) for row in zip(names, texts, found, strict=True)]
     head = ["picture", "text", "says", "p(true)" if judges else "p", "times fewer MACs"]
-    return 0, data, "\n".join([*aligned([head, *rows], left=3), *_cut(found, model.max_tokens)])
+    return 0, data, "\n".join([*aligned([head, *rows], left=3), *_cut(found, model.max_tokens), *_unknown(found)])
 
 
 def _cut(found: Sequence[Prediction], max_tokens: int) -> list[str]:
     count = sum(said.cut for said in found)
     long = f"the model reads {max_tokens} tokens, so the end did not count"
     return [f"{count} of {len(found)} texts are longer: {long}"] if count else []
+
+
+def _unknown(found: Sequence[Prediction]) -> list[str]:
+    words = dict.fromkeys(word for said in found for word in said.unknown)
+    return [f"the tokenizer does not know, and reads as [UNK]: {', '.join(words)}"] if words else []
 
 
 def _named(pictures: Sequence[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def find_recipe(name: str) -> Path:
         for candidate in (relative, relative.with_name(relative.name + ".yaml")):
             if (recipe_folder() / candidate).is_file():
                 return recipe_folder() / candidate
-    raise UserError(f"no configuration {name}: give the path of a YAML file, or a recipe of {_known(name)}")
+    raise UserError(f"no configuration {name}: give the path of a YAML file, or one of the recipes: {_known(name)}")
 
 
 def recipes() -> list[str]:
@@ -43,4 +43,6 @@ def recipes() -> list[str]:
 def _known(name: str) -> str:
     names = recipes()
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    return ", ".join(close or [known for known in names if known.startswith("configs/runs/")]) or "your own"
+    return (
+        ", ".join(sorted(close) or [known for known in names if known.startswith("configs/runs/")]) or "none are here"
+    )

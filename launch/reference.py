@@ -42,6 +42,8 @@ def commands_page() -> str:
         _MADE,
         "",
         f"Every command has `--help` and these options: {_common()}.",
+        "Hyphens and underscores may stand for each other in the options below (`--batch-size`, `--batch_size`; not in",
+        "`--no-compile`); keys of configurations are written with underscores, as their page has them.",
         "Exit codes: 0 done, 1 an error of Trimline's own, 2 a mistake of the user's, told in one line, 130 stopped.",
         "",
     ]
@@ -124,7 +126,7 @@ def _command(words: tuple[str, ...], parser: argparse.ArgumentParser) -> Iterato
         yield from (f"| `{_cell(_shown(action))}` | {_cell(_what(action, parser))} |" for action in actions)
         yield ""
     if parser.epilog and parser.epilog.startswith("example: "):
-        yield from (f"Example: `{parser.epilog.removeprefix('example: ')}`", "")
+        yield from (f"Example: `{parser.epilog.splitlines()[0].removeprefix('example: ')}`", "")
 
 
 def _is_wanted(action: argparse.Action) -> bool:

@@ -36,6 +36,7 @@ BEGINNINGS = ("backbone", "blip_retrieval")
 """Kinds of exports that fine-tuning can begin from."""
 _SAID = {"captioning": "given", "vqa_generative": "candidates"}
 """What the config.json of a kind must say of its decoder."""
+_FINE_TUNED = "a fine-tuned model"
 
 
 def load_backbone(folder: Path, image_size: int | None = None) -> Backbone:
@@ -67,7 +68,7 @@ def load_classification_model(folder: Path) -> tuple[ClassificationModel, dict[s
     Raises:
         UserError: The folder holds something else.
     """
-    tensors, described = _load(folder, TASKS, "a fine-tuned model")
+    tensors, described = _load(folder, TASKS, _FINE_TUNED)
     with _named(folder):
         model = build_classification_model(described, _classes(folder, described))
         _check_answers(model, tensors)
@@ -122,7 +123,7 @@ def task_text(folder: Path) -> TextKind:
     """
     kind: Any = read_described(folder / "config.json").get("kind")
     if kind not in TEXTS:
-        raise UserError(f"{folder} holds a {kind!r} model; a fine-tuned model is wanted")
+        raise _other_kind(folder, kind, _FINE_TUNED)
     return TEXTS[kind]
 
 
@@ -215,11 +216,16 @@ def _named(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: {error}") from error
 
 
+def _other_kind(folder: Path, kind: Any, wanted: str) -> UserError:
+    where = " (stages/trim-.../export of the same run)" if (kind, wanted) == ("backbone", _FINE_TUNED) else ""
+    return UserError(f"{folder} holds a {kind!r} model; {wanted} is wanted{where}")
+
+
 def _load(folder: Path, kinds: Collection[str], wanted: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, described = load_weights(folder)
     kind = described.get("kind")
     if kind not in kinds:
-        raise UserError(f"{folder} holds a {kind!r} model; {wanted} is wanted")
+        raise _other_kind(folder, kind, wanted)
     if kind in _SAID and _SAID[kind] not in described:
         raise UserError(f"{folder}/config.json does not say {_SAID[kind]!r}; copy or export the folder again")
     return tensors, described

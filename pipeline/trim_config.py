@@ -39,8 +39,9 @@ class TrimConfig(MethodsConfig):
             picture to a text?
         splits: Split folders to train on, and the weight of each in every batch.
         targets: Wanted costs: ``2.0x`` (or 2.0), a ratio of multiply-accumulates; ``12 GFLOPs`` (or ``12 GMACs``, the
-            same: a multiplication with its addition counts as one); ``35 ms``, one instance at a time on the machine
-            that trains, for methods with trimmers. 1.0 is the full model.
+            same: a multiplication with its addition counts as one, in TFLOP/s of logs and reports as two);
+            ``35 ms``, one instance at a time on the machine that trains, for methods with trimmers. 1.0 is the full
+            model.
         init: What a trimmed model begins as: ``pretrained``, one fine-tuning run for all (the paper's); ``finetuned``,
             the full model of this run (1.0x) with its head, two runs. What all of it took is in the results.
         keep_pruning: Whether the backbone is pruned as in pre-training (ELIP) while it is fine-tuned and ever after:

@@ -40,6 +40,7 @@ class Prediction:
         kept: Shares of what was kept, mean over layers: ``vision`` and ``text`` tokens, and where its method trims
             heads those of self- (``msa``) and cross-attention (``mca``). Empty for the untrimmed model.
         cut: Whether the text was longer than the model reads, so that its end did not count.
+        unknown: Words of the text that the tokenizer has no tokens for, so that they are all the same to the model.
     """
 
     answer: str
@@ -48,6 +49,7 @@ class Prediction:
     full_gmacs: float
     kept: dict[str, float]
     cut: bool = False
+    unknown: tuple[str, ...] = ()
 
     @property
     def true(self) -> bool:
@@ -81,7 +83,7 @@ class TrimmedModel:
 
     Example:
         >>> model = TrimmedModel.from_pretrained("runs/demo/stages/trim-statement-2.0x/export")  # doctest: +SKIP
-        >>> model.predict(["shapes.png"], ["there is a red circle"])[0].true  # doctest: +SKIP
+        >>> model.predict(["test-00000000.jpg"], ["there is a red circle"])[0].true  # doctest: +SKIP
         True
     """
 
@@ -171,7 +173,8 @@ class TrimmedModel:
             )
             costs = float(macs_B[row]) / 1e9, float(full_B[row]) / 1e9
             cut = self.tokenizer.cuts(texts[row], self.max_tokens)
-            yield Prediction(classes.names[said], float(chance), *costs, shares, cut)
+            unknown = tuple(self.tokenizer.unknown_words(texts[row]))
+            yield Prediction(classes.names[said], float(chance), *costs, shares, cut, unknown)
 
 
 def prepared_input(folder: Path, described: dict[str, Any]) -> tuple[TransformConfig, int]:

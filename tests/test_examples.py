@@ -48,6 +48,7 @@ def test_a_blip_of_hugging_face_is_trimmed_to_its_target() -> None:
     said = run("trim_hf_blip.py")
     reached = re.search(r"2\.0x wanted, (\S+)x reached", said)
     assert reached is not None and float(reached[1]) == pytest.approx(2.0, rel=0.1)
+    assert said.splitlines()[-1].endswith("expect answers at chance: raise --samples")
     judged = re.findall(r"said (?:true|false) \(0\.\d\d\) for (\S+)x less", said)
     assert len(judged) == 4 and all(float(times) > 1.2 for times in judged)
 

@@ -295,6 +295,14 @@ class Tokenizer:
         """Whether anything of a text is left once it is cleaned."""
         return bool(clean_text(text, self.max_words, self.cleaning, self.question))
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of a cleaned text that hold something that no token stands for, each once; it is read as [UNK].
+
+        A word that falls into pieces is not among them: a vocabulary does not say which words it was learned from.
+        """
+        words = clean_text(text, self.max_words, self.cleaning, self.question).split()
+        return [word for word in dict.fromkeys(words) if self.unk_id in self._encode(word)]
+
     def _encode(self, text: str) -> list[int]:
         """The tokens of a cleaned text, whose words stand one blank apart.
 

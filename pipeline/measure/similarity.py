@@ -85,16 +85,25 @@ class _Values:
 
     by_place: dict[tuple[str, int, str, Metric], list[float]] = field(default_factory=dict)
     clusters: list[str] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
 
     def add(self, place: tuple[str, int, str, Metric], values_B: Tensor) -> None:
         self.by_place.setdefault(place, []).extend(values_B.double().tolist())
+
+    def look_at(self, batch: ImageTextBatch) -> None:
+        """Counts the samples whose numbers were added; a picture may stand with several texts."""
+        self.clusters += batch.clusters
+        self.keys |= set(batch.keys)
 
     def rows(self) -> list[Row]:
         if not self.clusters:
             raise UserError("the split has no pairs to look at")
         if len(set(self.clusters)) < 2:
-            raise UserError(f"{len(self.clusters)} pairs of one picture give no interval; look at more with --samples")
-        return [_row(place, values, self.clusters) for place, values in self.by_place.items()]
+            raise UserError(
+                f"{len(self.clusters)} pairs of one group of pictures give no interval; look at more with --samples"
+            )
+        counts = {"pictures": len(self.keys), "groups": len(set(self.clusters))}
+        return [_row(place, values, self.clusters) | counts for place, values in self.by_place.items()]
 
 
 def _row(place: tuple[str, int, str, Metric], values: Sequence[float], clusters: Sequence[str]) -> Row:
@@ -132,11 +141,12 @@ def measure_similarity(model: Backbone, normalise: Normalise, batches: Iterable[
         batches: On its device.
 
     Returns:
-        Rows {"part", "layer", "stream", "metric", "value", "low", "high", "samples"}, layers from 0; ``tokens`` is that
-        of what enters the layer, ``heads`` of its self-attention's maps. Intervals of 95% by resampling pictures.
+        Rows {"part", "layer", "stream", "metric", "value", "low", "high", "samples", "pictures",
+        "groups"}, layers from 0; ``tokens`` is that of what enters the layer, ``heads`` of its self-attention's maps.
+        Intervals of 95% by resampling groups of pictures (`ImageTextBatch.clusters`).
 
     Raises:
-        UserError: There are no pairs, or they are of one picture.
+        UserError: There are no pairs, or they are of one group of pictures.
     """
     values = _Values()
     for batch in batches:
@@ -147,7 +157,7 @@ def measure_similarity(model: Backbone, normalise: Normalise, batches: Iterable[
         image = model.encode_image(normalise(batch.pixels), [watch], text)
         if model.fusion_steps:
             model.fuse(model.begin_fusion(text, ids_BL, mask_BL), image, [watch])
-        values.clusters += batch.clusters
+        values.look_at(batch)
     return values.rows()
 
 
@@ -186,7 +196,7 @@ def measure_divergence(
             values.add(
                 ("vision", step.layer, "image", "divergence"), attention_divergence(seen[0][name], seen[1][name])
             )
-        values.clusters += batch.clusters
+        values.look_at(batch)
     return values.rows()
 
 

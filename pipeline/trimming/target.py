@@ -51,7 +51,8 @@ class Target:
         if unit is None or not math.isfinite(amount) or amount < least or amount == 0:
             raise UserError(
                 f"trim.targets: {value!r} is no target; give a speed-up of at least 1.0 such as 2.0x, "
-                "multiply-accumulates such as '12 GFLOPs', or a time on this machine such as '35 ms'"
+                "multiply-accumulates such as '12 GMACs' (or '12 GFLOPs', the same), or a time on this machine such as "
+                "'35 ms'"
             )
         return cls(amount, unit)
 

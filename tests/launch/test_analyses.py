@@ -42,20 +42,21 @@ def test_the_numbers_stand_in_json_table_and_figure(
     assert main([*words, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {row["layer"] for row in rows if row["part"] == "vision"} == {0, 1, 2, 3}
-    assert all(row["samples"] == 8 for row in rows)
+    assert all((row["samples"], row["pictures"], row["groups"]) == (8, 8, 4) for row in rows)
     with open(tmp_path / f"{what}-test.csv") as file:
         saved = list(csv.DictReader(file))
     assert [float(row["value"]) for row in saved] == [row["value"] for row in rows]
-    assert {(row["model"], row.get("against"), row["split"], row["samples"]) for row in saved} == {
-        ("0", "1" if what == "attention" else None, "test", "8")
+    said = ("model", "against", "split", "samples", "pictures", "groups")
+    assert {tuple(map(row.get, said)) for row in saved} == {
+        ("0", "1" if what == "attention" else None, "test", "8", "8", "4")
     }
     assert (tmp_path / f"{what}-test.svg").read_text().startswith("<svg")
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "split test, 8 pairs"
+    assert lines[0] == "split test, 8 pairs of 8 pictures in 4 groups"
     assert lines[1] == f"held out: {runs[0]} was not trained on this split"
     note = Drawing.load(tmp_path / f"{what}-test.svg").note
-    assert "8 pairs of test. Held out: 0 was not trained on this split." in note
+    assert "8 pairs of 8 pictures in 4 groups from test. Held out: 0 was not trained on this split." in note
     assert f"{rows[0]['value']:.3f} (" in "\n".join(lines)
     assert lines[-1].endswith("(in the place of older ones)")
 
@@ -67,7 +68,7 @@ def test_another_split_takes_no_figures_place(run: Path, tmp_path: Path) -> None
     names = {"similarity-test.svg", "similarity-train.svg", "similarity-data-test.svg"}
     assert {path.name for path in tmp_path.glob("*.svg")} == names
     titles = {Drawing.load(tmp_path / name).title for name in names}  # one report may show them all
-    assert titles == {f"albef: similarity by layer, {split} (analysis, 4 instances)"
+    assert titles == {f"albef: similarity by layer, {split} (analysis, 4 pairs of 4 pictures in 2 groups)"
                       for split in ("test", "train", "data/test")}  # fmt: skip
     with open(tmp_path / "similarity-data-test.csv") as file:
         assert {row["split"] for row in csv.DictReader(file)} == {"data/test"}
@@ -130,6 +131,10 @@ def test_wrong_words_are_told_in_a_line(runs: tuple[str, str], capsys: pytest.Ca
         (["attention", runs[0], "--against", "/nowhere"], "is no run folder"),
         (["attention", runs[0], "--against", runs[0]], "is the run itself"),
         (["similarity", f"{runs[0]}/stages/pretrain/export"], "is a model without data"),
+        (
+            ["attention", f"{runs[0]}/stages/pretrain/export", "--split", f"{runs[0]}/data/test"],
+            "does not say of weights that its vision tower began from",
+        ),
     ):
         capsys.readouterr()
         assert main(["analyse", *words]) == 2
@@ -165,7 +170,7 @@ def test_without_a_vision_only_model_there_is_nothing_to_hold_against(
 ) -> None:
     (tmp_path / "notes.txt").write_text("no weights")
     for more, wanted in (
-        ([], "does not say of weights that its vision tower began from"),
+        ([], "began from random weights, so there is nothing to compare with: give --against WEIGHTS_OR_RUN"),
         (["--against", str(tmp_path)], "give other"),
     ):
         capsys.readouterr()

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import launch
 from data_prep.sources import SOURCES, source_module
-from launch.cli import _log_to_stderr, _split, main
+from launch.cli import _log_to_stderr, _split, command_parser, main
 from launch.job import LogFile
 from tests.data_prep.samples import picture
 
@@ -309,6 +310,8 @@ def test_what_is_tested_on_is_left_out_of_what_is_trained_on(tmp_path: Path) -> 
         (["run", "-h"], ["run", "-h"], []),
         (["trim", "a.yaml", "--targets", "[2.0]", "--seed=1"], ["trim", "a.yaml", "--targets", "[2.0]"], ["--seed=1"]),
         (["run", "a.yaml", "--targets", "[2.0]"], ["run", "a.yaml"], ["--targets", "[2.0]"]),
+        (["run", "a.yaml", "--take-from", "b"], ["run", "a.yaml", "--take-from", "b"], []),
+        (["run", "--print_config", "a.yaml"], ["run", "--print_config", "a.yaml"], []),
         (
             ["shard", "coco", "--images", "a b", "c", "--seed", "3"],
             ["shard", "coco"],
@@ -324,3 +327,32 @@ def test_what_is_tested_on_is_left_out_of_what_is_trained_on(tmp_path: Path) -> 
 )
 def test_overrides_are_told_from_own_words(words: list[str], own: list[str], overrides: list[str]) -> None:
     assert _split(words) == (own, overrides)
+
+
+@pytest.mark.parametrize(
+    ("command", "spellings", "name", "value"),
+    [
+        ("run a.yaml", ["--take-from b", "--take_from b", "--take_from=b"], "take_from", Path("b")),
+        ("run a.yaml", ["--print-config", "--print_config"], "print_config", True),
+        ("evaluate x --task vqa", ["--batch-size 3", "--batch_size=3"], "batch_size", 3),
+        ("cluster submit a.yaml", ["--take-from b", "--take_from b"], "take_from", "b"),
+        ("verify x", ["--no-decode", "--no_decode"], "decode", False),
+        ("bench vision", ["--no-compile"], "compile", False),
+    ],
+)
+def test_options_are_taken_with_hyphens_and_with_underscores(
+    command: str, spellings: list[str], name: str, value: object
+) -> None:
+    for spelling in spellings:
+        own, overrides = _split([*command.split(), *spelling.split()])
+        assert overrides == [] and getattr(command_parser().parse_args(own), name) == value
+
+
+def test_a_commands_help_spells_its_own_options_one_way_and_says_where_keys_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for command in ("run", "pretrain", "trim", "evaluate", "compare", "scale", "cluster submit", "shard"):
+        assert exit_code([*command.split(), "--help"]) == 0
+        own, _, keys = capsys.readouterr().out.partition("\nkeys: docs/reference/config.md")
+        assert keys, command
+        assert command == "shard" or re.findall(r"--[a-z]+_\w+", own) == []

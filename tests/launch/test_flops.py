@@ -90,6 +90,13 @@ def test_mistakes_are_told(model: str, task: str, tokens: int, message: str) -> 
         flops_command(model, None, {"task": task, "text_length": tokens})
 
 
+def test_parts_that_a_model_does_not_have_are_left_to_json() -> None:
+    _, data, text = flops_command("blip_tiny", None, {"task": "caption", "text_length": 10})
+    assert data is not None
+    absent = {part for part, gmacs in data["gmacs"].items() if gmacs == 0}
+    assert absent and absent.isdisjoint(line.split()[0] for line in text.splitlines()[1:])
+
+
 def test_a_size_that_is_no_multiple_of_the_patch_is_told() -> None:
     with pytest.raises(UserError, match=r"multiple of vision\.patch=16"):
         flops_command("albef_base", 250, {"task": "retrieval", "text_length": 25})

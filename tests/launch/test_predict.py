@@ -97,16 +97,36 @@ def test_the_command_says_what_the_class_says(folder: Path, tmp_path: Path, caps
     assert table[2].startswith("one.png  there is a red circle")
 
 
+def test_words_that_nothing_stands_for_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.png").write_bytes(picture(0))
+    texts = ["--text", "a red zebra", "--text", "there is a circle", "--text", "a Zebra, a fox, a brad"]
+    given = ["predict", str(folder), "--image", str(tmp_path / "one.png"), *texts, "--device", "cpu"]
+    assert main([*given, "--json"]) == 0
+    told = [row["unknown"] for row in json.loads(capsys.readouterr().out)["predictions"]]
+    assert told == [["zebra"], [], ["zebra", "fox"]]  # the letters of `brad` are there, z and x are not
+    assert main(given) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "the tokenizer does not know, and reads as [UNK]: zebra, fox"
+
+
 def test_mistakes_are_told_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.png").write_bytes(picture(0)[:60])
     (tmp_path / "one.png").write_bytes(picture(0))
     text = ["--text", "a", "--text", "b"]
     export_weights(tmp_path / "bare", {}, {"kind": "statement"})
+    export_weights(tmp_path / "begun", {}, {"kind": "backbone"})
     cases = {
         "No such file": [str(folder), "--image", str(tmp_path / "none.png"), *text],
         "give a picture file": [str(folder), "--image", str(tmp_path / "broken.png"), *text],
         "3 pictures and 2 texts": [str(folder), *(["--image", str(tmp_path / "one.png")] * 3), *text],
         "has no model.safetensors": [str(tmp_path), "--image", str(tmp_path / "one.png"), *text],
+        "a fine-tuned model is wanted (stages/trim-.../export of the same run)": [
+            str(tmp_path / "begun"),
+            "--image",
+            str(tmp_path / "one.png"),
+            *text,
+        ],
         "does not tell the sizes": [str(tmp_path / "bare"), "--image", str(tmp_path / "one.png"), *text],
     }
     for said, words in cases.items():

@@ -71,6 +71,15 @@ def test_every_layer_of_every_stream_is_seen(backbone: BackboneName) -> None:
     assert first["value"] == pytest.approx(float(mean_cosine(torch.cat(entering)).mean()))
 
 
+def test_pairs_are_told_from_their_pictures_and_from_the_groups_of_these() -> None:
+    batch = replace(small_batch(), keys=["a", "a", "b", "c"], clusters=["0", "0", "0", "1"])
+    for rows in (
+        measure_similarity(small_model("albef").eval(), scale, [batch]),
+        measure_divergence(small_model("albef").eval(), small_model("albef").eval(), scale, [batch]),
+    ):
+        assert {(row["samples"], row["pictures"], row["groups"]) for row in rows} == {(4, 3, 2)}
+
+
 def test_padding_does_not_count() -> None:
     model, batch = small_model("albef").eval(), small_batch()
     other = replace(batch, token_ids=batch.token_ids.masked_fill(~batch.token_mask, 7))
@@ -96,7 +105,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UserError, match="no pairs"):
         measure_similarity(model, scale, [])
     same = replace(small_batch(), clusters=["one"] * 4)
-    with pytest.raises(UserError, match="4 pairs of one picture give no interval"):
+    with pytest.raises(UserError, match="4 pairs of one group of pictures give no interval"):
         measure_similarity(model, scale, [same])
 
 

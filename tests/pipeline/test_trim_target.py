@@ -47,6 +47,7 @@ def trimmed_model(backbone: BackboneName = "albef") -> ClassificationModel:
         ("2.0x", 2.0, "x", "2.0x", "2.0x"),
         (" 1.25 X", 1.25, "x", "1.25x", "1.25x"),
         ("12 GFLOPs", 12.0, "GMACs", "12GMACs", "12 GMACs"),
+        ("12 GMACs", 12.0, "GMACs", "12GMACs", "12 GMACs"),
         ("0.0061gmacs", 0.0061, "GMACs", "0.0061GMACs", "0.0061 GMACs"),
         ("35ms", 35.0, "ms", "35ms", "35 ms"),
         ("3.5e1 ms", 35.0, "ms", "35ms", "35 ms"),
