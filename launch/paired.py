@@ -186,8 +186,8 @@ def _is_mean(row: Row) -> bool:
 
 
 def points(row: Mapping[str, Any]) -> str:
-    """A difference as `-0.6 (-1.1 to -0.1)`."""
-    return f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
+    """A difference as `-0.61 (-1.13 to +0.03)`: by one decimal it could not be told whether 0 lies inside."""
+    return f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
 
 
 def _without(questions: int, asked: int, models: Sequence[str]) -> str:
