@@ -276,7 +276,8 @@ def _download(drawing: Drawing) -> str:
 def _frame_words(panel: Panel, frame: Frame) -> str:
     """How much a frame keeps."""
     total = frame.rows * frame.columns
-    merged = ", the others merged into one" if frame.merged and frame.kept < total else ""
+    into = "" if frame.merged is None else f" into {frame.merged}"
+    merged = f", the others merged{into}" if frame.merged != 0 and frame.kept < total else ""
     text = f"{frame.kept} of {total} patches{merged}"
     if not panel.tokens:
         return text
