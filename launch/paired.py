@@ -22,9 +22,9 @@ FULL = "own 1.0x"
 """What a trimmed model is held against in its own run."""
 
 RESAMPLED = (
-    "Differences in points on the very same test instances. In brackets the 95% interval of resampling groups (a "
-    "picture with those that hang together with it, such as a presentation of NLVR) with all that is asked of them: it "
-    "tells what these models would do with other pictures."
+    "Differences in points on the very same test instances. In brackets the 95% interval: statements about the same "
+    "picture, and about others that hang together with it (of NLVR all of one presentation), are resampled together; "
+    "it tells what these models would do with other pictures."
 )
 """What the intervals mean."""
 

@@ -159,7 +159,7 @@ def test_both_intervals_stand_side_by_side(compared: dict[str, Any], tmp_path: P
     text = comparison_text(compared)
     line = next(line for line in text.splitlines() if line.startswith("local") and "2x" in line and FULL in line)
     assert "-25.00 (-50.00 to +0.00)" in line and "-25.00 ± 0.00" in line and line.endswith("8 in 4")
-    assert "resampling groups" in text and "what other trainings would do" in text and "No more." in text
+    assert "are resampled together" in text and "what other trainings would do" in text and "No more." in text
     save(tmp_path / "comparison.json", compared)
     page = write_comparison(tmp_path).read_text()
     assert "On the same test instances" in page and "-25.00 (-50.00 to +0.00)" in page and "<li>No more.</li>" in page

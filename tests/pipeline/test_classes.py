@@ -17,8 +17,8 @@ from pipeline.data.questions import questions_of
 from pipeline.data.sample import Sample
 from pipeline.data.shards import ShardFolder
 from pipeline.measure.survivors import Sight, overlay
-from pipeline.objectives.answers import answer_loss
 from pipeline.models.schedule import CLS
+from pipeline.objectives.answers import answer_loss
 from pipeline.process import Process
 from pipeline.tasks.answer_list import AnswersConfig, make_answers
 from pipeline.tasks.classes import SNLI_VE, STATEMENT, classes_of, has_task, right_answer, soft_scores
