@@ -202,7 +202,8 @@ def _name_values(axes: Axes, metric: str, lines: Sequence[Line], published: Sequ
     cells = [(line.gmacs or 0.0, line.cells[metric]) for line in lines]
     texts = [(x, cell.value, metric_number(metric, cell.value)) for x, cell in cells]
     bars = [(x, cell.low, cell.high) for x, cell in cells if cell.low is not None and cell.high is not None]
-    label_points(axes, texts, bars, published)
+    points = _points(lines, metric)
+    label_points(axes, texts, bars, published, [points[at] for at in _on_front(lines, metric)])
 
 
 @dataclass(frozen=True)

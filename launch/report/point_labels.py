@@ -1,12 +1,16 @@
 """Places values beside the points of a panel so that none covers another point, a bar or another value."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
 _REACH = 5.5
 """From a marker's middle to its edge, with some room; in printer's points, as all lengths here."""
+
+_BEADS = 100
+"""Small boxes that stand for a piece of a line: one box around a slanted piece would cover what it does not."""
 
 
 class Box(NamedTuple):
@@ -34,6 +38,7 @@ def label_points(
     texts: Sequence[tuple[float, float, str]],
     bars: Sequence[tuple[float, float, float]] = (),
     others: Sequence[tuple[float, float]] = (),
+    line: Sequence[tuple[float, float]] = (),
 ) -> None:
     """Writes a text beside each point; the figure is laid out before, for places depend on the panel's size.
 
@@ -42,6 +47,7 @@ def label_points(
         texts: (x, y, text) of each point.
         bars: (x, low, high) of intervals.
         others: Points without a text.
+        line: Corners of a line that texts had better not lie on.
     """
     unit = axes.figure.dpi / 72
 
@@ -53,6 +59,10 @@ def label_points(
     taken = [Box(x - _REACH, y - _REACH, x + _REACH, y + _REACH) for x, y in spots]
     ends = [(place(x, low), place(x, high)) for x, low, high in bars]
     taken += [Box(low[0] - 3, low[1], low[0] + 3, high[1]) for low, high in ends]
+    for (x0, y0), (x1, y1) in pairwise(place(x, y) for x, y in line):
+        along = [at / _BEADS for at in range(_BEADS + 1)]
+        beads = [(x0 + at * (x1 - x0), y0 + at * (y1 - y0)) for at in along]
+        taken += [Box(x - 1, y - 1, x + 1, y + 1) for x, y in beads]
     panel = axes.get_window_extent()
     room = Box(*(float(side) / unit for side in (panel.x0, panel.y0, panel.x1, panel.y1)))
     for x, y, text in texts:

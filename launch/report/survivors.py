@@ -175,7 +175,8 @@ def in_common(of_sentences: Sequence[Sequence[tuple[str, frozenset[int]]]]) -> s
         return f"no patch is left in the end, for none of the {count} sentences; before, they keep different ones"
     if len(set(last)) == 1:
         return f"all {count} sentences keep the same patches in the end, though not at every step"
-    shares = [len(one & other) / max(1, len(one | other)) for one, other in itertools.combinations(last, 2)]
+    # Two that keep nothing say nothing of what both keep.
+    shares = [len(one & other) / len(one | other) for one, other in itertools.combinations(last, 2) if one | other]
     pairs = "" if count == 2 else " (mean over pairs of sentences)"
     share = sum(shares) / len(shares)
     return f"of the patches that one of two sentences keeps in the end, both keep {share:.0%}{pairs}"
