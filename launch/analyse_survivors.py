@@ -1,6 +1,5 @@
 """`trimline analyse survivors EXPORT`: which patches of a picture are left for each of several sentences."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from launch.answers import Answer
 from launch.devices import device_of
 from launch.model_names import model_name
 from launch.report.survivor_rows import Step
+from launch.report.survivors import in_common
 from launch.report.table import aligned
 from launch.survivors_figure import Kept, save_kept, shown_steps
 from launch.trained_export import is_export
@@ -198,18 +198,4 @@ def _table(kept: Sequence[Kept]) -> list[str]:
 
 
 def _in_common(of_picture: Sequence[Kept]) -> str:
-    """Whether the sentences change what is left of a picture, and how much."""
-    name, count = of_picture[0].picture, len(of_picture)
-    if len({tuple(each.patches) for each in of_picture}) == 1:
-        return f"{name}: all {count} sentences keep the same patches, at every step"
-    last = [each.patches[-1].kept for each in of_picture]
-    if not any(last):
-        return (
-            f"{name}: no patch is left in the end, for none of the {count} sentences; before, they keep different ones"
-        )
-    if len(set(last)) == 1:
-        return f"{name}: all {count} sentences keep the same patches in the end, though not at every step"
-    shares = [len(one & other) / max(1, len(one | other)) for one, other in itertools.combinations(last, 2)]
-    share = sum(shares) / len(shares)
-    pairs = "" if count == 2 else " (mean over pairs of sentences)"
-    return f"{name}: of the patches that one of two sentences keeps in the end, both keep {share:.0%}{pairs}"
+    return f"{of_picture[0].picture}: {in_common([each.patches for each in of_picture])}"

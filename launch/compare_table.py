@@ -5,6 +5,7 @@ There are two kinds of these. Over seeds: what would another training give? Over
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -23,6 +24,13 @@ COST = "GMACs"
 
 Key = tuple[str, str, str]
 """Task, split and metric (with the target where there is one)."""
+
+
+def score_order(key: Key) -> tuple[list[str | float], str, str]:
+    """What scores are sorted by: a target counts as a number, so that 2x comes before 2.5x, and that before 10x."""
+    task, split, metric = key
+    parts = re.split(r"(\d+(?:\.\d+)?)", task)  # every second one is a number
+    return [float(part) if at % 2 else part for at, part in enumerate(parts)], split, metric
 
 
 def half_width(values: Sequence[float]) -> float | None:
@@ -61,7 +69,7 @@ def _line(
     budget: str, variant: str, runs: Mapping[int, Mapping[str, Any]], reference: Mapping[int, Mapping[str, Any]]
 ) -> dict[str, Any]:
     metrics = {}
-    for key in sorted({key for run in runs.values() for key in _metrics(run)}):
+    for key in sorted({key for run in runs.values() for key in _metrics(run)}, key=score_order):
         values = {seed: _metrics(run)[key] for seed, run in runs.items() if key in _metrics(run)}
         shared = [seed for seed in values if seed in reference and key in _metrics(reference[seed])]
         cell: dict[str, Any] = dict(zip(("task", "split", "metric"), key, strict=True))
@@ -84,10 +92,22 @@ def _line(
     }
 
 
-def scores_of(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each score of each variant as a flat row: its mean, the seeds' values, its difference from the reference."""
+def cells_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """A cell of each score that any of the lines has, in their order, by its name."""
+    found = {name: cell for line in lines for name, cell in line["metrics"].items()}
+    return dict(
+        sorted(found.items(), key=lambda pair: score_order((pair[1]["task"], pair[1]["split"], pair[1]["metric"])))
+    )
+
+
+def scores_of(lines: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """Each score of each variant as a flat row: its mean, the seeds' values, its difference from the reference.
+
+    The reference's difference from itself, which nothing was measured for, is None.
+    """
+    none = {"difference": None, "half_width": None}
     return [
-        {"budget": line["budget"], "variant": line["variant"], **cell}
+        {"budget": line["budget"], "variant": line["variant"], **cell, **(none if line["variant"] == reference else {})}
         for line in lines
         for cell in line["metrics"].values()
     ]
@@ -117,7 +137,7 @@ def comparison_text(data: Mapping[str, Any]) -> str:
     lines = lines_of(data)
     if not lines:
         return "no run is finished"
-    names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
+    names = list(cells_of(lines))
     cells = [["budget", "variant", "seeds", "samples", "step ms", "GiB", *names]]
     for line in lines:
         found = [_cell(line, name, data["reference"]) for name in names]
@@ -153,8 +173,8 @@ def _paired_text(data: Mapping[str, Any]) -> list[str]:
 
 
 def paired_words(line: Mapping[str, Any]) -> tuple[str, str]:
-    """A difference as `-0.6 (-1.1 to -0.1)`, and that over seeds as `-0.6 ± 0.9`, or nothing."""
-    over = "" if line["half_width"] is None else f"{mean(line['by_seed']):+.1f} ± {line['half_width']:.1f}"
+    """A difference as `-0.61 (-1.13 to -0.09)`, and that over seeds as `-0.61 ± 0.90`, or nothing."""
+    over = "" if line["half_width"] is None else f"{mean(line['by_seed']):+.2f} ± {line['half_width']:.2f}"
     return points(line), over
 
 

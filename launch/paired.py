@@ -22,9 +22,9 @@ FULL = "own 1.0x"
 """What a trimmed model is held against in its own run."""
 
 RESAMPLED = (
-    "Differences in points on the very same test instances. In brackets the 95% interval of resampling groups (a "
-    "picture with those that hang together with it, such as a presentation of NLVR) with all that is asked of them: it "
-    "tells what these models would do with other pictures."
+    "Differences in points on the very same test instances. In brackets the 95% interval: statements about the same "
+    "picture, and about others that hang together with it (of NLVR all of one presentation), are resampled together; "
+    "it tells what these models would do with other pictures."
 )
 """What the intervals mean."""
 
@@ -186,8 +186,8 @@ def _is_mean(row: Row) -> bool:
 
 
 def points(row: Mapping[str, Any]) -> str:
-    """A difference as `-0.6 (-1.1 to -0.1)`."""
-    return f"{row['difference']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
+    """A difference as `-0.61 (-1.13 to +0.03)`: by one decimal it could not be told whether 0 lies inside."""
+    return f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
 
 
 def _without(questions: int, asked: int, models: Sequence[str]) -> str:

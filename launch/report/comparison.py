@@ -14,6 +14,7 @@ from launch.compare_table import (
     COMPARISON,
     COST,
     PAIRED_NOTE,
+    cells_of,
     difference_in_words,
     lines_of,
     mean_in_words,
@@ -107,7 +108,7 @@ def write_comparison(folder: Path) -> Path:
     page = _page(folder, data)
     for drawing in (*page.differences, *page.sweeps, *page.fronts):
         drawing.save(folder / "figures")
-    save_rows(folder / "figures", "scores", scores_of(lines_of(data)))
+    save_rows(folder / "figures", "scores", scores_of(lines_of(data), str(data["reference"])))
     save_rows(folder / "figures", "differences", paired_lines(data))
     target = folder / "report.html"
     environment = page_environment()
@@ -193,7 +194,7 @@ def _facts(
 def _tables(budget: str, lines: Sequence[Line]) -> list[Table]:
     """A table for each task and target, then time and memory."""
     own = [line for line in lines if line["budget"] == budget]
-    cells = {name: cell for line in own for name, cell in line["metrics"].items()}
+    cells = cells_of(own)
     found = []
     for task in dict.fromkeys(cell["task"] for cell in cells.values()):
         scored = [(name, cell) for name, cell in cells.items() if cell["task"] == task]

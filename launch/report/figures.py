@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from data_prep.errors import UserError
 from data_prep.files import write_atomic
+from launch.report.caption import captioned, uncaptioned
 
 # Okabe and Ito's colours, without black and yellow: each can be told from the others by colour-blind readers
 # and from both a white and a dark page.
@@ -76,9 +77,10 @@ class Drawing:
     rows: tuple[tuple[Any, ...], ...]
 
     def save(self, folder: Path) -> None:
-        """Writes NAME.svg and NAME.csv."""
+        """Writes NAME.svg, with title and note inside of it, and NAME.csv."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / f"{self.name}.svg", self.svg.replace("currentColor", _INK_IN_FILES))
+        svg = captioned(self.svg.replace("currentColor", _INK_IN_FILES), self.title, self.note, _INK_IN_FILES)
+        write_atomic(folder / f"{self.name}.svg", svg)
         write_atomic(folder / f"{self.name}.csv", self.csv)
 
     def renamed(self, name: str, title: str) -> "Drawing":
@@ -110,7 +112,7 @@ class Drawing:
             name=path.stem,
             title=str(root.get("aria-label")),
             note=note.text or "",
-            svg=svg.replace(_INK_IN_FILES, "currentColor"),
+            svg=uncaptioned(svg).replace(_INK_IN_FILES, "currentColor"),
             csv=numbers,
             columns=tuple(columns),
             rows=tuple(map(tuple, rows)),

@@ -15,7 +15,8 @@ from data_prep.errors import UserError
 from data_prep.files import write_atomic
 from launch.paired import RESAMPLED, own_differences, points
 from launch.report import words
-from launch.report.curves import Curve, draw_curve, queue_begins
+from launch.report.curve_figures import draw_curve, draw_speed
+from launch.report.curves import Curve, queue_begins
 from launch.report.faults import Fault, faults_of
 from launch.report.figures import Drawing, save_rows
 from launch.report.instances import Extremes, Told, drawings, extremes, told
@@ -43,7 +44,8 @@ class Page:
 
     run: RunFolder
     tables: list[TaskTable]
-    curves: list[Drawing]
+    curves: list[tuple[Drawing | None, Drawing | None]]
+    """Of each stage that trained, how it learned and how fast it went."""
     fronts: list[Drawing]
     paired: list[dict[str, Any]]
     """By how much trimmed models differ from the untrimmed one on the same instances."""
@@ -81,7 +83,8 @@ def write_report(run: Path) -> Path:
         UserError: where `run` is not a run folder, or the disk is full.
     """
     page = _page(read_run(run))
-    for drawing in (*page.curves, *page.fronts, *page.instances):
+    curves = [drawing for pair in page.curves for drawing in pair if drawing is not None]
+    for drawing in (*curves, *page.fronts, *page.instances):
         drawing.save(run / "figures")
     save_rows(run / "figures", "results", page.run.results)
     save_rows(run / "figures", "differences", page.paired)
@@ -111,7 +114,7 @@ def _page(run: RunFolder) -> Page:
     return Page(
         run=run,
         tables=tables,
-        curves=[_curve(run, stage, stage.curve) for stage in run.stages if stage.curve is not None],
+        curves=[_curves(run, stage, stage.curve) for stage in run.stages if stage.curve is not None],
         fronts=drawn,
         paired=paired.rows,
         published={task: rows for task, rows in published.items() if rows},
@@ -127,9 +130,13 @@ def _page(run: RunFolder) -> Page:
     )
 
 
-def _curve(run: RunFolder, stage: Stage, curve: Curve) -> Drawing:
+def _curves(run: RunFolder, stage: Stage, curve: Curve) -> tuple[Drawing | None, Drawing | None]:
     whole = stage.name == "pretrain" and stage.state == "done"
-    return draw_curve(stage.name, curve, queue_begins(run.config, curve) if whole else None)
+    engine = run.config.get("engine")
+    clip = engine.get("grad_clip") if isinstance(engine, Mapping) else None
+    queue_at = queue_begins(run.config, curve) if whole else None
+    clip = float(clip) if isinstance(clip, int | float) else None
+    return draw_curve(stage.name, curve, queue_at, clip), draw_speed(stage.name, curve)
 
 
 def _analyses(folder: Path) -> tuple[list[Drawing], list[str]]:
@@ -269,7 +276,8 @@ def _download(drawing: Drawing) -> str:
 def _frame_words(panel: Panel, frame: Frame) -> str:
     """How much a frame keeps."""
     total = frame.rows * frame.columns
-    merged = ", the others merged into one" if frame.merged and frame.kept < total else ""
+    into = "" if frame.merged is None else f" into {frame.merged}"
+    merged = f", the others merged{into}" if frame.merged != 0 and frame.kept < total else ""
     text = f"{frame.kept} of {total} patches{merged}"
     if not panel.tokens:
         return text

@@ -173,11 +173,14 @@ def _costs(place: _Place, models: Sequence[Told]) -> Drawing:
         rows = figure.subplots(len(models), 1, sharex=True, squeeze=False)[:, 0]
         for axes, each, own in zip(rows, models, counts, strict=True):
             axes.stairs(own, edges, fill=True, color=OKABE_ITO["sky"], edgecolor=OKABE_ITO["blue"], linewidth=0.8)
-            axes.axvline(sum(each.gmacs) / len(each.gmacs), color=OKABE_ITO["vermillion"], linewidth=1.2)
-            axes.axvline(each.full_gmacs, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.axvline(sum(each.gmacs) / len(each.gmacs), color=OKABE_ITO["vermillion"], linewidth=1.2,
+                         label="mean")  # fmt: skip
+            axes.axvline(each.full_gmacs, color=INK, linewidth=0.8, linestyle=(0, (1, 2)),
+                         label="mean of the untrimmed model")  # fmt: skip
             axes.set_title(each.label, loc="left")
             axes.locator_params(axis="y", nbins=3)
         rows[-1].set_xlabel("GMACs of an instance")
+        figure.legend(*rows[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.supylabel("instances", fontsize=8.5)
 
     numbers = [
@@ -185,10 +188,9 @@ def _costs(place: _Place, models: Sequence[Told]) -> Drawing:
         for each, own in zip(models, counts, strict=True)
         for at, count in enumerate(own)
     ]
-    note = f"Line: mean. Dotted: mean of the untrimmed model. {place.said}".strip()
-    size = (6.6, 0.8 + 1.05 * len(models))
+    size = (6.6, 1.05 + 1.05 * len(models))
     columns = ("model", "gmacs_from", "gmacs_to", "instances", "mean_gmacs", "untrimmed_gmacs")
-    return draw(place.name("cost"), place.title("cost of instances"), note, size, paint, columns, numbers)
+    return draw(place.name("cost"), place.title("cost of instances"), place.said, size, paint, columns, numbers)
 
 
 def _modules(place: _Place, models: Sequence[Told]) -> Drawing:

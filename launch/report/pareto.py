@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
+from launch.report.point_labels import label_points
 from launch.report.quoted import SOURCE, Quoted
 from launch.report.results import Line, TaskTable, in_percent
 from launch.report.words import metric_name, metric_number, seeds_in_words
@@ -22,6 +23,8 @@ _CSV = (
 )  # fmt: skip
 _ALIKE = 0.01
 """By which share costs that one target asks of several models may differ, for one line to stand for both."""
+_LEAST_POINTS = 2.0
+"""What the axis of a score in percent spans at least where no interval tells how much is chance."""
 _ROWS, _LETTER = 4, 0.018
 """Rows for the names of targets that would lie on each other, and the width of a letter as a share of the panel's."""
 
@@ -77,6 +80,10 @@ def draw_pareto(table: TaskTable, named: str = "", published: Sequence[Quoted] =
             handles, labels = axes.get_legend_handles_labels()
             marks |= dict(zip(labels, handles, strict=True))
         figure.legend(list(marks.values()), list(marks), loc="outside lower center", ncols=min(columns, len(marks)))
+        figure.draw_without_rendering()  # lays it out
+        for axes, split in zip(figure.axes, splits, strict=True):
+            own = [(row.gmacs or 0.0, row.value) for row in published if row.split == split]
+            _name_values(axes, metric, [line for line in lines if line.split == split], own)
 
     note = (
         f"{_of_seeds(lines)}Solid line: the front, what no other one beats. Dotted: the cost that each target asks for"
@@ -172,11 +179,13 @@ def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tupl
         axes.errorbar([x], [y], yerr=error if cell.has_interval else None, color=colour, marker=marker, markersize=7,
                       markerfacecolor="none" if line.apart else colour, capsize=3, linestyle="none", label=label,
                       zorder=3, clip_on=False)  # fmt: skip
-        if len(lines) <= _MOST_NAMED:
-            axes.annotate(metric_number(metric, y), (x, y), xytext=(7, -10), textcoords="offset points")
     axes.margins(x=0.15, y=0.2)
     if in_percent(metric):
-        axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(100.0, axes.get_ylim()[1]))
+        low, high = axes.get_ylim()
+        if not any(line.cells[metric].has_interval for line in lines):  # else tenths would look like much
+            more = max(0.0, _LEAST_POINTS - (high - low)) / 2
+            low, high = low - more, high + more
+        axes.set_ylim(max(0.0, low), min(100.0, high))
     # From here on nothing widens the axis by itself; of a target that all models miss the line is to be seen too.
     dearest = max((each.gmacs for each in _all_asked(lines)), default=0.0)
     axes.set_xlim(0.0, max(axes.get_xlim()[1], 1.05 * dearest))
@@ -184,6 +193,17 @@ def _panel(axes: Axes, metric: str, lines: Sequence[Line], looks: dict[str, tupl
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel("GMACs per instance")
     axes.set_ylabel(metric_name(metric))
+
+
+def _name_values(axes: Axes, metric: str, lines: Sequence[Line], published: Sequence[tuple[float, float]]) -> None:
+    """Each point's value beside it, where they are few."""
+    if len(lines) > _MOST_NAMED:
+        return
+    cells = [(line.gmacs or 0.0, line.cells[metric]) for line in lines]
+    texts = [(x, cell.value, metric_number(metric, cell.value)) for x, cell in cells]
+    bars = [(x, cell.low, cell.high) for x, cell in cells if cell.low is not None and cell.high is not None]
+    points = _points(lines, metric)
+    label_points(axes, texts, bars, published, [points[at] for at in _on_front(lines, metric)])
 
 
 @dataclass(frozen=True)

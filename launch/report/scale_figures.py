@@ -220,9 +220,9 @@ def _probes(largest: Mapping[str, Any]) -> Drawing:
         axes.legend()
 
     note = "Lines go through the first two probes of each; dotted: the limit. A hollow mark is where a probe was ended."
-    cells = [[entry["pruning"], probe["batch"], int(probe["fits"]), probe["peak_bytes"]]
+    cells = [[entry["pruning"], probe["batch"], int(probe["fits"]), probe["peak_bytes"] / _GIB]
              for entry in found for probe in entry["probes"]]  # fmt: skip
-    columns = ("pruning", "micro_batch", "fits", "peak_bytes")
+    columns = ("pruning", "micro_batch", "fits", "peak_gib")
     return draw("scale-largest", "Memory of a micro-batch", note, (5.6, 3.2), paint, columns, cells)
 
 

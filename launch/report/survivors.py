@@ -2,6 +2,8 @@
 
 import base64
 import io
+import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 INPUT = "input"
+PRETRAINED = "pretrain"
 # A picture is shown about this wide; larger files would only make the report heavy.
 _MAX_SIDE = 800
 _LAYER = re.compile(r"(.*\blayer )(\d+)")
@@ -31,7 +34,9 @@ class Frame:
     """SVG path over the trimmed patches of earlier steps, in units of patches."""
     fresh: str
     """SVG path over the patches that this very step trimmed."""
-    merged: bool
+    merged: int | None
+    """How many tokens are there that others were merged into; None where there are some, of which older runs kept no
+    number."""
     dropped_tokens: tuple[int, ...]
     fresh_tokens: tuple[int, ...]
 
@@ -54,6 +59,14 @@ class Model:
     name: str
     steps: tuple[str, ...]
     panels: tuple[Panel, ...]
+    in_common: str
+    """Whether the sentences change what is left of the picture; empty for a single sentence."""
+
+    @property
+    def gmacs(self) -> float:
+        """Mean over the sentences; infinite where it is not known."""
+        known = [panel.gmacs for panel in self.panels if panel.gmacs is not None]
+        return sum(known) / len(known) if known else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +81,13 @@ class Picture:
     width: int
     height: int
     models: tuple[Model, ...]
+
+    @property
+    def opened(self) -> int:
+        """Place of the model that is shown first: the most trimmed one, not pre-training, which only prunes."""
+        return min(
+            range(len(self.models)), key=lambda at: (self.models[at].name == PRETRAINED, self.models[at].gmacs, -at)
+        )
 
 
 def read_pictures(
@@ -133,7 +153,33 @@ def _model(name: str, sentences: Sequence[Mapping[str, Any]]) -> Model:
         names = join_steps(_names(sentence, "steps"), _names(sentence, "text_steps"))
         steps = join_steps(steps, names)
     panels = tuple(_panel(sentence, steps) for sentence in sentences)
-    return Model(name=name, steps=(INPUT, *steps), panels=panels)
+    kept = [
+        [(step_name(step), frozenset(map(int, step["kept"]))) for step in sentence.get("steps") or ()]
+        for sentence in sentences
+    ]
+    common = in_common(kept) if len(kept) > 1 and all(kept) else ""
+    return Model(name=name, steps=(INPUT, *steps), panels=panels, in_common=common)
+
+
+def in_common(of_sentences: Sequence[Sequence[tuple[str, frozenset[int]]]]) -> str:
+    """Whether sentences change what is left of a picture, and how much.
+
+    Args:
+        of_sentences: For each of two sentences or more the steps, each with the patches that are left.
+    """
+    count = len(of_sentences)
+    if len({tuple(each) for each in of_sentences}) == 1:
+        return f"all {count} sentences keep the same patches, at every step"
+    last = [each[-1][1] for each in of_sentences]
+    if not any(last):
+        return f"no patch is left in the end, for none of the {count} sentences; before, they keep different ones"
+    if len(set(last)) == 1:
+        return f"all {count} sentences keep the same patches in the end, though not at every step"
+    # Two that keep nothing say nothing of what both keep.
+    shares = [len(one & other) / len(one | other) for one, other in itertools.combinations(last, 2) if one | other]
+    pairs = "" if count == 2 else " (mean over pairs of sentences)"
+    share = sum(shares) / len(shares)
+    return f"of the patches that one of two sentences keeps in the end, both keep {share:.0%}{pairs}"
 
 
 def _names(sentence: Mapping[str, Any], key: str) -> list[str]:
@@ -179,13 +225,15 @@ def _frames(sentence: Mapping[str, Any], steps: Sequence[str], token_count: int)
     patch_steps = {step_name(step): step for step in sentence.get("steps") or ()}
     text_steps = {step_name(step): step for step in sentence.get("text_steps") or ()}
     rows, columns = next((map(int, step["grid"]) for step in patch_steps.values()), (1, 1))
-    kept, words, merged = set(range(rows * columns)), set(range(token_count)), False
+    merged: int | None
+    kept, words, merged = set(range(rows * columns)), set(range(token_count)), 0
     yield _frame(INPUT, (rows, columns), (kept, kept), (words, words), token_count, merged)
     for name in steps:
         before, words_before = kept, words
         if name in patch_steps:
             kept = {int(patch) for patch in patch_steps[name]["kept"]}
-            merged = merged or bool(patch_steps[name].get("merged"))
+            told = patch_steps[name].get("merged", 0)
+            merged = None if told is True else int(told)
         if name in text_steps:
             words = {int(token) for token in text_steps[name]["kept"]}
         yield _frame(name, (rows, columns), (before, kept), (words_before, words), token_count, merged)
@@ -197,7 +245,7 @@ def _frame(
     patches: tuple[set[int], set[int]],
     words: tuple[set[int], set[int]],
     token_count: int,
-    merged: bool,
+    merged: int | None,
 ) -> Frame:
     """A frame from the patches and tokens (before, after) its step."""
     rows, columns = grid

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launch.compare_table import COST
+from launch.compare_table import COST, cells_of
 from launch.report.figures import INK, MARKERS, OKABE_ITO, Drawing, draw
 from launch.report.means import FEWEST_SEEDS
 from launch.report.words import metric_name, seeds_in_words
@@ -80,8 +80,7 @@ def _is_number(value: Any) -> bool:
 
 def _scores(lines: Sequence[Line]) -> list[str]:
     """Names of what is scored; costs have figures of their own."""
-    names = dict.fromkeys(name for line in lines for name in line["metrics"])
-    return [name for name in names if not name.endswith(COST)]
+    return [name for name in cells_of(lines) if not name.endswith(COST)]
 
 
 def draw_sweep(sweep: Sweep, budget: str, lines: Sequence[Line], number: int = 1) -> Drawing | None:
@@ -139,6 +138,7 @@ def draw_differences(reference: str, budget: str, lines: Sequence[Line]) -> Draw
             axes.set_yticks(range(len(variants)), variants if at % _COLUMNS == 0 else [""] * len(variants))
             axes.set_ylim(len(variants) - 0.5, -0.5)
             axes.set_title(metric_name(name), loc="left", fontsize=7.5)
+        figure.supxlabel(f"difference from {reference}, points", fontsize=8.5)
 
     numbers = [
         [line["variant"], name, seeds_in_words(cell["seeds"]), cell["mean"],

@@ -113,7 +113,7 @@ def overlay(
             "layer": sight.layer,
             "grid": list(grid),
             "kept": _kept(sight, row),
-            "merged": bool((sight.origin_BN[row] < -1).any()),
+            "merged": _merged(sight, row),
         }
         for sight in sights
     ]
@@ -137,6 +137,14 @@ def _kept(sight: Sight, row: int) -> list[int]:
     if sight.present_BN is not None:
         there = sight.present_BN[row, 1:].bool()
     return sorted(int(number) for number in origin[there & (origin >= 0)])
+
+
+def _merged(sight: Sight, row: int) -> int:
+    """How many tokens are there that others were merged into."""
+    merged = sight.origin_BN[row] < -1
+    if sight.present_BN is not None:
+        merged = merged & sight.present_BN[row].bool()
+    return int(merged.sum())
 
 
 def save_pictures(folder: Path, pixels_B3HW: Tensor, numbers: list[int]) -> list[Picture]:

@@ -131,7 +131,7 @@ def test_a_model_is_held_against_another_one_on_the_same_instances(
     assert any(two["difference"]["low"] < 0 < two["difference"]["high"] for two in other)
     assert main(["evaluate", *map(str, given), "--against", str(kept), "--device", "cpu"]) == 0
     head, _, line, *_ = capsys.readouterr().out.splitlines()
-    assert "95% interval  " in head and "  difference" in head and "+0.0 (+0.0 to +0.0)" in line
+    assert "95% interval  " in head and "  difference" in head and "+0.00 (+0.00 to +0.00)" in line
     words = ["--data", root / "data", "--device", "cpu", "--against"]
     others = answer(capsys, *given[:3], *words, kept, "--split", "val")  # the scores are told all the same
     assert "two models were not judged on the same instances: 4 are only there (s10#0, " in others["not_compared"]

@@ -37,7 +37,7 @@ def test_targets_are_held_against_the_untrimmed_model_of_their_run(tmp_path: Pat
     # Of the two groups one loses an instance of two: -50, -25 or 0 points.
     assert (two["difference"], two["low"], two["high"], two["by_seed"]) == (-25, -50, 0, [-25])
     assert (two["instances"], two["groups"], found.missing) == (4, 2, [])
-    assert points(two) == "-25.0 (-50.0 to +0.0)"
+    assert points(two) == "-25.00 (-50.00 to +0.00)"
 
 
 def test_variants_are_held_against_the_reference_of_their_seed(tmp_path: Path) -> None:
@@ -137,10 +137,8 @@ def test_a_run_ends_with_a_line_for_each_trimmed_model(tmp_path: Path) -> None:
     found = own_differences(run.folder, 0, [*run.rows, *more]).rows
     assert len(found) == 6
     _, two, gmacs = paired_text(found)
-    assert (
-        two
-        == "  statement 2x from own 1.0x: test accuracy -25.0 (-50.0 to +0.0), unseen accuracy -25.0 (-50.0 to +0.0)"
-    )
+    lost = "-25.00 (-50.00 to +0.00)"
+    assert two == f"  statement 2x from own 1.0x: test accuracy {lost}, unseen accuracy {lost}"
     assert gmacs.startswith("  statement 0.1 GMACs from own 1.0x: test accuracy -50.0")
     assert paired_text([]) == []
 
@@ -160,11 +158,11 @@ def test_both_intervals_stand_side_by_side(compared: dict[str, Any], tmp_path: P
     assert {line["half_width"] for line in paired_lines(compared)} == {0.0}
     text = comparison_text(compared)
     line = next(line for line in text.splitlines() if line.startswith("local") and "2x" in line and FULL in line)
-    assert "-25.0 (-50.0 to +0.0)" in line and "-25.0 ± 0.0" in line and line.endswith("8 in 4")
-    assert "resampling groups" in text and "what other trainings would do" in text and "No more." in text
+    assert "-25.00 (-50.00 to +0.00)" in line and "-25.00 ± 0.00" in line and line.endswith("8 in 4")
+    assert "are resampled together" in text and "what other trainings would do" in text and "No more." in text
     save(tmp_path / "comparison.json", compared)
     page = write_comparison(tmp_path).read_text()
-    assert "On the same test instances" in page and "-25.0 (-50.0 to +0.0)" in page and "<li>No more.</li>" in page
+    assert "On the same test instances" in page and "-25.00 (-50.00 to +0.00)" in page and "<li>No more.</li>" in page
 
 
 def test_an_older_comparison_says_that_it_has_none(compared: dict[str, Any], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.data.questions import questions_of
 from pipeline.data.sample import Sample
 from pipeline.data.shards import ShardFolder
 from pipeline.measure.survivors import Sight, overlay
+from pipeline.models.schedule import CLS
 from pipeline.objectives.answers import answer_loss
 from pipeline.process import Process
 from pipeline.tasks.answer_list import AnswersConfig, make_answers
@@ -55,6 +56,16 @@ def test_the_right_answer_is_the_class_that_the_data_names_or_what_most_annotato
     sights = [Sight("vision", 2, torch.arange(5).sub(1).expand(3, 5), None)]
     shown = overlay(batch, 0, (2, 2), sights, right_answer(STATEMENT, batch, 0))
     assert (shown["label"], shown["steps"][0]["name"], shown["steps"][0]["layer"]) == ("true", "vision layer 2", 2)
+    assert (shown["steps"][0]["kept"], shown["steps"][0]["merged"]) == ([0, 1, 2, 3], 0)
+
+
+def test_merged_tokens_are_counted_where_they_are_there() -> None:
+    origin_BN = torch.tensor([[CLS, 2, -2, -3], [CLS, 0, 1, -4]])
+    present_BN = torch.tensor([[True, True, True, False], [True, True, True, True]])
+    for present, wanted in ((None, [2, 1]), (present_BN, [1, 1])):
+        sights = [Sight("vision", 2, origin_BN, present)]
+        shown = [overlay(small_batch(2), row, (2, 2), sights) for row in range(2)]
+        assert [each["steps"][0]["merged"] for each in shown] == wanted
 
 
 def test_targets_have_the_scores_of_listed_answers_alone() -> None:

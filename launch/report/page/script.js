@@ -53,6 +53,7 @@ for (const picture of document.querySelectorAll(".picture")) {
   const choose = (model) => {
     shown = panels.filter((panel) => panel.model === model);
     panels.forEach((panel) => { panel.element.hidden = panel.model !== model; });
+    picture.querySelectorAll(".common").forEach((said) => { said.hidden = said.dataset.model !== model; });
     picture.querySelectorAll("button.model").forEach((button) => {
       button.setAttribute("aria-pressed", String(button.dataset.model === model));
     });
@@ -68,7 +69,7 @@ for (const picture of document.querySelectorAll(".picture")) {
   picture.querySelectorAll("button.model").forEach((button) => {
     button.addEventListener("click", () => choose(button.dataset.model));
   });
-  if (panels.length) choose("0");
+  if (panels.length) choose(panels.find((panel) => !panel.element.hidden).model);
 }
 
 function drawFrame(panel, frame) {

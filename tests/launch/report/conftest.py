@@ -98,7 +98,7 @@ def sentence(text: str, label: bool, model: str, kept_last: set[int], layers: in
                 "name": f"vision layer {layer}",
                 "grid": [8, 8],
                 "kept": [p for p in range(64) if p not in gone],
-                "merged": model == "pretrain",
+                "merged": 2 if model == "pretrain" else 0,
             }
         )
     for layer in range(1, 4):

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.errors import UserError
 from launch.cli import main
-from launch.compare_table import half_width
+from launch.compare_table import half_width, score_order
 from launch.report.comparison import write_comparison
 from launch.report.means import mean_rows
 from launch.report.pareto import draw_pareto
@@ -68,6 +68,19 @@ def test_the_tables_have_their_numbers_in_a_file(comparison: Path) -> None:
     assert rows["prune_only", "test", "R@10"]["seeds"] == "0 1"
     own = rows["query", "test", "R@10"]
     assert (float(own["mean"]), float(own["difference"])) == (61.0, 1.0) and len(own["values"].split()) == 3
+    assert rows["unpruned", "test", "R@10"]["difference"] == "" and rows["unpruned", "test", "R@10"]["mean"] == "60"
+
+
+def test_targets_are_sorted_as_numbers() -> None:
+    tasks = ["retrieval", "statement 1x", "statement 2x", "statement 2.5x", "statement 10x", "statement 30 ms"]
+    keys = [(task, "test", "accuracy") for task in tasks]
+    assert sorted(sorted(keys), key=score_order) == keys
+
+
+def test_the_axis_of_differences_says_from_what(comparison: Path) -> None:
+    write_comparison(comparison)
+    drawn = (comparison / "figures" / "differences-samples.svg").read_text(encoding="utf-8")
+    assert ">difference from unpruned, points</text>" in drawn
 
 
 def test_differences_are_drawn_with_their_numbers(comparison: Path) -> None:

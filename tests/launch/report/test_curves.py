@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from launch.report.curves import Curve, draw_curve, queue_begins, read_curve, thin
+from launch.report.curve_figures import TITLES, draw_curve, draw_speed
+from launch.report.curves import Curve, queue_begins, read_curve, thin
+from launch.report.figures import Drawing
 
 
 def write(path: Path, entries: list[dict[str, float]], tail: str = "") -> Path:
@@ -18,6 +22,17 @@ def write(path: Path, entries: list[dict[str, float]], tail: str = "") -> Path:
 def curve_of(steps: int) -> Curve:
     step = np.arange(1.0, steps + 1)
     return Curve(columns={"step": step, "loss": 1 / step}, resumed_at=(), broken_lines=0)
+
+
+def drawn_of(curve: Curve, queue_at: float | None = None, grad_clip: float | None = None) -> Drawing:
+    drawing = draw_curve("a", curve, queue_at, grad_clip)
+    assert drawing is not None
+    return drawing
+
+
+def columns_of(**values: np.ndarray) -> Curve:
+    steps = len(next(iter(values.values())))
+    return Curve(columns={"step": np.arange(1.0, steps + 1), **values}, resumed_at=(), broken_lines=0)
 
 
 def test_a_step_done_again_after_a_restart_counts_once(tmp_path: Path) -> None:
@@ -74,23 +89,25 @@ def test_thinning_keeps_the_end_the_limit_and_the_mean(steps: int, points: int) 
 
 
 def test_the_figure_and_its_csv_hold_the_same_points() -> None:
-    drawing = draw_curve("pretrain", curve_of(4))
+    drawing = drawn_of(curve_of(4))
     assert drawing.csv.splitlines() == ["step,loss", "1,1", "2,0.5", f"3,{1 / 3}", "4,0.25"]
     assert drawing.svg.startswith("<svg") and "loss, all parts" in drawing.svg
 
 
 def test_the_same_numbers_give_the_same_bytes() -> None:
-    assert draw_curve("a", curve_of(300)) == draw_curve("a", curve_of(300))
+    assert drawn_of(curve_of(300)) == drawn_of(curve_of(300))
 
 
 def test_two_figures_of_a_page_share_no_ids() -> None:
-    first, second = (re.findall(r'id="([^"]+)"', draw_curve(name, curve_of(9)).svg) for name in "ab")
+    drawings = (draw_curve(name, curve_of(9)) for name in "ab")
+    first, second = (re.findall(r'id="([^"]+)"', drawing.svg) for drawing in drawings if drawing)
     assert first and not set(first) & set(second)
 
 
 def test_odd_names_are_drawn_as_they_are() -> None:
     curve = Curve(columns={"step": np.ones(1), "<b>$x^{": np.ones(1)}, resumed_at=(), broken_lines=0)
-    assert "&lt;b&gt;$x^{" in draw_curve('"<&', curve).svg
+    drawing = draw_curve('"<&', curve)
+    assert drawing is not None and "&lt;b&gt;$x^{" in drawing.svg
 
 
 def test_the_step_from_which_the_queue_serves_is_marked_where_it_is_known() -> None:
@@ -99,7 +116,8 @@ def test_the_step_from_which_the_queue_serves_is_marked_where_it_is_known() -> N
     config = {"pretrain": {"objectives": {"queue": 240, "queue_start": 0.5}}, "budget": {"minutes": None}}
     at = queue_begins(config, curve)
     assert at == 5.0
-    assert "Dashed line at step 5: from there on the queue" in draw_curve("pretrain", curve, at).note
+    note = drawn_of(curve, at).note
+    assert "Dashed line at step 5: from there on the queue" in note and "expected to jump" in note
     for other in (
         {**config, "budget": {"minutes": 3}},
         {"pretrain": {"objectives": {"queue": 0}}},
@@ -111,17 +129,77 @@ def test_the_step_from_which_the_queue_serves_is_marked_where_it_is_known() -> N
 
 
 def test_what_fine_tuning_logs_has_plain_titles() -> None:
-    names = (
-        "cost_share",
-        "wanted",
-        "kept/vision",
-        "kept/mca",
-        "shift/text",
-        "grad_norm",
-        "noise_scale",
-        "critical_batch",
-    )
-    columns = {"step": np.arange(3.0), **{name: np.ones(3) for name in names}}
-    drawn = draw_curve("trim", Curve(columns=columns, resumed_at=(), broken_lines=0)).svg
-    assert not any(f">{name}</text>" in drawn for name in names)
-    assert ">share that each group is asked to keep</text>" in drawn
+    names = ("cost_share", "wanted", "kept/vision", "kept/mca", "shift/text", "grad_norm")
+    drawing = drawn_of(columns_of(**{name: np.ones(3) for name in names}))
+    assert not any(f">{name}</text>" in drawing.svg for name in names)
+    assert ">wanted share</text>" in drawing.svg and "what each group is asked to keep" in drawing.note
+
+
+def test_speed_and_memory_stand_in_a_figure_of_their_own() -> None:
+    curve = columns_of(loss=np.ones(3), read_ms=np.ones(3), memory_gib=np.ones(3), noise_scale=np.ones(3))
+    assert drawn_of(curve).columns == ("step", "loss")
+    speed = draw_speed("a", curve)
+    assert speed is not None and speed.name == "curves-a-speed"
+    assert set(speed.columns) == {"step", "memory_gib", "read_ms", "noise_scale"}
+    assert "Noise scale: " in speed.note and "Critical batch" not in speed.note
+    assert draw_speed("a", curve_of(3)) is None and draw_curve("a", columns_of(read_ms=np.ones(3))) is None
+
+
+LOGGED = (  # as they are called in metrics.jsonl, without a title of ours
+    *(f"loss/{part}" for part in ("itc", "itm", "mlm", "lm", "task", "cost", "full", "divergence", "hidden")),
+    *("loss/attention", "loss/logits", "temperature", "shift", "validation/accuracy", "validation/consistency"),
+    *("validation/cost", "validation/R@10", "validation/CIDEr"),
+)
+
+
+def test_every_title_fits_its_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide: dict[str, float] = {}
+
+    def measured(figure: Figure, **_: object) -> None:
+        canvas = FigureCanvasAgg(figure)
+        for axes in figure.axes:
+            title = axes._left_title  # type: ignore[attr-defined]  # the one that loc="left" sets
+            extent = title.get_window_extent(canvas.get_renderer())
+            wide[title.get_text()] = extent.width / axes.get_window_extent().width
+
+    monkeypatch.setattr("launch.report.figures._svg", lambda figure, *_: measured(figure) or "")
+    curve = columns_of(**{name: np.ones(2) for name in (*TITLES, *LOGGED)})
+    draw_curve("a", curve)
+    draw_speed("a", curve)
+    assert set(TITLES.values()) < set(wide) and len(wide) == len(TITLES) + len(LOGGED)
+    assert {title: share for title, share in wide.items() if share > 1} == {}
+
+
+def test_the_note_says_whose_samples_the_numbers_are_of() -> None:
+    pace = {"samples_per_second": np.full(3, 20.0), "samples_per_second_per_device": np.full(3, 10.0)}
+    of_two = drawn_of(columns_of(loss=np.ones(3), **pace)).note
+    assert "mean over all processes; its parts and accuracy are of the first one's samples" in of_two
+    assert "a line is the mean over the steps since the one before" in of_two
+    pace["samples_per_second_per_device"] = np.full(3, 20.0)
+    assert "processes" not in drawn_of(columns_of(loss=np.ones(3), **pace)).note
+
+
+@pytest.mark.parametrize(
+    ("grad_clip", "told"), [(None, "before any clipping"), (1.0, "before clipping to 1."), (0.0, "")]
+)
+def test_clipping_is_named_only_where_gradients_are_clipped(grad_clip: float | None, told: str) -> None:
+    note = drawn_of(columns_of(grad_norm=np.ones(3)), grad_clip=grad_clip).note
+    assert told in note and (bool(told) == ("clipping" in note))
+
+
+@pytest.mark.parametrize(
+    ("norms", "scale"), [((1.0, 101.0), "log"), ((1.0, 100.0), "linear"), ((0.0, 101.0), "linear")]
+)
+def test_norms_of_gradients_that_spread_far_are_drawn_by_their_logarithm(
+    monkeypatch: pytest.MonkeyPatch, norms: tuple[float, float], scale: str
+) -> None:
+    seen: list[tuple[str, tuple[float, float]]] = []
+
+    def look(figure: Figure, *_: object) -> str:
+        seen.extend((axes.get_yscale(), axes.get_xlim()) for axes in figure.axes)
+        return ""
+
+    monkeypatch.setattr("launch.report.figures._svg", look)
+    drawn_of(columns_of(loss=np.array([np.nan, 1.0]), grad_norm=np.array(norms)))
+    assert [scale for scale, _ in seen] == ["linear", scale]
+    assert seen[0][1] == seen[1][1] == pytest.approx((0.95, 2.05))

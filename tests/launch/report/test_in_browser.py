@@ -134,13 +134,14 @@ def test_figures_are_drawn_at_their_size(page: Any) -> None:
 
 def test_buttons_and_slider_step_through_the_layers(page: Any) -> None:
     picture = find(page, ".picture")
+    picture.find_element("css selector", "button.model[data-model='0']").click()
     slider, back, on = (picture.find_element("css selector", name) for name in (".step", ".back", ".on"))
     state = picture.find_element("css selector", ".step-name")
     count = picture.find_element("css selector", ".panel:not([hidden]) .count")
     fresh = picture.find_element("css selector", ".panel:not([hidden]) path.fresh")
 
     assert state.text == "vision layer 5 (6 of 6)" and not on.is_enabled()
-    assert count.text == "9 of 64 patches, the others merged into one · 10 of 10 tokens"
+    assert count.text == "9 of 64 patches, the others merged into 2 · 10 of 10 tokens"
     back.click()
     assert state.text == "vision layer 4 (5 of 6)" and on.is_enabled()
     assert count.text.startswith("19 of 64 patches")
@@ -153,6 +154,14 @@ def test_buttons_and_slider_step_through_the_layers(page: Any) -> None:
 
 def test_models_are_switched_and_trimmed_tokens_struck_out(page: Any) -> None:
     picture = find(page, ".picture")
+    shown = [panel for panel in picture.find_elements("css selector", ".panel") if panel.is_displayed()]
+    # The most trimmed one is open, in each picture.
+    assert {panel.get_attribute("data-model") for panel in shown} == {"1"} and len(shown) == 2
+    assert [button.text for button in page.find_elements("css selector", "[aria-pressed='true']")] == ["2.0x"] * 2
+    said = picture.find_element("css selector", ".common:not([hidden])")
+    assert said.text.startswith("2.0x: of the patches that one of two sentences keeps in the end, both keep ")
+    picture.find_element("css selector", "button.model[data-model='0']").click()
+    assert not said.is_displayed()
     shown = [panel for panel in picture.find_elements("css selector", ".panel") if panel.is_displayed()]
     assert {panel.get_attribute("data-model") for panel in shown} == {"0"} and len(shown) == 2
     picture.find_element("css selector", "button.model[data-model='1']").click()

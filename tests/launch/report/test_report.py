@@ -391,7 +391,7 @@ def test_what_trimming_costs_on_the_same_instances_is_shown(finished_run: Path) 
     (finished_run / "stages/evaluate-trim-statement-3.0x/outcomes/trim-statement-3.0x-test.npz").unlink()
     page = text_of(finished_run)
     cells = re.sub(r"(\s|\|)*\|(\s|\|)*", "|", re.sub(r"<[^>]+>", "|", page))
-    assert "|statement 2x test accuracy|own 1.0x|-25.0 (-50.0 to +0.0)|4|2|" in cells
-    assert "|statement 2x unseen consistency|own 1.0x|-50.0 (" in cells
+    assert "|statement 2x test accuracy|own 1.0x|-25.00 (-50.00 to +0.00)|4|2|" in cells
+    assert "|statement 2x unseen consistency|own 1.0x|-50.00 (" in cells
     assert "statement 1x test accuracy" not in page and "statement 3x test accuracy" not in page
     assert "2 of 12 differences have no paired interval" in missing(page)

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from launch.report.html import _frame_words
 from launch.report.survivors import cells_path, join_steps, read_pictures
 
 
@@ -67,7 +68,35 @@ def test_frames_say_what_is_gone_and_what_the_step_itself_trimmed(tmp_path: Path
     assert [cells_of(frame.gone, 2) for frame in frames] == [set(), set(), {2}]
     assert [cells_of(frame.fresh, 2) for frame in frames] == [set(), {2}, {0, 1}]
     assert [frame.dropped_tokens for frame in frames] == [(), (), (1,)]
-    assert [frame.merged for frame in frames] == [False, False, True]
+    assert [frame.merged for frame in frames] == [0, 0, None]
+
+
+def test_the_number_of_merged_tokens_is_told(tmp_path: Path) -> None:
+    picture(tmp_path)
+    steps = [{"name": f"layer {at}", "layer": at, "grid": [2, 2], "kept": [3], "merged": at} for at in range(3)]
+    [shown], _ = read_pictures([{"image": "a.png", "sentences": [sentence(steps=steps, text_steps=[])]}], tmp_path)
+    panel = shown.models[0].panels[0]
+    words = [_frame_words(panel, frame).split(" · ")[0] for frame in panel.frames]
+    left = "1 of 4 patches"
+    assert words == ["4 of 4 patches", left, f"{left}, the others merged into 1", f"{left}, the others merged into 2"]
+
+
+def test_the_most_trimmed_model_is_shown_first(tmp_path: Path) -> None:
+    picture(tmp_path)
+    costs = {"pretrain": 0.1, "2.0x": 0.5, "3.0x": 0.3, "1.5x": 0.7}
+    entry = {"image": "a.png", "sentences": [sentence(model=name, gmacs=cost) for name, cost in costs.items()]}
+    [shown], _ = read_pictures([entry], tmp_path)
+    assert shown.models[shown.opened].name == "3.0x"
+
+
+def test_what_the_sentences_of_a_picture_have_in_common_is_told(tmp_path: Path) -> None:
+    picture(tmp_path)
+    steps = [[{"name": "layer 1", "grid": [2, 2], "kept": kept}] for kept in ([0, 1], [1, 2])]
+    both = [sentence(steps=each) for each in steps]
+    entry = {"image": "a.png", "sentences": [*both, sentence(model="alone")]}
+    [shown], _ = read_pictures([entry], tmp_path)
+    said = "of the patches that one of two sentences keeps in the end, both keep 33%"
+    assert [model.in_common for model in shown.models] == [said, ""]
 
 
 def test_layers_count_from_0_whichever_trimline_wrote_them(tmp_path: Path) -> None:
