@@ -18,7 +18,8 @@ from tests.launch.report.test_report import missing, text_of
 
 @pytest.mark.parametrize("count", [1, 2, 3, 12])
 def test_layers_are_whole_numbers(count: int) -> None:
-    place: dict[str, Any] = {"part": "vision", "stream": "image", "metric": "tokens", "value": 0.5, "samples": 4}
+    place: dict[str, Any] = {"part": "vision", "stream": "image", "metric": "tokens", "value": 0.5}
+    place |= {"samples": 4, "pictures": 4, "groups": 2}
     places = [place | dict.fromkeys(("low", "lower", "mean", "upper", "high"), 0.5) | {"layer": at}
               for at in range(count)]  # fmt: skip
     axes = Figure().subplots()
