@@ -119,7 +119,7 @@ def make_ready(config: PretrainConfig, model_config: ModelConfig, inputs: Inputs
         task=task,
         groups=_param_groups(model, config),
         batches=training_batches(inputs, stage, batch, sources, tokenizer, text="captions", unit=config.unit),
-        facts=_log_facts(config, model, inputs, stage),  # counted before an engine may split the weights
+        facts=_log_facts(config, model, inputs, stage, tokenizer),  # counted before an engine may split the weights
         sources=sources,
         tokenizer=tokenizer,
     )
@@ -182,10 +182,11 @@ def negatives_of_parts(config: PretrainConfig, model: ModelConfig, engine: Engin
     return "; ".join(effects)
 
 
-def _log_facts(config: PretrainConfig, model: Backbone, inputs: Inputs, stage: Stage) -> LogFacts:
+def _log_facts(config: PretrainConfig, model: Backbone, inputs: Inputs, stage: Stage, tokenizer: Tokenizer) -> LogFacts:
     """What the log says besides losses; texts count as long as they are padded to."""
     length, tower = inputs.loader.max_tokens, model.config.vision
-    words = length - 1.0 if model.config.backbone == "blip" else config.objectives.mask_share * (length - 2)
+    masked = config.objectives.mask_share * (length - 1 - tokenizer.end)  # neither [CLS] nor [SEP]
+    words = length - 1.0 if model.config.backbone == "blip" else masked
     keys = config.loop.global_batch + (config.objectives.queue if model.averaged else 0)
     scales = {**config.lr_scales, **({"temperature": config.objectives.temperature_lr} if model.has_contrast else {})}
     return LogFacts(
