@@ -172,7 +172,7 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, mend: str = "delete it and run again") -> Any:
+def read_json(path: Path, mend: str = "restore it, or make it again with the command that made its folder") -> Any:
     """Reads a JSON file.
 
     Args:

@@ -16,6 +16,7 @@ _CHUNK = 1 << 20
 # No record of any known data set comes near; a file with a longer one is not of its format.
 _LONGEST = 64 << 20
 _SPACE = " \t\n\r"
+_MEND = "fetch this file again, or mend it where it is your own"
 
 
 def _no_number(name: str) -> None:
@@ -39,7 +40,7 @@ class _Text:
 
     def fail(self, what: str) -> UserError:
         found = self._text[self._at : self._at + 40]
-        return UserError(f"{self._path} is not whole JSON: {what}, found {found!r}; fetch this file again")
+        return UserError(f"{self._path} is not whole JSON: {what}, found {found!r}; {_MEND}")
 
     def _more(self, size: int = _CHUNK) -> bool:
         if self._ended:
@@ -49,7 +50,7 @@ class _Text:
         try:
             self._text = self._text[self._at :] + self._decode(data, final=self._ended)
         except UnicodeDecodeError as error:
-            raise UserError(f"{self._path} is not UTF-8 text ({error}); fetch this file again") from error
+            raise UserError(f"{self._path} is not UTF-8 text ({error}); {_MEND}") from error
         self._at = 0
         return not self._ended
 

@@ -45,6 +45,8 @@ def find_splits(folder: Path) -> list[Path]:
         splits = [folder]
     else:
         splits = sorted(path for path in folder.glob("[!.]*") if path.is_dir() and _is_split(path))
+    if not splits and remote_url(folder) is None and not folder.exists():
+        raise UserError(f"there is no folder {folder}; give the folder of a split, or of several")
     if not splits:
         raise UserError(f"{folder} holds neither {INDEX} nor .tar files; give the folder of a split, or of several")
     for split in splits:

@@ -26,6 +26,11 @@ Named = Mapping[str, Sequence[str]]
 _SKIP = frozenset({types.NoneType})
 _REFUSAL = re.compile(r"(?P<key>[A-Za-z_][\w.]*)=(?P<value>\S+) ")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)"
+)
+_NESTED = re.compile(r"NestedArg\(key='(\w+)', val='([^']*)'\)")
+_PART = re.compile(r"<class '[\w.]*\.(\w+)'>")
 
 
 def read_config(kind: type[T], files: Sequence[Path], overrides: Sequence[str], beneath: Sequence[str] = ()) -> T:
@@ -285,7 +290,8 @@ def _parser(kind: type[Any], names: Named = types.MappingProxyType({})) -> jsona
 
 def _explain(message: str) -> str:
     """The parser's words as one line, without its Python types where they have a plain name."""
-    line = " ".join(message.split())
+    line = _UNION.sub(r"Expected one of: \1. Got value: \2", " ".join(message.split()))
+    line = _PART.sub(r"the keys of \1", _NESTED.sub(r"\1: \2", line))
     for ugly, plain in (
         ("Parser key ", ""),
         ("a typing.Literal", "one of "),
@@ -297,6 +303,7 @@ def _explain(message: str) -> str:
         ("<class 'str'>", "text"),
         ("a <class 'bool'>", "true or false"),
         ("<class 'bool'>", "true or false"),
+        ("<class 'NoneType'>", "null"),
     ):
         line = line.replace(ugly, plain)
     missing = line.partition("arguments are required: ")[2]

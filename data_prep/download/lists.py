@@ -236,7 +236,9 @@ def _table(spec: ListSpec) -> Iterator[tuple[Any, Any]]:
     csv.field_size_limit(_LONGEST)
     with _open_text(spec.path) as file:
         rows = csv.reader(iter(lambda: file.readline(_LONGEST), ""), delimiter="\t" if spec.format == "tsv" else ",")
-        names = next(rows, [])
+        names = next(rows, None)
+        if names is None:
+            raise UserError(f"{spec.path} is empty: its first line names no columns; fetch it again")
         url, caption = _columns(spec, names)
         for row in rows:
             if row:  # an empty line is no record

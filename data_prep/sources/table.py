@@ -37,6 +37,8 @@ def table_rows(path: Path, columns: ColumnsConfig) -> Iterator[dict[str, Any] | 
 
 def _check(path: Path, wanted: list[str], found: list[str]) -> None:
     missing = [name for name in wanted if name not in found]
+    if missing and not found:
+        raise UserError(f"{path} is empty: its first line names no columns; give a table with a line of names first")
     if missing:
         raise UserError(
             f"{path} has no column {missing[0]!r} but {', '.join(map(repr, found))[:300]}; say which is which with "

@@ -149,8 +149,10 @@ def _whose(curve: Curve, names: Sequence[str]) -> list[str]:
 
 
 def _clipped(names: Sequence[str], grad_clip: float | None) -> list[str]:
-    if "grad_norm" not in names or grad_clip == 0:
+    if "grad_norm" not in names:
         return []
+    if grad_clip == 0:
+        return ["Gradients are not clipped; AdamW divides each by its own size, so a large norm alone says little."]
     clipping = "any clipping" if grad_clip is None else f"clipping to {grad_clip:g}"
     return [f"The gradient norm is the one before {clipping}."]
 

@@ -122,7 +122,7 @@ class _Reader:
     def json(self, path: Path, default: Any) -> Any:
         text = self.text(path)
         if not text:
-            return default
+            return self._note(path, "holds nothing", default) if path.is_file() else default
         try:
             value = json.loads(text)
         except ValueError as error:

@@ -97,6 +97,7 @@ def test_one_shard_at_a_time_is_here(store: Any, tmp_path: Path) -> None:
     [
         (["verify", f"{URL}/train", "--repair"], "are repaired in a local folder alone"),
         (["verify", f"{URL}/nothing"], f"{URL}/nothing holds neither"),
+        (["verify", "no/such/folder"], "there is no folder no/such/folder"),
         (["stats", "https://localhost:1/train"], "nothing says which shards there are"),
         (["index", "nowhere://bucket/x"], "nowhere://"),
     ],

@@ -240,7 +240,7 @@ def test_tables_without_a_header_and_with_bad_rows(tmp_path):
     ("name", "data", "columns", "message"),
     [
         ("t.csv", b"picture,text\na,b\n", {}, r"no column 'image' but 'picture', 'text'.*--columns\.image"),
-        ("t.csv", b"", {}, "no column 'image'"),
+        ("t.csv", b"", {}, "is empty: its first line names no columns"),
         ("t.csv", b"image,caption\n", {}, "no record found"),
         ("t.parquet", b"PAR1 no", {}, "no whole Parquet"),
         ("t.csv", b"image,caption,key\na,b,c\n", {"keep": ("key",)}, "every sample has already"),

@@ -67,6 +67,15 @@ def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path) -> None:
     assert read("name: x\noven: {rate: 1e-4}", folder=tmp_path).oven.rate == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("cluster.workers", "whole number, the keys of WorkerRange"), ("engine.micro_batch", "whole number, null")],
+)
+def test_a_value_of_no_kind_that_will_do_is_told_without_types_of_python(key: str, told: str) -> None:
+    with pytest.raises(UserError, match=f"Expected one of: {told}. Got value: two$"):
+        read_config(RunConfig, [find_recipe("configs/runs/demo.yaml")], [f"--{key}=two"])
+
+
 def test_later_files_win_and_overrides_win_over_files(tmp_path: Path) -> None:
     first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
     first.write_text("name: x\noven: {heat: 100, rate: 0.1}\nbread: wheat")

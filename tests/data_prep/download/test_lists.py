@@ -135,7 +135,7 @@ def test_escapes_of_json_are_read_and_lone_surrogates_are_no_text(tmp_path):
         ("l.parquet", "nonsense", "auto", "cannot be read as parquet"),
         ("l.tsv.gz", "nonsense", "cc3m", "cannot be read as cc3m"),
         ("l.csv", "a,b\n1,2\n", "auto", "has no column 'url' but a, b"),
-        ("l.csv", "", "auto", "has no column 'url'"),
+        ("l.csv", "", "auto", "is empty: its first line names no columns"),
         ("l.tsv", "", "cc3m", "holds no line"),
     ],
 )

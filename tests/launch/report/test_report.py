@@ -249,6 +249,11 @@ def test_lines_of_a_log_that_went_bad_are_told(unfinished_run: Path) -> None:
     assert said in missing(text_of(unfinished_run))
 
 
+def test_an_emptied_file_of_scores_is_noted(finished_run: Path) -> None:
+    (finished_run / "results.json").write_text("")
+    assert "results.json cannot be read: holds nothing" in missing(text_of(finished_run))
+
+
 def test_scores_that_nothing_could_compute_are_told_with_their_cause(finished_run: Path) -> None:
     rows = [row for row in json.loads((finished_run / "results.json").read_text()) if row["task"] == "retrieval"]
     (finished_run / "results.json").write_text(json.dumps(rows))
