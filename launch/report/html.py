@@ -97,7 +97,7 @@ def write_report(run: Path) -> Path:
 
 
 def _page(run: RunFolder) -> Page:
-    tables = group_results(run.results)
+    tables = sorted(group_results(run.results), key=lambda table: not table.has_targets)  # what was trimmed first
     published = {table.task: of_data(quoted(_backbone(run), table.kind), table, _data_name(run)) for table in tables}
     fronts = [
         draw_pareto(table, published=comparable(table, published[table.task], _data_name(run))) for table in tables

@@ -103,6 +103,11 @@ class TaskTable:
         return next((known[name] for name in _MAIN_METRICS if name in known), self.metrics[0])
 
     @property
+    def has_targets(self) -> bool:
+        """Whether any line is of a model that was trained for a cost."""
+        return any(line.target is not None for line in self.lines)
+
+    @property
     def shows_reached(self) -> bool:
         """Whether any line had a target to reach."""
         return any(line.reached is not None for line in self.lines)

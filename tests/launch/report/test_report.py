@@ -249,6 +249,14 @@ def test_lines_of_a_log_that_went_bad_are_told(unfinished_run: Path) -> None:
     assert said in missing(text_of(unfinished_run))
 
 
+def test_what_was_trimmed_comes_first(finished_run: Path) -> None:
+    tasks = list(dict.fromkeys(row["task"] for row in json.loads((finished_run / "results.json").read_text())))
+    assert tasks[0] == "retrieval" and len(tasks) > 1
+    text = text_of(finished_run)
+    summary = text[text.index('id="summary"') : text.index('id="stages"')]
+    assert summary.index("statement") < summary.index("retrieval")
+
+
 def test_an_emptied_file_of_scores_is_noted(finished_run: Path) -> None:
     (finished_run / "results.json").write_text("")
     assert "results.json cannot be read: holds nothing" in missing(text_of(finished_run))
