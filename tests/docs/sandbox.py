@@ -167,6 +167,8 @@ def _compared_small(words: Sequence[str], folder: Path) -> list[str]:
     other = {"unpruned": {"pretrain.pruning.method": "none"}, "query": {"pretrain.pruning.elip.guidance": "query"}}
     if "trimming" in words[1]:
         other = {"smarttrim": {}, "without_curriculum": {"trim.smarttrim.curriculum.share": "0"}}
+    if "resolution" in words[1]:
+        other = {"full_64": {}, "full_96": {"trim.image_size": 96}}
     base = ["configs/runs/demo.yaml", str(_overlay(folder, ["configs/runs/demo.yaml"]))]
     shared = {"pretrain.loop.samples": 32, "trim.loop.samples": 16, "trim.targets": [1.0], "evaluate.pictures": 0}
     values = {"variants": other, "base": base, "seeds": [0], "minutes": 0.05, "shared": shared}

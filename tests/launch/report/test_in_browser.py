@@ -175,8 +175,8 @@ def test_models_are_switched_and_trimmed_tokens_struck_out(page: Any) -> None:
 
 
 def test_tables_sort_by_clicking_both_ways(page: Any) -> None:
-    column = "#summary div.scroll:nth-of-type(2) tbody td:nth-child(3)"
-    head = page.find_elements("css selector", "#summary table")[1].find_elements("css selector", "th button")[2]
+    column = "#summary div.scroll:nth-of-type(1) tbody td:nth-child(3)"
+    head = page.find_elements("css selector", "#summary table")[0].find_elements("css selector", "th button")[2]
 
     def values() -> list[float]:
         return [float(text.split()[0]) for text in texts(page, column)]
