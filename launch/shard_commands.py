@@ -1,7 +1,7 @@
 """What `trimline index`, `verify` and `stats` do with folders of shards."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from data_prep.afar import send_back, standing_for
 from data_prep.errors import UserError
 from data_prep.faults import NAMED, Fault, counts
-from data_prep.index import INDEX, SAMPLES
+from data_prep.index import INDEX, SAMPLES, read_shard_list
 from data_prep.make_index import index_folder
 from data_prep.remote import is_url, local_path
 from data_prep.repair import LOST, Repair, repair_folder
@@ -115,11 +115,17 @@ def _verify(folder: Path, tell: Tell, *, decode: bool, repair: bool, workers: in
         "counts": counts(fault for _, fault in listed),
         "faults": [{"split": split, **asdict(fault)} for split, fault in listed],
     }
-    lines = [f"{split}: {fault}" for split, fault in listed] or [f"{tell(folder)}: all is well"]
+    lines = [f"{split}: {fault}" for split, fault in listed] or [f"{tell(folder)}: all is well: {_looked_at(splits)}"]
     if repair:
         data["repairs"] = {str(split): _repair_data(split, done) for split, done in repairs.items() if done.faults}
         lines += [line for split, done in repairs.items() if done.faults for line in _repair_lines(split, done)]
     return FAULTY if listed else 0, data, "\n".join(lines)
+
+
+def _looked_at(splits: Sequence[Path]) -> str:
+    """How much there is in sound splits, so that an empty folder is seen to be one."""
+    shards = [shard for split in splits for shard in read_shard_list(split)["shardlist"]]
+    return f"{sum(shard['nsamples'] for shard in shards):,} samples in {len(shards):,} shards"
 
 
 def _repair_data(split: Path, done: Repair) -> dict[str, Any]:

@@ -9,7 +9,7 @@ _SEEN = {"pair": "the mean of both images' CLS", "decoder": "the state of its fi
 
 
 def guides_in_words(schedule: Sequence[Step], sites: Collection[str] | None = None) -> str:
-    """One line: for the layers of each part and what they trim, whose CLS the trimmers look at beside their own.
+    """One line: for the layers of each part and what they trim, whose CLS the trimmers look at beside their own; layers from 0.
 
     Args:
         schedule: Of a backbone.
@@ -20,7 +20,7 @@ def guides_in_words(schedule: Sequence[Step], sites: Collection[str] | None = No
         for advance in step.advances:
             if sites is None or site(step, advance) in sites:
                 guide = "decoder" if advance.tells_of else advance.guide
-                layers.setdefault((advance.part or step.part, advance.trimmed, guide), []).append(step.layer + 1)
+                layers.setdefault((advance.part or step.part, advance.trimmed, guide), []).append(step.layer)
     return "; ".join(_in_words(*names, numbers) for names, numbers in layers.items())
 
 

@@ -57,8 +57,8 @@ def test_trimmers_look_at_the_other_encoder_and_name_their_sites_alike() -> None
     assert isinstance(model.trimmers, Trimmers) and model.trimmers.together
     said = guides_in_words(backbone.schedule_for(True)).split("; ")
     assert said[:2] == [
-        "trimmers of the text in text layers 1 to 2 look at the image's CLS",
-        "trimmers of the image in vision layers 1 to 4 look at the text's CLS",
+        "trimmers of the text in text layers 0 to 1 look at the image's CLS",
+        "trimmers of the image in vision layers 0 to 3 look at the text's CLS",
     ]
     assert set(model.trimmers) == {site(step, a) for step in backbone.schedule for a in step.advances}
 

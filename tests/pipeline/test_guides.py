@@ -12,7 +12,7 @@ from pipeline.trimming.trimmers import TrimmerConfig, Trimmers
 from tests.pipeline.small import small_model
 
 ALONE = (
-    "trimmers of the text in text layers 1 to 2 know nothing of the other modality yet, so the text's own CLS is used "
+    "trimmers of the text in text layers 0 to 1 know nothing of the other modality yet, so the text's own CLS is used "
     "in its place"
 )
 
@@ -28,8 +28,8 @@ def test_what_stands_in_for_the_other_modality_is_said(backbone: BackboneName) -
     if backbone != "blip":  # whose text alone has no trimmers
         assert said.pop(0) == ALONE
     vision, *fusion = said
-    assert vision == "trimmers of the image in vision layers 1 to 4 look at the text's CLS"
-    assert fusion[0] == "trimmers of the text in fusion layers 1 to 2 look at the image's CLS"
+    assert vision == "trimmers of the image in vision layers 0 to 3 look at the text's CLS"
+    assert fusion[0] == "trimmers of the text in fusion layers 0 to 1 look at the image's CLS"
     assert len(fusion) == (2 if backbone == "meter" else 1)
 
 
@@ -38,13 +38,13 @@ def test_what_stands_in_for_the_other_modality_is_said(backbone: BackboneName) -
     [
         (
             Captions("captioning", ()),
-            "trimmers of the image in decoder layers 1 to 2 look at the state of its first token",
+            "trimmers of the image in decoder layers 0 to 1 look at the state of its first token",
         ),
         (
             RankedAnswers("vqa_generative", ("yes", "no"), ((0, 1, 2),) * 2),
-            "trimmers of the question in decoder layers 1 to 2 look at the state of its first token",
+            "trimmers of the question in decoder layers 0 to 1 look at the state of its first token",
         ),
-        (NLVR2, "trimmers of the text in fusion layers 1 to 2 look at the mean of both images' CLS"),
+        (NLVR2, "trimmers of the text in fusion layers 0 to 1 look at the mean of both images' CLS"),
     ],
     ids=["captioning", "vqa_generative", "nlvr2"],
 )
