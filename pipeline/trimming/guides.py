@@ -9,7 +9,9 @@ _SEEN = {"pair": "the mean of both images' CLS", "decoder": "the state of its fi
 
 
 def guides_in_words(schedule: Sequence[Step], sites: Collection[str] | None = None) -> str:
-    """One line: for the layers of each part and what they trim, whose CLS the trimmers look at beside their own; layers from 0.
+    """One line: for the layers of each part and what they trim, whose CLS the trimmers look at beside their own.
+
+    Layers are counted from 0, as in reports and keys.
 
     Args:
         schedule: Of a backbone.
