@@ -1,5 +1,6 @@
 """`trimline predict`: a fine-tuned model on raw pictures and texts."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,9 @@ from launch.report.table import aligned
 from pipeline.captioner import Captioner, is_captioner
 from pipeline.tasks.classes import JUDGING
 from pipeline.trimmed_model import Prediction, TrimmedModel
+
+_TOLD = 80
+"""Characters of a text that the table has room for; `--json` has all."""
 
 
 def predict_command(
@@ -92,4 +96,5 @@ def _named(pictures: Sequence[str]) -> dict[str, Any]:
 
 def _row(pictures: Sequence[str], text: str, said: Prediction) -> list[str]:
     ratio = f"{said.full_gmacs / said.gmacs:.2f}"
-    return [", ".join(Path(name).name for name in pictures), text, said.answer, f"{said.probability:.3f}", ratio]
+    asked = textwrap.shorten(text, _TOLD, placeholder=" ...")
+    return [", ".join(Path(name).name for name in pictures), asked, said.answer, f"{said.probability:.3f}", ratio]

@@ -170,7 +170,9 @@ def test_a_text_that_is_cut_is_told_and_one_without_words_is_refused(
     assert main([*given, "--text", TEXTS[0], "--text", long, "--json"]) == 0
     assert [row["cut"] for row in json.loads(capsys.readouterr().out)["predictions"]] == [False, True]
     assert main([*given, "--text", TEXTS[0], "--text", long]) == 0
-    assert "1 of 2 texts are longer: the model reads" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "1 of 2 texts are longer: the model reads" in table
+    assert f"  {' '.join(['red'] * 19)} ...  " in table  # room for 80 characters
     assert main([*given, "--text", TEXTS[0]]) == 0
     assert "longer" not in capsys.readouterr().out
     for blank in ("", " ", "?!"):
